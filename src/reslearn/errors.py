@@ -1,0 +1,27 @@
+"""The one kind of error that is a user's to mend: a single line that says what, where, and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. Its text is one line; the command line prints it and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'resnet20'?"` for the nearest of the known names, or their list where none is near.
+
+    >>> did_you_mean("resnt20", ["resnet20", "plain20"])
+    "; did you mean 'resnet20'?"
+    >>> did_you_mean("x", ["resnet20", "plain20"])
+    '; known: plain20, resnet20'
+    """
+    names = sorted({str(name) for name in known})
+    near = get_close_matches(word, names, n=3, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    shown = names[:24]
+    return "; known: " + ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
