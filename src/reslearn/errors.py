@@ -20,7 +20,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     '; known: plain20, resnet20'
     """
     names = sorted({str(name) for name in known})
-    near = get_close_matches(word, names, n=3, cutoff=0.6)
+    near = get_close_matches(word, names, n=3, cutoff=0.6) or [name for name in names if word and name.startswith(word)][:3]
     if near:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     shown = names[:24]

@@ -1,0 +1,81 @@
+"""Training-time augmentation: of a whole batch of small images at once, and of one photo. Every draw is a pure function."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reslearn.data.draws import uniform
+
+FLIP, TOP, LEFT, AREA, ASPECT = range(5)  # which draw is which
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What one batch draws: who is in it, from which epochs, under which seed. epochs, indices: int64 (N,)."""
+
+    seed: int
+    epochs: Tensor
+    indices: Tensor
+
+    def uniform(self, draw: int) -> Tensor:
+        """float32 (N,) in [0, 1)."""
+        return uniform(self.seed, self.epochs, self.indices, draw)
+
+    def to(self, device: torch.device | str) -> "Draws":
+        return Draws(self.seed, self.epochs.to(device), self.indices.to(device))
+
+
+def flip_and_crop(images: Tensor, draws: Draws, *, flip: bool, pad: int) -> Tensor:
+    """Random horizontal flip, and a random crop of the original size from the image padded with zeros (DRL 4.2).
+
+    images: (N, C, H, W), any dtype; pad in pixels on each side. One gather does both.
+    """
+    n, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device).expand(n, -1)
+    columns = torch.arange(width, device=images.device).expand(n, -1)
+    if flip:
+        mirrored = draws.uniform(FLIP) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    if pad:
+        rows = rows + (draws.uniform(TOP) * (2 * pad + 1)).long()[:, None] - pad
+        columns = columns + (draws.uniform(LEFT) * (2 * pad + 1)).long()[:, None] - pad
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]  # (N, H, W)
+    flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    pixels = images.flatten(2).gather(2, flat.flatten(1)[:, None].expand(-1, images.shape[1], -1))
+    return pixels.view_as(images) * inside[:, None].to(images.dtype)
+
+
+def crop_box(height: int, width: int, scale: tuple[float, float], u: dict[int, float]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a random crop of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6).
+
+    A crop that is too wide or too tall is cut to the image instead of drawn again: a draw must stay a pure function.
+    """
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[AREA])
+    aspect = math.exp((2 * u[ASPECT] - 1) * math.log(4 / 3))
+    w, h = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
+    left, top = (width - w) * u[LEFT], (height - h) * u[TOP]
+    return left, top, left + w, top + h
+
+
+def resized_crop(
+    image: np.ndarray, u: dict[int, float], size: tuple[int, int], *, scale: tuple[float, float] | None, flip: bool
+) -> Tensor:
+    """One photo's training view, uint8 (H, W, C) -> uint8 (C, height, width).
+
+    u: its draws in [0, 1). scale: the crop's share of the area, or None for a crop of just the network's size.
+    """
+    height, width, channels = image.shape
+    if scale is None:
+        top, left = int(u[TOP] * (height - size[0] + 1)), int(u[LEFT] * (width - size[1] + 1))
+        view = image[top : top + size[0], left : left + size[1]]
+    else:
+        pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+        box = crop_box(height, width, scale, u)
+        view = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
+    if flip and u[FLIP] < 0.5:
+        view = view[:, ::-1]
+    return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))

@@ -1,0 +1,272 @@
+"""Where the well-known data sets lie on this machine, and their download: whole and as expected, or not at all."""
+
+import gzip
+import hashlib
+import http.client
+import os
+import secrets
+import shutil
+import ssl
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from reslearn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to download: its checksum is "sha256:HEX" or "md5:HEX", its size in bytes is exact."""
+
+    url: str
+    checksum: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Official:
+    """A well-known data set: the folder it comes in, its files with their sizes when unpacked, and where to get it."""
+
+    folder: str
+    files: Mapping[str, int]
+    sources: tuple[Source, ...]
+    also: tuple[Path, ...] = ()
+
+    def file(self, folder: Path, name: str) -> Path | None:
+        """The path of one of the files in `folder`, unpacked or as .gz; None where it is not there."""
+        return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+    def lacks(self, folder: Path) -> list[str]:
+        """The files that are not in `folder`."""
+        return [name for name in self.files if self.file(folder, name) is None]
+
+
+_FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
+# Sizes and checksums are those of the files as their authors publish them.
+OFFICIAL = {
+    "fashion-mnist": Official(
+        "fashion-mnist",
+        {
+            "train-images-idx3-ubyte": 47_040_016,
+            "train-labels-idx1-ubyte": 60_008,
+            "t10k-images-idx3-ubyte": 7_840_016,
+            "t10k-labels-idx1-ubyte": 10_008,
+        },
+        (
+            Source(f"{_FASHION}/train-images-idx3-ubyte.gz", "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+            Source(f"{_FASHION}/train-labels-idx1-ubyte.gz", "md5:25c81989df183df01b3e8a0aad5dffbe", 29_515),
+            Source(f"{_FASHION}/t10k-images-idx3-ubyte.gz", "md5:bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+            Source(f"{_FASHION}/t10k-labels-idx1-ubyte.gz", "md5:bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+        ),
+        also=(Path("/usr/share/datasets/fashion-mnist"),),  # Debian's package dataset-fashion-mnist
+    ),
+    "cifar10": Official(
+        "cifar-10-batches-bin",
+        {f"data_batch_{i}.bin": 10_000 * 3073 for i in range(1, 6)} | {"test_batch.bin": 10_000 * 3073},
+        (
+            Source(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                170_052_171,
+            ),
+        ),
+    ),
+    "cifar100": Official(
+        "cifar-100-binary",
+        {"train.bin": 50_000 * 3074, "test.bin": 10_000 * 3074},
+        (
+            Source(
+                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                "md5:03b5dce01913d631647c71ecec9e9cb8",
+                168_513_733,
+            ),
+        ),
+    ),
+}
+
+TIMEOUT = 30.0
+"""Seconds without a byte after which a download is given up."""
+_BLOCK = 1 << 20
+
+
+def locate(name: str) -> Path:
+    """The folder with all files of OFFICIAL[name]; where none is found, they are downloaded into the cache.
+
+    Looked through are $RESLEARN_DATA, its folder of the official name, the cache (reslearn/ in $XDG_CACHE_HOME or
+    ~/.cache), and the system's own. Raises UserError saying where it looked and what to do.
+    """
+    official = OFFICIAL[name]
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = (
+        xdg if xdg.is_absolute() else Path.home() / ".cache"
+    ) / "reslearn"  # relative ones are void (XDG base directories)
+    places = [cache / official.folder, *official.also]
+    if root := os.environ.get("RESLEARN_DATA"):
+        places = [Path(root), Path(root) / official.folder, *places]
+    for place in places:
+        if not official.lacks(place):
+            return place
+    try:
+        return _download(official, cache)
+    except (UserError, OSError) as why:
+        looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
+        raise UserError(
+            f"{name} is not in {looked} and cannot be downloaded ({why}): fetch {official.sources[0].url} by other "
+            f"means, and set RESLEARN_DATA to the folder that holds {official.folder}/"
+        ) from None
+
+
+def _part(official: Official, place: Path) -> bool:
+    return len(official.lacks(place)) < len(official.files)
+
+
+def _download(official: Official, cache: Path) -> Path:
+    folder = cache / official.folder
+    for source in official.sources:
+        name = source.url.rpartition("/")[2]
+        if not name.endswith(".tar.gz"):
+            fetch(source.url, folder / name, checksum=source.checksum, size=source.size)
+            continue
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as scratch:
+            archive = fetch(source.url, Path(scratch) / name, checksum=source.checksum, size=source.size)
+            unpack_tar(archive, cache, {f"{official.folder}/{file}": size for file, size in official.files.items()})
+    return folder
+
+
+def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
+    """Download `url` to the file `target`, replacing it, and return `target`.
+
+    `checksum` is "sha256:HEX" or "md5:HEX", `size` the exact number of bytes; not one more is written. Only https is
+    used, after redirects too; the system's certificates and proxy settings (SSL_CERT_FILE, HTTPS_PROXY) apply. The file
+    appears under its name when it is whole, checked and on the disk; otherwise nothing is left behind.
+    Raises UserError, naming the URL, for anything that goes wrong.
+    """
+    kind, _, expected = checksum.partition(":")
+    digest = hashlib.new(kind, usedforsecurity=False)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    received = 0
+    try:
+        _require_https(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=ssl.create_default_context()), _HttpsRedirects()
+        )
+        with opener.open(url, timeout=TIMEOUT) as response, partial.open("xb") as file:
+            while block := response.read(_BLOCK):
+                received += len(block)
+                if received > size:
+                    raise UserError(f"{url}: sends more than the {size:,} bytes expected: it is not the file it was")
+                digest.update(block)
+                file.write(block)
+                _show(target.name, received, size)
+            _sync(file)
+        if received < size:
+            raise UserError(f"{url}: the connection ended after {received:,} of {size:,} bytes: try again")
+        if digest.hexdigest() != expected:
+            raise UserError(f"{url}: its {kind} is {digest.hexdigest()}, not {expected}: it is not the file it was")
+        partial.replace(target)
+        _sync_folder(target.parent)
+    except urllib.error.HTTPError as why:
+        why.close()
+        raise UserError(f"{url}: the server answers {why.code} {why.reason}") from None
+    except (OSError, http.client.HTTPException) as why:
+        raise UserError(f"{url}: {getattr(why, 'reason', None) or why or type(why).__name__}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        try:
+            _require_https(newurl)
+        except UserError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _require_https(url: str) -> None:
+    if urlsplit(url).scheme != "https":
+        raise UserError(f"{url}: not https, so what it sends could come from anyone")
+
+
+def _show(name: str, received: int, size: int) -> None:
+    """Progress on one line, for someone who looks on."""
+    if sys.stderr.isatty():
+        end = "\n" if received == size else ""
+        print(f"\r{name}: {received / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
+
+
+def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
+    """Write these members (name -> exact size in bytes) of a .tar.gz archive below the folder `target`.
+
+    Every other member is ignored. Nothing of the archive decides where a file goes or what kind it is. The files
+    appear under their names when all of them are whole. Raises UserError, naming the archive and the member, where one
+    is missing, has another size, or is a link, device or folder, and where the archive is damaged.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target) as scratch:
+            parts = {name: Path(scratch) / str(i) for i, name in enumerate(members)}
+            with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    if member.name not in members:
+                        continue
+                    part = parts[member.name]
+                    source = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                    if source is None or part.exists():
+                        raise UserError(
+                            f"{archive}: {member.name} is there twice or is not a plain file: archive refused"
+                        )
+                    if member.size != members[member.name]:
+                        sizes = f"{member.size:,} bytes instead of {members[member.name]:,}"
+                        raise UserError(f"{archive}: {member.name} has {sizes}: archive refused")
+                    with part.open("xb") as file:
+                        shutil.copyfileobj(source, file, _BLOCK)
+                        _sync(file)
+                while stream.read(_BLOCK):  # gzip's own checksum stands at the very end
+                    pass
+            for name, part in parts.items():
+                if not part.exists() or part.stat().st_size != members[name]:
+                    raise UserError(f"{archive}: {name} is missing or cut short: fetch the archive again")
+            for name, part in parts.items():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target / name)
+                _sync_folder((target / name).parent)
+    except (tarfile.TarError, zlib.error, EOFError) as why:
+        raise UserError(f"{archive}: a damaged archive ({why}): fetch it again") from None
+    except OSError as why:
+        raise UserError(f"{archive}: cannot be unpacked to {target}: {why}") from None
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk when its folder is. Windows has no such call, and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,251 @@
+"""Any image file -> its pixels, or one line that names the file and says why not."""
+
+import gzip
+import math
+import os
+import stat
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+# Imported by name so that Pillow finds these two without loading every plugin it has.
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+
+from reslearn.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""The largest height x width that is decoded: 100 million pixels are 300 MB in memory."""
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""What image names end with, in lower case: this tells what to take from a folder, and the content how to read it."""
+
+# Formats that are data alone. Others that Pillow knows start programs (EPS) or have decoders that few people use.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+
+
+def probe(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(height, width, channels) of the image that `read` would give, from the file's header alone.
+
+    Height and width are those after the EXIF orientation; channels is 1 for grey modes, with or without transparency,
+    and 3 for all others. Raises UserError, naming the file, where the header cannot be read or promises more than
+    MAX_PIXELS.
+    """
+    with _opened(Path(path)) as image:
+        height, width = image.height, image.width
+        if _orientation(image) >= 5:
+            height, width = width, height
+        return height, width, 1 if image.mode in _GREY_MODES else 3
+
+
+def read(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+    """The image as uint8 (height, width, channels), upright; `channels` is 1 (luminance, ITU-R 601) or 3 (RGB).
+
+    The format is told by the content (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM). Of an animation, the first frame is taken.
+    Transparent pixels are laid over white. 16-bit and 32-bit integer grey is divided by 257 and rounded (12-bit TIFF by
+    4095/255), and 32-bit values outside 0..65535 are refused; floats are multiplied by 255, and refused outside 0..1.
+    Of 16-bit colour, Pillow keeps the upper byte. CMYK is converted without a colour profile. Of PNG, an orientation
+    that is written after the pixels is ignored, so that `probe` and `read` agree.
+    Raises UserError, naming the file, where it is missing, not an image, damaged, or larger than MAX_PIXELS.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, not {channels}")
+    with _opened(Path(path)) as image:
+        turn = _orientation(image)
+        # Pillow widens grey of 2 and 4 bits to 8, but not the grey that means transparent.
+        scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1) if image.format == "PNG" and image.tile else 1
+        image.load()
+        if scale > 1 and "transparency" in image.info:
+            image.info["transparency"] *= scale
+        if image.mode.startswith("I") or image.mode == "F":
+            flat = Image.fromarray(_scaled(image))
+        elif image.has_transparency_data:
+            flat = Image.new("RGBA", image.size, "white")
+            flat.alpha_composite(image.convert("RGBA"))
+        else:
+            flat = image.convert("RGB") if image.mode == "LAB" else image  # which Pillow cannot turn into grey directly
+        pixels = np.array(flat.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
+    # EXIF 2.3, tag Orientation: 5 to 8 exchange rows and columns, then come the mirrors.
+    if turn >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _scaled(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits -> uint8 (H, W). Raises ValueError where the values have no agreed scale."""
+    values = np.array(image)
+    if image.mode == "F":
+        if not ((values >= 0) & (values <= 1)).all():  # false for NaN as well
+            raise ValueError("its floating-point pixels are not all within 0..1, so their scale is unknown")
+        return np.rint(values * 255).astype(np.uint8)
+    if image.mode == "I" and values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError("its integer pixels are not all within 0..65535, so their scale is unknown")
+    values = values.astype(np.uint32)
+    tags = getattr(image, "tag_v2", {})  # of TIFF only: 258 is BitsPerSample, 262 PhotometricInterpretation
+    if image.mode != "I" and tags.get(258, (16,))[0] == 12:
+        grey = (values * 255 + 2047) // 4095
+    else:
+        grey = (values + 128) // 257
+    if image.mode != "I" and tags.get(262) == 0:
+        grey = 255 - grey
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return grey.astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8; 1 where there is none, or none that makes sense."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    try:
+        # The base class's method: PNG's own would decode the whole file to look for EXIF after the pixels.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF raises nearly anything, and the pixels are good without it
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read and its size checked. Whatever goes wrong inside comes out as a UserError."""
+    with _file(path) as file, _QUIET:
+        begins = file.read(16)
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise UserError(f"{path}: {size} are more than the {MAX_PIXELS:,} allowed: make it smaller")
+                if 0 in image.size:
+                    raise UserError(f"{path}: not an image: it has no pixels")
+                yield image
+        except (UserError, MemoryError):
+            raise
+        except Image.DecompressionBombError as why:
+            raise UserError(f"{path}: more pixels than the {MAX_PIXELS:,} allowed: make it smaller ({why})") from None
+        except UnidentifiedImageError:
+            known = ", ".join(_FORMATS)
+            raise UserError(f"{path}: not an image that can be read ({known}): it begins with {begins!r}") from None
+        except Exception as why:  # Pillow's decoders raise nearly anything on damaged bytes
+            raise UserError(f"{path}: cannot be decoded, damaged or cut short: {why or type(why).__name__}") from None
+
+
+def _file(path: Path) -> BinaryIO:
+    """The file, open; UserError where it is missing, empty, not a file (a pipe would block) or not ours to read."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: not an image: it is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not an image: it is a device or a pipe")
+        if status.st_size == 0:
+            raise UserError(f"{path}: not an image: it is empty (0 bytes)")
+        return path.open("rb")
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except OSError as why:
+        raise UserError(f"{path}: cannot be opened: {why.strerror}") from None
+    except ValueError as why:  # a name that no file can have, such as one with a zero byte
+        raise UserError(f"{str(path)!r}: cannot be opened: {why}") from None
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """The uint8 array in an idx file (the format of MNIST and Fashion-MNIST), plain or gzip, in the shape it has there.
+
+    Magic number, element type, dimensions and byte count are checked before memory is taken. Raises UserError, naming
+    the file and what is wrong.
+    """
+    path = Path(path)
+    with _file(path) as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        # Deflate packs at most 1032 bytes into one, so a header cannot make us take more memory than that.
+        most = path.stat().st_size * (1032 if packed else 1)
+        try:
+            with gzip.open(plain) if packed else plain as file:
+                magic = file.read(4)
+                if len(magic) < 4 or magic[:2] != b"\0\0":
+                    raise UserError(f"{path}: not an idx file: it begins with {magic!r}")
+                kind, dimensions = magic[2:]
+                if kind != 8:
+                    raise UserError(f"{path}: idx elements of type 0x{kind:02x}; only unsigned bytes (0x08) are read")
+                sizes = file.read(4 * dimensions)
+                if not 1 <= dimensions <= 4 or len(sizes) < 4 * dimensions:
+                    raise UserError(f"{path}: an idx header with {dimensions} dimensions that is wrong or cut short")
+                shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
+                count = math.prod(shape)
+                data = file.read(count + 1) if count <= most else b""
+                if len(data) != count:
+                    raise UserError(
+                        f"{path}: {'more' if len(data) > count else 'less'} than the {count:,} bytes of its header"
+                    )
+        except (OSError, EOFError, zlib.error) as why:
+            raise UserError(f"{path}: damaged or cut short: {why}") from None
+    return np.frombuffer(data, np.uint8).reshape(shape).copy()
+
+
+def read_cifar(path: str | os.PathLike[str], size: int, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, pixels) of a file in CIFAR's binary format: int64 (N, len(classes)), uint8 (N, 3, 32, 32).
+
+    A record is one byte for each label, then 32x32 red, green and blue. `size` is the exact size of the file in bytes,
+    and label j must be below `classes[j]`. Raises UserError, naming the file and the record.
+    """
+    path = Path(path)
+    with _file(path) as file:
+        found = path.stat().st_size
+        if found != size:
+            raise UserError(
+                f"{path}: {found:,} bytes instead of {size:,}: cut short, or not the binary version of CIFAR"
+            )
+        records = np.fromfile(file, np.uint8, size).reshape(-1, len(classes) + 3072)
+    labels = records[:, : len(classes)].astype(np.int64)
+    wrong = np.argwhere(labels >= np.asarray(classes))
+    if len(wrong):
+        record, column = wrong[0]
+        raise UserError(
+            f"{path}: record {record} has label {labels[record, column]}, but there are {classes[column]} classes"
+        )
+    return labels, np.ascontiguousarray(records[:, len(classes) :]).reshape(-1, 3, 32, 32)
+
+
+class _Quiet:
+    """A context without Pillow's warnings (what matters in them is an error here).
+
+    `warnings.catch_warnings` saves and restores one list for the whole process, so threads that enter and leave in any
+    order would restore the wrong one. Here the first to enter saves, and the last to leave restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()

@@ -1,0 +1,103 @@
+"""From an image file to a network's input, the same for evaluation, prediction and export; a model's card carries it."""
+
+import base64
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+
+def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale an image, uint8 (H, W, C), to the smallest size of the same shape that covers height x width (antialiased bilinear)."""
+    h, w, channels = image.shape
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    if size == (h, w):
+        return image
+    pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    resized = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR))
+    return resized[:, :, None] if channels == 1 else resized
+
+
+def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle height x width of an image, (H, W, C)."""
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+class Preprocessing(BaseModel):
+    """Decode to `channels`, scale to cover size / crop_ratio, take the centre, then (x / 255 - mean) / std.
+
+    size: (height, width) in pixels. crop_ratio: 1 for small images, 0.875 for photos (256 -> 224). mean, std: one number a
+    channel on the scale [0, 1]. pixel_mean: instead of mean, one for each pixel (DRL 4.2): base64 of little-endian float32
+    (channels, height, width).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int = Field(ge=1, le=3)
+    size: tuple[int, int]
+    crop_ratio: float = Field(default=1.0, gt=0, le=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixel_mean: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preprocessing":
+        if min(self.size) < 1 or max(self.size) > 4096:
+            raise ValueError("size must be between 1 and 4096 px")
+        if not (len(self.mean) == len(self.std) == self.channels) or min(self.std) <= 0:
+            raise ValueError("mean and std must have one number a channel, std above 0")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError("mean and std must be finite")
+        if self.pixel_mean is not None:
+            self._pixel_mean()
+        return self
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """(height, width) that an image is scaled to cover before the centre is taken."""
+        return round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio)
+
+    def shrink(self, image: np.ndarray) -> np.ndarray:
+        """The scaled image, uint8 (H, W, C), from which crops are taken."""
+        return cover(image, *self.covered)
+
+    def fit(self, image: np.ndarray) -> Tensor:
+        """The network's view of an image, uint8 (H, W, C) -> uint8 (C, height, width)."""
+        view = centre_crop(self.shrink(image), *self.size)
+        return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
+
+    def _pixel_mean(self) -> Tensor:
+        try:
+            values = np.frombuffer(base64.b64decode(self.pixel_mean or "", validate=True), "<f4")
+            return torch.from_numpy(values.reshape(self.channels, *self.size).copy())
+        except ValueError as error:
+            raise ValueError(f"pixel_mean does not hold {self.channels}x{self.size[0]}x{self.size[1]} numbers") from error
+
+    def normaliser(self, device: torch.device | str = "cpu") -> "Normaliser":
+        """What turns uint8 batches on a device into the network's input."""
+        mean = torch.tensor(self.mean)[:, None, None] if self.pixel_mean is None else self._pixel_mean()
+        return Normaliser(mean.to(device), torch.tensor(self.std)[:, None, None].to(device))
+
+    @staticmethod
+    def encode_pixel_mean(mean: Tensor) -> str:
+        """A per-pixel mean, float (C, H, W) on the scale [0, 1], as the text that pixel_mean holds."""
+        return base64.b64encode(mean.numpy().astype("<f4").tobytes()).decode()
+
+
+class Normaliser:
+    """uint8 (N, C, H, W) -> float32 (N, C, H, W): (x / 255 - mean) / std, as one multiplication and one addition."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.float().mul_(self.scale).add_(self.shift)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Back to uint8 pixels, for looking at."""
+        return ((images - self.shift) / self.scale).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,62 @@
+"""Held-out parts: a seeded, stratified share of the images, for selecting (val) and for the final number (test)."""
+
+import numpy as np
+
+from reslearn.data.sets import DataSet, Split
+from reslearn.errors import UserError
+
+VAL, TEST = 1, 2  # tells the two draws apart
+
+
+def stratified(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndarray:
+    """Which images to hold out: bool (N,). Every class gives its share of count, and keeps at least one image.
+
+    labels: int64 (N,). Shares are rounded by largest remainder, so that they add up to count where the classes allow it.
+    """
+    held = np.zeros(len(labels), bool)
+    classes, sizes = np.unique(labels, return_counts=True)
+    share = count * sizes / max(len(labels), 1)
+    quota = np.floor(share).astype(int)
+    by_remainder = np.argsort(-(share - quota), kind="stable")
+    quota[by_remainder[: count - quota.sum()]] += 1
+    for label, n in zip(classes, np.minimum(quota, sizes - 1), strict=True):
+        members = np.flatnonzero(labels == label)
+        held[np.random.default_rng([seed, draw, int(label)]).permutation(members)[:n]] = True
+    return held
+
+
+def _count(amount: float, images: int, key: str) -> int:
+    """A share below 1 of the images, or a number of images."""
+    count = round(amount * images) if amount < 1 else round(amount)
+    if count >= images > 0:
+        raise UserError(f"{key}={amount:g} would hold out {count} of {images} images; use a smaller number, or a share below 1")
+    return count
+
+
+def divide(data: DataSet, *, val: float, test: float, seed: int) -> tuple[dict[str, Split], dict[str, list[str]]]:
+    """The splits to train with, and the names of the images that were held out here.
+
+    A set that is divided already keeps its test split; where it has no val split, `val` (a share below 1, or a number of
+    images) is taken from train. An undivided one gives up `test` as well. A class with one image keeps it for training.
+    Raises UserError where there is nothing to train on or the numbers do not fit.
+    """
+    splits, made = dict(data.splits), {}
+    if "all" in splits:
+        splits = {"train": splits.pop("all")}
+        wanted = {"test": (test, TEST), "val": (val, VAL)}
+    else:
+        wanted = {} if "val" in splits else {"val": (val, VAL)}
+    if "train" not in splits:
+        raise UserError(f"'{data.name}' has no training images (only {', '.join(splits)}): add a train/ folder")
+    images = len(splits["train"])
+    counts = {name: (_count(amount, images, f"data.{name}"), draw) for name, (amount, draw) in wanted.items()}
+    for name, (count, draw) in counts.items():
+        train = splits["train"]
+        held = stratified(train.labels, count, seed, draw)
+        if held.any():
+            splits |= {"train": train.take(np.flatnonzero(~held)), name: train.take(np.flatnonzero(held))}
+            made[name] = list(splits[name].names)
+    if len(np.unique(splits["train"].labels)) < 2:
+        only = data.classes[int(splits["train"].labels[0])] if len(splits["train"]) else "none"
+        raise UserError(f"'{data.name}' has images of one class only ({only}): training needs at least two classes")
+    return splits, made

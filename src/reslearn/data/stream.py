@@ -1,0 +1,223 @@
+"""Photos: decoded by worker threads (Pillow lets go of the interpreter), or once into a cache of shrunk pixels."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from reslearn.data.augment import AREA, ASPECT, FLIP, LEFT, TOP, Draws, resized_crop
+from reslearn.data.images import read
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sets import Split
+from reslearn.errors import UserError
+from reslearn.files import cache_folder
+
+T = TypeVar("T")
+CACHE_BYTES = 4 << 30  # more than this of shrunk pixels is decoded anew each time
+
+
+def ahead(work: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
+    """work(step) for each step in order, computed by `workers` threads ahead of time; 0 computes it when asked."""
+    if workers == 0:
+        yield from map(work, steps)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reslearn-data")
+    waiting: list[Future[T]] = []
+    try:
+        for step in steps:
+            waiting.append(pool.submit(work, step))
+            if len(waiting) > workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Photos:
+    """Batches of a split of image files, each shrunk to what the network needs before any crop is taken.
+
+    cache: keep the shrunk pixels in the user's cache folder, so that each photo is decoded once; the pixels are the same
+    either way. on_bad: "skip" leaves files that cannot be decoded out of the split, "error" raises UserError naming them.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        flip: bool = False,
+        crop_scale: tuple[float, float] | None = None,
+        cache: bool = False,
+        on_bad: str = "error",
+        workers: int = 2,
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        assert split.files is not None
+        self.preprocessing, self.device, self.workers = preprocessing, device, max(workers, 1)
+        self.flip, self.crop_scale, self.on_bad = flip, crop_scale, on_bad
+        self.normalise = preprocessing.normaliser(device)
+        self.bad: dict[str, str] = {}  # name -> why it could not be read
+        self.holes: set[int] = set()
+        self.shrunk: Sequence[np.ndarray] | None = None
+        if cache:
+            split = self._cached(split, say)
+        self.files = split.files or ()
+        self.names = split.names
+        self.labels = torch.from_numpy(split.labels).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _decode(self, path: Path) -> np.ndarray:
+        return self.preprocessing.shrink(read(path, self.preprocessing.channels))
+
+    def _cached(self, split: Split, say: Callable[[str], None]) -> Split:
+        assert split.files is not None
+        cache = Shrunk(split.files, self.preprocessing)
+        try:
+            bad = cache.build(self._decode, self.workers, say)
+        except OSError as error:
+            say(f"no cache of shrunk photos ({error.strerror or error}): decoding them each time instead")
+            return split
+        if bad and self.on_bad == "error":
+            first = next(iter(bad.values()))
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise UserError(f"{first}{more}; remove such files, or leave them out with data.on_bad=skip")
+        self.shrunk = cache
+        self.bad = {split.names[i]: reason for i, reason in bad.items()}
+        return split.take(np.array([i for i in range(len(split)) if i not in bad], np.int64))
+
+    def image(self, i: int) -> np.ndarray:
+        """Photo i, shrunk: uint8 (H, W, C)."""
+        if self.shrunk is not None:
+            return self.shrunk[i]
+        return self._decode(self.files[i])
+
+    def view(self, i: int) -> Tensor:
+        """What the network sees of photo i in evaluation: uint8 (C, height, width), on the CPU.
+
+        A photo that cannot be read is UserError, or, with on_bad "skip", black and from then on one of `holes`.
+        """
+        try:
+            return self.preprocessing.fit(self.image(i))
+        except UserError as error:
+            if self.on_bad == "error":
+                raise
+            self.holes.add(i)
+            self.bad[self.names[i]] = str(error)
+            return torch.zeros(self.preprocessing.channels, *self.preprocessing.size, dtype=torch.uint8)
+
+    def train_batch(self, draws: Draws) -> Tensor:
+        """Cropped, flipped and normalised, float32 (N, C, height, width), on the device."""
+        u = {k: draws.uniform(k).tolist() for k in (FLIP, TOP, LEFT, AREA, ASPECT)}
+        views = [self._train_view(i, {k: u[k][j] for k in u}) for j, i in enumerate(draws.indices.tolist())]
+        return self.normalise(torch.stack(views).to(self.device))
+
+    def _train_view(self, i: int, u: dict[int, float]) -> Tensor:
+        for neighbour in range(i, i + len(self)):
+            try:
+                image = self.image(neighbour % len(self))
+                return resized_crop(image, u, self.preprocessing.size, scale=self.crop_scale, flip=self.flip)
+            except UserError as error:
+                if self.on_bad == "error":
+                    raise
+                self.bad[self.names[neighbour % len(self)]] = str(error)  # its neighbour stands in for it, in training only
+        raise UserError("none of the training images can be read")
+
+    def eval_batch(self, start: int, stop: int) -> Tensor:
+        """The centre of photos start to stop, normalised: float32 (N, C, height, width), on the device."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            views = list(pool.map(self.view, range(start, min(stop, len(self)))))
+        return self.normalise(torch.stack(views).to(self.device))
+
+
+class Shrunk(Sequence[np.ndarray]):
+    """Shrunk pixels of files in one raw file of the cache folder, read through a memory map.
+
+    The key is the hash of every file's path, size and time and of the shrinking, so a changed photo is never served stale.
+    """
+
+    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
+        stats = [(str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+        key = json.dumps([stats, preprocessing.covered, preprocessing.channels])
+        folder = cache_folder() / "photos"
+        self.files, self.channels = files, preprocessing.channels
+        self.path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+        self.pixels = np.zeros(0, np.uint8)
+        self.shapes: list[tuple[int, int]] = []
+        self.offsets: list[int] = []
+
+    def build(
+        self, decode: Callable[[Path], np.ndarray], workers: int, say: Callable[[str], None]
+    ) -> dict[int, str]:
+        """Decode what the cache does not hold yet. Returns the files that cannot be decoded, by position, with the reason."""
+        index = self.path.with_suffix(".json")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            if not index.exists():
+                say(f"shrinking {len(self.files)} photos once into {self.path.parent} ...")
+                self._write(decode, workers, index)
+        known = json.loads(index.read_text())
+        bad = {int(i): reason for i, reason in known["bad"].items()}
+        self.shapes = [tuple(shape) for shape in known["shapes"]]
+        sizes = [h * w * self.channels for h, w in self.shapes]
+        self.offsets = [0, *np.cumsum(sizes).tolist()]
+        if self.offsets[-1]:
+            self.pixels = np.memmap(self.path, np.uint8, "r")
+        return bad
+
+    def _write(self, decode: Callable[[Path], np.ndarray], workers: int, index: Path) -> None:
+        def attempt(path: Path) -> np.ndarray | str:
+            try:
+                return decode(path)
+            except UserError as error:
+                return str(error)
+
+        partial = self.path.with_suffix(".partial")
+        shapes, bad = [], {}
+        try:
+            with partial.open("wb") as out:
+                # `ahead` keeps only a few decoded photos in memory, whatever their number.
+                decoded = ahead(lambda i: attempt(self.files[i]), range(len(self.files)), workers)
+                for i, image in enumerate(decoded):
+                    if isinstance(image, str):
+                        bad[i] = image
+                    else:
+                        shapes.append(image.shape[:2])
+                        out.write(image.tobytes())
+            partial.rename(self.path)
+            temporary = index.with_suffix(".partial")
+            temporary.write_text(json.dumps({"shapes": shapes, "bad": bad}))
+            temporary.rename(index)  # last: an index means that the pixels are whole
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]
+        return self.pixels[self.offsets[i] : self.offsets[i + 1]].reshape(*self.shapes[i], self.channels)
+
+
+def cache_fits(images: int, preprocessing: Preprocessing, sizes: tuple[int, int]) -> bool:
+    """Whether the shrunk pixels are small enough to keep, and the disk has room for twice as many.
+
+    sizes: median (height, width) of the photos in pixels.
+    """
+    height, width = preprocessing.covered
+    scale = max(height / sizes[0], width / sizes[1])
+    need = images * sizes[0] * sizes[1] * scale**2 * preprocessing.channels
+    folder = cache_folder()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    return need <= CACHE_BYTES and shutil.disk_usage(existing).free > 2 * need and os.access(existing, os.W_OK)

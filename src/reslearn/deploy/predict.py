@@ -1,0 +1,100 @@
+"""Predictions for image files from a model file alone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor, nn
+
+from reslearn.data.images import IMAGE_SUFFIXES, read
+from reslearn.errors import UserError
+from reslearn.weights.store import Card
+
+BATCH = 32
+THREADS = 4
+
+Image = str | Path | IO[bytes]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one file, best first, with probabilities in [0, 1]; or why it cannot be read."""
+
+    file: str
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {p:.1%}" for name, p in self.classes)
+        return f"{self.file}: {shown or self.error}"
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as they are, folders as the images below them in sorted order. Hidden files are left out.
+
+    Raises UserError for a path that is not there, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+            if not inside:
+                raise UserError(f"no images in {path} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+            found += inside
+        elif not path.exists():
+            raise UserError(f"no file or folder called {path}")
+        else:
+            found.append(path)
+    return found
+
+
+def predict(model: nn.Module, images: Image | Sequence[Image], top: int = 5) -> list[Prediction]:
+    """The `top` most probable classes of each image file (or open binary file), in order.
+
+    model: of `load`. A file that cannot be read gives a Prediction with its error; the others go on.
+    """
+    several = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images
+    return list(stream(model, several, top))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[Prediction]:
+    """`predict`, as the results come, BATCH images at a time."""
+    card = getattr(model, "card", None)
+    if not isinstance(card, Card):
+        raise UserError("predict needs a model with a card: one that reslearn.load() made")
+    if top < 1:
+        raise UserError(f"top={top}: must be at least 1")
+    device = next(model.parameters()).device
+    normalise = card.preprocessing.normaliser(device)
+
+    def attempt(image: Image) -> Tensor | str:
+        try:
+            return card.preprocessing.fit(read(image, card.preprocessing.channels))
+        except UserError as error:
+            return str(error)
+
+    remaining = iter(images)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while batch := list(islice(remaining, BATCH)):
+            views = list(pool.map(attempt, batch))
+            good = [view for view in views if isinstance(view, Tensor)]
+            rows: list[tuple[tuple[str, float], ...]] = []
+            if good:
+                pixels = normalise(torch.stack(good).to(device)).contiguous(memory_format=torch.channels_last)
+                best = model(pixels).float().softmax(1).topk(min(top, len(card.classes)), 1)
+                rows = [
+                    tuple((card.classes[i], p) for i, p in zip(indices, values, strict=True))
+                    for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                ]
+            following = iter(rows)
+            for image, view in zip(batch, views, strict=True):
+                name = str(image) if isinstance(image, str | Path) else getattr(image, "name", "-")
+                if isinstance(view, str):
+                    yield Prediction(name, error=view)
+                else:
+                    yield Prediction(name, next(following))

@@ -1,0 +1,78 @@
+"""A model's numbers on a data set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from reslearn import data as datasets
+from reslearn.data.resident import Resident
+from reslearn.data.sets import DataSet, Split
+from reslearn.data.stream import Photos
+from reslearn.errors import UserError, did_you_mean
+from reslearn.evaluate.metrics import metrics
+from reslearn.evaluate.protocols import single_view
+from reslearn.weights.store import Card, load
+
+
+def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split: str | None) -> tuple[str, Split]:
+    """The images to evaluate on: the split asked for, else test, else val, else all.
+
+    held_out: names that the run held out of an undivided set, used where the set is the one it was trained on.
+    """
+    splits = dict(data.splits)
+    if "all" in splits and held_out and card.data.get("fingerprint") == data.fingerprint():
+        whole = splits["all"]
+        place = {name: i for i, name in enumerate(whole.names)}
+        for name, names in held_out.items():
+            splits[name] = whole.take(np.array([place[n] for n in names], np.int64))
+    if split is None:
+        split = next(name for name in ("test", "val", "all", "train") if name in splits)
+    if split not in splits:
+        raise UserError(f"'{data.name}' has no split '{split}'{did_you_mean(split, splits)}")
+    return split, splits[split]
+
+
+def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
+    """The split with labels that count the model's classes. Raises UserError for a class that the model does not know."""
+    place = {name: i for i, name in enumerate(classes)}
+    unknown = [name for i, name in enumerate(data.classes) if name not in place and (split.labels == i).any()]
+    if unknown:
+        raise UserError(f"the model has no class '{unknown[0]}' of '{data.name}'{did_you_mean(unknown[0], classes)}")
+    table = np.array([place.get(name, -1) for name in data.classes], np.int64)
+    return Split(table[split.labels], split.names, split.pixels, split.files)
+
+
+def evaluate(
+    model: nn.Module | str | Path, data: str | Path, split: str | None = None, on_bad: str = "error", seed: int = 0
+) -> dict[str, Any]:
+    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views.
+
+    model: of `load`, or a model file or run folder. data: as for `train`. split: "train", "val", "test" or "all"; by default the
+    test split, also the one that the model's run held out. on_bad: "skip" leaves out files that cannot be read and lists them.
+    Besides the metrics: `data`, `split`, `unreadable` {name: reason}. Raises UserError.
+    """
+    held_out: dict[str, list[str]] = {}
+    if not isinstance(model, nn.Module):
+        path = Path(model)
+        record = (path if path.is_dir() else path.parent) / "split.json"
+        model = load(path)
+        held_out = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    card = getattr(model, "card", None)
+    if not isinstance(card, Card):
+        raise UserError("evaluate needs a model with a card: one that reslearn.load() made")
+    if on_bad not in ("error", "skip"):
+        raise UserError(f"on_bad={on_bad!r}: must be 'error' or 'skip'")
+    opened = datasets.open(data, on_bad=on_bad)  # type: ignore[arg-type]
+    name, chosen = pick_split(opened, card, held_out, split)
+    chosen = relabel(chosen, opened, card.classes)
+    device = next(model.parameters()).device
+    if chosen.pixels is not None:
+        source = Resident(chosen, card.preprocessing, device=device)
+    else:
+        source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=device)
+    seen = single_view(model, source, batch=100)
+    result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
+    return result | {"unreadable": getattr(source, "bad", {}), "left_out": opened.left_out}

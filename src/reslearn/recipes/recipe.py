@@ -1,0 +1,252 @@
+"""A run is a frozen recipe: every number that decides a training run, validated, in one file."""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reslearn.errors import UserError, did_you_mean
+from reslearn.nets import spec
+from reslearn.nets.blocks import Shortcut, StrideIn
+from reslearn.nets.zoo import check_options
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Net(Section):
+    """The network, by its name and options (see `create`); unset options are the network's own."""
+
+    name: str
+    shortcut: Shortcut | None = None
+    stride_in: StrideIn | None = None
+    zero_init_last_gamma: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Those that are set."""
+        given = {"shortcut": self.shortcut, "stride_in": self.stride_in}
+        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return {**options, "zero_init_last_gamma": True} if self.zero_init_last_gamma else options
+
+    @model_validator(mode="after")
+    def _known(self) -> "Net":
+        check_options(spec(self.name), self.options())
+        return self
+
+
+def _share_or_count(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("must be a share below 1 or a whole number of images")
+    return value
+
+
+Held = Annotated[float, Field(ge=0), AfterValidator(_share_or_count)]
+
+
+class Data(Section):
+    """Which images are held out, and what the network sees of the others."""
+
+    val: Held = 0.1  # a share below 1, or a number of images; only where the set has no val split of its own
+    test: Held = 0.15  # likewise, for a folder that is not divided at all
+    size: int | None = Field(default=None, ge=8, le=1024)  # px; None: the images' own (small images)
+    crop_ratio: float = Field(default=1.0, gt=0, le=1)  # evaluation scales to size / crop_ratio, then takes the centre
+    normalise: Literal["channel", "pixel-mean"] = "channel"  # pixel-mean: subtracted, no division by std (DRL 4.2)
+    flip: bool = True
+    pad: int = Field(default=0, ge=0, le=64)  # px on each side, then a random crop of the image's size (small images)
+    pad_with: Literal["black", "mean"] = "black"
+    crop_scale: tuple[float, float] | None = None  # share of a photo's area that a random crop takes (photos)
+    on_bad: Literal["error", "skip"] = "error"  # a file that is no image
+    workers: int = Field(default=0, ge=0, le=64)  # threads that prepare batches ahead of time
+    cache: Literal["auto", "on", "off"] = "auto"  # shrunk photos in the cache folder
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Data":
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale must be two shares, 0 < low <= high <= 1")
+        if self.pad_with == "mean" and not self.pad:
+            raise ValueError("pad_with applies with pad above 0")
+        return self
+
+
+class Batch(Section):
+    """Images a step. micro: the forward and backward passes take this many at once, and so does batch normalisation."""
+
+    size: int = Field(default=128, ge=2, le=65536)
+    micro: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Batch":
+        if self.micro is not None and self.size % self.micro:
+            raise ValueError(f"size must be a multiple of micro ({self.size} is not one of {self.micro})")
+        return self
+
+
+class Optimizer(Section):
+    """SGD with momentum. style: "pytorch" is v = m v + g, w -= lr v; "caffe" is v = m v + lr g, w -= v.
+
+    The two differ for about ten steps after each change of lr. Every parameter is decayed, as in the paper.
+    """
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    nesterov: bool = False
+    style: Literal["pytorch", "caffe"] = "pytorch"
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> "Optimizer":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class Schedule(Section):
+    """How long, and the learning rate as a rule of the step (see train/schedule.py)."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    lr: float = Field(default=0.1, gt=0)
+    shape: Literal["steps", "cosine", "one-cycle"] = "steps"
+    drops: tuple[int, ...] = ()  # "steps": the steps after which lr is divided by 10
+    warmup: float = Field(default=0, ge=0)  # a share of the run below 1, or a number of steps, of linear rise
+    warmup_lr: float | None = Field(default=None, gt=0)  # this lr until the training error is below warmup_until (DRL 4.2)
+    warmup_until: float = Field(default=80, gt=0, lt=100)  # percent
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Schedule":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if list(self.drops) != sorted(set(self.drops)) or any(d < 1 for d in self.drops):
+            raise ValueError("drops must be rising numbers of steps")
+        if self.drops and self.shape != "steps":
+            raise ValueError(f"drops applies to shape 'steps', not to '{self.shape}'")
+        if self.warmup and self.warmup_lr is not None:
+            raise ValueError("give warmup or warmup_lr, not both")
+        return self
+
+    def total(self, images: int, batch: int) -> int:
+        """Steps of the whole run. An epoch is images / batch steps."""
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * images / batch))
+
+
+class Loss(Section):
+    """Cross-entropy. class_weights "auto": each class by images / (classes x images of the class)."""
+
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    class_weights: Literal["none", "auto"] = "none"
+
+
+class Every(Section):
+    """How often, in steps; None: once an epoch."""
+
+    every: int | None = Field(default=None, ge=1)
+
+
+class Log(Section):
+    """A line of metrics.jsonl every so many steps; tensorboard: the same numbers for TensorBoard."""
+
+    every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
+
+
+class Recipe(Section):
+    """Everything that decides a run. The same recipe, data, seed and machine give the same weights, bit for bit."""
+
+    name: str = "custom"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    net: Net
+    data: Data = Data()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule
+    loss: Loss = Loss()
+    ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate: Every = Every()
+    checkpoint: Every = Every()
+    log: Log = Log()
+
+
+def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every key that --set takes, dotted."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def validate(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe of nested values, or UserError naming the first key that is wrong, with the nearest known one."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        return f"no key '{key}'{did_you_mean(key, keys())}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        expected = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+        message += did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""
+    given = "" if isinstance(first["input"], dict | BaseModel) else f" (not {first['input']!r})"
+    return f"{key}: {message}{given}" if key else message
+
+
+def _value(text: str) -> Any:
+    """A value as the command line gives it: JSON where it is, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
+
+
+def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with `key=value` settings applied; schedule.steps and schedule.epochs replace each other."""
+    values = recipe.model_dump()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write it as key=value, such as --set schedule.epochs=20")
+        if key not in keys():
+            raise UserError(f"--set {setting}: no key '{key}'{did_you_mean(key, keys())}")
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        target[last] = _value(text)
+        if key in ("schedule.steps", "schedule.epochs"):
+            target["epochs" if last == "steps" else "steps"] = None
+    return validate(values, "--set " + " ".join(settings) if settings else "recipe")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The nested values of a recipe file (.toml or .json; a run's recipe.json too)."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid {path.suffix.lstrip('.') or 'JSON'}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    if isinstance(values, dict) and isinstance(values.get("recipe"), dict):
+        values = values["recipe"]
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a recipe (a table of keys)")
+    return values
+
+

@@ -1,0 +1,282 @@
+"""Run folders, read and checked: `recipe.json`, `metrics.jsonl`, `result.json` and `images/`, in any state of a run."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reslearn.errors import UserError
+
+
+class _Part(BaseModel):
+    """Unknown keys pass: a report of today should open the runs of tomorrow."""
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, frozen=True)
+
+
+File = TypeVar("File", bound=_Part)
+
+
+class Data(_Part):
+    """What the run was trained on; `sizes` is (height, width) in pixels."""
+
+    name: str = "unnamed data"
+    classes: list[str] = []
+    fingerprint: str = ""
+    channels: int | None = None
+    sizes: list[int] = []
+    n: dict[str, int] = {}
+    left_out: dict[str, Any] = {}
+
+
+class Setup(_Part):
+    """`recipe.json`: all that was known before the first step."""
+
+    recipe: dict[str, Any]
+    command: str = ""
+    data: Data = Data()
+    machine: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    chose: list[str] = []
+
+
+class Bin(_Part):
+    """One bin of confidence; all but `n` in percent."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class PerClass(_Part):
+    """Accuracy of one class, percent; None where the set has no image of it."""
+
+    name: str = Field(alias="class")
+    n: int
+    accuracy: float | None
+
+
+class Metrics(_Part):
+    """`evaluate.metrics` as read back; errors and the interval in percent."""
+
+    n: int
+    loss: float | None = None
+    top1_error: float
+    top1_interval: tuple[float, float] | None = None
+    top5_error: float | None = None
+    calibration_error: float | None = None
+    calibration_bins: list[Bin] = []
+    per_class: list[PerClass] = []
+    confusion: list[list[int]] = []
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("the confusion matrix is not square")
+        if self.confusion and len(self.confusion) != len(self.per_class):
+            raise ValueError(f"{len(self.confusion)} rows of confusion for {len(self.per_class)} classes")
+        return self
+
+
+class Snapshot(_Part):
+    """The network at one step, measured."""
+
+    step: int
+    val: Metrics | None = None
+    test: Metrics | None = None
+
+
+class WorstImage(_Part):
+    """An image with a high loss; `probability`, in [0, 1], is that of the true class."""
+
+    image: str
+    name: str = ""
+    label: str
+    predicted: str
+    loss: float
+    probability: float
+
+
+class Result(_Part):
+    """`result.json`, which only a finished run has."""
+
+    step: int
+    epochs: float
+    seconds: float
+    images_per_s: float | None = None
+    peak_memory_mb: float | None = None
+    parameters: int | None = None
+    last: Snapshot
+    best: Snapshot | None = None
+    worst: list[WorstImage] = []
+    worst_split: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measurements in the order of their steps: four float64 arrays of one length, NaN where a line has no number.
+
+    step: iterations; error: percent; loss: nats; lr: the learning rate.
+    """
+
+    step: np.ndarray
+    error: np.ndarray
+    loss: np.ndarray
+    lr: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `label` tells it from the others of a report; `result` is None until the run has finished.
+
+    step, epoch: how far it has come; epoch is NaN where nothing tells.
+    """
+
+    folder: Path
+    label: str
+    setup: Setup
+    train: Curve
+    held_out: Curve
+    held_out_split: str
+    step: int
+    epoch: float
+    result: Result | None
+
+
+def read(folders: Sequence[Path]) -> list[Run]:
+    """The runs in the order given, with labels that differ.
+
+    Raises:
+        UserError: no folder was given, one is given twice, is missing or is no run folder, or a file in it is broken.
+    """
+    if not folders:
+        raise UserError("a report needs at least one run folder")
+    paths = [Path(folder) for folder in folders]
+    real = [path.resolve() for path in paths]
+    for i, path in enumerate(real):
+        if path in real[:i]:
+            raise UserError(f"{paths[i]}: this run folder is given twice")
+    setups = [_read_setup(path) for path in paths]
+    names = [str(setup.recipe.get("name") or path.name) for setup, path in zip(setups, real, strict=True)]
+    labels = _labels(names, real)
+    return [_read_run(path, label, setup) for path, label, setup in zip(paths, labels, setups, strict=True)]
+
+
+def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k: int = 10) -> list[dict[str, Any]]:
+    """The k most frequent mistakes, `[{"true", "predicted", "n", "share"}]`, most frequent first; ties by class order.
+
+    confusion: K x K, rows the true class; share: percent of the images of the true class. Fewer than k are returned
+    where fewer kinds of mistake were made.
+    """
+    if len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion):
+        raise ValueError(f"the confusion matrix does not fit {len(classes)} classes")
+    mistakes = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n > 0 and i != j]
+    mistakes.sort(key=lambda mistake: (-mistake[0], mistake[1], mistake[2]))
+    return [
+        {"true": classes[i], "predicted": classes[j], "n": n, "share": 100 * n / sum(confusion[i])}
+        for n, i, j in mistakes[:k]
+    ]
+
+
+def _read_setup(folder: Path) -> Setup:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such run folder")
+    if not (folder / "recipe.json").is_file():
+        raise UserError(f"{folder}: not a run folder: it has no recipe.json")
+    return _read_json(folder / "recipe.json", Setup)
+
+
+def _read_run(folder: Path, label: str, setup: Setup) -> Run:
+    result = _read_json(folder / "result.json", Result) if (folder / "result.json").exists() else None
+    lines = _read_lines(folder / "metrics.jsonl")
+    evals: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["event"] == "eval" and line.get("split") != "train":
+            evals.setdefault(str(line.get("split")), []).append(line)
+    # One bold line a run: the split that was followed through training, not the one looked at once at the end.
+    split = max(evals, key=lambda name: (len(evals[name]), name == "val"), default="val")
+    newest = lines[-1] if lines else {}
+    return Run(
+        folder=folder,
+        label=label,
+        setup=setup,
+        train=_curve((line for line in lines if line["event"] == "train"), "error"),
+        held_out=_curve(evals.get(split, []), "top1_error"),
+        held_out_split=split,
+        step=result.step if result else newest.get("step", 0),
+        epoch=result.epochs if result else _number(newest, "epoch"),
+        result=result,
+    )
+
+
+def _read_json(path: Path, kind: type[File]) -> File:
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+    except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not UTF-8
+        raise UserError(f"{path}: not readable as JSON: {error}") from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The train and eval lines of a `metrics.jsonl`, which may be missing or end in the middle of a line."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_bytes().rstrip().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # the run was killed, or is writing just now
+                break
+            raise UserError(f"{path}, line {number}: not readable as JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        if record.get("event") in ("train", "eval"):
+            if type(record.get("step")) is not int:
+                raise UserError(f"{path}, line {number}: its 'step' is not a whole number")
+            found.append(record)
+    return found
+
+
+def _curve(lines: Iterable[dict[str, Any]], error: str) -> Curve:
+    # A resumed run repeats the steps since its last checkpoint: the later line is the one that counts.
+    by_step = {line["step"]: line for line in lines}
+    ordered = [by_step[step] for step in sorted(by_step)]
+    columns = [[_number(line, key) for line in ordered] for key in ("step", error, "loss", "lr")]
+    return Curve(*(np.array(column, dtype=np.float64) for column in columns))
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    value = line.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
+def _labels(names: list[str], folders: list[Path]) -> list[str]:
+    """The names; with as much of the folder's path as tells them apart where a name comes more than once."""
+    labels = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        for depth in range(1, 1 + max(len(folders[i].parts) for i in same)):
+            tails = ["/".join(folders[i].parts[-depth:]) for i in same]
+            if len(set(tails)) == len(tails):
+                for i, tail in zip(same, tails, strict=True):
+                    labels[i] = f"{name} ({tail})"
+                break
+    return labels

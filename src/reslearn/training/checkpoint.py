@@ -1,0 +1,91 @@
+"""A checkpoint is a folder with a manifest: whole and verified, or not there at all. No pickle."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+from reslearn.errors import UserError
+from reslearn.files import fsync_file, fsync_folder, writing
+
+KEEP = 2  # the newest ones; the older of them is the way back from a damaged one
+
+
+class Checkpoint(NamedTuple):
+    """model: the weights; state: all other tensors by name; facts: what JSON can hold; best: the best held-out weights."""
+
+    model: dict[str, Tensor]
+    state: dict[str, Tensor]
+    facts: dict[str, Any]
+    best: dict[str, Tensor]
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Write folder/step-00001200: to a temporary name, made durable, then renamed. Older ones than the last two go.
+
+    A run killed at any moment leaves whole checkpoints only. Raises UserError where the disk is full or read-only; the
+    checkpoints that were there stay.
+    """
+    target = folder / f"step-{step:08d}"
+    if target.exists():  # the state at a step is a function of the recipe: it is there already
+        return target
+    temporary = folder / f".{target.name}.partial"
+    tensors = {"model": checkpoint.model, "state": checkpoint.state, "best": checkpoint.best}
+    megabytes = sum(t.nbytes for group in tensors.values() for t in group.values()) / 1e6
+    with writing(target, megabytes):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for name, group in tensors.items():
+                safetensors.torch.save_file(_contiguous(group), temporary / f"{name}.safetensors")
+            (temporary / "state.json").write_text(json.dumps(checkpoint.facts, indent=1))
+            manifest = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for file in temporary.iterdir():
+                fsync_file(file)
+            fsync_folder(temporary)
+            temporary.rename(target)
+            fsync_folder(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in found(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return target
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint, every byte checked against its manifest before it is used.
+
+    Raises UserError naming the first file that is missing or differs.
+    """
+    older = [other.name for other in found(path.parent) if other < path]
+    remedy = f"; delete {path} to resume from {older[-1]}" if older else f"; delete {path} to start again"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name in ("model.safetensors", "state.safetensors", "best.safetensors", "state.json"):
+            if _digest(path / name) != manifest.get(name):
+                raise UserError(f"{path / name} is damaged: it does not match the checkpoint's manifest{remedy}")
+        tensors = {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "state", "best")}
+        return Checkpoint(tensors["model"], tensors["state"], json.loads((path / "state.json").read_text()), tensors["best"])
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing{remedy}") from error
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / 'manifest.json'} is damaged: {error}{remedy}") from error

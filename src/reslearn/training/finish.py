@@ -1,0 +1,120 @@
+"""The end of a run: the test set, once; the numbers, the pictures and the model files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reslearn.data.augment import Draws
+from reslearn.data.draws import Order, integer
+from reslearn.data.sets import DataSet
+from reslearn.evaluate.metrics import metrics
+from reslearn.evaluate.protocols import Seen, single_view
+from reslearn.files import write_atomic, write_text
+from reslearn.recipes import Recipe
+from reslearn.training import runtime
+from reslearn.training.loop import Loop
+from reslearn.training.setup import Source, Sources, make_model
+from reslearn.weights.store import Card, save
+
+WORST = 16  # images with the highest loss that the report shows
+SHEET = (4, 12)  # rows and columns of the sheet of augmented images
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W) as a picture."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _save_picture(pixels: Tensor, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda temporary: _picture(pixels).save(temporary, "PNG"))
+
+
+def save_augmented_sheet(folder: Path, recipe: Recipe, source: Source) -> None:
+    """RUN/images/augmented.png: the first training images as the network sees them."""
+    rows, columns = SHEET
+    epochs, indices = Order(recipe.seed, len(source), rows * columns)[0]
+    views = source.train_batch(Draws(integer(recipe.seed, 0xA06), epochs, indices))
+    pixels = F.pad(source.normalise.invert(views).cpu(), (1, 1, 1, 1), value=255)
+    sheet = torch.cat([torch.cat(list(row), 2) for row in pixels.split(columns)], 1)
+    _save_picture(sheet, folder / "images" / "augmented.png")
+
+
+def _worst(folder: Path, source: Source, seen: Seen, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The images with the highest loss, their pictures saved beside."""
+    losses = F.cross_entropy(seen.logits, seen.labels, reduction="none")
+    rows = []
+    for rank, i in enumerate(losses.argsort(descending=True)[:WORST].tolist()):
+        image, at = f"images/worst-{rank:02d}.png", int(seen.indices[i])
+        _save_picture(source.view(at), folder / image)
+        row = {"image": image, "name": source.names[at], "label": classes[seen.labels[i]]}
+        row |= {"predicted": classes[int(seen.logits[i].argmax())], "loss": losses[i].item()}
+        rows.append(row | {"probability": seen.logits[i].softmax(0)[seen.labels[i]].item()})
+    return rows
+
+
+def _held_out(sources: Sources) -> dict[str, Source]:
+    """What the final numbers are taken on: val and test; the training images where nothing could be held out."""
+    held = {name: source for name, source in (("val", sources.val), ("test", sources.test)) if source is not None}
+    return held or {"train": sources.train}
+
+
+def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
+    """Evaluate the last and the best weights in fp32, write the model files and result.json. Returns the result."""
+    folder, recipe, state, sources = loop.folder, loop.recipe, loop.state, loop.sources
+    p = state.progress
+    held = _held_out(sources)
+    shown = "test" if "test" in held else next(iter(held))
+
+    def numbers(model: nn.Module) -> tuple[dict[str, Any], Seen]:
+        result: dict[str, Any] = {}
+        seen: dict[str, Seen] = {}
+        for name, source in held.items():
+            seen[name] = single_view(model, source, progress=lambda done: stop.check())
+            result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
+        return result, seen[shown]
+
+    last, seen = numbers(state.evaluated)
+    result: dict[str, Any] = {
+        "step": p.step,
+        "epochs": round(loop.epoch(), 4),
+        "seconds": round(p.seconds, 1),
+        "images_per_s": round(p.step * recipe.batch.size / p.seconds, 1) if p.seconds else None,
+        "peak_memory_mb": round(runtime.peak_memory_mb(loop.device)),
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "last": {"step": p.step, **last},
+    }
+    card = Card(
+        net=recipe.net.name,
+        options=recipe.net.options(),
+        classes=data.classes,
+        preprocessing=sources.preprocessing,
+        recipe=recipe.model_dump(mode="json"),
+        metrics=_short(last),
+        data={"name": data.name, "fingerprint": data.fingerprint()},
+    )
+    save(state.evaluated, folder / "model.safetensors", card)
+    if state.best:
+        model = make_model(recipe, len(data.classes), data.channels, loop.device)
+        model.load_state_dict(state.best)
+        best, _ = numbers(model)
+        result["best"] = {"step": p.best_step, **best}
+        save(model, folder / "best.safetensors", card.model_copy(update={"metrics": _short(best)}))
+    result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
+    bad = {name: source.bad for name, source in held.items() if getattr(source, "bad", None)}
+    if bad:
+        result["unreadable"] = bad
+    write_text(folder / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+def _short(numbers: dict[str, Any]) -> dict[str, Any]:
+    """What a model's card keeps of its metrics."""
+    kept = ("n", "loss", "top1_error", "top1_interval", "top5_error", "calibration_error")
+    return {split: {key: values[key] for key in kept if key in values} for split, values in numbers.items()}

@@ -1,0 +1,196 @@
+"""The training loop: steps, and three consumers of them (log, evaluate, checkpoint)."""
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reslearn.data.augment import Draws
+from reslearn.data.draws import Order, integer
+from reslearn.data.stream import ahead
+from reslearn.errors import UserError
+from reslearn.evaluate.protocols import error_and_loss, single_view
+from reslearn.files import write_text, writing
+from reslearn.recipes import Recipe
+from reslearn.training import checkpoint, runtime
+from reslearn.training.display import Display
+from reslearn.training.schedule import lr
+from reslearn.training.setup import Sources
+from reslearn.training.state import State
+from reslearn.training.step import NonFinite, make_criterion, set_lr, train_step
+
+WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
+CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
+
+
+class Loop:
+    """One run from its present step to its end. Everything that happens is a function of (recipe, data, step)."""
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, sources: Sources, state: State, device: torch.device, display: Display
+    ) -> None:
+        self.folder, self.recipe, self.sources, self.state, self.display = folder, recipe, sources, state, display
+        train = sources.train
+        self.images = len(train)
+        self.total = recipe.schedule.total(self.images, recipe.batch.size)
+        self.precision = runtime.pick_precision(recipe.precision, device)
+        self.device = device
+        self.order = Order(recipe.seed, self.images, recipe.batch.size)
+        self.criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
+        self.metrics = folder / "metrics.jsonl"
+        self.interval_images, self.interval_seconds = 0, 0.0
+        self.saved_at = time.monotonic()
+
+    def run(self, stop: runtime.Stop) -> None:
+        """Train to the end. Once a signal asks to stop: save, then raise Interrupted."""
+        p = self.state.progress
+        self._cut_metrics()
+        self.state.model.train()
+        workers = self.recipe.data.workers
+        try:
+            with closing(ahead(self._batch, range(p.step, self.total), workers)) as batches:
+                while True:
+                    if self._evaluation_due():
+                        self._evaluate(stop)
+                    if self._checkpoint_due():
+                        self.save()
+                    if p.step == self.total:
+                        return
+                    stop.check()
+                    started = time.perf_counter()
+                    self._step(*next(batches))
+                    self._count(time.perf_counter() - started)
+                    if p.step % self.recipe.log.every == 0 or p.step == self.total:
+                        self._log()
+        except runtime.Interrupted:
+            self.save()
+            raise
+
+    def epoch(self) -> float:
+        """Passes over the training images so far."""
+        return self.state.progress.step * self.recipe.batch.size / self.images
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(indices, images, labels) of a step."""
+        epochs, indices = self.order[step]
+        images = self.sources.train.train_batch(Draws(integer(self.recipe.seed, 0xA06), epochs, indices))
+        return indices, images, self.sources.train.labels[indices.to(self.device)]
+
+    def _step(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+        p, recipe = self.state.progress, self.recipe
+        p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended)
+        set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
+        runtime.seed_step(recipe.seed, p.step)
+        autocast = runtime.autocast(self.precision, self.device)
+        try:
+            result = train_step(
+                self.state.model, images, labels, self.criterion, self.state.optimizer, autocast, recipe.batch.micro
+            )
+        except NonFinite as error:
+            self._refuse(error, indices)
+        if self.state.ema is not None:
+            self.state.ema.update_parameters(self.state.model)
+        n = len(indices)
+        p.step += 1
+        p.loss += result.loss * n
+        p.wrong += result.wrong
+        p.seen += n
+        self.grad_norm = result.grad_norm
+        self._end_warmup(result.wrong, n)
+
+    def _end_warmup(self, wrong: int, n: int) -> None:
+        """DRL 4.2: the low rate ends once the measured training error is below 80%; that it has ended is state."""
+        p, schedule = self.state.progress, self.recipe.schedule
+        if schedule.warmup_lr is None or p.warmup_ended is not None:
+            return
+        p.warmup_wrong += wrong
+        p.warmup_seen += n
+        if p.step % WARMUP_WINDOW == 0:
+            if 100 * p.warmup_wrong / p.warmup_seen < schedule.warmup_until:
+                p.warmup_ended = p.step
+            p.warmup_wrong = p.warmup_seen = 0
+
+    def _refuse(self, error: NonFinite, indices: Tensor) -> None:
+        p = self.state.progress
+        names = [self.sources.train.names[i] for i in indices.tolist()]
+        write_text(self.folder / "nonfinite.json", json.dumps({"step": p.step + 1, "lr": p.lr, "batch": names}, indent=1))
+        saved = checkpoint.found(self.folder / "checkpoints")
+        where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        raise UserError(
+            f"step {p.step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])} and "
+            f"{len(names) - 3} more, all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) is the usual remedy"
+        ) from error
+
+    def _count(self, seconds: float) -> None:
+        self.interval_images += self.recipe.batch.size
+        self.interval_seconds += seconds
+        self.state.progress.seconds += seconds
+        self.display.advance(self.state.progress.step, self.total, self.interval_images / self.interval_seconds)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with writing(self.metrics), self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.state.progress.metrics_bytes = self.metrics.stat().st_size
+
+    def _cut_metrics(self) -> None:
+        """Lines after the checkpoint will come again."""
+        with writing(self.metrics), self.metrics.open("a") as file:
+            file.truncate(self.state.progress.metrics_bytes)
+
+    def _log(self) -> None:
+        p = self.state.progress
+        line = {
+            "event": "train",
+            "step": p.step,
+            "epoch": round(self.epoch(), 4),
+            "lr": p.lr,
+            "loss": p.loss / p.seen,
+            "error": 100 * p.wrong / p.seen,
+            "grad_norm": self.grad_norm,
+        }
+        speed = self.interval_images / self.interval_seconds if self.interval_seconds else 0.0
+        self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
+        self.display.train(line, self.total, speed)
+        p.loss, p.wrong, p.seen = 0.0, 0, 0
+        self.interval_images, self.interval_seconds = 0, 0.0
+
+    def _evaluation_due(self) -> bool:
+        p, every = self.state.progress, self.recipe.evaluate.every
+        if self.sources.val is None or p.step == 0 or p.evaluated_at == p.step:
+            return False
+        batch = self.recipe.batch.size
+        new_epoch = p.step * batch // self.images > (p.step - 1) * batch // self.images
+        return p.step == self.total or (new_epoch if every is None else p.step % every == 0)
+
+    def _evaluate(self, stop: runtime.Stop) -> None:
+        assert self.sources.val is not None
+        p, started = self.state.progress, time.perf_counter()
+        seen = single_view(
+            self.state.evaluated,
+            self.sources.val,
+            autocast=runtime.autocast(self.precision, self.device),
+            progress=lambda done: stop.check(),
+        )
+        error, loss = error_and_loss(seen.logits, seen.labels)
+        self.state.keep_best(error, loss)
+        p.evaluated_at = p.step
+        p.seconds += (seconds := time.perf_counter() - started)
+        line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
+        line |= {"loss": loss, "top1_error": error}
+        self._write(line | {"time": {"seconds": round(seconds, 3)}})
+        self.display.evaluation(line)
+
+    def _checkpoint_due(self) -> bool:
+        p, every = self.state.progress, self.recipe.checkpoint.every
+        if p.step == 0 or p.step == self.total:
+            return p.step > 0
+        return p.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
+        self.saved_at = time.monotonic()

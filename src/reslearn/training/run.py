@@ -1,0 +1,226 @@
+"""A run folder, from its start or from its last checkpoint, to its end."""
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from reslearn import data as datasets
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sets import DataSet
+from reslearn.data.splits import divide
+from reslearn.errors import UserError
+from reslearn.files import write_text, writing
+from reslearn.recipes import Recipe, resolve, validate
+from reslearn.training import checkpoint, runtime
+from reslearn.training.display import Display
+from reslearn.training.finish import finish, save_augmented_sheet
+from reslearn.training.loop import Loop
+from reslearn.training.setup import Sources, make_model, make_sources
+from reslearn.training.state import State
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its result.json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def free_name(data: DataSet, net: str, parent: Path = Path("runs")) -> Path:
+    """runs/DATA-NET, with a number behind it where that is taken."""
+    stem = f"{Path(data.name).name}-{net}"
+    names = (parent / (stem if i == 1 else f"{stem}-{i}") for i in range(1, sys.maxsize))
+    return next(path for path in names if not path.exists())
+
+
+def train(
+    data: str | Path,
+    model: str | None = None,
+    recipe: str | Path | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Run:
+    """Train a network and write a run folder.
+
+    data: a data set's name, a folder of class folders, or a .csv/.jsonl list. model: a network's name (see `models`). recipe: a
+    recipe's name or file. settings: "key=value". out: the run folder, which must be new. device: auto, cpu, cuda or mps.
+    Raises UserError for whatever of these cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM,
+    when the run can be resumed.
+    """
+    display = Display(quiet)
+    runtime.check_versions()
+    on = runtime.pick_device(device)
+    if out is not None:
+        _refuse_existing(Path(out))
+    on_bad = "skip" if any(s.replace(" ", "") == "data.on_bad=skip" for s in settings) else "error"
+    opened = datasets.open(data, on_bad=on_bad)
+    resolved, chose = resolve(opened, recipe, model, settings, seed)
+    folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
+    splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
+    sources = make_sources(opened, splits, resolved.data, on, display.say)
+    facts = {
+        "recipe": resolved.model_dump(mode="json"),
+        "command": _command(),
+        "source": _absolute(data),
+        "data": _describe(opened, sources),
+        "preprocessing": sources.preprocessing.model_dump(mode="json"),
+        "machine": runtime.machine(on, runtime.pick_precision(resolved.precision, on)),
+        "versions": runtime.versions(),
+        "chose": chose,
+    }
+    _create(folder, facts, made)
+    with _locked(folder):
+        return _go(folder, facts, opened, resolved, sources, on, display)
+
+
+def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
+    """Continue a run from its last checkpoint, bit for bit on the same machine with the same versions.
+
+    Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
+    """
+    folder, display = Path(folder), Display(quiet)
+    runtime.check_versions()
+    on = runtime.pick_device(device)
+    facts = _read_facts(folder)
+    with _locked(folder):
+        if (folder / "result.json").exists():
+            display.say(f"{folder} is complete: nothing to resume")
+            return Run(folder, json.loads((folder / "result.json").read_text()))
+        recipe = validate(facts["recipe"], str(folder / "recipe.json"))
+        opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
+        if opened.fingerprint() != facts["data"]["fingerprint"]:
+            raise UserError(f"the images of {facts['source']} have changed since {folder} began: start a new run")
+        splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
+        preprocessing = Preprocessing.model_validate(facts["preprocessing"])
+        sources = make_sources(opened, splits, recipe.data, on, display.say, preprocessing)
+        return _go(folder, facts, opened, recipe, sources, on, display)
+
+
+def _go(
+    folder: Path, facts: dict[str, Any], data: DataSet, recipe: Recipe, sources: Sources, device: torch.device, display: Display
+) -> Run:
+    runtime.make_deterministic()
+    state = State(make_model(recipe, len(data.classes), data.channels, device), recipe)
+    saved = checkpoint.found(folder / "checkpoints")
+    if saved:
+        state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
+    loop = Loop(folder, recipe, sources, state, device, display)
+    _introduce(facts, folder, loop, display)
+    if not (folder / "images" / "augmented.png").exists():
+        save_augmented_sheet(folder, recipe, sources.train)
+    with runtime.stop_on_signals() as stop:
+        display.start(state.progress.step, loop.total)
+        try:
+            loop.run(stop)
+            display.stop()
+            result = finish(loop, data, stop)
+        finally:
+            display.stop()
+    return Run(folder, result)
+
+
+def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display) -> None:
+    described, machine, recipe = facts["data"], facts["machine"], loop.recipe
+    counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
+    height, width = described["sizes"]
+    colour = "grey" if described["channels"] == 1 else "colour"
+    display.say(f"data     {described['name']}: {len(described['classes'])} classes, {counts} images, {height}x{width} {colour}")
+    for reason, n in described["left_out"].items():
+        display.say(f"         left out: {n:,} {reason}")
+    display.say(f"machine  {machine['processor']} ({machine['device']}, {machine['threads']} threads, {machine['precision']})")
+    for line in facts["chose"]:
+        display.say(f"chose    {line}")
+    for section, values in recipe.model_dump(mode="json").items():
+        shown = values if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
+        display.say(f"{section:<11}{shown}")
+    display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
+    if loop.sources.val is None:
+        display.say("note     no image could be held out: too few a class; the final numbers are of the training images")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _describe(data: DataSet, sources: Sources) -> dict[str, Any]:
+    held = {"train": sources.train, "val": sources.val, "test": sources.test}
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "channels": data.channels,
+        "sizes": list(data.sizes),
+        "n": {name: len(source) for name, source in held.items() if source is not None},
+        "left_out": data.left_out,
+        "fingerprint": data.fingerprint(),
+    }
+
+
+def _command() -> str:
+    """The command line that began the run, or that it was Python."""
+    from_shell = Path(sys.argv[0]).parent.name == "reslearn" or Path(sys.argv[0]).name == "reslearn"
+    return shlex.join(["reslearn", *sys.argv[1:]]) if from_shell else "reslearn.train() in Python"
+
+
+def _absolute(data: str | Path) -> str:
+    return data if isinstance(data, str) and data in datasets.NAMES else str(Path(data).expanduser().absolute())
+
+
+def _refuse_existing(folder: Path) -> None:
+    if (folder / "recipe.json").exists():
+        raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another --out")
+
+
+def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> None:
+    """The run folder appears whole, with its recipe, or not at all."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as temporary:
+            fresh = Path(temporary) / "run"
+            fresh.mkdir()
+            write_text(fresh / "recipe.json", json.dumps(facts, indent=1, ensure_ascii=False))
+            if made:
+                write_text(fresh / "split.json", json.dumps(made, indent=1, ensure_ascii=False))
+            os.rename(fresh, folder)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.json")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("recipe", "source", "data", "preprocessing", "machine", "chose"):
+            facts[key]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): the run cannot be resumed") from error
+    return facts
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with writing(folder / "lock"):
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is at work in {folder}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,145 @@
+"""The machine a run is on: device, precision, seeds, signals, versions."""
+
+import os
+import platform
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from reslearn import __version__
+from reslearn.data.draws import integer
+from reslearn.errors import UserError, did_you_mean
+
+
+def check_versions() -> None:
+    """Raise UserError where the installed torchvision was built for another torch: its operators would be missing."""
+    try:
+        wanted = next((r for r in requires("torchvision") or [] if r.replace(" ", "").startswith("torch==")), "")
+        installed, needed = version("torch"), wanted.replace(" ", "").removeprefix("torch==").split(";")[0]
+    except PackageNotFoundError:
+        return  # a build without package metadata: nothing to compare
+    if needed and installed.split("+")[0] != needed.split("+")[0]:
+        raise UserError(
+            f"torch {installed} and torchvision {version('torchvision')} do not match (it needs torch {needed}): "
+            "install both anew with 'pip install --upgrade torch torchvision'"
+        )
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The fastest device there is, or the one asked for. Raises UserError where it is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    kind = name.split(":")[0]
+    if kind not in there:
+        raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *there])}")
+    if not there[kind]:
+        raise UserError(f"device '{name}' is not available here: {', '.join(k for k, yes in there.items() if yes)} is")
+    return torch.device(name)
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """ "auto" is bf16 where the hardware computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has = [getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+        return "bf16" if any(has) else "fp32"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What the forward pass runs in. The weights, the optimizer and the loss stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def make_deterministic() -> None:
+    """The same numbers from the same seed, on a GPU too."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Draws inside the net (dropout, stochastic depth) are a function of (seed, step): no generator state to keep."""
+    torch.manual_seed(integer(seed, 0x57E9, step))
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MB: of the device where it is a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a result was made on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "processor": name, "threads": torch.get_num_threads(), "precision": precision}
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return {"reslearn": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state has been saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass
+class Stop:
+    """Which signal asked to stop, if any."""
+
+    number: int | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted once a signal has come."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request that the loop answers; a second one stops at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.number is not None:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are its caller's
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,30 @@
+"""The learning rate as a pure function of (recipe, step)."""
+
+import math
+
+from reslearn.recipes.recipe import Schedule
+
+
+def warmup_steps(schedule: Schedule, total: int) -> int:
+    """Steps of linear rise: `warmup` is a share of the run below 1, else a number of steps."""
+    return round(schedule.warmup * total) if schedule.warmup < 1 else round(schedule.warmup)
+
+
+def lr(schedule: Schedule, step: int, total: int, warmup_ended: int | None = None) -> float:
+    """The learning rate of step `step` (from 0) of `total`.
+
+    warmup_ended: the step at which the measured training error first fell below `warmup_until`; with `warmup_lr` set, the
+    rate stays there until then (DRL 4.2: ResNet-110). The drops count from the start of the run, warm-up included.
+    "one-cycle" rises and falls linearly (Smith and Topin, 2017); "cosine": Loshchilov and Hutter, 2017, one period.
+    """
+    if schedule.warmup_lr is not None and (warmup_ended is None or step < warmup_ended):
+        return schedule.warmup_lr
+    rise = warmup_steps(schedule, total)
+    if step < rise:
+        return schedule.lr * (step + 1) / rise
+    done = (step - rise) / max(total - rise, 1)  # share of the rest that is over: [0, 1)
+    if schedule.shape == "one-cycle":
+        return schedule.lr * (1 - done)
+    if schedule.shape == "cosine":
+        return schedule.lr * (1 + math.cos(math.pi * done)) / 2
+    return schedule.lr * 0.1 ** sum(step >= drop for drop in schedule.drops)

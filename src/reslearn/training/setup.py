@@ -1,0 +1,78 @@
+"""From a recipe and a data set to what the loop needs: sources of batches, preprocessing, a fresh network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from reslearn.data.draws import integer
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.resident import Resident
+from reslearn.data.sets import DataSet, Split
+from reslearn.data.statistics import measure
+from reslearn.data.stream import Photos, cache_fits
+from reslearn.nets import create
+from reslearn.recipes import Recipe
+from reslearn.recipes.recipe import Data
+
+Source = Resident | Photos
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Batches of each split; val and test are None where there is nothing held out."""
+
+    train: Source
+    val: Source | None
+    test: Source | None
+    preprocessing: Preprocessing
+    classes: int
+
+
+def _preprocessing(data: DataSet, recipe: Data) -> Preprocessing:
+    size = data.sizes if recipe.size is None else (recipe.size, recipe.size)
+    c = data.channels
+    return Preprocessing(channels=c, size=size, crop_ratio=recipe.crop_ratio, mean=(0.0,) * c, std=(1.0,) * c)
+
+
+def make_sources(
+    data: DataSet,
+    splits: dict[str, Split],
+    recipe: Data,
+    device: torch.device,
+    say: Callable[[str], None],
+    preprocessing: Preprocessing | None = None,
+) -> Sources:
+    """Sources of a divided data set. preprocessing: a run's own; measured on the training split where there is none yet."""
+    view = preprocessing or _preprocessing(data, recipe)
+
+    def source(split: Split) -> Source:
+        if split.pixels is not None:
+            return Resident(split, view, flip=recipe.flip, pad=recipe.pad, pad_with=recipe.pad_with, device=device)
+        keep = recipe.cache == "on" or (recipe.cache == "auto" and cache_fits(len(split), view, data.sizes))
+        return Photos(
+            split,
+            view,
+            flip=recipe.flip,
+            crop_scale=recipe.crop_scale,
+            cache=keep,
+            on_bad=recipe.on_bad,
+            workers=recipe.workers,
+            device=device,
+            say=say,
+        )
+
+    sources = {name: source(split) for name, split in splits.items()}
+    if preprocessing is None:
+        view = measure(sources["train"], view, recipe.normalise)
+        for each in sources.values():
+            each.normalise = view.normaliser(device)
+    return Sources(sources["train"], sources.get("val"), sources.get("test"), view, len(data.classes))
+
+
+def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device) -> nn.Module:
+    """The freshly initialised network of a recipe, a function of its seed."""
+    torch.manual_seed(integer(recipe.seed, 0x1217))
+    model = create(recipe.net.name, classes, channels, **recipe.net.options())
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

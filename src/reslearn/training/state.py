@@ -1,0 +1,114 @@
+"""What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel
+
+from reslearn.errors import UserError
+from reslearn.recipes import Recipe
+from reslearn.training import checkpoint
+from reslearn.training.step import make_optimizer
+from reslearn.weights.store import shape_mismatch
+
+
+@dataclass
+class Progress:
+    """The part of the state that JSON can hold. Losses and counts are sums since the last line of metrics.jsonl."""
+
+    step: int = 0
+    evaluated_at: int = 0
+    lr: float = 0.0
+    loss: float = 0.0
+    wrong: int = 0
+    seen: int = 0
+    warmup_wrong: int = 0  # over the present window of warm-up steps
+    warmup_seen: int = 0
+    warmup_ended: int | None = None
+    best_step: int | None = None
+    best_error: float = 0.0  # percent, on the held-out images at best_step
+    best_loss: float = 0.0
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+
+
+def make_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """An average of weights and BN statistics; the decay rises as (1 + n) / (10 + n), so that early weights are forgotten."""
+
+    def update(averages: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
+        rate = min(decay, (1 + int(n)) / (10 + int(n)))
+        for average, now in zip(averages, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(now, 1 - rate)
+            else:
+                average.copy_(now)
+
+    return AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+
+
+class State:
+    """Model, optimizer, average, best weights and progress."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.model = model
+        self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)
+        self.ema = make_ema(model, recipe.ema) if recipe.ema is not None else None
+        self.best: dict[str, Tensor] = {}
+        self.progress = Progress(lr=recipe.schedule.lr)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def keep_best(self, error: float, loss: float) -> None:
+        """Remember the evaluated weights if they are the best so far: lowest held-out error, then lowest loss."""
+        p = self.progress
+        if p.best_step is None or (error, loss) < (p.best_error, p.best_loss):
+            p.best_step, p.best_error, p.best_loss = p.step, error, loss
+            self.best = {name: tensor.detach().clone() for name, tensor in self.evaluated.state_dict().items()}
+
+    def to_checkpoint(self) -> checkpoint.Checkpoint:
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            velocity = self.optimizer.state[parameter].get("momentum_buffer")
+            if velocity is not None:
+                state[f"velocity.{name}"] = velocity
+        if self.ema is not None:
+            state |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        return checkpoint.Checkpoint(self.model.state_dict(), state, asdict(self.progress), self.best)
+
+    def from_checkpoint(self, saved: checkpoint.Checkpoint, where: str) -> None:
+        """Take over a checkpoint. Raises UserError naming the first tensor that does not fit the recipe's network."""
+        self._fits(self.model.state_dict(), saved.model, where)
+        self.model.load_state_dict(saved.model)
+        for name, parameter in self.model.named_parameters():
+            velocity = saved.state.get(f"velocity.{name}")
+            if velocity is not None:
+                # same memory layout as the parameter's, as SGD makes it
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(velocity)
+        if self.ema is not None:
+            ema = {name.removeprefix("ema."): t for name, t in saved.state.items() if name.startswith("ema.")}
+            self._fits(self.ema.state_dict(), ema, where)
+            self.ema.load_state_dict(ema)
+        self.best = saved.best
+        self.progress = self._progress(saved.facts, where)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.progress.lr
+
+    @staticmethod
+    def _fits(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
+        difference = shape_mismatch({k: t.shape for k, t in expected.items()}, {k: t.shape for k, t in found.items()})
+        if difference:
+            raise UserError(f"{where} does not fit the run's recipe: {difference}")
+
+    @staticmethod
+    def _progress(facts: dict[str, Any], where: str) -> Progress:
+        try:
+            return Progress(**facts)
+        except TypeError as error:
+            raise UserError(f"{where}/state.json is of another version of reslearn: {error}") from error

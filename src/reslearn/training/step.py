@@ -1,0 +1,95 @@
+"""One training step, the same for every device and precision."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from reslearn.recipes.recipe import Loss
+from reslearn.recipes.recipe import Optimizer as OptimizerRecipe
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class NonFinite(ArithmeticError):
+    """The loss or its gradient is not finite; the weights have not been touched."""
+
+
+class StepResult(NamedTuple):
+    """loss: mean over the batch, as trained; wrong: images whose top-1 is wrong; grad_norm: 2-norm over all parameters."""
+
+    loss: float
+    wrong: int
+    grad_norm: float
+
+
+def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
+    """Mean cross-entropy of (N, K) logits against int64 (N,) labels. counts: training images of each class, (K,)."""
+    weight = None
+    if loss.class_weights == "auto":
+        present = counts.clamp(min=1).float()
+        weight = counts.sum() / (len(counts) * present)
+    return lambda logits, labels: F.cross_entropy(logits, labels, weight=weight, label_smoothing=loss.label_smoothing)
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
+    """SGD over every parameter."""
+    device = next(model.parameters()).device
+    return SGD(
+        model.parameters(),
+        lr=lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+@torch.no_grad()
+def set_lr(optimizer: Optimizer, lr: float, style: str) -> None:
+    """Give the optimizer the step's learning rate.
+
+    PyTorch's velocity does not contain lr, Caffe's does (v = m v + lr g): scaling PyTorch's by old / new at a change makes
+    the two the same.
+    """
+    for group in optimizer.param_groups:
+        if style == "caffe" and lr != group["lr"]:
+            velocities = [v for p in group["params"] if (v := optimizer.state[p].get("momentum_buffer")) is not None]
+            for velocity in velocities:
+                velocity.mul_(group["lr"] / lr)
+        group["lr"] = lr
+
+
+def train_step(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    autocast: AbstractContextManager[Any],
+    micro: int | None = None,
+) -> StepResult:
+    """Forward, backward, update. images: (N, C, H, W) float32; labels: int64 (N,); micro: images at once.
+
+    Raises NonFinite before the weights change.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss, wrong = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+    parts = micro or len(images)
+    for x, y in zip(images.split(parts), labels.split(parts), strict=True):
+        with autocast:
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+        part = criterion(logits.float(), y) * (len(x) / len(images))
+        part.backward()
+        loss += part.detach()
+        wrong += (logits.argmax(1) != y).sum()
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    result = StepResult(loss.item(), int(wrong), grad_norm.item())
+    if not torch.isfinite(loss + grad_norm):
+        raise NonFinite(f"the loss is {result.loss:g} and the norm of its gradient {result.grad_norm:g}")
+    optimizer.step()
+    return result

@@ -1,0 +1,116 @@
+"""One model, one file: safetensors whose header carries the card (net, classes, preprocessing, recipe, metrics)."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from reslearn import __version__
+from reslearn.data.preprocess import Preprocessing
+from reslearn.errors import UserError
+from reslearn.files import write_atomic
+from reslearn.nets import create
+
+CARD = "reslearn"  # the key of the card in the safetensors header
+
+
+class Card(BaseModel):
+    """What a model file says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    net: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    classes: tuple[str, ...] = Field(min_length=2)
+    preprocessing: Preprocessing
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    made_by: str = f"reslearn {__version__}"
+
+
+def save(model: nn.Module, path: str | Path, card: Card | None = None) -> Path:
+    """Write a model with its card, whole or not at all. card: the model's own (model.card) unless given.
+
+    Raises UserError where there is no card, or the file cannot be written.
+    """
+    card = card or getattr(model, "card", None)
+    if card is None:
+        raise UserError("a model file needs a card: pass save(model, path, card) or use a model that load() made")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    metadata = {CARD: card.model_dump_json()}  # one key only: their order in the file would be random
+    write_atomic(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata), size)
+    return path
+
+
+def model_file(path: str | Path) -> Path:
+    """The model file that a path means: the file itself, or a run folder's model.safetensors."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            hint = " (the run has not finished; resume it)" if (path / "recipe.json").is_file() else ""
+            raise UserError(f"no model.safetensors in {path}{hint}")
+        return path / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"no model file or run folder called {path}")
+    return path
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a model file, or of a run folder's model. Raises UserError where there is none."""
+    path = model_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, struct.error) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    if CARD not in metadata:
+        raise UserError(f"{path} has no reslearn card: it was not written by reslearn")
+    try:
+        return Card.model_validate_json(metadata[CARD])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: its card is not valid at '{where}': {first['msg']}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: its card is not JSON") from error
+
+
+def shape_mismatch(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> str | None:
+    """The first difference of two state dicts in words, or None."""
+    for name, shape in expected.items():
+        if name not in found:
+            return f"'{name}' is missing"
+        if found[name] != shape:
+            return f"'{name}' has shape {tuple(found[name])}, not {tuple(shape)}"
+    extra = [name for name in found if name not in expected]
+    return f"'{extra[0]}' does not belong to it" if extra else None
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of a file or run folder, in evaluation mode, with its Card as `model.card`.
+
+    Raises UserError where the file is missing, damaged, without a card, or does not fit the network its card names.
+    """
+    path = model_file(path)
+    card = read_card(path)
+    with torch.device("meta"):  # shapes are compared before anything is allocated
+        model = create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    with safe_open(path, "pt") as file:
+        found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if difference := shape_mismatch(expected, found):
+        raise UserError(f"{path} does not fit {card.net}: {difference}")
+    model.load_state_dict(safetensors.torch.load_file(path, device=str(device)), assign=True)
+    model.card = card  # type: ignore[assignment]
+    return model.to(device).eval()

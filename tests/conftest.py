@@ -1,0 +1,36 @@
+"""What tests share: real data where RESLEARN_DATA points to it, small folders of images, a cache of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from drawing import draw_images
+
+torch.set_num_threads(1)  # tests run side by side
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets."""
+    folder = os.environ.get("RESLEARN_DATA")
+    if not folder:
+        pytest.skip("RESLEARN_DATA is not set: real data is needed")
+    return Path(folder)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of twelve 16x16 colour images."""
+    return draw_images(tmp_path / "images")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of twelve 90x120 colour images."""
+    return draw_images(tmp_path / "photos", size=(90, 120))

@@ -1,0 +1,63 @@
+"""Augmentation against plain loops over one image at a time."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from reslearn.data.augment import FLIP, LEFT, TOP, Draws, crop_box, flip_and_crop, resized_crop
+
+
+def draws(n: int = 64, seed: int = 5) -> Draws:
+    return Draws(seed, torch.arange(n) // 10, torch.arange(n))
+
+
+@pytest.mark.parametrize("pad", [0, 2, 4])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_flip_and_crop_is_pad_flip_crop(pad: int, flip: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images = torch.randint(1, 255, (64, 3, 9, 12), dtype=torch.uint8).to(dtype)
+    d = draws()
+    got = flip_and_crop(images, d, flip=flip, pad=pad)
+    assert got.dtype == dtype
+    u = {k: d.uniform(k) for k in (FLIP, TOP, LEFT)}
+    for i, image in enumerate(images):
+        mirrored = flip and u[FLIP][i] < 0.5
+        padded = F.pad(image.flip(2) if mirrored else image, (pad,) * 4)
+        top, left = int(u[TOP][i] * (2 * pad + 1)), int(u[LEFT][i] * (2 * pad + 1))
+        if mirrored:  # the crop is drawn in the unflipped image's columns
+            left = 2 * pad - left
+        assert torch.equal(got[i], padded[:, top : top + 9, left : left + 12])
+
+
+def test_every_shift_and_both_sides_come_equally_often() -> None:
+    n = 20_000
+    d = Draws(1, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    shifts = (d.uniform(TOP) * 9).long().bincount(minlength=9)
+    assert len(shifts) == 9 and (shifts - n / 9).abs().max() < 5 * (n / 9) ** 0.5
+    assert abs((d.uniform(FLIP) < 0.5).float().mean().item() - 0.5) < 0.02
+
+
+def test_crop_box_stays_inside_and_has_the_area() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        u = dict(enumerate(generator.random(5)))
+        left, top, right, bottom = crop_box(100, 150, (0.35, 1.0), u)
+        assert 0 <= left < right <= 150 and 0 <= top < bottom <= 100
+        assert (right - left) * (bottom - top) <= 15_000 * 1.0001
+        assert 0.7 < (right - left) / (bottom - top) < 1.51  # 3/4 to 4/3, or cut by the image's own 3/2
+    whole = crop_box(100, 100, (1.0, 1.0), {3: 1.0, 4: 0.5, 1: 0.3, 2: 0.9})
+    assert whole == pytest.approx((0, 0, 100, 100))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_crop_of_the_whole_is_the_image_flipped_or_not(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, channels), np.uint8)
+    u = {FLIP: 0.1, TOP: 0.5, LEFT: 0.5, 3: 1.0, 4: 0.5}
+    plain = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), flip=False), plain)
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), flip=True), plain.flip(2))
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=None, flip=False), plain)
+    small = resized_crop(image, u, (8, 8), scale=None, flip=False)
+    assert torch.equal(small, plain[:, 4:12, 4:12])

@@ -1,0 +1,162 @@
+"""The whole table against the papers' numbers and torchvision's modules."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from reslearn import UserError, create, models
+from reslearn.nets.blocks import Block
+from reslearn.nets.zoo import TABLE, spec
+
+# Counted from DRL Table 1: depth -> parameters with shortcuts A, B, C
+IMAGENET = {
+    18: (11_515_688, 11_689_512, 12_043_816),
+    34: (21_623_848, 21_797_672, 22_716_840),
+    50: (22_780_456, 25_557_032, 40_128_552),
+    101: (41_772_584, 44_549_160, 76_981_288),
+    152: (57_416_232, 60_192_808, 107_335_720),
+}
+# DRL 4.2, option A
+CIFAR = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("depth", IMAGENET)
+def test_imagenet_parameters(depth: int) -> None:
+    with torch.device("meta"):
+        counted = tuple(parameters(create(f"resnet{depth}", shortcut=kind)) for kind in "ABC")
+        if f"plain{depth}" in TABLE:
+            assert parameters(create(f"plain{depth}")) == IMAGENET[depth][0]
+        if f"resnet{depth}-v1.5" in TABLE:
+            assert parameters(create(f"resnet{depth}-v1.5")) == IMAGENET[depth][1]
+    assert counted == IMAGENET[depth]
+
+
+@pytest.mark.parametrize("depth", CIFAR)
+def test_cifar_parameters(depth: int) -> None:
+    with torch.device("meta"):
+        assert parameters(create(f"resnet{depth}")) == CIFAR[depth]
+        assert parameters(create(f"resnet{depth}", shortcut="B")) - CIFAR[depth] == 2752
+        if f"plain{depth}" in TABLE:
+            assert parameters(create(f"plain{depth}")) == CIFAR[depth]
+
+
+def test_any_depth_6n_plus_2_is_a_cifar_net() -> None:
+    assert spec("resnet26").blocks == (4, 4, 4)
+    assert spec("plain14").blocks == (2, 2, 2)
+    assert spec("resnet50").stem == "imagenet", "50 = 6 * 8 + 2 too, but the table's name wins"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50-v1.5", "resnet101-v1.5", "resnet152-v1.5"])
+def test_state_dict_names_are_torchvisions(name: str) -> None:
+    with torch.device("meta"):
+        ours = create(name).state_dict()
+        theirs = getattr(torchvision.models, name.removesuffix("-v1.5"))().state_dict()
+    assert list(ours) == list(theirs)
+    assert all(ours[key].shape == theirs[key].shape for key in ours)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50-v1.5"])
+def test_same_weights_give_torchvisions_logits(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name.removesuffix("-v1.5"))().eval()
+    ours = create(name).eval()
+    ours.load_state_dict(theirs.state_dict())
+    for size in (64, 97):
+        x = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_the_papers_resnet50_strides_in_the_1x1() -> None:
+    paper, newer = create("resnet50", 2), create("resnet50-v1.5", 2)
+    strides = [[getattr(net.layer2[0], f"conv{i}").stride[0] for i in (1, 2, 3)] for net in (paper, newer)]
+    assert strides == [[2, 1, 1], [1, 2, 1]]
+
+
+@pytest.mark.parametrize("name", [n for n in TABLE if n not in ("resnet1202", "resnet152", "resnet152-v1.5", "resnet101")])
+def test_every_net_runs_forward_and_backward(name: str) -> None:
+    size = 64 if TABLE[name].stem == "imagenet" else 32
+    torch.manual_seed(0)
+    net = create(name, classes=7, channels=1)
+    logits = net(torch.randn(2, 1, size, size))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_stage_sizes_are_table_1s() -> None:
+    net, seen = create("resnet18", 2).eval(), {}
+    for name in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
+        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.shape[1:]}))
+    net(torch.zeros(1, 3, 224, 224))
+    assert seen == {
+        "maxpool": (64, 56, 56),
+        "layer1": (64, 56, 56),
+        "layer2": (128, 28, 28),
+        "layer3": (256, 14, 14),
+        "layer4": (512, 7, 7),
+    }
+
+
+def test_option_a_is_the_input_subsampled_with_zeros_behind() -> None:
+    block = create("resnet20").layer2[0]
+    x = torch.randn(1, 16, 8, 8)
+    y = block.downsample(x)
+    assert y.shape == (1, 32, 4, 4)
+    assert torch.equal(y[:, :16], x[:, :, ::2, ::2])
+    assert not y[:, 16:].any()
+
+
+def test_a_plain_block_has_no_path_round_its_body() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 8, merge="plain").eval()
+    nn.init.zeros_(block.conv2.weight)
+    assert not block(torch.randn(1, 8, 4, 4)).any()
+    residual = Block(8, 8, merge="residual").eval()
+    nn.init.zeros_(residual.conv2.weight)
+    x = torch.randn(1, 8, 4, 4)
+    assert torch.equal(residual(x), x.relu())
+
+
+def test_he_initialisation() -> None:
+    torch.manual_seed(0)
+    weight = create("resnet34").layer4[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    assert weight.mean().abs().item() < 1e-3
+
+
+def test_zero_init_makes_every_branch_silent() -> None:
+    blocks = [m for m in create("resnet50", zero_init_last_gamma=True).modules() if isinstance(m, Block)]
+    assert len(blocks) == 16
+    assert all(not block.last_bn.weight.any() for block in blocks)
+    assert all(block.last_bn.weight.all() for block in create("resnet20").modules() if isinstance(block, Block))
+
+
+def test_models_filters_by_pattern() -> None:
+    assert models("plain*") == ["plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"]
+    assert models() == list(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnt20", {}, "did you mean 'resnet20'"),
+        ("resnet21", {}, "no network called 'resnet21'"),
+        ("resnet20", {"shortcuts": "A"}, "did you mean 'shortcut'"),
+        ("resnet20", {"shortcut": "D"}, "must be one of 'A', 'B', 'C'"),
+        ("resnet20", {"classes": 1}, "at least 2 classes"),
+        ("resnet20", {"channels": 0}, "at least 1 channel"),
+        ("resnet20", {"stride_in": "3x3"}, "stride_in does not apply"),
+        ("plain20", {"shortcut": "A"}, "has no shortcuts"),
+        ("plain20", {"zero_init_last_gamma": True}, "would stop its signal"),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_a_line(name: str, options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        create(name, **options)
+    assert "\n" not in str(caught.value)

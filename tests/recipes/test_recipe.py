@@ -1,0 +1,182 @@
+"""Recipes: the paper's numbers, what the data decides, settings and files, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reslearn import UserError
+from reslearn.data import DataSet, Split
+from reslearn.recipes import NAMED, Recipe, change, keys, resolve
+
+
+def small(n: int = 60_000, size: int = 32, channels: int = 3, name: str = "cifar10", classes: int = 10) -> DataSet:
+    """A set of black images that takes no memory."""
+    pixels = torch.zeros(1, dtype=torch.uint8).expand(n, channels, size, size)
+    split = Split(np.arange(n) % classes, tuple(f"{i}" for i in range(n)), pixels)
+    return DataSet(name, tuple(map(str, range(classes))), channels, {"train": split}, {}, (size, size))
+
+
+def photos(n: int, sizes: tuple[int, int] = (375, 500), weights: tuple[int, ...] = (1, 1)) -> DataSet:
+    labels = np.repeat(np.arange(len(weights)), np.array(weights) * n // sum(weights))
+    split = Split(labels, tuple(map(str, labels)), None, tuple(Path(str(i)) for i in range(len(labels))))
+    return DataSet("mine", tuple(f"c{i}" for i in range(len(weights))), 3, {"all": split}, {}, sizes)
+
+
+def test_cifar10_paper_is_section_4_2() -> None:
+    recipe, _ = resolve(small(), "cifar10-paper", "resnet56")
+    assert (recipe.batch.size, recipe.batch.micro) == (128, 64)
+    assert recipe.schedule.model_dump(exclude={"warmup_until"}) == {
+        "steps": 64_000,
+        "epochs": None,
+        "lr": 0.1,
+        "shape": "steps",
+        "drops": (32_000, 48_000),
+        "warmup": 0,
+        "warmup_lr": None,
+    }
+    assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay, recipe.optimizer.nesterov) == (0.9, 1e-4, False)
+    assert (recipe.data.val, recipe.data.pad, recipe.data.flip, recipe.data.normalise) == (5000, 4, True, "pixel-mean")
+    assert recipe.loss.label_smoothing == 0 and recipe.ema is None and not recipe.net.zero_init_last_gamma
+    deep, _ = resolve(small(), "cifar10-paper", "resnet110")
+    assert (deep.schedule.warmup_lr, deep.schedule.warmup_until) == (0.01, 80)
+
+
+@pytest.mark.parametrize(
+    ("data", "net", "size", "batch", "epochs"),
+    [
+        (small(6000, 28, 1), "resnet20", None, 128, 33),
+        (small(60_000), "resnet20", None, 128, 15),
+        (photos(48), "resnet18", 128, 16, 60),
+        (photos(5000), "resnet18", 128, 128, 40),
+        (photos(300, (40, 44)), "resnet20", 32, 16, 60),
+        (photos(300, (70, 64)), "resnet20", 64, 16, 60),
+    ],
+)
+def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int | None, batch: int, epochs: int) -> None:
+    recipe, chose = resolve(data, "default")
+    got = (recipe.net.name, recipe.data.size, recipe.batch.size, recipe.schedule.epochs)
+    assert got == (net, size, batch, epochs)
+    assert any(net in line for line in chose) and any(f"batch {batch} and {epochs} epochs" in line for line in chose)
+
+
+def test_uneven_classes_are_weighted_and_it_says_so() -> None:
+    recipe, chose = resolve(photos(500, weights=(4, 1)))
+    assert recipe.loss.class_weights == "auto" and any("100 to 400 images" in line for line in chose)
+    assert resolve(photos(500))[0].loss.class_weights == "none"
+
+
+def test_the_fashion_sets_have_their_recipe_and_all_others_the_default() -> None:
+    assert resolve(small(600, 28, 1, name="fashion-sample"))[0].name == "fashion"
+    assert resolve(small(600))[0].name == "default"
+
+
+def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:
+    for name in NAMED:
+        recipe, _ = resolve(small(), name, "resnet20", seed=3)
+        path = tmp_path / f"{name}.json"
+        path.write_text(recipe.model_dump_json())
+        again, _ = resolve(small(), path)
+        assert again == recipe
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_key_can_be_set(key: str) -> None:
+    recipe, _ = resolve(small(), "default")
+    values = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        values = values[part]
+    if values is None or key.startswith("schedule.warmup"):
+        return
+    text = values if isinstance(values, str) else str(values).lower() if isinstance(values, bool) else str(values)
+    assert change(recipe, [f"{key}={text}"]) == recipe
+
+
+def test_settings_change_values_and_steps_replace_epochs() -> None:
+    recipe, _ = resolve(
+        small(), "default", settings=["schedule.steps=1200", "data.flip=false", "optimizer.momentum=0.8"], seed=7
+    )
+    assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
+    assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
+    assert resolve(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
+
+
+def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "cifar10-paper"\nseed = 4\n[schedule]\nepochs = 3\ndrops = []\n[net]\nname = "plain20"\n')
+    recipe, _ = resolve(small(), path)
+    assert (recipe.name, recipe.seed, recipe.net.name, recipe.batch.size) == ("mine", 4, "plain20", 128)
+    assert (recipe.schedule.epochs, recipe.schedule.steps, recipe.schedule.drops) == (3, None, ())
+    assert resolve(small(), path, "resnet32")[0].net.name == "resnet32"
+
+
+SETTINGS = {
+    "schedule.stepps=5": "no key 'schedule.stepps'; did you mean 'schedule.steps'",
+    "lr=0.1": "no key 'lr'",
+    "schedule.steps": "write it as key=value",
+    "schedule.steps=0": "schedule.steps: Input should be greater than or equal to 1 (not 0)",
+    "schedule.steps=many": "schedule.steps: Input should be a valid integer",
+    "schedule.lr=nan": "schedule.lr",
+    "schedule.lr=-1": "greater than 0",
+    "schedule.shape=cosin": "did you mean 'cosine'",
+    "schedule.drops=[5,3]": "drops must be rising",
+    "batch.micro=7": "size must be a multiple of micro",
+    "batch.size=1": "greater than or equal to 2",
+    "data.val=1.5": "a share below 1 or a whole number",
+    "data.val=-0.1": "greater than or equal to 0",
+    "data.crop_scale=[0.5,2]": "two shares",
+    "data.crop_scale=[0.5,1]": "data.crop_scale applies to photos",
+    "data.cache=on": "data.cache applies to photos",
+    "loss.label_smoothing=1": "less than 1",
+    "loss.class_weights=atuo": "did you mean 'auto'",
+    "net.name=resnt20": "no network called 'resnt20'; did you mean 'resnet20'",
+    "net.name=resnet18": "",
+    "net.shortcut=D": "net.shortcut",
+    "net.stride_in=3x3": "stride_in does not apply",
+    "precision=fp16": "precision: Input should be 'auto', 'fp32' or 'bf16'",
+    "ema=1": "less than 1",
+    "seed=-1": "seed",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
+    if not SETTINGS[setting]:
+        assert resolve(small(), "default", settings=[setting])[0].net.name == "resnet18"
+        return
+    with pytest.raises(UserError) as caught:
+        resolve(small(), "default", settings=[setting])
+    assert SETTINGS[setting] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not valid json"),
+        ("[1]", "does not hold a recipe"),
+        ('{"bass": 1}', "'net"),
+        ('{"base": "cifar"}', "no base recipe 'cifar'; did you mean 'cifar10-paper'"),
+        ('{"base": "default", "sched": {}}', "no key 'sched'"),
+        ('{"base": "default", "schedule": {"lrr": 1}}', "no key 'schedule.lrr'; did you mean 'schedule.lr'"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_is_one_clear_line(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        resolve(small(), path)
+    assert said.strip("'") in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["data.pad=4", "data.normalise=pixel-mean", "data.size=none", "data.pad_with=mean"])
+def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
+    with pytest.raises(UserError):
+        resolve(photos(100), settings=[setting])
+
+
+def test_recipes_are_frozen() -> None:
+    recipe, _ = resolve(small(), "default")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
