@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         "'c'",
     ),
     "a class folder without images": (train_on(lambda d: (draw_images(d), put(d / "c" / "notes.txt"))), "data/c"),
-    "only a test folder": (train_on(lambda d: draw_images(d / "test")), "has no training images"),
+    "only a test folder": (train_on(lambda d: draw_images(d / "test").parent), "has no training images"),
     "an empty image": (with_file("a/x.png", b""), "x.png"),
     "html saved as jpeg": (with_file("a/x.jpg", "<!DOCTYPE html><html>"), "x.jpg"),
     "random bytes as png": (with_file("a/x.png", bytes(range(256))), "x.png"),

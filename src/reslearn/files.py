@@ -11,7 +11,7 @@ from reslearn.errors import UserError
 
 def cache_folder() -> Path:
     """Where downloads and shrunk photos are kept: $XDG_CACHE_HOME/reslearn, or ~/.cache/reslearn."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the specification declares relative ones void
     return (given if given.is_absolute() else Path.home() / ".cache") / "reslearn"
 
 

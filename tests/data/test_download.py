@@ -34,6 +34,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.path == "/nonsense":
+            self.wfile.write(b"no HTTP at all\r\n\r\n")
+            return
         if self.path not in ("/good", "/cut", "/endless", "/stalls", *self.files):
             self.send_error(404, "Not Found")
             return
@@ -105,6 +108,7 @@ BAD = {
     # path: size, checksum, what the line says
     "/good": (len(BODY), "sha256:" + "0" * 64, "its sha256 is"),
     "/cut": (len(BODY), SHA, f"the connection ended after {len(BODY) // 2:,} of {len(BODY):,} bytes"),
+    "/nonsense": (len(BODY), SHA, "no HTTP at all"),
     "/good?": (len(BODY), SHA, "the server answers 404 Not Found"),
     "/endless": (len(BODY) * 2, SHA, f"sends more than the {len(BODY) * 2:,} bytes expected"),
     "/stalls": (len(BODY), SHA, "timed out"),
@@ -246,7 +250,9 @@ def test_bad_archives(name: str, tmp_path: Path) -> None:
 def test_damaged_archives(tmp_path: Path) -> None:
     members = {"a": 60_000}
     whole = archive(tmp_path / "a.tar.gz", ("a", os.urandom(60_000))).read_bytes()
-    for data in (b"", b"<html>", whole[:1000], whole[:-3000], whole[:500] + bytes(900) + whole[1400:]):
+    text = archive(tmp_path / "a.tar.gz", ("a", " ".join(map(str, range(20_000))).encode()[:60_000])).read_bytes()
+    damaged = [text[:i] + b"\xff" * 50 + text[i + 50 :] for i in range(100, len(text) - 50, 800)]
+    for data in (b"", b"<html>", whole[:1000], whole[:-3000], *damaged):
         (tmp_path / "a.tar.gz").write_bytes(data)
         with pytest.raises(UserError, match=r"a\.tar\.gz: .*(damaged|cut short|cannot be unpacked)"):
             unpack_tar(tmp_path / "a.tar.gz", tmp_path / "cache", members)

@@ -60,7 +60,10 @@ def saved(image: Image.Image, **options: object) -> Callable[[Path], None]:
 
 
 def raw(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
 
 
 def palette(transparency: object = None) -> Callable[[Path], None]:
@@ -199,7 +202,7 @@ def test_orientation(suffix: str, orientation: int, tmp_path: Path) -> None:
     Image.fromarray(np.dstack([blocks] * 3)).save(tmp_path / f"a{suffix}", exif=exif, **options)
     pixels = read(tmp_path / f"a{suffix}", 3)
     assert pixels[4::8, 4::8, 0].tolist() == (np.array(UPRIGHT[orientation]) * 40).tolist()
-    assert probe(tmp_path / f"a{suffix}") == pixels.shape
+    assert probe(tmp_path / f"a{suffix}") == pixels.shape and pixels.flags.c_contiguous
 
 
 def test_orientation_after_the_pixels_is_ignored_by_both(tmp_path: Path) -> None:
@@ -225,6 +228,11 @@ def test_broken_exif_is_no_reason_to_refuse_or_to_warn(tmp_path: Path) -> None:
         image.getexif()
     assert probe(tmp_path / "a.jpg") == (8, 8, 3)
     assert np.abs(read(tmp_path / "a.jpg", 3).astype(int) - 90).max() <= 1
+    Image.fromarray(RAMP).save(tmp_path / "b.png", exif=b"Exif\0\0neither II nor MM")
+    with pytest.raises(SyntaxError), Image.open(tmp_path / "b.png") as image:
+        image.getexif()
+    assert probe(tmp_path / "b.png") == (2, 3, 1)
+    assert (read(tmp_path / "b.png", 1)[..., 0] == RAMP).all()
 
 
 def test_many_pixels_below_the_limit_give_no_warning(tmp_path: Path) -> None:

@@ -311,9 +311,11 @@ def test_lists(tmp_path: Path) -> None:
 
 
 def test_bad_images_are_errors_or_left_out(tmp_path: Path) -> None:
-    for label in "ab":
-        for i in range(3):
-            picture(tmp_path / "train" / label / f"{i}.png", 16, 16)
+    expected = {
+        f"train/{label}/{i}.png": picture(tmp_path / "train" / label / f"{i}.png", 16, 16)
+        for label in "ab"
+        for i in range(3)
+    }
     whole = (tmp_path / "train/a/0.png").read_bytes()
     (tmp_path / "train/a/0.png").write_bytes(whole[:150])  # its header is good, so only decoding notices
     with pytest.raises(UserError, match=r"train/a/0\.png: cannot be decoded.*truncated.*; remove .*data\.on_bad=skip$"):
@@ -325,6 +327,8 @@ def test_bad_images_are_errors_or_left_out(tmp_path: Path) -> None:
     data = open(tmp_path, on_bad="skip")
     assert data.splits["train"].names == ("train/a/1.png", "train/a/2.png", "train/b/0.png") and data.resident
     assert data.left_out == {"unreadable": 3} and data.splits["train"].labels.tolist() == [0, 0, 1]
+    for name, image in zip(data.splits["train"].names, data.splits["train"].pixels, strict=True):  # type: ignore[arg-type]
+        assert (image[0].numpy() == expected[name]).all()
     picture(tmp_path / "train/a/large.png", 16, 17)  # now nothing is decoded here, so the cut file is not noticed
     data = open(tmp_path, on_bad="skip")
     assert not data.resident and data.left_out == {"unreadable": 2} and len(data.splits["train"]) == 5
@@ -347,6 +351,8 @@ def test_what_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("gone.csv", "no data set or folder called 'gone.csv'"),
         ("notes.txt", "notes.txt: a data set is a folder, a .csv or a .jsonl list, or one of fashion-sample"),
         ("empty", "empty: holds no class folders, but no images"),
+        ("x" * 300, "xxx: cannot be opened: [Errno 36] File name too long"),
+        ("~no-such-user/pets", "~no-such-user/pets: cannot be opened: Could not determine home"),
         ("zero\0byte", "no data set or folder called 'zero\\x00byte'"),
     ):
         with pytest.raises(UserError) as caught:

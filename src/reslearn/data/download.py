@@ -20,6 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from reslearn.errors import UserError
+from reslearn.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Official:
 
     def file(self, folder: Path, name: str) -> Path | None:
         """The path of one of the files in `folder`, unpacked or as .gz; None where it is not there."""
-        return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+        # os.path, as Path.is_file raises where a folder on the way may not be entered.
+        return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)  # noqa: PTH113
 
     def lacks(self, folder: Path) -> list[str]:
         """The files that are not in `folder`."""
@@ -104,10 +106,7 @@ def locate(name: str) -> Path:
     ~/.cache), and the system's own. Raises UserError saying where it looked and what to do.
     """
     official = OFFICIAL[name]
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = (
-        xdg if xdg.is_absolute() else Path.home() / ".cache"
-    ) / "reslearn"  # relative ones are void (XDG base directories)
+    cache = cache_folder()
     places = [cache / official.folder, *official.also]
     if root := os.environ.get("RESLEARN_DATA"):
         places = [Path(root), Path(root) / official.folder, *places]
@@ -118,9 +117,10 @@ def locate(name: str) -> Path:
         return _download(official, cache)
     except (UserError, OSError) as why:
         looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
+        urls = official.sources[0].url + (" and its neighbours" if official.sources[1:] else "")
         raise UserError(
-            f"{name} is not in {looked} and cannot be downloaded ({why}): fetch {official.sources[0].url} by other "
-            f"means, and set RESLEARN_DATA to the folder that holds {official.folder}/"
+            f"{name} is not in {looked} and cannot be downloaded ({why}): get {urls} by "
+            f"other means, unpacked, and set RESLEARN_DATA to the folder that holds {official.folder}/"
         ) from None
 
 

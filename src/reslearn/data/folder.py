@@ -16,9 +16,10 @@ from reslearn.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 # Other names that people give these folders: unknown, they would pass for classes.
-_SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
-    "test": "test",
-    "testing": "test",
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _COLUMNS = ("file", "label", "split")
 Item = TypeVar("Item")
@@ -69,7 +70,7 @@ def scan(root: Path) -> Listing:
             flat = f"images lying flat ({len(loose)})" if loose else "no images"
             raise UserError(
                 f"{part}: holds no class folders, but {flat}: put the images of each class into a folder of its own, "
-                f"as {part.name}/cat/1.jpg and {part.name}/dog/2.jpg, or give a .csv list"
+                f"as {part / 'cat' / '1.jpg'} and {part / 'dog' / '2.jpg'}, or give a .csv list"
             )
         left_out["outside a class folder"] += len(loose)
         for folder in classes:

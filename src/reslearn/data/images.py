@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 # Imported by name so that Pillow finds these two without loading every plugin it has.
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from reslearn.errors import UserError
 
@@ -65,13 +65,14 @@ def read(path: str | os.PathLike[str], channels: int) -> np.ndarray:
         image.load()
         if scale > 1 and "transparency" in image.info:
             image.info["transparency"] *= scale
+        flat: Image.Image = image
         if image.mode.startswith("I") or image.mode == "F":
             flat = Image.fromarray(_scaled(image))
         elif image.has_transparency_data:
             flat = Image.new("RGBA", image.size, "white")
             flat.alpha_composite(image.convert("RGBA"))
-        else:
-            flat = image.convert("RGB") if image.mode == "LAB" else image  # which Pillow cannot turn into grey directly
+        elif image.mode == "LAB":  # which Pillow cannot turn into grey directly
+            flat = image.convert("RGB")
         pixels = np.array(flat.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
     # EXIF 2.3, tag Orientation: 5 to 8 exchange rows and columns, then come the mirrors.
     if turn >= 5:
@@ -119,7 +120,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read and its size checked. Whatever goes wrong inside comes out as a UserError."""
     with _file(path) as file, _QUIET:
         begins = file.read(16)

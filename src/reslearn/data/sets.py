@@ -134,12 +134,16 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
         return _fashion("fashion-sample", _SAMPLES)
     if isinstance(name_or_path, str) and name_or_path in OFFICIAL:
         return _official(name_or_path, locate(name_or_path))
-    path = Path(name_or_path).expanduser()
-    if path.is_file() and path.suffix.lower() in (".csv", ".jsonl"):
-        return _load(path.name, read_list(path), on_bad)
-    if path.exists() and not path.is_dir():
+    try:
+        path = Path(name_or_path).expanduser()
+        is_there, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError) as why:  # a name too long, a folder that may not be entered, no such user
+        raise UserError(f"{name_or_path}: cannot be opened: {why}") from None
+    if is_there and not is_folder:
+        if path.suffix.lower() in (".csv", ".jsonl"):
+            return _load(path.name, read_list(path), on_bad)
         raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
-    if not path.is_dir():
+    if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
     held = [
         (name, folder)

@@ -1,5 +1,6 @@
 """Predictions for image files from a model file alone."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,23 @@ class Prediction:
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {p:.1%}" for name, p in self.classes)
         return f"{self.file}: {shown or self.error}"
+
+
+def _name(image: Image) -> str:
+    return str(image) if isinstance(image, str | Path) else str(getattr(image, "name", "-"))
+
+
+def _read(image: Image, channels: int) -> np.ndarray:
+    """The pixels of a file, or of what an open binary file holds, uint8 (H, W, channels)."""
+    if isinstance(image, str | Path):
+        return read(image, channels)
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(image.read())
+        copy.flush()
+        try:
+            return read(copy.name, channels)
+        except UserError as error:
+            raise UserError(str(error).replace(copy.name, _name(image))) from error
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -74,7 +93,7 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
 
     def attempt(image: Image) -> Tensor | str:
         try:
-            return card.preprocessing.fit(read(image, card.preprocessing.channels))
+            return card.preprocessing.fit(_read(image, card.preprocessing.channels))
         except UserError as error:
             return str(error)
 
@@ -93,8 +112,7 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
                 ]
             following = iter(rows)
             for image, view in zip(batch, views, strict=True):
-                name = str(image) if isinstance(image, str | Path) else getattr(image, "name", "-")
                 if isinstance(view, str):
-                    yield Prediction(name, error=view)
+                    yield Prediction(_name(image), error=view)
                 else:
-                    yield Prediction(name, next(following))
+                    yield Prediction(_name(image), next(following))

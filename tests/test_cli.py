@@ -1,0 +1,118 @@
+"""The command line, end to end, as processes; and the Python face."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drawing import draw_images
+from PIL import Image
+
+import reslearn
+from reslearn import cli
+
+COMMANDS = ["train", "eval", "predict", "report"]
+
+
+def reslearn_command(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "reslearn", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, input=stdin, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run, data): a short run of the command line on a folder of two classes that are easy to tell apart."""
+    folder = tmp_path_factory.mktemp("cli")
+    data = draw_images(folder / "data", each=40)
+    done = reslearn_command("train", data, "--model", "resnet8", "--out", folder / "run", "--set", "schedule.epochs=12")
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode()
+    assert "test error 0.00%" in text and f"report {folder / 'run' / 'report.html'}" in text
+    return folder / "run", data
+
+
+def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
+    run, _ = trained
+    names = {p.name for p in run.iterdir()}
+    assert names >= {"recipe.json", "metrics.jsonl", "result.json", "split.json", "report.html", "model.safetensors"}
+    assert names >= {"best.safetensors", "checkpoints", "images"}
+    facts = json.loads((run / "recipe.json").read_text())
+    assert facts["recipe"]["schedule"]["epochs"] == 12 and facts["data"]["n"] == {"train": 60, "val": 8, "test": 12}
+    assert facts["versions"]["reslearn"] == reslearn.__version__
+    split = json.loads((run / "split.json").read_text())
+    assert (len(split["val"]), len(split["test"])) == (8, 12) and not set(split["val"]) & set(split["test"])
+    assert sum(name.startswith("a/") for name in split["test"]) == 6, "stratified"
+    assert Image.open(run / "images" / "augmented.png").size == (12 * 18, 4 * 18)
+
+
+def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path]) -> None:
+    run, data = trained
+    result = json.loads(reslearn_command("eval", run, data, "--json").stdout)
+    last = json.loads((run / "result.json").read_text())["last"]["test"]
+    assert (result["split"], result["n"], result["top1_error"]) == ("test", 12, 0.0)
+    assert result["loss"] == pytest.approx(last["loss"], rel=1e-5) and result["confusion"] == last["confusion"]
+    assert "top5_error" not in result, "two classes have no top five"
+    assert json.loads(reslearn_command("eval", run, data, "--json", "--split", "all").stdout)["n"] == 80
+    shown = reslearn_command("eval", run / "best.safetensors", data).stdout.decode()
+    assert "top-1 error" in shown and "accuracy by class" in shown
+
+
+def test_predict_prints_a_table_json_or_csv(trained: tuple[Path, Path]) -> None:
+    run, data = trained
+    file = data / "b" / "0.png"
+    table = reslearn_command("predict", run, file).stdout.decode()
+    assert str(file) in table and "b " in table
+    line = json.loads(reslearn_command("predict", run, file, "--json").stdout)
+    assert line["predictions"][0]["class"] == "b"
+    assert sum(p["probability"] for p in line["predictions"]) == pytest.approx(1, abs=1e-5)
+    rows = list(csv.DictReader(reslearn_command("predict", run, data, "--csv", "--top", "1").stdout.decode().splitlines()))
+    assert len(rows) == 80 and {row["rank"] for row in rows} == {"1"}
+    piped = json.loads(reslearn_command("predict", run, "-", "--json", stdin=file.read_bytes()).stdout)
+    assert piped["predictions"] == line["predictions"]
+
+
+def test_the_python_face_in_three_lines(trained: tuple[Path, Path]) -> None:
+    run, data = trained
+    model = reslearn.load(run)
+    (prediction,) = reslearn.predict(model, data / "a" / "3.png")
+    assert prediction.classes[0][0] == "a"
+    several = reslearn.predict(model, [data / "a" / "3.png", data / "none.png"])
+    assert several[0].classes == prediction.classes and "none.png" in (several[1].error or "")
+    assert reslearn.evaluate(model, data, "all")["n"] == 80
+
+
+def test_a_finished_run_is_not_trained_again(trained: tuple[Path, Path]) -> None:
+    run, _ = trained
+    before = (run / "model.safetensors").read_bytes()
+    done = reslearn_command("train", "--resume", run)
+    assert done.returncode == 0 and b"is complete" in done.stdout
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_in_its_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["reslearn", command, "--help"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 0
+    assert f"reslearn {command} " in capsys.readouterr().out.split("Examples:")[1]
+
+
+def test_photos_train_evaluate_and_predict(tmp_path: Path) -> None:
+    data = draw_images(tmp_path / "photos", each=24, size=(90, 120))
+    settings = ["schedule.steps=3", "data.size=64"]
+    run = reslearn.train(data, "resnet18", settings=settings, out=tmp_path / "run", quiet=True)
+    assert run.result["last"]["test"]["n"] == 7
+    assert reslearn.evaluate(run.folder, data)["confusion"] == run.result["last"]["test"]["confusion"]
+    (prediction,) = reslearn.predict(reslearn.load(run.folder), data / "a" / "0.png")
+    assert {name for name, _ in prediction.classes} == {"a", "b"}
+
+
+def test_one_image_a_class_trains_without_a_special_case(tmp_path: Path) -> None:
+    data = draw_images(tmp_path / "d", classes="abcdefgh", each=1)
+    run = reslearn.train(data, "resnet8", settings=["schedule.steps=3"], out=tmp_path / "run", quiet=True)
+    assert run.result["last"]["train"]["n"] == 8 and "val" not in run.result["last"]
+    assert run.result["last"]["train"]["top5_error"] <= run.result["last"]["train"]["top1_error"]

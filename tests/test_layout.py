@@ -1,0 +1,72 @@
+"""The architecture, checked: imports run one way, nothing heavy is imported for --help, files stay readable."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import reslearn
+
+SOURCE = Path(reslearn.__file__).parent
+
+# each part may import those named, and the single files errors and files
+MAY_IMPORT = {
+    "errors": set(),
+    "files": set(),
+    "nets": set(),
+    "data": set(),
+    "weights": {"nets", "data"},
+    "evaluation": {"nets", "data", "weights"},
+    "recipes": {"nets", "data", "weights", "evaluation"},
+    "training": {"nets", "data", "weights", "evaluation", "recipes"},
+    "report": set(),
+    "deploy": {"nets", "data", "weights"},
+    "api": {"training", "report"},
+    "cli": {"api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
+    "__main__": {"cli"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of reslearn that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "reslearn":
+            _, *rest = node.module.split(".")
+            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("reslearn.")}
+    return found - {"__version__", "UserError", "errors", "files"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_one_way(path: Path) -> None:
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return  # the public names, imported when first used
+    assert part in MAY_IMPORT, f"a new part: say in this test what {part} may import"
+    assert imported(path) <= MAY_IMPORT[part] | {part}
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    long = {str(p.relative_to(SOURCE)): n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 330}
+    assert not long
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; sys.argv = ['reslearn', '--help']\nfrom reslearn import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'numpy', 'matplotlib', 'torchvision', 'PIL'} & set(sys.modules)\nassert not heavy, heavy"
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    assert time.perf_counter() - started < 5, "no benchmark: --help must just not be absurdly slow here"
+
+
+def test_public_names_are_few_and_all_there() -> None:
+    assert len(reslearn.__all__) <= 15
+    for name in reslearn.__all__:
+        assert callable(getattr(reslearn, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = reslearn.nothing  # type: ignore[attr-defined]
