@@ -19,7 +19,18 @@ NETS = ("resnet20", "plain20")
 
 def train(net: str, steps: int, folder: Path) -> dict:
     settings = [f"--set=schedule.steps={steps}", "--set=log.every=50"]
-    command = ["reslearn", "train", "cifar10", "--model", net, "--recipe", "cifar10-paper", *settings, "--out", str(folder)]
+    command = [
+        "reslearn",
+        "train",
+        "cifar10",
+        "--model",
+        net,
+        "--recipe",
+        "cifar10-paper",
+        *settings,
+        "--out",
+        str(folder),
+    ]
     subprocess.run([sys.executable, "-m", *command], check=True)
     result = json.loads((folder / "result.json").read_text())
     facts = json.loads((folder / "recipe.json").read_text())

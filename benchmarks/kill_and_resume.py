@@ -109,7 +109,7 @@ def main() -> None:
             wait(start([*commands[setting], "--out", str(run)], log, cache), log)
             expected[setting] = state(run)
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            seconds[setting] = lines[-1]["time"].get("seconds", 0) + max(l["time"]["seconds"] for l in lines)
+            seconds[setting] = lines[-1]["time"].get("seconds", 0) + max(line["time"]["seconds"] for line in lines)
         for i in range(options.runs):
             setting = list(SETTINGS)[i % len(SETTINGS)]
             run = folder / f"run-{i}"
@@ -118,7 +118,10 @@ def main() -> None:
             got = state(run)
             differs = [key for key in got if got[key] != expected[setting][key]]
             rows.append({"setting": setting, "killed_at_step": step, "identical": not differs, "differs": differs})
-            print(f"{i + 1:3d}/{options.runs}  {setting:<12} killed at step {step:2d}  {differs or 'identical'}", flush=True)
+            print(
+                f"{i + 1:3d}/{options.runs}  {setting:<12} killed at step {step:2d}  {differs or 'identical'}",
+                flush=True,
+            )
     same = sum(row["identical"] for row in rows)
     summary = {"runs": len(rows), "identical": same, "steps": STEPS, "python": platform.python_version(), "rows": rows}
     if options.out:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from drawing import draw_images
 
 torch.set_num_threads(1)  # tests run side by side

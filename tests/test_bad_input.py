@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from drawing import draw_images
 from filelock import FileLock
 
 import reslearn
+from drawing import draw_images
 from reslearn import cli
 from reslearn.data.preprocess import Preprocessing
 from reslearn.training import checkpoint
@@ -61,7 +61,14 @@ def train_on(make: Callable[[Path], object], *more: str) -> Callable[[Path], Arg
 
     def case(tmp: Path) -> Argv:
         made = make(tmp / "data")
-        return ["train", str(made if isinstance(made, Path) else tmp / "data"), "--out", str(tmp / "run"), *QUICK, *more]
+        return [
+            "train",
+            str(made if isinstance(made, Path) else tmp / "data"),
+            "--out",
+            str(tmp / "run"),
+            *QUICK,
+            *more,
+        ]
 
     return case
 
@@ -226,7 +233,10 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "model.safetensors")),
         "to resume from step-00000002",
     ),
-    "a flipped bit in the state": (lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "state.json")), "is damaged"),
+    "a flipped bit in the state": (
+        lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "state.json")),
+        "is damaged",
+    ),
     "a checkpoint file gone": (
         lambda t: interrupted(t, lambda r: (newest(r) / "state.safetensors").unlink()),
         "is missing",
@@ -241,7 +251,10 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     # using a model
     "evaluate what is not there": (lambda t: ["eval", str(t / "none"), "cifar10"], "no model file or run folder"),
-    "evaluate an unfinished run": (lambda t: ["eval", str(put(t / "r" / "recipe.json").parent), "x"], "has not finished"),
+    "evaluate an unfinished run": (
+        lambda t: ["eval", str(put(t / "r" / "recipe.json").parent), "x"],
+        "has not finished",
+    ),
     "evaluate classes it does not know": (
         lambda t: ["eval", str(model(t)), str(draw_images(t / "d", classes="abc"))],
         "has no class 'c'",
@@ -262,7 +275,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     "two formats at once": (lambda t: ["predict", str(model(t)), str(t), "--json", "--csv"], "choose --json or --csv"),
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
-    "report what is no run": (lambda t: ["report", str(t)], str("recipe.json")),
+    "report what is no run": (lambda t: ["report", str(t)], "recipe.json"),
     "report several runs nowhere": (lambda t: ["report", str(t), str(t)], "-o PAGE.html"),
 }
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from drawing import draw_images
 from PIL import Image
 
 import reslearn
+from drawing import draw_images
 from reslearn import cli
 
 COMMANDS = ["train", "eval", "predict", "report"]
@@ -45,7 +45,8 @@ def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
     split = json.loads((run / "split.json").read_text())
     assert (len(split["val"]), len(split["test"])) == (8, 12) and not set(split["val"]) & set(split["test"])
     assert sum(name.startswith("a/") for name in split["test"]) == 6, "stratified"
-    assert Image.open(run / "images" / "augmented.png").size == (12 * 18, 4 * 18)
+    with Image.open(run / "images" / "augmented.png") as sheet:
+        assert sheet.size == (12 * 18, 4 * 18)
 
 
 def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path]) -> None:

@@ -1,9 +1,9 @@
 """Residual networks to train, evaluate, understand and use (He et al., Deep Residual Learning for Image Recognition).
 
-    import reslearn
-    run = reslearn.train("path/to/folder")
-    model = reslearn.load(run.folder)
-    print(reslearn.predict(model, "photo.jpg"))
+import reslearn
+run = reslearn.train("path/to/folder")
+model = reslearn.load(run.folder)
+print(reslearn.predict(model, "photo.jpg"))
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reslearn.api import resume, train
     from reslearn.deploy.predict import predict
     from reslearn.errors import UserError
-    from reslearn.evaluate.evaluate import evaluate
+    from reslearn.evaluation.evaluate import evaluate
     from reslearn.nets import create, models
     from reslearn.weights import Card, load, save
 
@@ -25,7 +25,7 @@ _HOME = {
     "resume": "api",
     "predict": "deploy.predict",
     "UserError": "errors",
-    "evaluate": "evaluate.evaluate",
+    "evaluate": "evaluation.evaluate",
     "create": "nets",
     "models": "nets",
     "Card": "weights",

@@ -29,7 +29,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")
 
 @app.command(no_args_is_help=True)
 def train(
-    data: Annotated[str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="cifar10-paper, default, fashion, or a .toml/.json file.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,

@@ -296,9 +296,7 @@ def test_locate_downloads_once(tiny: Official, tmp_path: Path) -> None:
         locate("tiny")
 
 
-def test_locate_looks_in_the_users_folders_first(
-    tiny: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locate_looks_in_the_users_folders_first(tiny: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locate("tiny")
     for place in (tmp_path / "data" / "tiny-bin", tmp_path / "data"):
         place.mkdir(parents=True, exist_ok=True)
@@ -319,9 +317,7 @@ def test_locate_says_where_it_looked_and_what_to_do(tiny: Official, tmp_path: Pa
     with pytest.raises(UserError) as caught:
         locate("tiny")
     message = str(caught.value)
-    assert (
-        f"tiny is not in {tmp_path}/data (part of it), {tmp_path}/data/tiny-bin, {tmp_path}/cache/reslearn" in message
-    )
+    assert f"tiny is not in {tmp_path}/data (part of it), {tmp_path}/data/tiny-bin, {tmp_path}/cache/reslearn" in message
     assert "cannot be downloaded" in message and "404" in message
     assert "set RESLEARN_DATA to the folder that holds tiny-bin/" in message
 

@@ -210,16 +210,10 @@ def test_a_list_that_is_a_folder(tmp_path: Path) -> None:
         read_list(tmp_path / "a.csv")
 
 
-FIELDS = st.sampled_from(
-    ["a.png", "b.png", "sub/c.png", "cat", "train", "val", "test", "", '"', "file", "label", "\0", "é"]
-)
-CSV = st.lists(st.lists(FIELDS, max_size=3).map(",".join), max_size=4).map(
-    lambda lines: "file,label,split\n" + "\n".join(lines)
-)
+FIELDS = st.sampled_from(["a.png", "b.png", "sub/c.png", "cat", "train", "val", "test", "", '"', "file", "label", "\0", "é"])
+CSV = st.lists(st.lists(FIELDS, max_size=3).map(",".join), max_size=4).map(lambda lines: "file,label,split\n" + "\n".join(lines))
 KEYS = st.sampled_from(["file", "label", "split", "x"])
-JSONL = st.lists(st.dictionaries(KEYS, st.one_of(FIELDS, st.integers(), st.none())).map(json.dumps), max_size=4).map(
-    "\n".join
-)
+JSONL = st.lists(st.dictionaries(KEYS, st.one_of(FIELDS, st.integers(), st.none())).map(json.dumps), max_size=4).map("\n".join)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

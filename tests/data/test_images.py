@@ -33,9 +33,7 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
     return np.rint(rgb @ [0.299, 0.587, 0.114]).astype(np.uint8)
 
 
-def png(
-    depth: int, colour: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes], after: bytes = b""
-) -> bytes:
+def png(depth: int, colour: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes], after: bytes = b"") -> bytes:
     """A PNG put together from its parts, for what Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -151,9 +149,7 @@ GOOD = {
     "animated.webp": (saved(COLOUR_FRAMES[0], save_all=True, append_images=COLOUR_FRAMES[1:], lossless=True), COLOURS),
     "pages.tif": (saved(COLOUR_FRAMES[0], save_all=True, append_images=COLOUR_FRAMES[1:]), COLOURS),
     "pair.jpg": (
-        saved(
-            Image.new("RGB", (8, 8), (90,) * 3), format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
-        ),
+        saved(Image.new("RGB", (8, 8), (90,) * 3), format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]),
         np.full((8, 8, 3), 90),
     ),
     "png-called.jpg": (saved(Image.fromarray(COLOURS), format="PNG"), COLOURS),
@@ -217,9 +213,7 @@ def test_orientation_after_the_pixels_is_ignored_by_both(tmp_path: Path) -> None
 def broken_exif(path: Path) -> None:
     # One entry of the type "ASCII" that claims a megabyte: Pillow warns, and the pixels are good.
     entry = struct.pack("<HHII", 0x010E, 2, 1 << 20, 100)
-    Image.new("RGB", (8, 8), (90,) * 3).save(
-        path, exif=b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 1) + entry + bytes(4)
-    )
+    Image.new("RGB", (8, 8), (90,) * 3).save(path, exif=b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 1) + entry + bytes(4))
 
 
 def test_broken_exif_is_no_reason_to_refuse_or_to_warn(tmp_path: Path) -> None:
@@ -359,9 +353,7 @@ def _seeds() -> list[bytes]:
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     st.integers(0, 99),
 )
-def test_damaged_bytes_give_pixels_or_a_user_error(
-    tmp_path: Path, seed: bytes, changes: list[tuple[int, int]], lost: int
-) -> None:
+def test_damaged_bytes_give_pixels_or_a_user_error(tmp_path: Path, seed: bytes, changes: list[tuple[int, int]], lost: int) -> None:
     data = bytearray(seed)
     for place, value in changes:
         data[place % len(data)] = value
@@ -418,9 +410,7 @@ def test_bad_idx(name: str, tmp_path: Path) -> None:
     st.one_of(
         st.binary(max_size=60),
         st.binary(max_size=60).map(lambda b: b"\0\0\x08" + b),
-        st.builds(
-            lambda shape, data: idx(tuple(shape), data), st.lists(st.integers(0, 5), max_size=5), st.binary(max_size=40)
-        ),
+        st.builds(lambda shape, data: idx(tuple(shape), data), st.lists(st.integers(0, 5), max_size=5), st.binary(max_size=40)),
         st.binary(max_size=40).map(lambda b: b"\x1f\x8b\x08\0\0\0\0\0\2\xff" + b),
     )
 )

@@ -143,9 +143,7 @@ def test_other_sets_in_files_of_fashion_mnists_names_are_refused(tmp_path: Path)
     labels = np.repeat(np.arange(10), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])  # as MNIST has them
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((60_000, 1, 1))))
-    with pytest.raises(
-        UserError, match="holds part of fashion-mnist: t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte is"
-    ):
+    with pytest.raises(UserError, match="holds part of fashion-mnist: t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte is"):
         open(tmp_path)
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         (tmp_path / name).write_bytes(idx(np.zeros(1)))
@@ -183,9 +181,7 @@ def test_cifar(name: str, train: int, skip: int, some: dict[int, str], small_cif
     folder = small_cifar / OFFICIAL[name].folder
     assert {split: len(data.splits[split]) for split in data.splits} == {"train": train, "test": 10}
     assert all(data.classes[i] == label for i, label in some.items())
-    assert len(set(data.classes)) == {"cifar10": 10, "cifar100": 100}[name] and list(data.classes) == sorted(
-        data.classes
-    )
+    assert len(set(data.classes)) == {"cifar10": 10, "cifar100": 100}[name] and list(data.classes) == sorted(data.classes)
     assert (data.name, data.channels, data.sizes, data.resident, data.left_out) == (name, 3, (32, 32), True, {})
     assert data.splits["train"].names[39 % train] == f"{name}/train[{39 % train}]"
     last = sorted(file for file in OFFICIAL[name].files if "test" not in file)[-1]
@@ -224,9 +220,7 @@ def test_bad_cifar(small_cifar: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"holds part of cifar10: data_batch_3\.bin is missing"):
         open(folder)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network in tests
-    with pytest.raises(
-        UserError, match=r"cifar10 is not in .*\(part of it\).*cannot be downloaded.*set RESLEARN_DATA to"
-    ):
+    with pytest.raises(UserError, match=r"cifar10 is not in .*\(part of it\).*cannot be downloaded.*set RESLEARN_DATA to"):
         open("cifar10")
     (tmp_path / "py").mkdir()
     (tmp_path / "py" / "data_batch_1").write_bytes(b"pickle")
@@ -245,11 +239,7 @@ def test_a_folder_of_small_images_is_resident(tmp_path: Path) -> None:
     assert (data.name, data.classes, data.channels, data.sizes) == (tmp_path.name, ("cat", "dog"), 3, (5, 7))
     assert list(data.splits) == ["train", "val", "test"] and data.resident and data.left_out == {}
     for split in data.splits.values():
-        assert (
-            split.pixels is not None
-            and split.pixels.shape == (6, 3, 5, 7)
-            and split.labels.tolist() == [0, 0, 0, 1, 1, 1]
-        )
+        assert split.pixels is not None and split.pixels.shape == (6, 3, 5, 7) and split.labels.tolist() == [0, 0, 0, 1, 1, 1]
         for name, image in zip(split.names, split.pixels, strict=True):
             assert (image.permute(1, 2, 0).numpy() == expected[name]).all()
 
@@ -312,9 +302,7 @@ def test_lists(tmp_path: Path) -> None:
 
 def test_bad_images_are_errors_or_left_out(tmp_path: Path) -> None:
     expected = {
-        f"train/{label}/{i}.png": picture(tmp_path / "train" / label / f"{i}.png", 16, 16)
-        for label in "ab"
-        for i in range(3)
+        f"train/{label}/{i}.png": picture(tmp_path / "train" / label / f"{i}.png", 16, 16) for label in "ab" for i in range(3)
     }
     whole = (tmp_path / "train/a/0.png").read_bytes()
     (tmp_path / "train/a/0.png").write_bytes(whole[:150])  # its header is good, so only decoding notices

@@ -94,9 +94,7 @@ def test_every_key_can_be_set(key: str) -> None:
 
 
 def test_settings_change_values_and_steps_replace_epochs() -> None:
-    recipe, _ = resolve(
-        small(), "default", settings=["schedule.steps=1200", "data.flip=false", "optimizer.momentum=0.8"], seed=7
-    )
+    recipe, _ = resolve(small(), "default", settings=["schedule.steps=1200", "data.flip=false", "optimizer.momentum=0.8"], seed=7)
     assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
     assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
     assert resolve(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None

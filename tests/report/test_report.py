@@ -72,8 +72,7 @@ def numbers(classes: list[str], error: float) -> dict[str, Any]:
             {"low": 50.0, "high": 100.0, "n": 100, "confidence": 90.0, "accuracy": 85.4},
         ],
         "per_class": [
-            {"class": name, "n": sum(confusion[i]), "accuracy": 100 * 80 / sum(confusion[i])}
-            for i, name in enumerate(classes)
+            {"class": name, "n": sum(confusion[i]), "accuracy": 100 * 80 / sum(confusion[i])} for i, name in enumerate(classes)
         ],
         "confusion": confusion,
     }
@@ -111,9 +110,7 @@ def result(classes: list[str], error: float) -> dict[str, Any]:
     }
 
 
-def build(
-    folder: Path, name: str | None = "first", classes: list[str] = CLASSES, error: float = 12.34, **recipe: Any
-) -> Path:
+def build(folder: Path, name: str | None = "first", classes: list[str] = CLASSES, error: float = 12.34, **recipe: Any) -> Path:
     """A whole run folder; tests take away or break what they are about."""
     (folder / "images").mkdir(parents=True)
     setup = {
@@ -141,13 +138,9 @@ def build(
     lines = []
     for step in range(10, 650, 10):
         error_now = 70 * 0.99**step + 5
-        lines.append(
-            {"event": "train", "step": step, "epoch": step / 67, "lr": 0.1, "loss": error_now / 30, "error": error_now}
-        )
+        lines.append({"event": "train", "step": step, "epoch": step / 67, "lr": 0.1, "loss": error_now / 30, "error": error_now})
         if step % 160 == 0:
-            lines.append(
-                {"event": "eval", "split": "val", "step": step, "epoch": step / 67, "loss": 1.0, "top1_error": 15.25}
-            )
+            lines.append({"event": "eval", "split": "val", "step": step, "epoch": step / 67, "loss": 1.0, "top1_error": 15.25})
     (folder / "recipe.json").write_text(json.dumps(setup))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "result.json").write_text(json.dumps(result(classes, error)))
@@ -329,6 +322,11 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     for name in [*classes, "{{ 7 * 7 }}", "</title><img src=http://evil.example/x>"]:
         assert name in page.text, name
     assert page.count("b") == 2 * len(classes)  # the page's own, in the bars
+    page = Page(write([run], tmp_path / "page.html"))
+    assert page.count("img") == 2  # the run's own
+    assert page.text.count("</title><img src=http://evil.example/x>") >= 2
+    titles = {attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes}
+    assert '"><script>alert(1)</script> taken for 猫と犬: 4' in titles
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "images/notes.png", "images", ""])
@@ -366,7 +364,6 @@ def test_resumed_and_diverged_runs(tmp_path: Path) -> None:
     run = unfinished(tmp_path / "run")
     lines = [
         {"event": "train", "step": 1, "error": 90.0, "loss": 2.0},
-        {"event": "train", "step": 2, "error": 80.0, "loss": 1.9},
         {"event": "train", "step": 3, "error": 11.0, "loss": 1.8},
         {"event": "train", "step": 2, "error": 70.0, "loss": float("nan")},
         {"event": "train", "step": 3, "error": None, "loss": float("inf")},

@@ -1,5 +1,7 @@
 """The learning rate, step by step."""
 
+from itertools import pairwise
+
 import pytest
 
 from reslearn.recipes.recipe import Schedule
@@ -24,7 +26,7 @@ def test_one_cycle_rises_and_falls_linearly() -> None:
     schedule = Schedule(steps=100, lr=1.0, shape="one-cycle", warmup=0.2)
     rates = [lr(schedule, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.05) and max(rates) == rates[19] == rates[20] == 1.0
-    differences = [b - a for a, b in zip(rates[20:], rates[21:], strict=False)]
+    differences = [b - a for a, b in pairwise(rates[20:])]
     assert differences == pytest.approx([-1 / 80] * 79)
     assert rates[-1] == pytest.approx(1 / 80)
 

@@ -75,7 +75,7 @@ def resized_crop(
     else:
         pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
         box = crop_box(height, width, scale, u)
-        view = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
+        view = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
     if flip and u[FLIP] < 0.5:
         view = view[:, ::-1]
     return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))

@@ -157,9 +157,7 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
     try:
         _require_https(url)
         target.parent.mkdir(parents=True, exist_ok=True)
-        opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=ssl.create_default_context()), _HttpsRedirects()
-        )
+        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context()), _HttpsRedirects())
         with opener.open(url, timeout=TIMEOUT) as response, partial.open("xb") as file:
             while block := response.read(_BLOCK):
                 received += len(block)
@@ -233,9 +231,7 @@ def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
                     part = parts[member.name]
                     source = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                     if source is None or part.exists():
-                        raise UserError(
-                            f"{archive}: {member.name} is there twice or is not a plain file: archive refused"
-                        )
+                        raise UserError(f"{archive}: {member.name} is there twice or is not a plain file: archive refused")
                     if member.size != members[member.name]:
                         sizes = f"{member.size:,} bytes instead of {members[member.name]:,}"
                         raise UserError(f"{archive}: {member.name} has {sizes}: archive refused")

@@ -76,9 +76,7 @@ def scan(root: Path) -> Listing:
         for folder in classes:
             files = list(_images_below(folder, {_identity(root), _identity(part)}, left_out))
             if not files:
-                raise UserError(
-                    f"{folder}: holds no images: every class needs at least one, so fill or remove this folder"
-                )
+                raise UserError(f"{folder}: holds no images: every class needs at least one, so fill or remove this folder")
             entries += [Entry(file, file.relative_to(root).as_posix(), split, folder.name) for file in files]
     return _listing(root, entries, left_out)
 
@@ -116,9 +114,7 @@ def _images_below(top: Path, seen: set[tuple[int, int]], left_out: Counter[str])
         folders, images = _look(folder, left_out)
         inner = next((inner for inner in folders if inner.name.lower() in _SPLIT_FOLDERS), None)
         if inner is not None:
-            raise UserError(
-                f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/"
-            )
+            raise UserError(f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/")
         yield from images
         waiting += reversed(folders)
 
@@ -156,9 +152,7 @@ def read_list(path: Path) -> Listing:
         keys = keys or frozenset(row)
         file = path.parent / row["file"]
         if lines.setdefault(os.path.normpath(file), line) != line:
-            raise UserError(
-                f"{path} line {line}: {row['file']} is on line {lines[os.path.normpath(file)]} already: remove one"
-            )
+            raise UserError(f"{path} line {line}: {row['file']} is on line {lines[os.path.normpath(file)]} already: remove one")
         if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for names that no file can have)
             missing.append(f"{path} line {line}: there is no file {file}")
         entries.append(Entry(file, row["file"], row.get("split", "all"), row["label"]))
@@ -182,9 +176,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
                 header = fields
                 _check_keys(f"{path} line {reader.line_num}", header)
             elif len(fields) != len(header):
-                raise UserError(
-                    f"{path} line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}"
-                )
+                raise UserError(f"{path} line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}")
             else:
                 yield reader.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as why:
@@ -230,9 +222,7 @@ def _check_row(where: str, row: Mapping[str, str], keys: Iterable[str]) -> None:
         if not value:
             raise UserError(f"{where}: {key} is empty")
     if row.get("split", "train") not in SPLITS:
-        raise UserError(
-            f"{where}: split is {row['split']!r}, not train, val or test{did_you_mean(row['split'], SPLITS)}"
-        )
+        raise UserError(f"{where}: split is {row['split']!r}, not train, val or test{did_you_mean(row['split'], SPLITS)}")
 
 
 def _listing(where: Path, entries: Iterable[Entry], left_out: Counter[str]) -> Listing:
@@ -244,9 +234,7 @@ def _listing(where: Path, entries: Iterable[Entry], left_out: Counter[str]) -> L
         for entry in entries:
             if entry.label not in trained:
                 known = did_you_mean(entry.label, trained)
-                raise UserError(
-                    f"{where}: class {entry.label!r} is in {entry.split}, but train has no image of it{known}"
-                )
+                raise UserError(f"{where}: class {entry.label!r} is in {entry.split}, but train has no image of it{known}")
     return Listing(entries, tuple(sorted(classes)), {reason: n for reason, n in left_out.items() if n > 0})
 
 

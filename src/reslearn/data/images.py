@@ -191,9 +191,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
                 count = math.prod(shape)
                 data = file.read(count + 1) if count <= most else b""
                 if len(data) != count:
-                    raise UserError(
-                        f"{path}: {'more' if len(data) > count else 'less'} than the {count:,} bytes of its header"
-                    )
+                    raise UserError(f"{path}: {'more' if len(data) > count else 'less'} than the {count:,} bytes of its header")
         except (OSError, EOFError, zlib.error) as why:
             raise UserError(f"{path}: damaged or cut short: {why}") from None
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
@@ -209,17 +207,13 @@ def read_cifar(path: str | os.PathLike[str], size: int, classes: Sequence[int]) 
     with _file(path) as file:
         found = path.stat().st_size
         if found != size:
-            raise UserError(
-                f"{path}: {found:,} bytes instead of {size:,}: cut short, or not the binary version of CIFAR"
-            )
+            raise UserError(f"{path}: {found:,} bytes instead of {size:,}: cut short, or not the binary version of CIFAR")
         records = np.fromfile(file, np.uint8, size).reshape(-1, len(classes) + 3072)
     labels = records[:, : len(classes)].astype(np.int64)
     wrong = np.argwhere(labels >= np.asarray(classes))
     if len(wrong):
         record, column = wrong[0]
-        raise UserError(
-            f"{path}: record {record} has label {labels[record, column]}, but there are {classes[column]} classes"
-        )
+        raise UserError(f"{path}: record {record} has label {labels[record, column]}, but there are {classes[column]} classes")
     return labels, np.ascontiguousarray(records[:, len(classes) :]).reshape(-1, 3, 32, 32)
 
 

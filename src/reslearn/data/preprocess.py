@@ -18,7 +18,7 @@ def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if size == (h, w):
         return image
     pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    resized = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR))
+    resized = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return resized[:, :, None] if channels == 1 else resized
 
 

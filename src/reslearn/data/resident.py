@@ -39,6 +39,7 @@ class Resident:
         self.labels = torch.from_numpy(split.labels).to(device)
         self.names = split.names
         self.holes: set[int] = set()  # every image is there
+        self.bad: dict[str, str] = {}
         self.device = device
         self.normalise = preprocessing.normaliser(device)
         self.flip, self.pad, self.pad_with = flip, pad, pad_with

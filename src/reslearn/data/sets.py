@@ -152,15 +152,11 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
         if len(official.lacks(folder)) < len(official.files)
     ]
     if len(held) > 1:
-        raise UserError(
-            f"{path}: holds {' and '.join(name for name, _ in held)}: open one of {', '.join(str(f) for _, f in held)}"
-        )
+        raise UserError(f"{path}: holds {' and '.join(name for name, _ in held)}: open one of {', '.join(str(f) for _, f in held)}")
     if held:
         return _official(*held[0])
     if (path / "data_batch_1").is_file():
-        raise UserError(
-            f"{path}: CIFAR's Python version (pickles): get the binary version, {OFFICIAL['cifar10'].sources[0].url}"
-        )
+        raise UserError(f"{path}: CIFAR's Python version (pickles): get the binary version, {OFFICIAL['cifar10'].sources[0].url}")
     return _load(path.resolve().name, scan(path), on_bad)
 
 
@@ -171,11 +167,7 @@ def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> Data
     sizes = sorted({(height, width) for height, width, _ in heads})
     height, width = (int(np.median(side)) for side in np.array(heads).T[:2])
     pixels = None
-    if (
-        len(sizes) == 1
-        and max(height, width) <= _RESIDENT_SIDE
-        and len(entries) * channels * height * width <= _RESIDENT_BYTES
-    ):
+    if len(sizes) == 1 and max(height, width) <= _RESIDENT_SIDE and len(entries) * channels * height * width <= _RESIDENT_BYTES:
         memory = np.empty((len(entries), channels, height, width), np.uint8)
 
         def decode(i: int) -> int:
@@ -206,9 +198,7 @@ def _sift(
     more = f" (and {len(bad) - 1} more images)" if len(bad) > 1 else ""
     if bad and on_bad == "error":
         raise UserError(f"{bad[0]}{more}; remove what cannot be read, or set data.on_bad=skip")
-    good = [
-        (entry, result) for entry, result in zip(entries, results, strict=True) if not isinstance(result, UserError)
-    ]
+    good = [(entry, result) for entry, result in zip(entries, results, strict=True) if not isinstance(result, UserError)]
     kept = {(entry.split, entry.label) for entry, _ in good}
     for entry in entries:
         if (entry.split, entry.label) not in kept:
@@ -231,9 +221,7 @@ def _official(name: str, folder: Path) -> DataSet:
     if (folder / meta).is_file():
         classes = tuple((folder / meta).read_text(encoding="utf-8", errors="replace").split())
         if len(set(classes)) != limits[-1]:
-            raise UserError(
-                f"{folder / meta}: {len(set(classes))} names of classes instead of {limits[-1]}: mend or remove it"
-            )
+            raise UserError(f"{folder / meta}: {len(set(classes))} names of classes instead of {limits[-1]}: mend or remove it")
     splits = {}
     for split in ("train", "test"):
         files = [file for file in official.files if ("test" in file) == (split == "test")]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ T = TypeVar("T")
 CACHE_BYTES = 4 << 30  # more than this of shrunk pixels is decoded anew each time
 
 
-def ahead(work: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
+def ahead(work: Callable[[int], T], steps: range, workers: int) -> Generator[T, None, None]:
     """work(step) for each step in order, computed by `workers` threads ahead of time; 0 computes it when asked."""
     if workers == 0:
         yield from map(work, steps)
@@ -158,9 +158,7 @@ class Shrunk(Sequence[np.ndarray]):
         self.shapes: list[tuple[int, int]] = []
         self.offsets: list[int] = []
 
-    def build(
-        self, decode: Callable[[Path], np.ndarray], workers: int, say: Callable[[str], None]
-    ) -> dict[int, str]:
+    def build(self, decode: Callable[[Path], np.ndarray], workers: int, say: Callable[[str], None]) -> dict[int, str]:
         """Decode what the cache does not hold yet. Returns the files that cannot be decoded, by position, with the reason."""
         index = self.path.with_suffix(".json")
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,9 +43,7 @@ class ResNet(nn.Module):
             stage_blocks = []
             for j in range(n):
                 stride = 2 if i > 0 and j == 0 else 1
-                stage_blocks.append(
-                    Block(features, width, stride, body=body, merge=merge, shortcut=shortcut, stride_in=stride_in)
-                )
+                stage_blocks.append(Block(features, width, stride, body=body, merge=merge, shortcut=shortcut, stride_in=stride_in))
                 features = width * expansion(body)
             self.add_module(stage, nn.Sequential(*stage_blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)

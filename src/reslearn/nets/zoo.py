@@ -33,7 +33,7 @@ class Spec:
 
 
 # DRL Table 1. Published: 10-crop top-1 of Tables 2 (18 and 34, option A) and 3.
-IMAGENET = {
+IMAGENET: dict[int, tuple[Body, tuple[int, ...], Shortcut]] = {
     18: ("basic", (2, 2, 2, 2), "B"),
     34: ("basic", (3, 4, 6, 3), "B"),
     50: ("bottleneck", (3, 4, 6, 3), "B"),
@@ -143,5 +143,12 @@ def create(name: str, classes: int | None = None, channels: int = 3, **options: 
         raise UserError(f"channels={channels}: an image has at least 1 channel")
     settings = {"shortcut": row.shortcut, "stride_in": row.stride_in, **options}
     return ResNet(
-        row.blocks, row.widths, stem=row.stem, body=row.body, merge=row.merge, classes=classes, channels=channels, **settings
+        row.blocks,
+        row.widths,
+        stem=row.stem,
+        body=row.body,
+        merge=row.merge,
+        classes=classes,
+        channels=channels,
+        **settings,
     )

@@ -1,6 +1,6 @@
 """The paper's CIFAR-10 training, DRL section 4.2.
 
-    reslearn train cifar10 --model resnet20 --recipe cifar10-paper
+reslearn train cifar10 --model resnet20 --recipe cifar10-paper
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """A user's own images: a schedule that works without tuning, chosen from the data, saying what it chose and why.
 
-    reslearn train path/to/folder
+reslearn train path/to/folder
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Photos of clothing: a few minutes on a laptop.
 
-    reslearn train fashion-sample
+reslearn train fashion-sample
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from reslearn.data.sets import DataSet
 
 
 def fashion(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
-    """A short modern schedule: one cycle of the learning rate (Smith and Topin, 2017), Nesterov momentum, flips and small shifts."""
+    """A short modern schedule: one cycle of the learning rate (Smith and Topin, 2017), Nesterov momentum, flips, shifts."""
     values = {
         "name": "fashion",
         "net": {"name": net or "resnet20"},

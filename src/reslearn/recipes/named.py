@@ -93,4 +93,6 @@ def _check_applies(recipe: Recipe, data: DataSet) -> None:
         raise UserError(f"data.{key} applies to photos; '{data.name}' has small images, which stay in memory: use data.pad")
     size = d.size or min(data.sizes)
     if row.stem == "imagenet" and size < 32:
-        raise UserError(f"{row.name} shrinks its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or data.size")
+        raise UserError(
+            f"{row.name} shrinks its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or data.size"
+        )

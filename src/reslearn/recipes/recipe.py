@@ -199,7 +199,8 @@ def _explain(error: ValidationError) -> str:
         return f"no key '{key}'{did_you_mean(key, keys())}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error":
-        expected = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+        listed = first.get("ctx", {}).get("expected", "")
+        expected = [word.strip(" '") for word in listed.replace(" or ", ",").split(",")]
         message += did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""
     given = "" if isinstance(first["input"], dict | BaseModel) else f" (not {first['input']!r})"
     return f"{key}: {message}{given}" if key else message
@@ -248,5 +249,3 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a recipe (a table of keys)")
     return values
-
-

@@ -1,4 +1,4 @@
-"""Run folders to one HTML page that stands alone: no script, no address outside itself, readable light, dark and printed."""
+"""Run folders to one HTML page that stands alone: no script, nothing loaded, readable light, dark and printed."""
 
 import base64
 import json
@@ -117,9 +117,13 @@ def _notices(runs: list[Run]) -> list[str]:
             which = f"{run.label} has" if len(runs) > 1 else "This run has"
             so_far = f"it has logged {run.step:,} iterations so far" if run.step else "nothing was measured yet"
             notices.append(f"{which} not finished: {so_far}.")
-    if len({(run.setup.data.name, run.setup.data.fingerprint) for run in runs}) > 1:
+    if not _same_data(runs):
         notices.append("These runs do not share their data: their errors cannot be compared with one another.")
     return notices
+
+
+def _same_data(runs: Sequence[Run]) -> bool:
+    return len({(run.setup.data.name, run.setup.data.fingerprint) for run in runs}) == 1
 
 
 def _measured(snapshot: Snapshot | None) -> tuple[str, Metrics] | None:
@@ -141,7 +145,7 @@ def _summary(run: Run) -> str:
     parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
     images = f"{data.n['train']:,} images" if "train" in data.n else "images"
     classes = f" of {len(data.classes):,} classes" if data.classes else ""
-    epochs = f" ({run.epoch:.4g} epochs)" if math.isfinite(run.epoch) else ""
+    epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
     done = f", for {run.step:,} iterations{epochs}" if run.step else ""
     says = f"{_net(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
     if result is None:
@@ -149,8 +153,8 @@ def _summary(run: Run) -> str:
     if last := _measured(result.last):
         split, metrics = last
         interval = f" (95% interval {_spread(metrics)})" if _spread(metrics) else ""
-        says += f" After the last iteration it errs on {percent(metrics.top1_error)} of the {metrics.n:,} {split} images"
-        says += f"{interval}."
+        says += f" After the last iteration it errs on {percent(metrics.top1_error)} of the {metrics.n:,}"
+        says += f" {split} images{interval}."
     if result.best and (best := _measured(result.best)):
         says += f" At iteration {result.best.step:,}, where the held-out error was lowest, it errs on"
         says += f" {percent(best[1].top1_error)} of the {best[0]} images."
@@ -171,7 +175,7 @@ def _compared(runs: list[Run]) -> str:
     says += f" After the last iteration the lowest {split} error, {percent(metrics.top1_error)}{interval},"
     says += f" is that of {run.label}."
     changed = {row["key"] for row in recipe_rows([run.setup.recipe for run, _, _ in done]) if row["differs"]}
-    if len(done) > 1 and "seed" in changed and changed <= {"seed", "name"}:
+    if len(done) > 1 and "seed" in changed and changed <= {"seed", "name"} and _same_data([run for run, _, _ in done]):
         errors = [metrics.top1_error for _, _, metrics in done]
         says += f" Over {len(done)} seeds of one recipe the {split} error is {mean(errors):.2f} ± {stdev(errors):.2f}%"
         says += " (mean ± standard deviation)."
@@ -206,9 +210,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "worst_split": SPLITS.get(result.worst_split, result.worst_split) if result else "",
         "spread": _spread,
         "metrics": metrics,
-        "classes": sorted(metrics.per_class, key=lambda one: math.inf if one.accuracy is None else one.accuracy)
-        if metrics
-        else [],
+        "classes": sorted(metrics.per_class, key=lambda one: math.inf if one.accuracy is None else one.accuracy) if metrics else [],
         "grid": _grid(metrics) if metrics and len(metrics.confusion) <= GRID_CLASSES else [],
         "confused": most_confused(metrics.confusion, [one.name for one in metrics.per_class])
         if metrics and metrics.confusion
@@ -225,9 +227,9 @@ def _latest(values: Any) -> float | None:
 
 
 def _grid(metrics: Metrics) -> list[list[dict[str, Any]]]:
-    """Cells of the confusion matrix; `shade` in [0, 1] is the root of the row's share, so that rare mistakes show."""
+    """Cells of the confusion matrix; `shade` in [0, 1] is the cube root of the row's share: rare mistakes show."""
     return [
-        [{"n": n, "shade": round(math.sqrt(n / total), 2), "right": i == j} for j, n in enumerate(row)]
+        [{"n": n, "shade": round((n / total) ** (1 / 3), 2), "right": i == j} for j, n in enumerate(row)]
         for i, row in enumerate(metrics.confusion)
         for total in [max(1, sum(row))]
     ]
@@ -245,14 +247,11 @@ def _picture(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return None
     content = path.read_bytes()
+    # The width tells the page whether to enlarge: the pixels of a 32 x 32 image should look like pixels.
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         kind, width = "png", int.from_bytes(content[16:20], "big")
     elif content.startswith(b"\xff\xd8\xff"):
-        kind, width = "jpeg", None
+        kind, width = "jpeg", 1000
     else:
         return None
-    # Pixels of a 32 x 32 image should look like pixels; a photograph should not.
-    return {
-        "uri": f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
-        "small": width is not None and width < 128,
-    }
+    return {"uri": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": width}

@@ -70,7 +70,7 @@ def curves(runs: Sequence[Run]) -> str:
     with _style():
         figure = Figure(figsize=(9.6, 6.4))
         panels = figure.subplots(3, 1, sharex=True, height_ratios=[5, 3, 1], gridspec_kw={"hspace": 0.24})
-        figure.subplots_adjust(left=0.055, right=0.985, top=0.955, bottom=0.07)
+        figure.subplots_adjust(left=0.055, right=0.97, top=0.955, bottom=0.07)
         error, loss, rate = panels
         for i, run in enumerate(runs):
             for panel, key in ((error, "error"), (loss, "loss")):
@@ -80,6 +80,9 @@ def curves(runs: Sequence[Run]) -> str:
             rate.plot(step, lr, color=_colour(i), lw=1.2)
         if not any(panel.lines for panel in (error, loss)):
             return ""
+        for panel in (error, loss):
+            panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         error.set_title("error, %")
         error.set_ylim(0, min(100, _settled_top(error)))
         loss.set_title("loss")
@@ -87,7 +90,9 @@ def curves(runs: Sequence[Run]) -> str:
         rate.set_title("learning rate")
         _rate_scale(rate)
         rate.set_xlabel("iteration")
-        rate.set_xlim(0, max(line.get_xdata()[-1] for panel in (error, loss) for line in panel.lines))
+        # A little wider than the curves, so that their last dots are whole.
+        last = max(np.asarray(line.get_xdata())[-1] for panel in (error, loss) for line in panel.lines)
+        rate.set_xlim(0, 1.006 * max(1, last))
         rate.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         rate.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return _svg(figure, "curves", "Error, loss and learning rate over the iterations")
@@ -106,14 +111,13 @@ def reliability(bins: Sequence[Bin], name: str) -> str:
         figure = Figure(figsize=(4.2, 3.9))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw={"hspace": 0.28})
         figure.subplots_adjust(left=0.1, right=0.96, top=0.93, bottom=0.115)
-        upper.bar(low, accuracy, width=0.9 * (high - low), align="edge", color=_colour(0))
-        upper.plot([0, 100], [0, 100], color=_INK, lw=1, ls=(0, (3, 3)))
+        upper.bar(low, accuracy, width=0.9 * (high - low), align="edge", color=_colour(0), alpha=0.6)
+        upper.plot([0, 100], [0, 100], color=_INK, lw=1.3, ls=(0, (3, 2)), zorder=3)
         upper.set_title("accuracy, %")
         upper.set_ylim(0, 100)
         lower.bar(low, 100 * n / n.sum(), width=0.9 * (high - low), align="edge", color=_INK, alpha=0.45)
         lower.set_title("share of the images, %")
-        lower.set_ylim(0, 100)
-        lower.set_yticks([0, 50, 100])
+        lower.yaxis.set_major_locator(MaxNLocator(2))
         lower.set_xlim(0, 100)
         lower.set_xlabel("confidence, %")
         return _svg(figure, name, "Accuracy by confidence")
@@ -171,9 +175,7 @@ def _rate_scale(panel: Axes) -> None:
 def _svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an SVG element that can stand beside others in one page."""
     buffer = StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Creator": None, "Date": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -63,7 +63,7 @@ class PerClass(_Part):
 
 
 class Metrics(_Part):
-    """`evaluate.metrics` as read back; errors and the interval in percent."""
+    """`evaluation.metrics` as read back; errors and the interval in percent."""
 
     n: int
     loss: float | None = None
@@ -178,10 +178,7 @@ def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k:
         raise ValueError(f"the confusion matrix does not fit {len(classes)} classes")
     mistakes = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n > 0 and i != j]
     mistakes.sort(key=lambda mistake: (-mistake[0], mistake[1], mistake[2]))
-    return [
-        {"true": classes[i], "predicted": classes[j], "n": n, "share": 100 * n / sum(confusion[i])}
-        for n, i, j in mistakes[:k]
-    ]
+    return [{"true": classes[i], "predicted": classes[j], "n": n, "share": 100 * n / sum(confusion[i])} for n, i, j in mistakes[:k]]
 
 
 def _read_setup(folder: Path) -> Setup:

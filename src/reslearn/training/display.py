@@ -22,7 +22,11 @@ class Display:
 
     def start(self, step: int, total: int) -> None:
         if self.console.is_terminal:
-            columns = (BarColumn(), TextColumn("step {task.completed}/{task.total}  {task.fields[speed]}"), TimeRemainingColumn())
+            columns = (
+                BarColumn(),
+                TextColumn("step {task.completed}/{task.total}  {task.fields[speed]}"),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.task = self.bar.add_task("train", total=total, completed=step, speed="")
             self.bar.start()

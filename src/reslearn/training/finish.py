@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from reslearn.data.augment import Draws
 from reslearn.data.draws import Order, integer
 from reslearn.data.sets import DataSet
-from reslearn.evaluate.metrics import metrics
-from reslearn.evaluate.protocols import Seen, single_view
+from reslearn.evaluation.metrics import metrics
+from reslearn.evaluation.protocols import Seen, single_view
 from reslearn.files import write_atomic, write_text
 from reslearn.recipes import Recipe
 from reslearn.training import runtime
@@ -107,7 +107,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         result["best"] = {"step": p.best_step, **best}
         save(model, folder / "best.safetensors", card.model_copy(update={"metrics": _short(best)}))
     result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
-    bad = {name: source.bad for name, source in held.items() if getattr(source, "bad", None)}
+    bad = {name: source.bad for name, source in held.items() if source.bad}
     if bad:
         result["unreadable"] = bad
     write_text(folder / "result.json", json.dumps(result, indent=1))

@@ -4,7 +4,7 @@ import json
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from reslearn.data.augment import Draws
 from reslearn.data.draws import Order, integer
 from reslearn.data.stream import ahead
 from reslearn.errors import UserError
-from reslearn.evaluate.protocols import error_and_loss, single_view
+from reslearn.evaluation.protocols import error_and_loss, single_view
 from reslearn.files import write_text, writing
 from reslearn.recipes import Recipe
 from reslearn.training import checkpoint, runtime
+from reslearn.training.board import Board
 from reslearn.training.display import Display
 from reslearn.training.schedule import lr
 from reslearn.training.setup import Sources
@@ -42,6 +43,7 @@ class Loop:
         self.order = Order(recipe.seed, self.images, recipe.batch.size)
         self.criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
         self.metrics = folder / "metrics.jsonl"
+        self.board = Board(folder, state.progress.step) if recipe.log.tensorboard else None
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
 
@@ -69,6 +71,9 @@ class Loop:
         except runtime.Interrupted:
             self.save()
             raise
+        finally:
+            if self.board is not None:
+                self.board.close()
 
     def epoch(self) -> float:
         """Passes over the training images so far."""
@@ -114,15 +119,15 @@ class Loop:
                 p.warmup_ended = p.step
             p.warmup_wrong = p.warmup_seen = 0
 
-    def _refuse(self, error: NonFinite, indices: Tensor) -> None:
+    def _refuse(self, error: NonFinite, indices: Tensor) -> NoReturn:
         p = self.state.progress
-        names = [self.sources.train.names[i] for i in indices.tolist()]
+        names = [self.sources.train.names[int(i)] for i in indices]
         write_text(self.folder / "nonfinite.json", json.dumps({"step": p.step + 1, "lr": p.lr, "batch": names}, indent=1))
         saved = checkpoint.found(self.folder / "checkpoints")
         where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         raise UserError(
             f"step {p.step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])} and "
-            f"{len(names) - 3} more, all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) is the usual remedy"
+            f"{len(names) - 3} more, all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) may help"
         ) from error
 
     def _count(self, seconds: float) -> None:
@@ -135,6 +140,8 @@ class Loop:
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.state.progress.metrics_bytes = self.metrics.stat().st_size
+        if self.board is not None:
+            self.board.write(line)
 
     def _cut_metrics(self) -> None:
         """Lines after the checkpoint will come again."""

@@ -1,7 +1,6 @@
 """A run folder, from its start or from its last checkpoint, to its end."""
 
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from reslearn.errors import UserError
 from reslearn.files import write_text, writing
 from reslearn.recipes import Recipe, resolve, validate
 from reslearn.training import checkpoint, runtime
+from reslearn.training.board import check_installed
 from reslearn.training.display import Display
 from reslearn.training.finish import finish, save_augmented_sheet
 from reslearn.training.loop import Loop
@@ -69,6 +69,8 @@ def train(
     on_bad = "skip" if any(s.replace(" ", "") == "data.on_bad=skip" for s in settings) else "error"
     opened = datasets.open(data, on_bad=on_bad)
     resolved, chose = resolve(opened, recipe, model, settings, seed)
+    if resolved.log.tensorboard:
+        check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
     sources = make_sources(opened, splits, resolved.data, on, display.say)
@@ -111,7 +113,13 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
 
 
 def _go(
-    folder: Path, facts: dict[str, Any], data: DataSet, recipe: Recipe, sources: Sources, device: torch.device, display: Display
+    folder: Path,
+    facts: dict[str, Any],
+    data: DataSet,
+    recipe: Recipe,
+    sources: Sources,
+    device: torch.device,
+    display: Display,
 ) -> Run:
     runtime.make_deterministic()
     state = State(make_model(recipe, len(data.classes), data.channels, device), recipe)
@@ -196,7 +204,7 @@ def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> 
             write_text(fresh / "recipe.json", json.dumps(facts, indent=1, ensure_ascii=False))
             if made:
                 write_text(fresh / "split.json", json.dumps(made, indent=1, ensure_ascii=False))
-            os.rename(fresh, folder)
+            fresh.rename(folder)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

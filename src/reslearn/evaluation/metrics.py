@@ -53,8 +53,9 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
         raise UserError("there are no images to evaluate")
     scores = logits.detach().cpu().double()
     truth = labels.cpu()
-    if not (0 <= int(truth.min()) and int(truth.max()) < k):
-        raise ValueError(f"labels must lie in [0, {k}), not [{int(truth.min())}, {int(truth.max())}]")
+    lowest, highest = int(truth.min()), int(truth.max())
+    if lowest < 0 or highest >= k:
+        raise ValueError(f"labels must lie in [0, {k}), not [{lowest}, {highest}]")
     broken = int((~scores.isfinite()).any(dim=1).sum())
     if broken:
         raise UserError(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reslearn.errors import UserError
-from reslearn.evaluate.metrics import metrics
+from reslearn.evaluation.metrics import metrics
 
 
 def outputs(n: int, k: int, seed: int, sharpness: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -87,6 +87,8 @@ def test_invariances(n: int, k: int, seed: int, ties: bool) -> None:
     assert sum(found["confusion"][i][i] for i in range(k)) == n - round(found["top1_error"] * n / 100)
     assert 0 <= low <= found["top1_error"] + 1e-9 and found["top1_error"] <= high + 1e-9 and high <= 100
     assert sum(bin["n"] for bin in found["calibration_bins"]) == n
+    for bin in found["calibration_bins"]:
+        assert bin["n"] == 0 or bin["low"] - 1e-9 <= bin["confidence"] <= bin["high"] + 1e-9
     assert ("top5_error" in found) == (k > 5)
     assert found.get("top5_error", 0) <= found["top1_error"]
     shifted = metrics(logits + 3, labels, classes)  # a softmax does not see a constant

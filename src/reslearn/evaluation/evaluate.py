@@ -12,8 +12,8 @@ from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.stream import Photos
 from reslearn.errors import UserError, did_you_mean
-from reslearn.evaluate.metrics import metrics
-from reslearn.evaluate.protocols import single_view
+from reslearn.evaluation.metrics import metrics
+from reslearn.evaluation.protocols import single_view
 from reslearn.weights.store import Card, load
 
 
@@ -75,4 +75,4 @@ def evaluate(
         source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=device)
     seen = single_view(model, source, batch=100)
     result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
-    return result | {"unreadable": getattr(source, "bad", {}), "left_out": opened.left_out}
+    return result | {"unreadable": source.bad, "left_out": opened.left_out}

@@ -1,0 +1,183 @@
+"""What a network is fed: preprocessing, held-out parts, resident images and photos, with and without the cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drawing import draw_images
+from reslearn import UserError, data
+from reslearn.data.augment import Draws
+from reslearn.data.preprocess import Preprocessing, cover
+from reslearn.data.resident import Resident, to_channels
+from reslearn.data.splits import divide, stratified
+from reslearn.data.statistics import measure
+from reslearn.data.stream import Photos, ahead, cache_fits
+
+VIEW = Preprocessing(channels=3, size=(32, 48), crop_ratio=0.875, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+DRAWS = Draws(3, torch.zeros(8, dtype=torch.int64), torch.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("size", "covered"), [((100, 200), (37, 74)), ((90, 60), (82, 55)), ((10, 10), (55, 55)), ((37, 55), (37, 55))]
+)
+def test_cover_keeps_the_shape_and_covers_just(size: tuple[int, int], covered: tuple[int, int]) -> None:
+    assert VIEW.covered == (37, 55)
+    got = cover(np.zeros((*size, 3), np.uint8), *VIEW.covered)
+    assert got.shape == (*covered, 3)
+
+
+def test_fit_is_pillows_resize_and_the_middle() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 60, 3), np.uint8)
+    resized = np.asarray(Image.fromarray(image).resize((55, 82), Image.Resampling.BILINEAR))
+    expected = resized[25 : 25 + 32, 3 : 3 + 48].transpose(2, 0, 1)
+    assert np.array_equal(VIEW.fit(image).numpy(), expected)
+
+
+def test_normalise_and_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    normalise = VIEW.normaliser()
+    expected = (pixels / 255 - torch.tensor(VIEW.mean)[:, None, None]) / torch.tensor(VIEW.std)[:, None, None]
+    torch.testing.assert_close(normalise(pixels), expected, rtol=0, atol=1e-6)
+    assert torch.equal(normalise.invert(normalise(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": (0.0, 1, 1)}, {"mean": (0.1,)}, {"size": (0, 5)}, {"pixel_mean": "AAAA"}, {"mean": (float("nan"),) * 3}]
+)
+def test_preprocessing_that_cannot_be_is_refused(change: dict) -> None:
+    with pytest.raises(ValueError, match=r"size|std|pixel_mean|finite"):
+        Preprocessing.model_validate(VIEW.model_dump() | change)
+
+
+def test_grey_is_pillows_luminance() -> None:
+    pixels = torch.randint(0, 256, (4, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for colour, grey in zip(pixels, to_channels(pixels, 1), strict=True):
+        assert np.array_equal(np.asarray(Image.fromarray(colour.permute(1, 2, 0).numpy()).convert("L")), grey[0].numpy())
+    assert torch.equal(to_channels(pixels[:, :1], 3)[:, 2], pixels[:, 0])
+
+
+def test_stratified_takes_its_share_of_every_class_and_leaves_one() -> None:
+    labels = np.repeat([0, 1, 2, 3], [100, 50, 10, 1])
+    held = stratified(labels, 40, seed=1, draw=1)
+    assert np.bincount(labels[held], minlength=4).tolist() == [25, 12, 3, 0]
+    assert not np.array_equal(held, stratified(labels, 40, seed=2, draw=1))
+    assert np.array_equal(held, stratified(labels, 40, seed=1, draw=1))
+    assert not stratified(np.arange(200), 30, 0, 1).any(), "one image a class: nothing can be held out"
+
+
+def test_divide_holds_out_each_image_once(tmp_path: Path) -> None:
+    opened = data.open(draw_images(tmp_path / "d", each=40))
+    splits, made = divide(opened, val=0.1, test=0.15, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 60, "test": 12, "val": 8}
+    names = [name for split in splits.values() for name in split.names]
+    assert sorted(names) == sorted(opened.splits["all"].names) and set(made) == {"val", "test"}
+    with pytest.raises(UserError, match=r"data\.val=80 would hold out 80 of 80"):
+        divide(opened, val=80, test=0, seed=0)
+
+
+def test_a_divided_folder_keeps_its_own_parts(tmp_path: Path) -> None:
+    for part, each in (("train", 20), ("val", 3), ("test", 4)):
+        draw_images(tmp_path / part, each=each)
+    splits, made = divide(data.open(tmp_path), val=0.5, test=0.5, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 40, "val": 6, "test": 8} and not made
+
+
+@pytest.mark.parametrize("pad_with", ["black", "mean"])
+def test_resident_batches_are_augmented_and_normalised(images: Path, pad_with: str) -> None:
+    split = data.open(images).splits["all"]
+    view = VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 1.0})
+    plain = Resident(split, view)
+    torch.testing.assert_close(plain.train_batch(DRAWS), plain.eval_batch(0, 8))
+    padded = Resident(split, view, pad=15, pad_with=pad_with).train_batch(DRAWS)
+    border = torch.zeros(3) if pad_with == "mean" else -torch.tensor(view.mean) / torch.tensor(view.std)
+    corners = padded[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert ((corners - border[:, None]).abs() < 1e-6).any()
+
+
+def test_resident_images_of_another_size_are_fitted(images: Path) -> None:
+    source = Resident(data.open(images).splits["all"], VIEW)
+    assert source.pixels.shape == (24, 3, 32, 48)
+
+
+def test_statistics_are_the_pixels_own(images: Path) -> None:
+    source = Resident(data.open(images).splits["all"], VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 1.0}))
+    x = source.pixels.double() / 255
+    view = measure(source, VIEW.model_copy(update={"size": (16, 16)}), "channel")
+    assert view.mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-5)
+    assert view.std == pytest.approx(x.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
+    per_pixel = measure(source, VIEW.model_copy(update={"size": (16, 16)}), "pixel-mean")
+    assert per_pixel.std == (1.0,) * 3
+    normalised = per_pixel.normaliser()(source.pixels)
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(3, 16, 16), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("crop_scale", [None, (0.4, 1.0)])
+def test_the_cache_changes_no_pixel(photos: Path, crop_scale: tuple[float, float] | None) -> None:
+    split = data.open(photos).splits["all"]
+    said: list[str] = []
+    direct = Photos(split, VIEW, flip=True, crop_scale=crop_scale)
+    cached = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, say=said.append)
+    again = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, say=said.append)
+    assert len(said) == 1 and "24 photos" in said[0], "the second time they are there"
+    for source in (cached, again):
+        assert torch.equal(source.train_batch(DRAWS), direct.train_batch(DRAWS))
+        assert torch.equal(source.eval_batch(0, 99), direct.eval_batch(0, 99))
+    assert len(direct.eval_batch(0, 99)) == 24
+
+
+def test_a_changed_photo_is_never_served_from_the_cache(photos: Path) -> None:
+    before = Photos(data.open(photos).splits["all"], VIEW, cache=True).view(0)
+    Image.new("RGB", (120, 90), "white").save(photos / "a" / "0.png")
+    after = Photos(data.open(photos).splits["all"], VIEW, cache=True).view(0)
+    assert not torch.equal(before, after) and (after == 255).all()
+
+
+def spoil(photos: Path) -> str:
+    path = photos / "a" / "3.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    return "a/3.png"
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_photo_that_cannot_be_read_is_named(photos: Path, cache: bool) -> None:
+    name = spoil(photos)
+    with pytest.raises(UserError, match=r"3\.png"):
+        Photos(data.open(photos).splits["all"], VIEW, cache=cache).eval_batch(0, 99)
+    cached = Photos(data.open(photos).splits["all"], VIEW, cache=True, on_bad="skip")
+    assert len(cached) == 23 and list(cached.bad) == [name] and name not in cached.names
+
+
+def test_without_a_cache_a_neighbour_stands_in_for_a_bad_photo_in_training_only(photos: Path) -> None:
+    spoil(photos)
+    split = data.open(photos).splits["all"]
+    place = list(split.names).index("a/3.png")
+    exact = VIEW.model_copy(update={"size": (36, 48), "crop_ratio": 1.0})  # 90x120 shrunk: no room to crop
+    source = Photos(split, exact, on_bad="skip")
+    batch = source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place])))
+    assert torch.equal(batch, source.normalise(source.view(place + 1)[None])) and not source.holes
+    source.eval_batch(0, 24)
+    assert source.holes == {place} and "3.png" in source.bad["a/3.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_ahead_keeps_the_order_and_passes_errors_on(workers: int) -> None:
+    assert list(ahead(lambda i: i * i, range(5, 20), workers)) == [i * i for i in range(5, 20)]
+
+    def fail(i: int) -> int:
+        if i == 3:
+            raise UserError("three")
+        return i
+
+    seen = []
+    with pytest.raises(UserError, match="three"):
+        for value in ahead(fail, range(10), workers):
+            seen.append(value)
+    assert seen == [0, 1, 2]
+
+
+def test_huge_sets_are_not_cached() -> None:
+    assert cache_fits(1000, VIEW, (375, 500))
+    assert not cache_fits(10_000_000, VIEW, (375, 500))
