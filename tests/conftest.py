@@ -1,6 +1,8 @@
 """What tests share: real data where RESLEARN_DATA points to it, small folders of images, a cache of their own."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,15 @@ def images(tmp_path: Path) -> Path:
 def photos(tmp_path: Path) -> Path:
     """Two classes of twelve 90x120 colour images."""
     return draw_images(tmp_path / "photos", size=(90, 120))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small disk here: that takes root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

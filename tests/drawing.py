@@ -1,12 +1,15 @@
 """Images that tests make for themselves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def draw_images(folder: Path, classes: str = "ab", each: int = 12, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Path:
+def draw_images(
+    folder: Path, classes: Sequence[str] = "ab", each: int = 12, size: tuple[int, int] = (16, 16), mode: str = "RGB"
+) -> Path:
     """Class folders of noise whose brightness tells the class, so that there is something to learn."""
     numbers = np.random.default_rng(0)
     for label, name in enumerate(classes):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -305,6 +306,22 @@ def test_a_run_that_another_process_is_at(tmp_path: Path, capsys: pytest.Capture
     with FileLock(tmp_path / "run" / "lock"):
         code, err = run(argv, capsys)
     assert code == 2 and "another process is at work" in err
+
+
+def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = draw_images(tmp_path / "data")
+    settings = ["--set", "schedule.steps=9", "--set", "checkpoint.every=1", "--set", "batch.size=4"]
+    code, err = run(["train", str(data), "--model", "resnet14", "--out", str(small_disk / "run"), *settings], capsys)
+    assert code == 2 and err.count("\n") == 1 and "the disk is full" in err
+    for path in checkpoint.found(small_disk / "run" / "checkpoints"):
+        checkpoint.load(path)
+    assert not [p for p in small_disk.rglob("*") if "partial" in p.name]
+
+
+def test_a_disk_that_cannot_be_written(small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, err = run(good_folder_with("--out", str(small_disk / "run"))(tmp_path), capsys)
+    assert code == 2 and err.count("\n") == 1 and "read-only" in err
 
 
 def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(

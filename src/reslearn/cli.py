@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.errors import UserError
+from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="reslearn",
@@ -102,8 +102,13 @@ def evaluate(
       reslearn eval model.safetensors cifar10 --json
     """
     from reslearn.evaluation.evaluate import evaluate as run
+    from reslearn.training.display import Display
 
-    result = run(model, data, split, on_bad)
+    display = Display(stderr=True)
+    try:
+        result = run(model, data, split, on_bad, progress=display.progress)
+    finally:
+        display.stop()
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -202,12 +207,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 141
-    except Exception as error:
-        number = getattr(error, "number", None)
-        if type(error).__name__ != "Interrupted" or number is None:
-            raise
+    except Interrupted as error:
         typer.echo(f"reslearn: stopped by {error}; the run is saved, and reslearn train --resume RUN goes on with it", err=True)
-        code = 128 + number
+        code = 128 + error.number
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 """The one kind of error that is a user's to mend: a single line that says what, where, and what to do."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +10,14 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Interrupted(Exception):
+    """A signal asked for the end; what was under way has been saved. `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

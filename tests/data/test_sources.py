@@ -117,11 +117,11 @@ def test_statistics_are_the_pixels_own(images: Path) -> None:
 @pytest.mark.parametrize("crop_scale", [None, (0.4, 1.0)])
 def test_the_cache_changes_no_pixel(photos: Path, crop_scale: tuple[float, float] | None) -> None:
     split = data.open(photos).splits["all"]
-    said: list[str] = []
+    done: list[int] = []
     direct = Photos(split, VIEW, flip=True, crop_scale=crop_scale)
-    cached = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, say=said.append)
-    again = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, say=said.append)
-    assert len(said) == 1 and "24 photos" in said[0], "the second time they are there"
+    cached = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, progress=lambda what, i, n: done.append(i))
+    again = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, progress=lambda what, i, n: done.append(i))
+    assert done == list(range(1, 25)), "the second time they are there"
     for source in (cached, again):
         assert torch.equal(source.train_batch(DRAWS), direct.train_batch(DRAWS))
         assert torch.equal(source.eval_batch(0, 99), direct.eval_batch(0, 99))

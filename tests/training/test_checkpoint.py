@@ -4,7 +4,6 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,18 +81,6 @@ def test_a_crash_at_any_point_leaves_the_old_one(tmp_path: Path, monkeypatch: py
         checkpoint.save(tmp_path, 2, make(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.load(tmp_path / "step-00000001").model["w"][0] == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("cannot mount a small disk here: that takes root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:

@@ -19,9 +19,10 @@ from reslearn.data.images import read
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 from reslearn.errors import UserError
-from reslearn.files import cache_folder
+from reslearn.files import cache_folder, writing
 
 T = TypeVar("T")
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 CACHE_BYTES = 4 << 30  # more than this of shrunk pixels is decoded anew each time
 
 
@@ -61,7 +62,7 @@ class Photos:
         on_bad: str = "error",
         workers: int = 2,
         device: torch.device | str = "cpu",
-        say: Callable[[str], None] = lambda line: None,
+        progress: Progress = lambda what, done, total: None,
     ) -> None:
         assert split.files is not None
         self.preprocessing, self.device, self.workers = preprocessing, device, max(workers, 1)
@@ -71,7 +72,7 @@ class Photos:
         self.holes: set[int] = set()
         self.shrunk: Sequence[np.ndarray] | None = None
         if cache:
-            split = self._cached(split, say)
+            split = self._cached(split, progress)
         self.files = split.files or ()
         self.names = split.names
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -82,14 +83,11 @@ class Photos:
     def _decode(self, path: Path) -> np.ndarray:
         return self.preprocessing.shrink(read(path, self.preprocessing.channels))
 
-    def _cached(self, split: Split, say: Callable[[str], None]) -> Split:
+    def _cached(self, split: Split, progress: Progress) -> Split:
         assert split.files is not None
         cache = Shrunk(split.files, self.preprocessing)
-        try:
-            bad = cache.build(self._decode, self.workers, say)
-        except OSError as error:
-            say(f"no cache of shrunk photos ({error.strerror or error}): decoding them each time instead")
-            return split
+        with writing(cache.path):
+            bad = cache.build(self._decode, self.workers, progress)
         if bad and self.on_bad == "error":
             first = next(iter(bad.values()))
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -158,14 +156,13 @@ class Shrunk(Sequence[np.ndarray]):
         self.shapes: list[tuple[int, int]] = []
         self.offsets: list[int] = []
 
-    def build(self, decode: Callable[[Path], np.ndarray], workers: int, say: Callable[[str], None]) -> dict[int, str]:
+    def build(self, decode: Callable[[Path], np.ndarray], workers: int, progress: Progress) -> dict[int, str]:
         """Decode what the cache does not hold yet. Returns the files that cannot be decoded, by position, with the reason."""
         index = self.path.with_suffix(".json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             if not index.exists():
-                say(f"shrinking {len(self.files)} photos once into {self.path.parent} ...")
-                self._write(decode, workers, index)
+                self._write(decode, workers, index, progress)
         known = json.loads(index.read_text())
         bad = {int(i): reason for i, reason in known["bad"].items()}
         self.shapes = [tuple(shape) for shape in known["shapes"]]
@@ -175,7 +172,7 @@ class Shrunk(Sequence[np.ndarray]):
             self.pixels = np.memmap(self.path, np.uint8, "r")
         return bad
 
-    def _write(self, decode: Callable[[Path], np.ndarray], workers: int, index: Path) -> None:
+    def _write(self, decode: Callable[[Path], np.ndarray], workers: int, index: Path, progress: Progress) -> None:
         def attempt(path: Path) -> np.ndarray | str:
             try:
                 return decode(path)
@@ -194,6 +191,7 @@ class Shrunk(Sequence[np.ndarray]):
                     else:
                         shapes.append(image.shape[:2])
                         out.write(image.tobytes())
+                    progress("shrinking photos, once", i + 1, len(self.files))
             partial.rename(self.path)
             temporary = index.with_suffix(".partial")
             temporary.write_text(json.dumps({"shapes": shapes, "bad": bad}))

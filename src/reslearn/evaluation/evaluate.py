@@ -1,6 +1,7 @@
 """A model's numbers on a data set."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,18 @@ def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
 
 
 def evaluate(
-    model: nn.Module | str | Path, data: str | Path, split: str | None = None, on_bad: str = "error", seed: int = 0
+    model: nn.Module | str | Path,
+    data: str | Path,
+    split: str | None = None,
+    on_bad: str = "error",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views.
 
     model: of `load`, or a model file or run folder. data: as for `train`. split: "train", "val", "test" or "all"; by default the
     test split, also the one that the model's run held out. on_bad: "skip" leaves out files that cannot be read and lists them.
-    Besides the metrics: `data`, `split`, `unreadable` {name: reason}. Raises UserError.
+    progress(what, done, total) is called as images are done. Besides the metrics: `data`, `split`, `unreadable` {name: reason}. Raises UserError.
     """
     held_out: dict[str, list[str]] = {}
     if not isinstance(model, nn.Module):
@@ -73,6 +79,10 @@ def evaluate(
         source = Resident(chosen, card.preprocessing, device=device)
     else:
         source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=device)
-    seen = single_view(model, source, batch=100)
+
+    def count(done: int) -> None:
+        progress(f"evaluating on {name}", done, len(source))
+
+    seen = single_view(model, source, batch=100, progress=count)
     result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
     return result | {"unreadable": source.bad, "left_out": opened.left_out}

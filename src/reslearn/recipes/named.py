@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError, did_you_mean
@@ -47,6 +47,17 @@ def resolve(
         resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed")
     _check_applies(resolved, data)
     return resolved, chose
+
+
+def asked_on_bad(recipe: str | Path | None, settings: Sequence[str]) -> Literal["error", "skip"]:
+    """data.on_bad as it is asked for: it decides how the data set is opened, which comes before the rest of the recipe."""
+    values = {} if recipe is None or str(recipe) in NAMED or not Path(recipe).is_file() else read_file(Path(recipe))
+    section = values.get("data")
+    asked = section.get("on_bad") if isinstance(section, dict) else None
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        asked = value if key == "data.on_bad" else asked
+    return "skip" if asked == "skip" else "error"
 
 
 def _from_file(data: DataSet, path: Path, net: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -1,56 +1,70 @@
-"""What a person sees of a run: a live line in a terminal, plain lines elsewhere."""
+"""What a person sees of long work: a live line in a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10  # without a terminal, lines of progress come no more often
 
 
 class Display:
-    """Loss, error, images/s and time left. In a terminal a bar shows every step; each line of metrics prints in both."""
+    """Lines that stay, and progress: how much is done, how fast, how long it will still take."""
 
-    PLAIN_SECONDS = 10  # without a terminal, training lines come no more often
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    def __init__(self, quiet: bool = False, stderr: bool = False) -> None:
+        self.console = Console(quiet=quiet, stderr=stderr, highlight=False, soft_wrap=True, markup=False)
         self.bar: Progress | None = None
-        self.printed_at = 0.0
+        self.what = ""
+        self.printed_at = time.monotonic()
 
     def say(self, line: str) -> None:
+        """A line that stays."""
         self.console.print(line)
+        self.printed_at = time.monotonic()
 
-    def start(self, step: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` of one piece of work; another `what` begins a new one."""
+        if what != self.what:
+            self.stop()
+            self.what, self.began, self.began_at = what, done, time.monotonic()
         if self.console.is_terminal:
-            columns = (
-                BarColumn(),
-                TextColumn("step {task.completed}/{task.total}  {task.fields[speed]}"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("train", total=total, completed=step, speed="")
-            self.bar.start()
+            if self.bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+                self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+                self.task = self.bar.add_task(what, total=total, completed=done, note=note)
+                self.bar.start()
+            self.bar.update(self.task, completed=done, note=note)
+        elif self._due():
+            self.say(f"{what} {done:,}/{total:,}  {note}  {self._left(done, total)}")
 
     def stop(self) -> None:
+        """The present piece of work is over."""
         if self.bar is not None:
             self.bar.stop()
-            self.bar = None
-
-    def advance(self, step: int, total: int, images_per_s: float) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, speed=f"{images_per_s:,.0f} images/s")
+        self.bar, self.what = None, ""
 
     def train(self, line: dict[str, Any], total: int, images_per_s: float) -> None:
-        now = time.monotonic()
-        if self.bar is None and now - self.printed_at < self.PLAIN_SECONDS and line["step"] != total:
+        """One training line of metrics.jsonl."""
+        if self.bar is None and not self._due() and line["step"] != total:
             return
-        self.printed_at = now
         self.say(
             f"step {line['step']:>6}/{total}  epoch {line['epoch']:6.2f}  lr {line['lr']:.4f}  loss {line['loss']:.4f}  "
-            f"train error {line['error']:5.2f}%  {images_per_s:,.0f} images/s"
+            f"train error {line['error']:5.2f}%  {images_per_s:,.0f} images/s  {self._left(line['step'], total)}"
         )
 
     def evaluation(self, line: dict[str, Any]) -> None:
+        """One evaluation line of metrics.jsonl."""
         self.say(
             f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  held-out error {line['top1_error']:.2f}%  loss {line['loss']:.4f}"
         )
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.printed_at >= PLAIN_SECONDS
+
+    def _left(self, done: int, total: int) -> str:
+        if done <= self.began:
+            return ""
+        seconds = round((time.monotonic() - self.began_at) / (done - self.began) * (total - done))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return (f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}") + " left"

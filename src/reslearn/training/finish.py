@@ -76,7 +76,12 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         result: dict[str, Any] = {}
         seen: dict[str, Seen] = {}
         for name, source in held.items():
-            seen[name] = single_view(model, source, progress=lambda done: stop.check())
+
+            def progress(done: int, name: str = name, total: int = len(source)) -> None:
+                stop.check()
+                loop.display.progress(f"evaluating on {name}", done, total)
+
+            seen[name] = single_view(model, source, progress=progress)
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
         return result, seen[shown]
 

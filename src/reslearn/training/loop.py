@@ -12,7 +12,7 @@ from torch import Tensor
 from reslearn.data.augment import Draws
 from reslearn.data.draws import Order, integer
 from reslearn.data.stream import ahead
-from reslearn.errors import UserError
+from reslearn.errors import Interrupted, UserError
 from reslearn.evaluation.protocols import error_and_loss, single_view
 from reslearn.files import write_text, writing
 from reslearn.recipes import Recipe
@@ -52,6 +52,7 @@ class Loop:
         p = self.state.progress
         self._cut_metrics()
         self.state.model.train()
+        self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
         try:
             with closing(ahead(self._batch, range(p.step, self.total), workers)) as batches:
@@ -68,7 +69,7 @@ class Loop:
                     self._count(time.perf_counter() - started)
                     if p.step % self.recipe.log.every == 0 or p.step == self.total:
                         self._log()
-        except runtime.Interrupted:
+        except Interrupted:
             self.save()
             raise
         finally:
@@ -134,7 +135,8 @@ class Loop:
         self.interval_images += self.recipe.batch.size
         self.interval_seconds += seconds
         self.state.progress.seconds += seconds
-        self.display.advance(self.state.progress.step, self.total, self.interval_images / self.interval_seconds)
+        speed = self.interval_images / self.interval_seconds
+        self.display.progress("training", self.state.progress.step, self.total, f"{speed:,.0f} images/s")
 
     def _write(self, line: dict[str, Any]) -> None:
         with writing(self.metrics), self.metrics.open("a") as file:

@@ -19,7 +19,7 @@ from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
 from reslearn.errors import UserError
 from reslearn.files import write_text, writing
-from reslearn.recipes import Recipe, resolve, validate
+from reslearn.recipes import Recipe, asked_on_bad, resolve, validate
 from reslearn.training import checkpoint, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
@@ -66,14 +66,14 @@ def train(
     on = runtime.pick_device(device)
     if out is not None:
         _refuse_existing(Path(out))
-    on_bad = "skip" if any(s.replace(" ", "") == "data.on_bad=skip" for s in settings) else "error"
-    opened = datasets.open(data, on_bad=on_bad)
+    opened = datasets.open(data, on_bad=asked_on_bad(recipe, settings))
     resolved, chose = resolve(opened, recipe, model, settings, seed)
     if resolved.log.tensorboard:
         check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
-    sources = make_sources(opened, splits, resolved.data, on, display.say)
+    sources = make_sources(opened, splits, resolved.data, on, display.progress)
+    display.stop()
     facts = {
         "recipe": resolved.model_dump(mode="json"),
         "command": _command(),
@@ -108,7 +108,12 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
             raise UserError(f"the images of {facts['source']} have changed since {folder} began: start a new run")
         splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])
-        sources = make_sources(opened, splits, recipe.data, on, display.say, preprocessing)
+        sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
+        display.stop()
+        here = runtime.machine(on, runtime.pick_precision(recipe.precision, on)) | runtime.versions()
+        before = facts["machine"] | facts["versions"]
+        if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
+            display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
         return _go(folder, facts, opened, recipe, sources, on, display)
 
 
@@ -131,10 +136,8 @@ def _go(
     if not (folder / "images" / "augmented.png").exists():
         save_augmented_sheet(folder, recipe, sources.train)
     with runtime.stop_on_signals() as stop:
-        display.start(state.progress.step, loop.total)
         try:
             loop.run(stop)
-            display.stop()
             result = finish(loop, data, stop)
         finally:
             display.stop()
@@ -152,7 +155,7 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     display.say(f"machine  {machine['processor']} ({machine['device']}, {machine['threads']} threads, {machine['precision']})")
     for line in facts["chose"]:
         display.say(f"chose    {line}")
-    for section, values in recipe.model_dump(mode="json").items():
+    for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
         shown = values if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
         display.say(f"{section:<11}{shown}")
     display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
@@ -213,7 +216,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder: it has no recipe.json")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("recipe", "source", "data", "preprocessing", "machine", "chose"):
+        for key in ("recipe", "source", "data", "preprocessing", "machine", "versions", "chose"):
             facts[key]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): the run cannot be resumed") from error

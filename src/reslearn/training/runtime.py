@@ -17,7 +17,7 @@ import torch
 
 from reslearn import __version__
 from reslearn.data.draws import integer
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import Interrupted, UserError, did_you_mean
 
 
 def check_versions() -> None:
@@ -101,14 +101,6 @@ def machine(device: torch.device, precision: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What a result was made with."""
     return {"reslearn": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state has been saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @dataclass

@@ -41,7 +41,7 @@ def make_sources(
     splits: dict[str, Split],
     recipe: Data,
     device: torch.device,
-    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
     preprocessing: Preprocessing | None = None,
 ) -> Sources:
     """Sources of a divided data set. preprocessing: a run's own; measured on the training split where there is none yet."""
@@ -60,7 +60,7 @@ def make_sources(
             on_bad=recipe.on_bad,
             workers=recipe.workers,
             device=device,
-            say=say,
+            progress=progress,
         )
 
     sources = {name: source(split) for name, split in splits.items()}

@@ -1,0 +1,63 @@
+"""Every command and every snippet of the README runs, in its order, in one folder, with fewer steps."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from drawing import draw_images
+from reslearn import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+FEW = ["--set", "schedule.steps=2", "--set", "batch.size=8"]
+
+
+def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    words = shlex.split(line, comments=True)
+    few = FEW if words[1] == "train" and "--resume" not in words else []
+    monkeypatch.setattr(sys, "argv", [*words, *few])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not exit.value.code, f"{line}: {err}"
+    return out
+
+
+def test_every_command_and_snippet_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_images(tmp_path / "photos", classes=["cat", "dog"], each=14, size=(60, 90))
+    (tmp_path / "photos" / "cat" / "0.png").rename(tmp_path / "photos" / "cat" / "1.jpg")
+    have_cifar = "RESLEARN_DATA" in os.environ
+    ran = 0
+    for language, block in BLOCKS:
+        if language == "toml":
+            (tmp_path / "my.toml").write_text(block)
+            command_line("reslearn train photos --recipe my.toml --out runs/toml", capsys, monkeypatch)
+        elif language == "python":
+            exec(block.replace("schedule.epochs=5", "schedule.steps=2"), {})
+            capsys.readouterr()
+        else:
+            for line in block.splitlines():
+                if line.startswith("reslearn ") and (have_cifar or not re.search("resnet20|plain20", line)):
+                    command_line(line, capsys, monkeypatch)
+                    ran += 1
+    assert ran >= 10
+
+
+def test_make_knows_the_two_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
+    assert {"demo", "test"} <= set(re.findall(r"^make (\w+)", README, re.M))
+
+
+def test_benchmarks_that_the_docs_name_are_there() -> None:
+    for script in re.findall(r"benchmarks/\w+\.py", README):
+        assert (ROOT / script).is_file()
