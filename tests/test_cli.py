@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     done = reslearn_command("train", data, "--model", "resnet8", "--out", folder / "run", "--set", "schedule.epochs=12")
     assert done.returncode == 0, done.stderr.decode()
     text = done.stdout.decode()
-    assert "test error 0.00%" in text and f"report {folder / 'run' / 'report.html'}" in text
+    assert "test error 0.00%" in text and f"report   {folder / 'run' / 'report.html'}" in text
     return folder / "run", data
 
 

@@ -12,10 +12,11 @@ import reslearn
 
 SOURCE = Path(reslearn.__file__).parent
 
-# each part may import those named, and the single files errors and files
+# each part may import those named, and the single files errors, files and device
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "device": set(),
     "nets": set(),
     "data": set(),
     "weights": {"nets", "data"},
@@ -39,7 +40,7 @@ def imported(path: Path) -> set[str]:
             found |= {rest[0]} if rest else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("reslearn.")}
-    return found - {"__version__", "UserError", "errors", "files"}
+    return found - {"__version__", "UserError", "errors", "files", "device"}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))

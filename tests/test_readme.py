@@ -14,7 +14,7 @@ from reslearn import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
-FEW = ["--set", "schedule.steps=2", "--set", "batch.size=8"]
+FEW = ["--set", "schedule.steps=2"]
 
 
 def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

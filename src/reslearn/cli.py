@@ -5,7 +5,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -64,18 +64,22 @@ def train(
     else:
         assert data is not None
         run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device)
-    for name in ("last", "best"):
-        for split in ("val", "test", "train"):
-            if split in run.result.get(name, {}):
-                numbers = run.result[name][split]
+    _print_result(run.result)
+    typer.echo(f"model    {run.folder / 'model.safetensors'}")
+    typer.echo(f"report   {run.folder / 'report.html'}")
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """A line for each split of the last and, where they are others, the best weights."""
+    same = result.get("best", {}).get("step") == result["last"]["step"]
+    for name in ["last"] if same else [name for name in ("last", "best") if name in result]:
+        step, title = result[name]["step"], "last, best" if same else name
+        for split, what in (("val", "held-out"), ("test", "test"), ("train", "training (nothing was held out)")):
+            if split in result[name]:
+                numbers = result[name][split]
                 low, high = numbers["top1_interval"]
-                what = {"val": "held-out", "test": "test", "train": "training (nothing was held out)"}[split]
-                typer.echo(
-                    f"{name:<5}step {run.result[name]['step']:>6}  {what} error {numbers['top1_error']:.2f}%  "
-                    f"(95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,})"
-                )
-    typer.echo(f"model  {run.folder / 'model.safetensors'}")
-    typer.echo(f"report {run.folder / 'report.html'}")
+                interval = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
+                typer.echo(f"result   {what} error {numbers['top1_error']:.2f}%  ({interval}; {title}: step {step:,})")
 
 
 class Split(StrEnum):
@@ -93,6 +97,7 @@ def evaluate(
     split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
     on_bad: Annotated[OnBad, typer.Option("--on-bad", help="What to do with files that cannot be read.")] = OnBad.error,
     as_json: Json = False,
+    device: Device = "auto",
 ) -> None:
     """Top-1 and top-5 error with a bootstrap interval, calibration, accuracy by class, confusion matrix.
 
@@ -106,7 +111,7 @@ def evaluate(
 
     display = Display(stderr=True)
     try:
-        result = run(model, data, split, on_bad, progress=display.progress)
+        result = run(model, data, split, on_bad, device=device, progress=display.progress)
     finally:
         display.stop()
     if as_json:
@@ -137,7 +142,7 @@ def predict(
     if as_json and as_csv:
         raise UserError("choose --json or --csv")
     from reslearn.deploy.predict import Image, find_images, stream
-    from reslearn.training.runtime import pick_device
+    from reslearn.device import pick_device
     from reslearn.weights import load
 
     network = load(model, pick_device(device))
@@ -147,7 +152,7 @@ def predict(
     rows = csv.writer(sys.stdout)
     if as_csv:
         rows.writerow(["file", "rank", "class", "probability", "error"])
-    failed = 0
+    failed, width = 0, min(max((len(str(image)) for image in images if image is not sys.stdin.buffer), default=1), 60)
     for prediction in stream(network, images, top):
         failed += prediction.error is not None
         if as_json:
@@ -160,9 +165,9 @@ def predict(
                 rows.writerow([prediction.file, "", "", "", prediction.error])
         elif prediction.error is None:
             shown = "".join(f"  {name} {100 * p:5.1f}%" for name, p in prediction.classes)
-            typer.echo(f"{prediction.file:<40}{shown}")
+            typer.echo(f"{prediction.file:<{width}}{shown}")
         else:
-            typer.echo(f"{prediction.file:<40}  {prediction.error}")
+            typer.echo(f"{prediction.file:<{width}}  {prediction.error}")
     if failed:
         raise UserError(f"{failed} of {len(images)} files could not be read")
 

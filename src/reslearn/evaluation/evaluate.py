@@ -12,6 +12,7 @@ from reslearn import data as datasets
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.stream import Photos
+from reslearn.device import pick_device
 from reslearn.errors import UserError, did_you_mean
 from reslearn.evaluation.metrics import metrics
 from reslearn.evaluation.protocols import single_view
@@ -52,19 +53,22 @@ def evaluate(
     split: str | None = None,
     on_bad: str = "error",
     seed: int = 0,
+    device: str = "auto",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views.
 
     model: of `load`, or a model file or run folder. data: as for `train`. split: "train", "val", "test" or "all"; by default the
     test split, also the one that the model's run held out. on_bad: "skip" leaves out files that cannot be read and lists them.
-    progress(what, done, total) is called as images are done. Besides the metrics: `data`, `split`, `unreadable` {name: reason}. Raises UserError.
+    device: for a model file (see device.pick_device). progress(what, done, total) is called as images are done. Besides the
+    metrics: `data`, `split`, `unreadable` {name: reason}, `left_out` {reason: number}, and a `note` where the images may be
+    those that the model was trained on. Raises UserError.
     """
     held_out: dict[str, list[str]] = {}
     if not isinstance(model, nn.Module):
         path = Path(model)
         record = (path if path.is_dir() else path.parent) / "split.json"
-        model = load(path)
+        model = load(path, pick_device(device))
         held_out = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     card = getattr(model, "card", None)
     if not isinstance(card, Card):
@@ -74,15 +78,27 @@ def evaluate(
     opened = datasets.open(data, on_bad=on_bad)  # type: ignore[arg-type]
     name, chosen = pick_split(opened, card, held_out, split)
     chosen = relabel(chosen, opened, card.classes)
-    device = next(model.parameters()).device
+    on = next(model.parameters()).device
     if chosen.pixels is not None:
-        source = Resident(chosen, card.preprocessing, device=device)
+        source = Resident(chosen, card.preprocessing, device=on)
     else:
-        source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=device)
+        source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=on)
 
     def count(done: int) -> None:
         progress(f"evaluating on {name}", done, len(source))
 
     seen = single_view(model, source, batch=100, progress=count)
     result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
-    return result | {"unreadable": source.bad, "left_out": opened.left_out}
+    result |= {"unreadable": source.bad, "left_out": opened.left_out}
+    return result | ({"note": note} if (note := _note(name, opened, card, held_out)) else {})
+
+
+def _note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:
+    """A warning where a number would look better than it is."""
+    if split not in ("all", "train"):
+        return ""
+    if card.data.get("fingerprint") == data.fingerprint():
+        return "these include the images that the model was trained on"
+    if held_out:
+        return f"'{data.name}' is not what the run was trained on, or has changed since: all its images are used"
+    return ""

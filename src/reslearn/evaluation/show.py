@@ -21,6 +21,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"loss               {result['loss']:8.4f}")
     for name, reason in result["unreadable"].items():
         console.print(f"left out: {name}: {reason}", markup=False)
+    if "note" in result:
+        console.print(f"note: {result['note']}", markup=False)
     console.print()
     console.print(_by_class(result["per_class"]))
     classes = [row["class"] for row in result["per_class"]]

@@ -16,7 +16,7 @@ class Display:
         self.console = Console(quiet=quiet, stderr=stderr, highlight=False, soft_wrap=True, markup=False)
         self.bar: Progress | None = None
         self.what = ""
-        self.printed_at = time.monotonic()
+        self.printed_at = self.trained_at = time.monotonic()
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -35,7 +35,7 @@ class Display:
                 self.task = self.bar.add_task(what, total=total, completed=done, note=note)
                 self.bar.start()
             self.bar.update(self.task, completed=done, note=note)
-        elif self._due():
+        elif time.monotonic() - self.printed_at >= PLAIN_SECONDS:
             self.say(f"{what} {done:,}/{total:,}  {note}  {self._left(done, total)}")
 
     def stop(self) -> None:
@@ -46,8 +46,10 @@ class Display:
 
     def train(self, line: dict[str, Any], total: int, images_per_s: float) -> None:
         """One training line of metrics.jsonl."""
-        if self.bar is None and not self._due() and line["step"] != total:
+        now = time.monotonic()
+        if self.bar is None and now - self.trained_at < PLAIN_SECONDS and line["step"] != total:
             return
+        self.trained_at = now
         self.say(
             f"step {line['step']:>6}/{total}  epoch {line['epoch']:6.2f}  lr {line['lr']:.4f}  loss {line['loss']:.4f}  "
             f"train error {line['error']:5.2f}%  {images_per_s:,.0f} images/s  {self._left(line['step'], total)}"
@@ -58,9 +60,6 @@ class Display:
         self.say(
             f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  held-out error {line['top1_error']:.2f}%  loss {line['loss']:.4f}"
         )
-
-    def _due(self) -> bool:
-        return time.monotonic() - self.printed_at >= PLAIN_SECONDS
 
     def _left(self, done: int, total: int) -> str:
         if done <= self.began:

@@ -12,6 +12,7 @@ from torch import Tensor
 from reslearn.data.augment import Draws
 from reslearn.data.draws import Order, integer
 from reslearn.data.stream import ahead
+from reslearn.device import autocast, pick_precision
 from reslearn.errors import Interrupted, UserError
 from reslearn.evaluation.protocols import error_and_loss, single_view
 from reslearn.files import write_text, writing
@@ -38,7 +39,7 @@ class Loop:
         train = sources.train
         self.images = len(train)
         self.total = recipe.schedule.total(self.images, recipe.batch.size)
-        self.precision = runtime.pick_precision(recipe.precision, device)
+        self.precision = pick_precision(recipe.precision, device)
         self.device = device
         self.order = Order(recipe.seed, self.images, recipe.batch.size)
         self.criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
@@ -91,11 +92,9 @@ class Loop:
         p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
         runtime.seed_step(recipe.seed, p.step)
-        autocast = runtime.autocast(self.precision, self.device)
+        cast = autocast(self.precision, self.device)
         try:
-            result = train_step(
-                self.state.model, images, labels, self.criterion, self.state.optimizer, autocast, recipe.batch.micro
-            )
+            result = train_step(self.state.model, images, labels, self.criterion, self.state.optimizer, cast, recipe.batch.micro)
         except NonFinite as error:
             self._refuse(error, indices)
         if self.state.ema is not None:
@@ -181,7 +180,7 @@ class Loop:
         seen = single_view(
             self.state.evaluated,
             self.sources.val,
-            autocast=runtime.autocast(self.precision, self.device),
+            autocast=autocast(self.precision, self.device),
             progress=lambda done: stop.check(),
         )
         error, loss = error_and_loss(seen.logits, seen.labels)

@@ -17,6 +17,7 @@ from reslearn import data as datasets
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
+from reslearn.device import pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.files import write_text, writing
 from reslearn.recipes import Recipe, asked_on_bad, resolve, validate
@@ -63,7 +64,7 @@ def train(
     """
     display = Display(quiet)
     runtime.check_versions()
-    on = runtime.pick_device(device)
+    on = pick_device(device)
     if out is not None:
         _refuse_existing(Path(out))
     opened = datasets.open(data, on_bad=asked_on_bad(recipe, settings))
@@ -80,7 +81,7 @@ def train(
         "source": _absolute(data),
         "data": _describe(opened, sources),
         "preprocessing": sources.preprocessing.model_dump(mode="json"),
-        "machine": runtime.machine(on, runtime.pick_precision(resolved.precision, on)),
+        "machine": runtime.machine(on, pick_precision(resolved.precision, on)),
         "versions": runtime.versions(),
         "chose": chose,
     }
@@ -96,7 +97,7 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
     """
     folder, display = Path(folder), Display(quiet)
     runtime.check_versions()
-    on = runtime.pick_device(device)
+    on = pick_device(device)
     facts = _read_facts(folder)
     with _locked(folder):
         if (folder / "result.json").exists():
@@ -110,7 +111,7 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])
         sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
         display.stop()
-        here = runtime.machine(on, runtime.pick_precision(recipe.precision, on)) | runtime.versions()
+        here = runtime.machine(on, pick_precision(recipe.precision, on)) | runtime.versions()
         before = facts["machine"] | facts["versions"]
         if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
             display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
@@ -157,7 +158,8 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
         display.say(f"chose    {line}")
     for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
         shown = values if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
-        display.say(f"{section:<11}{shown}")
+        if shown != "":
+            display.say(f"{section:<11}{shown}")
     display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
     if loop.sources.val is None:
         display.say("note     no image could be held out: too few a class; the final numbers are of the training images")

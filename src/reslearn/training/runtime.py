@@ -1,4 +1,4 @@
-"""The machine a run is on: device, precision, seeds, signals, versions."""
+"""The machine a run is on: seeds, signals, versions, memory."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from reslearn import __version__
 from reslearn.data.draws import integer
-from reslearn.errors import Interrupted, UserError, did_you_mean
+from reslearn.errors import Interrupted, UserError
 
 
 def check_versions() -> None:
@@ -32,36 +32,6 @@ def check_versions() -> None:
             f"torch {installed} and torchvision {version('torchvision')} do not match (it needs torch {needed}): "
             "install both anew with 'pip install --upgrade torch torchvision'"
         )
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The fastest device there is, or the one asked for. Raises UserError where it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
-    kind = name.split(":")[0]
-    if kind not in there:
-        raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *there])}")
-    if not there[kind]:
-        raise UserError(f"device '{name}' is not available here: {', '.join(k for k, yes in there.items() if yes)} is")
-    return torch.device(name)
-
-
-def pick_precision(precision: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the hardware computes in it, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        has = [getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-        return "bf16" if any(has) else "fp32"
-    return "fp32"
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What the forward pass runs in. The weights, the optimizer and the loss stay in fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def make_deterministic() -> None:
