@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ def show(result: dict[str, Any]) -> None:
 def _by_class(rows: list[dict[str, Any]]) -> Table:
     seen = [row for row in rows if row["n"]]
     shown = seen if len(seen) <= CLASSES else sorted(seen, key=lambda row: row["accuracy"])[:CLASSES]
-    table = Table(title="accuracy by class" if shown is seen else f"the {CLASSES} hardest of {len(seen)} classes")
+    table = Table(title="accuracy by class" if shown is seen else f"the {CLASSES} hardest of {len(seen)} classes", box=SIMPLE)
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("accuracy %", justify="right")
@@ -45,18 +46,18 @@ def _by_class(rows: list[dict[str, Any]]) -> Table:
 
 
 def _matrix(classes: list[str], confusion: list[list[int]]) -> Table:
-    table = Table(title="confusion: true class by row, predicted by column")
+    table = Table(title="confusion: a row for each true class, a column for each predicted one", box=SIMPLE)
     table.add_column("")
-    for name in classes:
-        table.add_column(_plain(name[:6]), justify="right")
-    for name, row in zip(classes, confusion, strict=True):
-        table.add_row(_plain(name), *(str(n) if n else "." for n in row))
+    for i in range(len(classes)):
+        table.add_column(str(i + 1), justify="right")
+    for i, (name, row) in enumerate(zip(classes, confusion, strict=True), 1):
+        table.add_row(f"{i} {_plain(name)}", *(str(n) if n else "." for n in row))
     return table
 
 
 def _pairs(classes: list[str], confusion: list[list[int]]) -> Table:
     pairs = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n and i != j]
-    table = Table(title="most confused")
+    table = Table(title="most confused", box=SIMPLE)
     for heading in ("true", "taken for"):
         table.add_column(heading)
     table.add_column("images", justify="right")
