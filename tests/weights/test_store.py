@@ -84,7 +84,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "fewer classes": (change_card(classes=["a", "b"]), "'fc.weight' has shape (3, 64), not (2, 64)"),
     "a missing tensor": (drop_tensor, "'layer1.0.conv1.weight' is missing"),
     "unknown key": (change_card(extra=1), "its card is not valid at 'extra'"),
-    "bad option": (change_card(options={"shortcut": "Z"}), "must be one of 'A', 'B', 'C'"),
+    "bad option": (change_card(options={"shortcut": "Z"}), "must be one of 'A', 'A-centred'"),
     "bad preprocessing": (
         change_card(preprocessing=json.loads(PREPROCESSING.model_dump_json()) | {"std": [0.0, 1.0, 1.0]}),
         "its card is not valid at 'preprocessing'",

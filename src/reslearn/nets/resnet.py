@@ -1,20 +1,24 @@
 """Stem, stages of blocks, head: the ImageNet shape and the CIFAR shape (DRL Table 1 and section 4.2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from reslearn.nets.blocks import Block, Body, Merge, Shortcut, StrideIn, conv, expansion, initialise
+from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialise
+from reslearn.nets.shortcuts import conv
 
 Stem = Literal["imagenet", "cifar"]
+Pool = Literal["padded", "ceil"]
 
 
 class ResNet(nn.Module):
     """A residual or plain network: (N, channels, H, W) float -> logits (N, classes).
 
     Stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max pool of stride 2 (any input of 32 px or more works);
-    stem "cifar" is one 3x3 convolution. Every stage but the first halves the size. State-dict names are torchvision's.
+    stem "cifar" is one 3x3 convolution. Every stage but the first halves the size. pool "ceil" is the Caffe release's: no
+    padding, sizes rounded up. last_survival: stochastic depth, linear from 1 to this at the last block (SD, equation 4).
+    State-dict names are torchvision's.
     """
 
     def __init__(
@@ -24,28 +28,37 @@ class ResNet(nn.Module):
         *,
         stem: Stem,
         body: Body,
-        merge: Merge = "residual",
-        shortcut: Shortcut = "B",
-        stride_in: StrideIn = "1x1",
+        order: Order = "original",
+        pool: Pool = "padded",
+        last_survival: float = 1.0,
         zero_init_last_gamma: bool = False,
         classes: int,
         channels: int = 3,
+        **block: Any,
     ) -> None:
         super().__init__()
-        large = stem == "imagenet"
-        self.conv1 = conv(channels, widths[0], 7, 2) if large else conv(channels, widths[0], 3)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        large, normalised = stem == "imagenet", order != "no-bn"
+        self.conv1 = conv(channels, widths[0], 7, 2) if large else conv(channels, widths[0], 3, bias=not normalised)
+        self.bn1 = nn.BatchNorm2d(widths[0]) if normalised else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity()
+        ceil = pool == "ceil"
+        self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil) if large else nn.Identity()
         self.stages = tuple(f"layer{i}" for i in range(1, len(blocks) + 1))
-        features = widths[0]
+        features, done = widths[0], 0
         for i, (stage, n, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
             stage_blocks = []
             for j in range(n):
+                done += 1
+                survival = 1 - done / sum(blocks) * (1 - last_survival)
                 stride = 2 if i > 0 and j == 0 else 1
-                stage_blocks.append(Block(features, width, stride, body=body, merge=merge, shortcut=shortcut, stride_in=stride_in))
+                stage_blocks.append(
+                    Block(features, width, stride, body=body, order=order, first=done == 1, survival=survival, **block)
+                )
                 features = width * expansion(body)
             self.add_module(stage, nn.Sequential(*stage_blocks))
+        # After the last addition a pre-activation net has yet to normalise and activate (IM, appendix).
+        end = [nn.BatchNorm2d(features)] if order == "full" else []
+        self.end = nn.Sequential(*end, nn.ReLU()) if order in PRE_ACTIVATION else nn.Identity()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(features, classes)
         initialise(self, zero_init_last_gamma=zero_init_last_gamma)
@@ -54,4 +67,4 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return self.fc(torch.flatten(self.avgpool(self.end(x)), 1))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from reslearn.data.sets import DataSet
-from reslearn.nets import spec
+from reslearn.nets.zoo import applies, spec
 
 
 def _training_labels(data: DataSet) -> np.ndarray:
@@ -46,7 +46,7 @@ def default(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
 
     values = {
         "name": "default",
-        "net": {"name": net, "zero_init_last_gamma": row.merge == "residual"},
+        "net": {"name": net, "zero_init_last_gamma": applies(row, "zero_init_last_gamma") or None},
         "data": {"flip": True, **view},
         "batch": {"size": batch},
         "optimizer": {"weight_decay": 5e-4, "nesterov": True},

@@ -10,7 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
-from reslearn.nets.blocks import Shortcut, StrideIn
+from reslearn.nets.blocks import Order, StrideIn
+from reslearn.nets.merges import Merge
+from reslearn.nets.resnet import Pool
+from reslearn.nets.shortcuts import Shortcut
 from reslearn.nets.zoo import check_options
 
 
@@ -26,13 +29,17 @@ class Net(Section):
     name: str
     shortcut: Shortcut | None = None
     stride_in: StrideIn | None = None
-    zero_init_last_gamma: bool = False
+    order: Order | None = None
+    merge: Merge | None = None
+    gate_bias: float | None = None
+    last_survival: float | None = None
+    per_sample: bool | None = None
+    pool: Pool | None = None
+    zero_init_last_gamma: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """Those that are set."""
-        given = {"shortcut": self.shortcut, "stride_in": self.stride_in}
-        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        return {**options, "zero_init_last_gamma": True} if self.zero_init_last_gamma else options
+        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
 
     @model_validator(mode="after")
     def _known(self) -> "Net":
