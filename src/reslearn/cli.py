@@ -191,6 +191,59 @@ def report(
     typer.echo(report.write(runs, out or runs[0] / "report.html"))
 
 
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names, with * for anything.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """The networks: parameters, multiply-adds, activation memory, and the errors that their papers print.
+
+    \b
+    Examples:
+      reslearn models
+      reslearn models 'preact-*' --json
+    """
+    from reslearn.nets import show
+
+    if as_json:
+        typer.echo(json.dumps(list(show.listing(pattern)), indent=1))
+    else:
+        show.print_models(pattern)
+
+
+@app.command(no_args_is_help=True)
+def summary(
+    model: Annotated[str, typer.Argument(help="A network's name, a run folder or a model file.")],
+    input: Annotated[str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH; its own unless given.")] = None,
+    every_row: Annotated[bool, typer.Option("--all", help="Every layer, however many.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The layer table of a network: output, parameters, multiply-adds, activation memory, receptive field.
+
+    \b
+    Examples:
+      reslearn summary vgg16 --input 3x224x224
+      reslearn summary resnet50 --all
+      reslearn summary runs/mine --json
+    """
+    from reslearn.nets import show
+    from reslearn.weights.store import network
+
+    net, size = network(model)
+    counted = show.summarise(net, _shape(input) if input is not None else size)
+    if as_json:
+        typer.echo(json.dumps(show.as_json(net, counted), indent=1))
+    else:
+        show.print_summary(net, counted, every_row)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and 0 < int(side) <= 10_000 for side in sides):
+        raise UserError(f"--input {text}: write it as CHANNELSxHEIGHTxWIDTH, such as 3x224x224")
+    return tuple(map(int, sides))
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

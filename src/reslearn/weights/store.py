@@ -15,7 +15,7 @@ from reslearn import __version__
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError
 from reslearn.files import write_atomic
-from reslearn.nets import create
+from reslearn.nets import create, spec
 
 CARD = "reslearn"  # the key of the card in the safetensors header
 
@@ -95,6 +95,19 @@ def shape_mismatch(expected: dict[str, torch.Size], found: dict[str, torch.Size]
             return f"'{name}' has shape {tuple(found[name])}, not {tuple(shape)}"
     extra = [name for name in found if name not in expected]
     return f"'{extra[0]}' does not belong to it" if extra else None
+
+
+def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network by its name, or that of a run or model file, without weights (on the meta device), and its input (C, H, W)."""
+    if Path(name_or_path).exists():
+        card = read_card(name_or_path)
+        name, classes, options = card.net, len(card.classes), card.options
+        size = (card.preprocessing.channels, *card.preprocessing.size)
+    else:
+        name, classes, options = name_or_path, None, {}
+        size = (3, spec(name).size, spec(name).size)
+    with torch.device("meta"):
+        return create(name, classes, size[0], **options), size
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
