@@ -276,6 +276,10 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     "two formats at once": (lambda t: ["predict", str(model(t)), str(t), "--json", "--csv"], "choose --json or --csv"),
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
+    "a net that is not deeper": (
+        lambda t: ["deepen", str(model(t)), "plain20", "-o", str(t / "o.safetensors")],
+        "is not a deeper 'resnet8': it differs in merge",
+    ),
     "a network that is none": (lambda t: ["summary", "resnt50"], "did you mean 'resnet50'"),
     "an input that is none": (lambda t: ["summary", "resnet20", "--input", "32x32"], "CHANNELSxHEIGHTxWIDTH"),
     "an input that does not fit": (lambda t: ["summary", "vgg11", "--input", "3x8x8"], "cannot take an input of 3x8x8"),

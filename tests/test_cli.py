@@ -14,7 +14,7 @@ import reslearn
 from drawing import draw_images
 from reslearn import cli
 
-COMMANDS = ["train", "eval", "predict", "report", "models", "summary"]
+COMMANDS = ["train", "eval", "predict", "report", "models", "summary", "deepen"]
 
 
 def reslearn_command(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -73,6 +73,17 @@ def test_predict_prints_a_table_json_or_csv(trained: tuple[Path, Path]) -> None:
     assert len(rows) == 80 and {row["rank"] for row in rows} == {"1"}
     piped = json.loads(reslearn_command("predict", run, "-", "--json", stdin=file.read_bytes()).stdout)
     assert piped["predictions"] == line["predictions"]
+
+
+def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run, data = trained
+    done = reslearn_command("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "80 images" in done.stdout.decode() and "is 0; 0 predictions differ" in done.stdout.decode()
+    deep, shallow = reslearn.load(tmp_path / "deep.safetensors"), reslearn.load(run)
+    assert deep.card.net == "resnet20" and deep.card.classes == shallow.card.classes
+    files = sorted(data.rglob("*.png"))
+    assert [p.classes for p in reslearn.predict(deep, files)] == [p.classes for p in reslearn.predict(shallow, files)]
 
 
 def test_the_python_face_in_three_lines(trained: tuple[Path, Path]) -> None:

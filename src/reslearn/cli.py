@@ -191,6 +191,34 @@ def report(
     typer.echo(report.write(runs, out or runs[0] / "report.html"))
 
 
+class Place(StrEnum):
+    spread, append = "spread", "append"
+
+
+@app.command(no_args_is_help=True)
+def deepen(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    net: Annotated[str, typer.Argument(help="A deeper network of its family, such as resnet56 for resnet20.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new model file.")],
+    where: Annotated[Place, typer.Option("--where", help="Where each stage's new blocks go.")] = Place.spread,
+    data: Annotated[str | None, typer.Option("--data", help="Images for the proof; plain networks need them.")] = None,
+) -> None:
+    """A deeper network with the same function, from a trained one: the paper's constructed solution. It trains on from there.
+
+    \b
+    Examples:
+      reslearn deepen runs/resnet20 resnet56 -o resnet56.safetensors
+      reslearn deepen runs/plain20 plain56 -o plain56.safetensors --data cifar10 --where append
+    """
+    from reslearn.weights.deepened import deepen_model
+
+    made = deepen_model(model, net, out, where.value, data)
+    on = f"{made.images} images of {data}" if data else f"{made.images} images of noise"
+    typer.echo(
+        f"{made.path}: on {on} the largest difference of a logit is {made.difference:.3g}; {made.changed} predictions differ"
+    )
+
+
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="Names, with * for anything.")] = "*",

@@ -1,0 +1,108 @@
+"""The constructed solution: the same function, exactly for residual nets, to rounding for plain ones; and it trains on."""
+
+import pytest
+import torch
+from torch import nn
+
+import reslearn
+from reslearn import UserError
+from reslearn.nets.deepen import check_family, deepen, places
+from reslearn.nets.zoo import spec
+
+
+def trained(name: str, **options: object) -> nn.Module:
+    """A net whose BN statistics and parameters are no longer those of the start."""
+    torch.manual_seed(0)
+    net = reslearn.create(name, 10, **options)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    net.train()
+    for _ in range(30):
+        net(torch.randn(16, 3, 32, 32))
+    return net.eval()
+
+
+CASES = [
+    ("resnet20", "resnet32", {}),
+    ("resnet20", "resnet56", {}),
+    ("resnet20", "resnet44", {"shortcut": "B"}),
+    ("resnet8", "resnet20", {"order": "relu-before-addition"}),
+    ("resnet8", "resnet20", {"order": "relu-only"}),
+    ("resnet8", "resnet20", {"order": "full"}),
+    ("resnet18", "resnet34", {}),
+    ("resnet50", "resnet101", {}),
+]
+
+
+@pytest.mark.parametrize("where", ["spread", "append"])
+@pytest.mark.parametrize(("shallow", "deep", "options"), CASES)
+def test_a_residual_net_keeps_its_function_exactly(shallow: str, deep: str, options: dict, where: str) -> None:
+    check_family(shallow, deep)
+    small = trained(shallow, **options)
+    torch.manual_seed(1)
+    large = reslearn.create(deep, 10, **options)
+    deepen(small, large, options.get("order", spec(shallow).order), where)  # type: ignore[arg-type]
+    x = torch.randn(8, 3, 32, 32)
+    for mode in (False, True):  # in training, too: a silent branch is zero whatever the batch
+        with torch.no_grad():
+            assert torch.equal(small.train(mode)(x), large.train(mode)(x))
+
+
+@pytest.mark.parametrize("where", ["spread", "append"])
+def test_a_plain_net_keeps_its_function_to_rounding_in_evaluation_and_nearly_in_training(where: str) -> None:
+    small = trained("plain20")
+    large = reslearn.create("plain32", 10)
+    generator = torch.Generator().manual_seed(2)
+    deepen(small, large, "original", where, [torch.randn(64, 3, 32, 32, generator=generator) for _ in range(4)])  # type: ignore[arg-type]
+    x = torch.randn(64, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(large.eval()(x), small.eval()(x), rtol=0, atol=1e-4)
+        difference = (large.train()(x) - small.train()(x)).abs().mean() / small.train()(x).abs().mean()
+    assert difference < 0.05
+
+
+def test_a_deepened_net_trains_on() -> None:
+    small = trained("resnet8")
+    large = reslearn.create("resnet20", 10)
+    deepen(small, large, "original")  # type: ignore[arg-type]
+    x, y = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.05)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(large.train()(x), y)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert any(block.bn2.weight.abs().max() > 0 for block in [large.layer1[1], large.layer1[2]]), "new branches wake up"
+
+
+def test_places() -> None:
+    assert places(3, 9, "append") == [0, 1, 2]
+    assert places(3, 9, "spread") == [0, 3, 6]
+    assert places(3, 5, "spread") == [0, 1, 3]
+    for old in range(1, 12):
+        for new in range(old, 40):
+            spread = places(old, new, "spread")
+            assert spread[0] == 0 and len(set(spread)) == old and max(spread) < new
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "said"),
+    [
+        ("resnet56", "resnet20", "no stage may shrink"),
+        ("resnet20", "resnet20", "one must grow"),
+        ("resnet20", "plain56", "differs in merge"),
+        ("resnet20", "resnet18", "differs in"),
+        ("resnet50", "resnet101-v1.5", "differs in stride_in"),
+        ("vgg11", "vgg16", "is not made of blocks"),
+        ("highway-19", "highway-32", "differs in"),
+        ("resnet34", "resnet50", "differs in body"),
+    ],
+)
+def test_what_is_no_family_is_said_in_a_line(shallow: str, deep: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_family(shallow, deep)
