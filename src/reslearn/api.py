@@ -16,6 +16,7 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
+    init: str | Path | None = None,
 ) -> Run:
     """Train a network on images and write a run folder with its model, numbers and report.
 
@@ -25,7 +26,7 @@ def train(
     >>> run = train("fashion-sample", "resnet20", settings=["schedule.epochs=2"], out="runs/first")  # doctest: +SKIP
     >>> run.result["last"]["test"]["top1_error"]  # doctest: +SKIP
     """
-    return _reported(training.train(data, model, recipe, settings, seed, out, device, quiet))
+    return _reported(training.train(data, model, recipe, settings, seed, out, device, quiet, init))
 
 
 def resume(run: str | Path, device: str = "auto", quiet: bool = False) -> Run:

@@ -36,6 +36,7 @@ def train(
     recipe: Annotated[str | None, typer.Option("--recipe", help="cifar10-paper, default, fashion, or a .toml/.json file.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
     device: Device = "auto",
@@ -48,10 +49,11 @@ def train(
       reslearn train path/to/folder --out runs/mine
       reslearn train cifar10 --model resnet56 --recipe cifar10-paper --seed 1
       reslearn train photos.csv --set schedule.epochs=20 --set data.size=96
+      reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.trunk_lr=0.1
       reslearn train --resume runs/mine
     """
     if resume is not None:
-        given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--seed": seed, "--out": out}
+        given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}
         extra = [name for name, value in given.items() if value]
         if extra or seed is not None:
             raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
@@ -63,7 +65,7 @@ def train(
         run = api.resume(resume, device=device)
     else:
         assert data is not None
-        run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device)
+        run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
     _print_result(run.result)
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     typer.echo(f"report   {run.folder / 'report.html'}")

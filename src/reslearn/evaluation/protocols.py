@@ -39,9 +39,9 @@ def single_view(
 ) -> Seen:
     """Logits of every image of a split that can be read. progress(images done) is called after each batch.
 
-    The model comes back in the mode, training or evaluation, that it came in.
+    Every module comes back in the mode, training or evaluation, that it came in.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a frozen part is in evaluation mode already
     model.eval()
     logits = []
     try:
@@ -51,7 +51,8 @@ def single_view(
                 logits.append(model(images).float().cpu())
             progress(min(start + batch, len(source)))
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     readable = torch.tensor([i for i in range(len(source)) if i not in source.holes], dtype=torch.int64)
     return Seen(torch.cat(logits)[readable], source.labels.cpu()[readable], readable)
 

@@ -26,11 +26,13 @@ def resolve(
     net: str | None = None,
     settings: Sequence[str] = (),
     seed: int | None = None,
+    start: dict[str, Any] | None = None,
 ) -> tuple[Recipe, list[str]]:
     """The recipe of a run, and sentences that say what was chosen from the data.
 
     recipe: a name, or a .toml or .json file, whose `base` (a name) gives what the file leaves out; None takes "fashion" for the
-    Fashion-MNIST sets and "default" for all others. settings: `key=value`. Raises UserError naming what is wrong.
+    Fashion-MNIST sets and "default" for all others. settings: `key=value`. start: the net section of a run that
+    begins with given weights. Raises UserError naming what is wrong.
     """
     if net is not None:
         spec(net)  # an unknown name is the first thing to hear of
@@ -42,6 +44,8 @@ def resolve(
     else:
         values, chose = _from_file(data, Path(recipe), net)
         where = str(recipe)
+    if start is not None:  # the network is the one that the weights are of
+        values = {**values, "net": start}
     resolved = change(validate(values, where), settings)
     if seed is not None:
         resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed")

@@ -36,14 +36,21 @@ class Net(Section):
     per_sample: bool | None = None
     pool: Pool | None = None
     zero_init_last_gamma: bool | None = None
+    init: str | None = None  # a model file or run folder to start from instead of at random
+    frozen: int = Field(default=0, ge=0)  # 1: its stem, and with n + 1 its first n stages too, stay as they are
 
     def options(self) -> dict[str, Any]:
-        """Those that are set."""
-        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        """Those of create() that are set."""
+        return {key: value for key, value in self.model_dump(exclude={"name", "init", "frozen"}).items() if value is not None}
 
     @model_validator(mode="after")
     def _known(self) -> "Net":
-        check_options(spec(self.name), self.options())
+        row = spec(self.name)
+        check_options(row, self.options())
+        if self.frozen and self.init is None:
+            raise ValueError("frozen keeps what init brings: give init as well")
+        if self.frozen > len(row.blocks) + 1 or (self.frozen and row.build is not None):
+            raise ValueError(f"frozen={self.frozen}: '{row.name}' has a stem and {len(row.blocks)} stages")
         return self
 
 
@@ -104,6 +111,7 @@ class Optimizer(Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     nesterov: bool = False
     style: Literal["pytorch", "caffe"] = "pytorch"
+    trunk_lr: float = Field(default=1.0, gt=0, le=1)  # share of lr for all but the last layer, when fine-tuning (net.init)
 
     @model_validator(mode="after")
     def _nesterov(self) -> "Optimizer":
@@ -177,6 +185,12 @@ class Recipe(Section):
     evaluate: Every = Every()
     checkpoint: Every = Every()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _fine_tuning(self) -> "Recipe":
+        if self.optimizer.trunk_lr != 1 and self.net.init is None:
+            raise ValueError("optimizer.trunk_lr applies to fine-tuning: give net.init as well")
+        return self
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

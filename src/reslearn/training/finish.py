@@ -106,7 +106,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
     )
     save(state.evaluated, folder / "model.safetensors", card)
     if state.best:
-        model = make_model(recipe, len(data.classes), data.channels, loop.device)
+        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
         model.load_state_dict(state.best)
         best, _ = numbers(model)
         result["best"] = {"step": p.best_step, **best}

@@ -53,6 +53,8 @@ class Loop:
         p = self.state.progress
         self._cut_metrics()
         self.state.model.train()
+        for part in self.state.frozen:
+            part.eval()
         self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
         try:

@@ -26,8 +26,9 @@ from reslearn.training.board import check_installed
 from reslearn.training.display import Display
 from reslearn.training.finish import finish, save_augmented_sheet
 from reslearn.training.loop import Loop
-from reslearn.training.setup import Sources, make_model, make_sources
+from reslearn.training.setup import Sources, make_model, make_sources, start_from, starting_view
 from reslearn.training.state import State
+from reslearn.weights.store import load, read_card
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
+    init: str | Path | None = None,
 ) -> Run:
     """Train a network and write a run folder.
 
     data: a data set's name, a folder of class folders, or a .csv/.jsonl list. model: a network's name (see `models`). recipe: a
     recipe's name or file. settings: "key=value". out: the run folder, which must be new. device: auto, cpu, cuda or mps.
+    init: a model file or run folder to fine-tune: its network, weights and preprocessing; new classes get a new last layer.
     Raises UserError for whatever of these cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM,
     when the run can be resumed.
     """
@@ -68,12 +71,18 @@ def train(
     if out is not None:
         _refuse_existing(Path(out))
     opened = datasets.open(data, on_bad=asked_on_bad(recipe, settings))
-    resolved, chose = resolve(opened, recipe, model, settings, seed)
+    start = None if init is None else _start(init, model)
+    resolved, chose = resolve(opened, recipe, start["name"] if start else model, settings, seed, start)
+    view = None
+    if resolved.net.init is not None:
+        _same_net(resolved)
+        view = starting_view(read_card(resolved.net.init), opened, resolved.data)
+        chose.append("normalisation: that of the model it starts from")
     if resolved.log.tensorboard:
         check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
-    sources = make_sources(opened, splits, resolved.data, on, display.progress)
+    sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
     display.stop()
     facts = {
         "recipe": resolved.model_dump(mode="json"),
@@ -128,8 +137,12 @@ def _go(
     display: Display,
 ) -> Run:
     runtime.make_deterministic()
-    state = State(make_model(recipe, len(data.classes), data.channels, device), recipe)
+    model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device)
     saved = checkpoint.found(folder / "checkpoints")
+    if recipe.net.init is not None and not saved:  # else the checkpoint has it all
+        source = load(recipe.net.init)
+        display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), data.classes))
+    state = State(model, recipe)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     loop = Loop(folder, recipe, sources, state, device, display)
@@ -143,6 +156,22 @@ def _go(
         finally:
             display.stop()
     return Run(folder, result)
+
+
+def _start(init: str | Path, model: str | None) -> dict[str, Any]:
+    """The net section of a recipe that starts from a model."""
+    card = read_card(init)
+    if model is not None and model != card.net:
+        raise UserError(f"--init {init} is a {card.net}, not a {model}: leave --model out, or make it deeper with reslearn deepen")
+    options = {key: value for key, value in card.options.items() if key != "zero_init_last_gamma"}
+    return {"name": card.net, **options, "init": str(Path(init).absolute())}
+
+
+def _same_net(recipe: Recipe) -> None:
+    """Raise UserError where --set or a recipe file names another network than the one that the weights are of."""
+    net = read_card(recipe.net.init or "").net
+    if net != recipe.net.name:
+        raise UserError(f"net.init is a {net}, but net.name is {recipe.net.name}: they must be the same")
 
 
 def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display) -> None:

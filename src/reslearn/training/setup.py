@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reslearn.data.draws import integer
 from reslearn.data.preprocess import Preprocessing
@@ -12,9 +12,11 @@ from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos, cache_fits
+from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.recipes import Recipe
 from reslearn.recipes.recipe import Data
+from reslearn.weights.store import Card, shape_mismatch
 
 Source = Resident | Photos
 
@@ -44,7 +46,7 @@ def make_sources(
     progress: Callable[[str, int, int], None],
     preprocessing: Preprocessing | None = None,
 ) -> Sources:
-    """Sources of a divided data set. preprocessing: a run's own; measured on the training split where there is none yet."""
+    """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
     view = preprocessing or _preprocessing(data, recipe)
 
     def source(split: Split) -> Source:
@@ -76,3 +78,31 @@ def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device
     torch.manual_seed(integer(recipe.seed, 0x1217))
     model = create(recipe.net.name, classes, channels, **recipe.net.options())
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def starting_view(card: Card, data: DataSet, recipe: Data) -> Preprocessing:
+    """The preprocessing of a run that starts from a model: its channels and statistics, at the run's size."""
+    view = _preprocessing(data, recipe)
+    old = card.preprocessing
+    keeps = {"channels": old.channels, "mean": old.mean, "std": old.std}
+    if old.pixel_mean is not None:
+        if old.size != view.size:
+            raise UserError(f"the model subtracts a mean of {old.size[0]}x{old.size[1]} pixels: set data.size={old.size[0]}")
+        keeps["pixel_mean"] = old.pixel_mean
+    return view.model_copy(update=keeps)
+
+
+def start_from(model: nn.Module, card: Card, tensors: dict[str, Tensor], classes: tuple[str, ...]) -> str:
+    """Load a model's weights into the run's; the last layer stays fresh where the classes are others. Says which it was."""
+    own = model.state_dict()
+    if card.classes == classes:
+        model.load_state_dict(tensors)
+        return f"starts from {card.net} as it is: the same {len(classes)} classes"
+    head = [name for name, _ in list(model.named_parameters())[-2:]]
+    difference = shape_mismatch(
+        {k: v.shape for k, v in own.items() if k not in head}, {k: v.shape for k, v in tensors.items() if k not in head}
+    )
+    if difference:
+        raise UserError(f"the weights do not fit {card.net}: {difference}")
+    model.load_state_dict({k: v for k, v in tensors.items() if k not in head}, strict=False)
+    return f"starts from the trunk of {card.net}, with a new last layer: {len(classes)} classes instead of {len(card.classes)}"

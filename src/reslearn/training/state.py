@@ -50,11 +50,21 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
 
 
+def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:
+    """Fix the stem (1) and the first stages (2, ...) of a network. Returns what must stay in evaluation mode."""
+    parts = [model.get_submodule(name) for name in ("conv1", "bn1")] if frozen else []
+    parts += [model.get_submodule(f"layer{i}") for i in range(1, frozen)]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts
+
+
 class State:
     """Model, optimizer, average, best weights and progress."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.model = model
+        self.frozen = freeze(model, recipe.net.frozen)
         self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)
         self.ema = make_ema(model, recipe.ema) if recipe.ema is not None else None
         self.best: dict[str, Tensor] = {}
@@ -98,7 +108,7 @@ class State:
         self.best = saved.best
         self.progress = self._progress(saved.facts, where)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.lr
+            group["lr"] = group["share"] * self.progress.lr
 
     @staticmethod
     def _fits(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:

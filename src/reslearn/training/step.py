@@ -37,10 +37,14 @@ def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
-    """SGD over every parameter."""
+    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (trunk_lr, or 1: the last layer)."""
     device = next(model.parameters()).device
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": trainable, "share": 1.0}]
+    if recipe.trunk_lr != 1:
+        groups = [{"params": trainable[:-2], "share": recipe.trunk_lr}, {"params": trainable[-2:], "share": 1.0}]
     return SGD(
-        model.parameters(),
+        groups,
         lr=lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -57,11 +61,12 @@ def set_lr(optimizer: Optimizer, lr: float, style: str) -> None:
     the two the same.
     """
     for group in optimizer.param_groups:
-        if style == "caffe" and lr != group["lr"]:
+        new = group["share"] * lr
+        if style == "caffe" and new != group["lr"]:
             velocities = [v for p in group["params"] if (v := optimizer.state[p].get("momentum_buffer")) is not None]
             for velocity in velocities:
-                velocity.mul_(group["lr"] / lr)
-        group["lr"] = lr
+                velocity.mul_(group["lr"] / new)
+        group["lr"] = new
 
 
 def train_step(
