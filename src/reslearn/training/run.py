@@ -81,6 +81,7 @@ def train(
     if resolved.log.tensorboard:
         check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
+    _check_held_out(opened, settings)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
     sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
     display.stop()
@@ -136,7 +137,7 @@ def _go(
     device: torch.device,
     display: Display,
 ) -> Run:
-    runtime.make_deterministic()
+    runtime.make_deterministic(device)
     model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device)
     saved = checkpoint.found(folder / "checkpoints")
     if recipe.net.init is not None and not saved:  # else the checkpoint has it all
@@ -165,6 +166,15 @@ def _start(init: str | Path, model: str | None) -> dict[str, Any]:
         raise UserError(f"--init {init} is a {card.net}, not a {model}: leave --model out, or make it deeper with reslearn deepen")
     options = {key: value for key, value in card.options.items() if key != "zero_init_last_gamma"}
     return {"name": card.net, **options, "init": str(Path(init).absolute())}
+
+
+def _check_held_out(data: DataSet, settings: Sequence[str]) -> None:
+    """Raise UserError where a share is asked for that the data set has decided itself."""
+    for name in ("val", "test"):
+        decided = name in data.splits or (name == "test" and "all" not in data.splits)
+        if decided and any(setting.startswith(f"data.{name}=") for setting in settings):
+            has = f"has its own {name} images" if name in data.splits else "is divided already, without test images"
+            raise UserError(f"data.{name} does not apply: '{data.name}' {has}; leave it out")
 
 
 def _same_net(recipe: Recipe) -> None:
