@@ -46,7 +46,7 @@ def _by_class(rows: list[dict[str, Any]]) -> Table:
 
 
 def _matrix(classes: list[str], confusion: list[list[int]]) -> Table:
-    table = Table(title="confusion: a row for each true class, a column for each predicted one", box=SIMPLE)
+    table = Table(title="confusion (rows true)", box=SIMPLE)
     table.add_column("")
     for i in range(len(classes)):
         table.add_column(str(i + 1), justify="right")

@@ -108,7 +108,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
     if state.best:
         model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
         model.load_state_dict(state.best)
-        best, _ = numbers(model)
+        best = last if p.best_step == p.step else numbers(model)[0]
         result["best"] = {"step": p.best_step, **best}
         save(model, folder / "best.safetensors", card.model_copy(update={"metrics": _short(best)}))
     result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
