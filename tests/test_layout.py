@@ -53,7 +53,7 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
-    long = {str(p.relative_to(SOURCE)): n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 330}
+    long = {str(p.relative_to(SOURCE)): n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long
 
 

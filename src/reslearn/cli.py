@@ -193,6 +193,62 @@ def report(
     typer.echo(report.write(runs, out or runs[0] / "report.html"))
 
 
+@app.command("import", no_args_is_help=True)
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model file, .safetensors.")],
+    net: Annotated[str | None, typer.Option("--net", help="The network, where the file cannot tell.")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Their names, one a line, or a JSON list.")] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="Of each channel on 0..1, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
+    prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Of a .caffemodel: compared with our layers.")] = None,
+    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Of a .caffemodel: its mean image, .binaryproto.")] = None,
+) -> None:
+    """Weights of torchvision, timm, Caffe's original release and others, as a model file. No code of the file is run.
+
+    \b
+    Examples:
+      reslearn import resnet50-11ad3fa6.pth -o resnet50.safetensors
+      reslearn import resnet20-12fca82f.th -o resnet20.safetensors
+      reslearn import ResNet-50-model.caffemodel --mean-file ResNet_mean.binaryproto -o resnet50.safetensors
+    """
+    from reslearn.weights.imports import import_weights
+
+    numbers = (_numbers("--mean", mean), _numbers("--std", std))
+    path, said = import_weights(file, net, classes, *numbers, out=out, prototxt=prototxt, mean_file=mean_file)
+    for line in (*said, f"model    {path}"):
+        typer.echo(line)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: write numbers with commas between, such as 0.485,0.456,0.406") from error
+
+
+class Format(StrEnum):
+    torchvision, timm = "torchvision", "timm"
+
+
+@app.command(no_args_is_help=True)
+def export(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    format: Annotated[Format, typer.Option("--format", help="A torchvision state dict, or a timm folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.pth, .safetensors) or folder.")],
+) -> None:
+    """A model for torchvision (a state dict) or timm (a folder with config.json, weights and a model card).
+
+    \b
+    Examples:
+      reslearn export runs/mine --format torchvision -o mine.pth
+      reslearn export runs/mine --format timm -o mine-timm
+    """
+    from reslearn.weights.exports import export as write
+
+    typer.echo(write(model, format.value, out))
+
+
 class Place(StrEnum):
     spread, append = "spread", "append"
 

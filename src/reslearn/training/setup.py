@@ -16,7 +16,8 @@ from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.recipes import Recipe
 from reslearn.recipes.recipe import Data
-from reslearn.weights.store import Card, shape_mismatch
+from reslearn.weights.formats import adapt_head
+from reslearn.weights.store import Card
 
 Source = Resident | Photos
 
@@ -94,15 +95,10 @@ def starting_view(card: Card, data: DataSet, recipe: Data) -> Preprocessing:
 
 def start_from(model: nn.Module, card: Card, tensors: dict[str, Tensor], classes: tuple[str, ...]) -> str:
     """Load a model's weights into the run's; the last layer stays fresh where the classes are others. Says which it was."""
-    own = model.state_dict()
     if card.classes == classes:
         model.load_state_dict(tensors)
         return f"starts from {card.net} as it is: the same {len(classes)} classes"
-    head = [name for name, _ in list(model.named_parameters())[-2:]]
-    difference = shape_mismatch(
-        {k: v.shape for k, v in own.items() if k not in head}, {k: v.shape for k, v in tensors.items() if k not in head}
-    )
-    if difference:
-        raise UserError(f"the weights do not fit {card.net}: {difference}")
-    model.load_state_dict({k: v for k, v in tensors.items() if k not in head}, strict=False)
+    *_, weight, bias = tensors
+    trunk = {name: tensor for name, tensor in tensors.items() if name not in (weight, bias)}
+    model.load_state_dict(adapt_head(trunk, model)[0])
     return f"starts from the trunk of {card.net}, with a new last layer: {len(classes)} classes instead of {len(card.classes)}"

@@ -1,0 +1,267 @@
+"""Which network a state dict belongs to, and its tensors under our names.
+
+Our names are torchvision's, so most files need none or few changes. Nothing is guessed in silence: what shapes cannot tell
+(where a bottleneck strides, how shortcut A pads, plain or residual) is said in `why` and set by `net` and `options`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reslearn.errors import UserError
+from reslearn.nets import create, models, spec
+from reslearn.nets.zoo import applies, check_options
+
+Shapes = dict[str, tuple[int, ...]]
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")  # where training programs put the weights
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of nn.DataParallel, torch.compile, and modules that hold the net
+RENAMES = (  # pattern, replacement, what it is
+    (r"^linear\.", "fc.", "'linear' is our 'fc'"),
+    (r"\.shortcut\.(?=\d\.)", ".downsample.", "'shortcut' is our 'downsample'"),
+    (r"(?<=\.)(norm|conv)\.([12])(?=\.)", r"\1\2", "DenseNet's older names, such as 'norm.1', are our 'norm1'"),
+)
+AUXILIARY = re.compile(r"^aux(1|2|_logits)\.")
+COUNTER = "num_batches_tracked"  # BN's count of batches; without effect, and missing in files older than 2018
+ROLES = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network's name and options, its tensors under our names, what the head and first layer say, and why it is this one."""
+
+    net: str
+    options: dict[str, Any]
+    tensors: dict[str, Tensor]
+    classes: int
+    channels: int
+    why: str
+
+
+def unwrap(found: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in what a file holds, without wrappers and prefixes, and sentences of what was taken off.
+
+    Raises UserError where there is none.
+    """
+    said: list[str] = []
+    for _ in range(3):
+        inner = next((key for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found = found[inner]
+        said.append(f"the weights are under '{inner}'")
+    if not isinstance(found, Mapping):
+        raise UserError(f"holds a {type(found).__name__}, not a state dict; save one with torch.save(model.state_dict(), path)")
+    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors.pop("n_averaged", None)  # torch's AveragedModel counts in it
+    if not tensors:
+        keys = ", ".join(repr(key) for key in list(found)[:5]) or "nothing"
+        raise UserError(f"holds no tensors by name, but {keys}; weights are looked for there and under {', '.join(WRAPPERS)}")
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        said.append(f"every name began with '{prefix}'")
+    return tensors, said
+
+
+def rename(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Known foreign names to ours, and sentences of what was renamed. Raises UserError where two names become one."""
+    said = []
+    renamed = dict(tensors)
+    for pattern, replacement, what in RENAMES:
+        after = {re.sub(pattern, replacement, name): tensor for name, tensor in renamed.items()}
+        if len(after) < len(renamed):
+            raise UserError(f"holds tensors under both of two names ({what})")
+        if list(after) != list(renamed):
+            said.append(what)
+        renamed = after
+    auxiliary = [name for name in renamed if AUXILIARY.match(name)] if "inception3a.branch1.conv.weight" in renamed else []
+    if auxiliary:
+        said.append(f"GoogLeNet's auxiliary heads ({len(auxiliary)} tensors, used in training only) are left out")
+    return {name: tensor for name, tensor in renamed.items() if name not in auxiliary}, said
+
+
+@lru_cache(maxsize=256)
+def _shapes(net: str, options: tuple[tuple[str, Any], ...]) -> Shapes:
+    with torch.device("meta"):
+        model = create(net, **dict(options))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
+
+
+def _adapted(shapes: Shapes, first: tuple[int, ...] | None, head: tuple[int, ...] | None) -> Shapes:
+    """A net's shapes with as many input channels and classes as the file's first convolution and head have."""
+    shapes = dict(shapes)
+    *_, weight, bias = shapes
+    name = next(name for name, shape in shapes.items() if len(shape) == 4)
+    if first and len(first) == 4 and 1 <= first[1] <= 3:
+        shapes[name] = (shapes[name][0], first[1], *shapes[name][2:])
+    if head and len(head) == 2 and head[0] >= 2:
+        shapes[weight], shapes[bias] = (head[0], shapes[weight][1]), (head[0],)
+    return shapes
+
+
+def by_name(net: str, options: Mapping[str, Any], found: Shapes) -> Shapes:
+    """The shapes a file should have to be this net, whatever its classes and channels."""
+    shapes = _shapes(net, tuple(sorted(options.items())))
+    *_, weight, _ = shapes
+    first = next(name for name, shape in shapes.items() if len(shape) == 4)
+    return _adapted(shapes, found.get(first), found.get(weight))
+
+
+def in_order(net: str, options: Mapping[str, Any], found: Shapes) -> Shapes:
+    """As by_name, taking the file's first tensor for the first convolution, and its last but one for the head."""
+    rows = list(found.values())
+    return _adapted(_shapes(net, tuple(sorted(options.items()))), rows[0], rows[-2] if len(rows) > 1 else None)
+
+
+def candidates(net: str | None, options: Mapping[str, Any], found: Shapes) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of each net that a file may be: the one asked for, or the zoo's, plausible and frequent ones first."""
+    names = [net] if net else models()
+    stages = [int(m[1]) for name in found if (m := re.match(r"layer(\d+)\.", name))]
+    blocks = {m[1] for name in found if (m := re.match(r"layer1\.(\d+)\.", name))}
+    if not net and stages and max(stages) == 3 and f"resnet{6 * len(blocks) + 2}" not in names:
+        names = [f"resnet{6 * len(blocks) + 2}", *names]  # a CIFAR net of a depth that the table does not list
+    usual: list[tuple[str, dict[str, Any]]] = []
+    other: list[tuple[str, dict[str, Any]]] = []
+    refused: UserError | None = None
+    for name in names:
+        try:
+            row = spec(name)
+            check_options(row, options)
+        except UserError as error:
+            refused = error
+            continue
+        twin = f"{name}-v1.5" in names  # it has the same shapes, and its stride is nearly every file's
+        plausible = row.build is not None or row.depth <= len(found) <= 20 * row.depth  # 1 to 20 tensors a layer
+        if not net and (twin or not plausible):
+            continue
+        usual.append((name, dict(options)))
+        if applies(row, "shortcut") and "shortcut" not in options:
+            other += [(name, {**options, "shortcut": kind}) for kind in ("B", "C", "A") if kind != row.shortcut]
+    if refused and not usual and not other:
+        raise refused
+    # A plain net has the shapes of a residual one with shortcut A, so it comes last.
+    return sorted(usual + other, key=lambda candidate: spec(candidate[0]).merge == "plain")
+
+
+def recognise(found: Any, net: str | None = None, options: Mapping[str, Any] | None = None) -> Recognised:
+    """The network that a state dict belongs to, and its tensors under our names.
+
+    found: a dict of tensors, or what torch.load gives (wrapped in "state_dict", "model", ...; prefixed with "module.", ...).
+    net, options: of `create`; they decide what shapes cannot, such as net="resnet50" for the paper's stride (else "-v1.5").
+    Names are tried first; then the order of the shapes, for files with names of their own. Raises UserError, naming the
+    nearest network and the first differences.
+    """
+    tensors, said = unwrap(found)
+    linear = "linear.weight" in tensors
+    tensors, renamed = rename(tensors)
+    shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    options = dict(options or {})
+    tried = candidates(net, options, shapes)
+    for name, chosen in tried:
+        if by_name(name, chosen, shapes) == shapes:
+            ours = {key: tensors[key] for key in by_name(name, chosen, shapes)}
+            said += [*renamed, f"names and shapes are those of {name}"]
+            break
+    else:
+        for name, chosen in tried:
+            expected = in_order(name, chosen, shapes)
+            if list(expected.values()) == list(shapes.values()) and _same_roles(expected, shapes):
+                ours = dict(zip(expected, (tensors[key] for key in shapes), strict=True))
+                said.append(f"the names are foreign, but the {len(shapes)} shapes, in order, are those of {name}")
+                break
+        else:
+            raise UserError(_differences(tried, shapes, net))
+    return _described(name, chosen, ours, said, linear, asked=net is not None)
+
+
+def _same_roles(expected: Shapes, found: Shapes) -> bool:
+    """Whether no name says otherwise: a file's 'x.bias' may not become a weight."""
+    pairs = ((ours.rpartition(".")[2], theirs.rpartition(".")[2]) for ours, theirs in zip(expected, found, strict=True))
+    return all(theirs == ours or theirs not in ROLES for ours, theirs in pairs)
+
+
+def _described(
+    net: str, options: dict[str, Any], tensors: dict[str, Tensor], said: list[str], linear: bool, *, asked: bool
+) -> Recognised:
+    """The result, with a sentence for each thing that shapes do not tell."""
+    row = spec(net)
+    shortcut = options.get("shortcut", row.shortcut)
+    if row.build is None and row.merge != "plain" and shortcut == "A":
+        if linear and "shortcut" not in options:
+            options, shortcut = {**options, "shortcut": "A-centred"}, "A-centred"
+            said.append("a head called 'linear' is the mark of the common CIFAR code, whose shortcuts A have zeros on both sides")
+        elif not asked:
+            said.append("no shapes tell how shortcut A pads, nor a plain net from a residual one: A with the zeros behind is taken")
+    if options.get("shortcut") == row.shortcut:
+        del options["shortcut"]
+    if net.endswith("-v1.5") and not asked:
+        paper = net.removesuffix("-v1.5")
+        said.append(
+            "no shapes tell where a bottleneck strides: in the 3x3 is taken, as torchvision, timm and most do "
+            f"(where it is in the 1x1, ask for net {paper})"
+        )
+    *_, head, _ = tensors
+    first = next(tensor for tensor in tensors.values() if tensor.ndim == 4)
+    return Recognised(net, options, tensors, tensors[head].shape[0], first.shape[1], "; ".join(said))
+
+
+def _differences(tried: list[tuple[str, dict[str, Any]]], found: Shapes, asked: str | None) -> str:
+    """The nearest network, and the first names and shapes that differ."""
+    fits = [(name, by_name(name, options, found)) for name, options in tried]
+    alike = [(name, shapes) for name, shapes in fits if shapes.items() & found.items()]
+    if not alike and not asked:
+        shown = ", ".join(f"'{name}' {_size(shape)}" for name, shape in list(found.items())[:3])
+        return f"fits no network here: none has tensors like its {shown}"
+    name, expected = min(alike or fits, key=lambda fit: len(fit[1].items() ^ found.items()))
+    words = [
+        f"'{key}' is {_size(found[key])}, not {_size(shape)}" if key in found else f"'{key}' {_size(shape)} is missing"
+        for key, shape in expected.items()
+        if found.get(key) != shape
+    ]
+    extra = [f"'{key}' {_size(shape)} does not belong to it" for key, shape in found.items() if key not in expected]
+    shown = [*extra[:2], *words[:2]]
+    more = len(extra) + len(words) - len(shown)
+    start = f"does not fit {name}" if asked else f"fits no network here; the nearest is {name}"
+    return f"{start}: {', '.join(shown)}" + (f", and {more} more differences" if more else "")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def complete(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Recognised tensors as a state dict of the model: float32, with BN's counters. Raises UserError for what is no number."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise UserError(f"'{name}' is {str(tensor.dtype).removeprefix('torch.')}: only floating-point weights can be read")
+        if not tensor.float().isfinite().all():
+            raise UserError(f"'{name}' has values that are not finite: the weights are damaged, or their training failed")
+    return {
+        name: torch.zeros((), dtype=torch.int64) if name.endswith(COUNTER) else tensors[name].detach().float().clone()
+        for name in model.state_dict()
+    }
+
+
+def adapt_head(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """Weights for a model with other classes: the trunk is kept, the head is the model's own, newly initialised one.
+
+    tensors: a state dict under our names. model: the same network. Returns the model's whole state dict and a sentence.
+    Raises UserError where more than the head differs.
+    """
+    own = model.state_dict()
+    *_, weight, bias = own
+    trunk = {name for name in own if name not in (weight, bias) and not name.endswith(COUNTER)}
+    for name in own:
+        if name in trunk and (name not in tensors or tensors[name].shape != own[name].shape):
+            there = _size(tuple(tensors[name].shape)) if name in tensors else "missing"
+            raise UserError(f"the weights do not fit this network: '{name}' is {there}, not {_size(tuple(own[name].shape))}")
+    if weight in tensors and bias in tensors and tensors[weight].shape == own[weight].shape:
+        return {name: tensors.get(name, own[name]) for name in own}, f"all weights fit, with the head's {len(own[bias])} classes"
+    kept = {name: own[name] if name in (weight, bias) else tensors.get(name, own[name]) for name in own}
+    had = f"{tensors[weight].shape[0]} classes" if weight in tensors else "no head"
+    return kept, f"the trunk is kept; the file has {had}, so the head for {len(own[bias])} classes is new and has to be trained"

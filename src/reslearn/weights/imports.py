@@ -1,0 +1,172 @@
+"""Foreign weights -> a model file with its card: `reslearn import`."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reslearn.data.preprocess import Preprocessing
+from reslearn.errors import UserError
+from reslearn.nets import create, spec
+from reslearn.weights import caffe, foreign
+from reslearn.weights.formats import complete, recognise
+from reslearn.weights.prototxt import check_prototxt
+from reslearn.weights.store import Card, save
+
+# Of RGB on [0, 1]; what nearly all files were trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def import_weights(
+    path: str | Path,
+    net: str | None = None,
+    classes: Sequence[str] | str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    out: str | Path,
+    prototxt: str | Path | None = None,
+    mean_file: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Path, list[str]]:
+    """Read a .pth, .pt, .th, .safetensors or .caffemodel and write it as a model file.
+
+    net, options: of `create`; they set what a file cannot show (see formats.recognise). classes: names in the order of the
+    head, or a text file with one a line, or a JSON list or {"0": name}. mean, std: one number a channel on [0, 1].
+    prototxt, mean_file: of a .caffemodel; the first is compared with our layers, the second is its mean image.
+    Returns the file written and sentences of what was recognised, and why. No code of the file is run. Raises UserError.
+    """
+    path, out = Path(path), Path(out)
+    if not path.is_file():
+        raise UserError(f"no weights file called {path}" + (": that is a folder, name a file in it" if path.is_dir() else ""))
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    if out.suffix != ".safetensors":
+        raise UserError(f"cannot write {out}: a model file is a .safetensors")
+    if path.suffix == ".caffemodel":
+        if options:
+            raise UserError("a .caffemodel is its net as released: leave options out")
+        name, tensors, said = _of_caffe(path, net, prototxt)
+        options, count = {"pool": "ceil"}, len(tensors["fc.bias"])
+        view, seen = caffe_input(mean_file)
+    elif prototxt is not None or mean_file is not None:
+        raise UserError(f"a prototxt and a mean file belong to a .caffemodel, which {path} is not")
+    else:
+        with naming(path):
+            known = recognise(foreign.read(path), net, options)
+        name, options, tensors, said, count = known.net, known.options, known.tensors, [known.why], known.classes
+        view, seen = usual_input(name, known.channels)
+    view, more = with_given(view, mean, std)
+    names, how = class_names(name, count, classes)
+    with torch.device("meta"):
+        model = create(name, count, view.channels, **options)
+    with naming(path):
+        model.load_state_dict(complete(tensors, model), assign=True)
+    card = Card(net=name, options=dict(options), classes=names, preprocessing=view, data={"imported_from": path.name})
+    return save(model, out, card), [f"{name} with {count} classes", *said, how, seen, *more]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong in it."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith((str(path), "cannot read")):
+            raise
+        raise UserError(f"{path} {error}") from error
+
+
+def _of_caffe(path: Path, net: str | None, described: str | Path | None) -> tuple[str, dict[str, torch.Tensor], list[str]]:
+    layers = caffe.read_caffemodel(path)
+    with naming(path):
+        name = caffe.which_net(layers, net)
+    said = [f"the layers are those of {name} in Caffe's release: stride in the 1x1, max pool without padding, rounded up"]
+    if described is not None:
+        said.append(check_prototxt(Path(described), name))
+    with naming(path):
+        tensors, more = caffe.convert(layers, name)
+        with torch.device("meta"):
+            shapes = {key: t.shape for key, t in create(name, max(2, tensors["fc.bias"].numel())).state_dict().items()}
+        return name, caffe.fit(tensors, shapes), [*said, *more]
+
+
+def class_names(net: str, count: int, given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], str]:
+    """The names of a head's classes and a sentence of where they come from. Raises UserError where their number differs."""
+    if given is not None:
+        where = str(given) if isinstance(given, str | Path) else "the names given"
+        names = _read_names(Path(given)) if isinstance(given, str | Path) else tuple(given)
+        if len(names) != count:
+            raise UserError(f"{where}: {len(names)} class names for a head of {count} classes")
+        if len(set(names)) < len(names) or not all(names):
+            twice = next((name for i, name in enumerate(names) if not name or name in names[:i]), "")
+            raise UserError(f"{where}: class name '{twice}' occurs twice or is empty")
+        return names, f"class names of {where}"
+    if count == 1000 and spec(net).stem == "imagenet":
+        from torchvision.models import ResNet50_Weights
+
+        return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"]), "class names of ImageNet's 1000, in their usual order"
+    if count == 10 and spec(net).stem == "cifar":
+        return CIFAR_10, "class names of CIFAR-10"
+    return tuple(
+        f"class{i}" for i in range(count)
+    ), "the file has no class names: they are class0, class1, ... unless you give them"
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() != ".json":
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+        found = json.loads(text)
+        if isinstance(found, dict):  # {"0": "tench"}, or Keras's {"0": ["n01440764", "tench"]}
+            found = [found[str(i)] for i in range(len(found))]
+        names = tuple(name[-1] if isinstance(name, list) and name else name for name in found)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
+        return names  # type: ignore[return-value]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: class names are a text file with one a line, or a JSON list or {{'0': name}}") from error
+
+
+def usual_input(net: str, channels: int) -> tuple[Preprocessing, str]:
+    """What images most probably went through in training, for a file that does not say it; and a sentence."""
+    row = spec(net)
+    mean, std, why = IMAGENET_MEAN, IMAGENET_STD, "ImageNet's mean and std"
+    if net == "googlenet":  # torchvision's, once pretrained, changes inputs made with ImageNet's mean and std to these
+        mean, std, why = (0.5,) * 3, (0.5,) * 3, "mean and std 0.5, which torchvision's pretrained GoogLeNet has in effect"
+    if channels != 3:
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    crop_ratio = 0.875 if row.stem == "imagenet" else 1.0
+    view = Preprocessing(channels=channels, size=(row.size, row.size), crop_ratio=crop_ratio, mean=mean, std=std)
+    return view, f"input of {row.size} px with {why}, as is usual: the file does not say it"
+
+
+def caffe_input(mean_file: str | Path | None) -> tuple[Preprocessing, str]:
+    """What images go through before the Caffe release's nets: RGB on 0..255 minus a mean image, or the channels' means."""
+    shape: dict[str, Any] = {"channels": 3, "size": (224, 224), "crop_ratio": 0.875, "std": (1 / 255,) * 3}
+    if mean_file is None:
+        mean = tuple(m / 255 for m in caffe.CHANNEL_MEANS)
+        return Preprocessing(
+            mean=mean, **shape
+        ), "input of 224 px minus the channel means of Caffe's release; give its mean image to be exact"
+    image = caffe.read_mean(Path(mean_file))
+    view = Preprocessing(mean=tuple(image.mean((1, 2)).tolist()), pixel_mean=Preprocessing.encode_pixel_mean(image), **shape)
+    return view, f"input of 224 px minus the mean image of {Path(mean_file).name}"
+
+
+def with_given(view: Preprocessing, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing with the user's mean and std. Raises UserError for numbers that cannot be used."""
+    given: dict[str, Any] = {} if mean is None else {"mean": tuple(mean), "pixel_mean": None}
+    given |= {} if std is None else {"std": tuple(std)}
+    said = [f"{key} {' '.join(f'{x:g}' for x in given[key])}, as given" for key in ("mean", "std") if key in given]
+    try:
+        return Preprocessing(**view.model_dump() | given), said
+    except ValueError as error:
+        raise UserError(f"mean and std: {view.channels} numbers each are needed, on the scale [0, 1], std above 0") from error

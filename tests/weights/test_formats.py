@@ -1,0 +1,186 @@
+"""Which network a state dict belongs to: torchvision and timm as oracles; shapes only, so nothing is allocated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from reslearn import UserError, create
+from reslearn.weights.formats import adapt_head, recognise
+
+TORCHVISION = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50-v1.5",
+    "resnet101": "resnet101-v1.5",
+    "resnet152": "resnet152-v1.5",
+    "alexnet": "alexnet",
+    "googlenet": "googlenet",
+    "vgg11": "vgg11",
+    "vgg16_bn": "vgg16-bn",
+    "vgg19": "vgg19",
+    "densenet121": "densenet121",
+    "densenet161": "densenet161",
+    "densenet169": "densenet169",
+    "densenet201": "densenet201",
+}
+
+
+def meta(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    """A state dict of shapes."""
+    with torch.device("meta"):
+        return dict(make(*args, **kwargs).state_dict())
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("theirs", TORCHVISION)
+def test_torchvisions_nets_are_recognised(theirs: str) -> None:
+    extra = {"init_weights": False} if theirs == "googlenet" else {}
+    known = recognise(meta(getattr(torchvision.models, theirs), num_classes=7, **extra))
+    assert (known.net, known.options, known.classes, known.channels) == (TORCHVISION[theirs], {}, 7, 3)
+    assert shapes(known.tensors) == shapes(meta(create, known.net, 7))
+    assert ("auxiliary heads" in known.why) == (theirs == "googlenet")
+    assert ("where a bottleneck strides" in known.why) == known.net.endswith("-v1.5")
+
+
+@pytest.mark.parametrize("theirs", ["resnet18", "resnet34", "resnet50", "resnet152", "densenet121", "densenet201"])
+def test_timms_nets_are_recognised(theirs: str) -> None:
+    timm = pytest.importorskip("timm")
+    known = recognise(meta(timm.create_model, theirs, num_classes=7, in_chans=1))
+    assert (known.net, known.classes, known.channels) == (TORCHVISION[theirs], 7, 1)
+
+
+@pytest.mark.parametrize(
+    "theirs", ["resnet50d", "resnet18d", "resnext50_32x4d", "seresnet50", "wide_resnet50_2", "resnet26", "vgg11"]
+)
+def test_timms_other_nets_are_refused_by_the_first_key_that_differs(theirs: str) -> None:
+    timm = pytest.importorskip("timm")
+    tensors = meta(timm.create_model, theirs)
+    with pytest.raises(UserError, match="fits no network here; the nearest is") as caught:
+        recognise(tensors)
+    if theirs.endswith("d"):
+        assert "'conv1.0.weight'" in str(caught.value) or theirs.startswith("resnext")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_what_is_like_no_net_is_refused() -> None:
+    with pytest.raises(UserError, match=r"none has tensors like its 'a\.weight' 3x4"):
+        recognise({"a.weight": torch.zeros(3, 4), "a.bias": torch.zeros(3)})
+
+
+ZOO = [
+    ("resnet50", {}, "resnet50-v1.5"),
+    ("resnet200", {}, "resnet200"),
+    ("resnet34", {"shortcut": "C"}, "resnet34"),
+    ("resnet34", {"shortcut": "A"}, "resnet34"),
+    ("resnet8", {}, "resnet8"),
+    ("resnet14", {"shortcut": "B"}, "resnet14"),
+    ("resnet56", {"shortcut": "C"}, "resnet56"),
+    ("resnet1202", {}, "resnet1202"),
+    ("preact-resnet164", {}, "preact-resnet164"),
+    ("highway-19", {}, "highway-19"),
+    ("densenet-bc-100-12", {}, "densenet-bc-100-12"),
+]
+
+
+@pytest.mark.parametrize(("net", "options", "known_as"), ZOO)
+def test_our_own_nets_are_recognised(net: str, options: dict[str, Any], known_as: str) -> None:
+    known = recognise(meta(create, net, **options))
+    assert (known.net, known.options) == (known_as, options)
+    assert shapes(known.tensors) == shapes(meta(create, net, **options))
+
+
+def test_wrappers_and_prefixes_come_off() -> None:
+    inner = {f"module._orig_mod.{k}": v for k, v in meta(create, "resnet8").items()}
+    known = recognise({"epoch": 3, "model": {"state_dict": inner}})
+    assert known.net == "resnet8" and set(known.tensors) == set(shapes(meta(create, "resnet8")))
+    assert "under 'model'" in known.why and "under 'state_dict'" in known.why and "'module.'" in known.why
+
+
+def test_the_common_cifar_code_pads_on_both_sides() -> None:
+    tensors = {k.replace("fc.", "linear."): v for k, v in meta(create, "resnet20").items()}
+    known = recognise(tensors)
+    assert (known.net, known.options) == ("resnet20", {"shortcut": "A-centred"}) and "both sides" in known.why
+    assert recognise(tensors, options={"shortcut": "A-average"}).options == {"shortcut": "A-average"}
+    projected = {
+        k.replace("downsample", "shortcut").replace("fc.", "linear."): v for k, v in meta(create, "resnet20", shortcut="B").items()
+    }
+    assert recognise(projected).options == {"shortcut": "B"}
+    assert "no shapes tell how shortcut A pads" in recognise(meta(create, "resnet20")).why
+
+
+def test_the_user_decides_what_shapes_cannot() -> None:
+    tensors = meta(torchvision.models.resnet50)
+    paper = recognise(tensors, net="resnet50")
+    assert paper.net == "resnet50" and "strides" not in paper.why
+    assert recognise(meta(create, "resnet20"), net="plain20").net == "plain20"
+    with pytest.raises(UserError, match="does not fit resnet34: "):
+        recognise(tensors, net="resnet34")
+    with pytest.raises(UserError, match="no network called 'resnet5o'; did you mean"):
+        recognise(tensors, net="resnet5o")
+    with pytest.raises(UserError, match="no option 'shortcuts'"):
+        recognise(tensors, options={"shortcuts": "B"})
+
+
+def test_old_densenet_names() -> None:
+    tensors = meta(torchvision.models.densenet121)
+    old = {k.replace("norm1", "norm.1").replace("conv2", "conv.2"): v for k, v in tensors.items() if not k.endswith("tracked")}
+    assert list(old) != list(shapes(tensors))
+    known = recognise(old)
+    assert known.net == "densenet121" and shapes(known.tensors) == shapes(tensors) and "older names" in known.why
+
+
+@pytest.mark.parametrize("net", ["resnet18", "resnet20", "vgg11"])
+def test_foreign_names_are_taken_in_order_of_their_shapes(net: str) -> None:
+    tensors = meta(create, net, 5, 1)
+    foreign = {f"block{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(tensors.items())}
+    known = recognise(foreign)
+    assert (known.net, known.classes, known.channels) == (net, 5, 1) and "in order" in known.why
+    assert all(known.tensors[k] is v for k, v in tensors.items() if not k.endswith("tracked"))
+    without = {k: v for k, v in foreign.items() if not k.endswith("tracked")}
+    assert recognise(without).net == net, "BN's counters may be missing"
+
+
+def test_a_bias_never_becomes_a_weight() -> None:
+    tensors = list(meta(create, "resnet8").items())
+    one, two = ("bn1.weight", "bn1.bias")
+    swapped = {f"x.{({one: two, two: one}).get(k, k)}": v for k, v in tensors}
+    with pytest.raises(UserError, match="fits no network here"):
+        recognise(swapped)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        ({"epoch": 1, "optimizer": {}}, "holds no tensors by name, but 'epoch', 'optimizer'"),
+        ({}, "holds no tensors by name, but nothing"),
+        ({"state_dict": 3}, "holds no tensors by name"),
+        ({"linear.weight": torch.zeros(2, 2), "fc.weight": torch.zeros(2, 2)}, "both of two names"),
+        ({"": torch.zeros(())}, "fits no network"),
+    ],
+)
+def test_what_is_no_state_dict_is_one_line(found: Any, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recognise(found)
+    assert said in str(caught.value)
+
+
+def test_another_number_of_classes_keeps_the_trunk() -> None:
+    torch.manual_seed(0)
+    source, target = create("resnet8", 10), create("resnet8", 3)
+    weights, said = adapt_head(source.state_dict(), target)
+    assert "10 classes" in said and "3 classes is new" in said
+    head = target.fc.weight.clone()
+    target.load_state_dict(weights)
+    assert torch.equal(target.conv1.weight, source.conv1.weight) and torch.equal(target.fc.weight, head)
+    same, said = adapt_head(source.state_dict(), create("resnet8", 10))
+    assert torch.equal(same["fc.weight"], source.fc.weight) and "all weights fit" in said
+    with pytest.raises(UserError, match=r"'conv1.weight' is 16x3x3x3, not 16x1x3x3"):
+        adapt_head(source.state_dict(), create("resnet8", 3, 1))
