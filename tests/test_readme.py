@@ -32,9 +32,12 @@ def test_every_command_and_snippet_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    draw_images(tmp_path / "photos", classes=["cat", "dog"], each=14, size=(60, 90))
+    draw_images(tmp_path / "photos", classes=["cat", "dog"], each=14, size=(100, 140))
     (tmp_path / "photos" / "cat" / "0.png").rename(tmp_path / "photos" / "cat" / "1.jpg")
     have_cifar = bool(os.environ.get("RESLEARN_DATA"))
+    published = tmp_path / "resnet20-12fca82f.th"
+    if have_cifar:
+        published.symlink_to(Path(os.environ["RESLEARN_DATA"]) / "weights" / published.name)
     ran = 0
     for language, block in BLOCKS:
         if language == "toml":
@@ -46,6 +49,7 @@ def test_every_command_and_snippet_runs(
         else:
             for line in block.splitlines():
                 if line.startswith("reslearn ") and (have_cifar or not re.search("resnet20|plain20", line)):
+                    assert not line.startswith("reslearn import") or published.is_file()
                     command_line(line, capsys, monkeypatch)
                     ran += 1
     assert ran >= 10
