@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 
@@ -53,7 +54,6 @@ def test_torchvision_as_safetensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("net", "channels"), [("resnet18", 1), ("resnet50-v1.5", 3), ("densenet121", 3)])
 def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) -> None:
-    timm = pytest.importorskip("timm")
     ours = made(tmp_path / "m.safetensors", net, channels=channels)
     folder = export(tmp_path / "m.safetensors", "timm", tmp_path / "timm")
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -78,7 +78,6 @@ def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) ->
 
 @pytest.mark.parametrize("depth", [121, 161, 169, 201])
 def test_timms_features_of_densenets(tmp_path: Path, depth: int) -> None:
-    timm = pytest.importorskip("timm")
     from reslearn.weights.exports import timm_config
 
     view = Preprocessing(channels=3, size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from reslearn import UserError, create
-from reslearn.weights.formats import adapt_head, recognise
+from reslearn.weights.formats import Recognised, adapt_head, complete, recognise
+from weights.compare import same_logits, shaken
 
+RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 TORCHVISION = {
     "resnet18": "resnet18",
     "resnet34": "resnet34",
@@ -19,14 +22,22 @@ TORCHVISION = {
     "resnet152": "resnet152-v1.5",
     "alexnet": "alexnet",
     "googlenet": "googlenet",
-    "vgg11": "vgg11",
-    "vgg16_bn": "vgg16-bn",
-    "vgg19": "vgg19",
+    **{f"vgg{depth}": f"vgg{depth}" for depth in (11, 13, 16, 19)},
+    **{f"vgg{depth}_bn": f"vgg{depth}-bn" for depth in (11, 13, 16, 19)},
     "densenet121": "densenet121",
     "densenet161": "densenet161",
     "densenet169": "densenet169",
     "densenet201": "densenet201",
 }
+
+
+def carried_over(theirs: nn.Module) -> tuple[Recognised, nn.Module]:
+    """Our network with their weights."""
+    known = recognise(theirs.state_dict())
+    with torch.device("meta"):
+        ours = create(known.net, known.classes, known.channels, **known.options)
+    ours.load_state_dict(complete(known.tensors, ours), assign=True)
+    return known, ours.eval()
 
 
 def meta(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -49,9 +60,27 @@ def test_torchvisions_nets_are_recognised(theirs: str) -> None:
     assert ("where a bottleneck strides" in known.why) == known.net.endswith("-v1.5")
 
 
-@pytest.mark.parametrize("theirs", ["resnet18", "resnet34", "resnet50", "resnet152", "densenet121", "densenet201"])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_logits_are_torchvisions(name: str) -> None:
+    torch.manual_seed(0)
+    extra = {"init_weights": False} if name.startswith(("googlenet", "vgg")) else {}
+    theirs = shaken(getattr(torchvision.models, name)(num_classes=7, **extra))
+    known, ours = carried_over(theirs)
+    assert known.net == TORCHVISION[name]
+    same_logits(ours, theirs, (64, 97))
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_logits_are_timms(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = shaken(timm.create_model(name, num_classes=7))
+    known, ours = carried_over(theirs)
+    assert known.net == TORCHVISION[name]
+    same_logits(ours, theirs, (64, 97))
+
+
+@pytest.mark.parametrize("theirs", [*RESNETS, "densenet121", "densenet201"])
 def test_timms_nets_are_recognised(theirs: str) -> None:
-    timm = pytest.importorskip("timm")
     known = recognise(meta(timm.create_model, theirs, num_classes=7, in_chans=1))
     assert (known.net, known.classes, known.channels) == (TORCHVISION[theirs], 7, 1)
 
@@ -60,7 +89,6 @@ def test_timms_nets_are_recognised(theirs: str) -> None:
     "theirs", ["resnet50d", "resnet18d", "resnext50_32x4d", "seresnet50", "wide_resnet50_2", "resnet26", "vgg11"]
 )
 def test_timms_other_nets_are_refused_by_the_first_key_that_differs(theirs: str) -> None:
-    timm = pytest.importorskip("timm")
     tensors = meta(timm.create_model, theirs)
     with pytest.raises(UserError, match="fits no network here; the nearest is") as caught:
         recognise(tensors)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
@@ -22,14 +23,11 @@ from torch import nn
 
 import reslearn
 from reslearn import UserError
+from reslearn.weights.foreign import rehearse
 from reslearn.weights.imports import CIFAR_10, import_weights
 from weights.compare import same_logits, shaken
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-
-
-def of_timm(name: str, **options: Any) -> nn.Module:
-    return pytest.importorskip("timm").create_model(name, **options)
 
 
 MADE: dict[str, Callable[[], nn.Module]] = {
@@ -39,8 +37,8 @@ MADE: dict[str, Callable[[], nn.Module]] = {
     "alexnet": lambda: torchvision.models.alexnet(num_classes=7),
     "googlenet": lambda: torchvision.models.googlenet(num_classes=7, init_weights=False),
     "densenet121": lambda: torchvision.models.densenet121(num_classes=7),
-    "timm resnet18": lambda: of_timm("resnet18", num_classes=7, in_chans=1),
-    "timm resnet50-v1.5": lambda: of_timm("resnet50", num_classes=7),
+    "timm resnet18": lambda: timm.create_model("resnet18", num_classes=7, in_chans=1),
+    "timm resnet50-v1.5": lambda: timm.create_model("resnet50", num_classes=7),
 }
 
 
@@ -198,6 +196,14 @@ def pickled(found: Any) -> bytes:
     return buffer.getvalue()
 
 
+def enlarged() -> bytes:
+    """A program that sets the length of a storage after it was checked, then claims a tensor of that length."""
+    program = pickled({"x": Claim(16, (1 << 20,), (1,))})
+    set_length = b"}X\x06\x00\x00\x00lengthJ\x00\x00\x10\x00sb"
+    assert program.count(b"Q") == 1, "BINPERSID puts the storage on the stack"
+    return program.replace(b"Q", b"Q" + set_length)
+
+
 def deflated(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickled({"x": Claim(1 << 20, (1 << 20,), (1,))}))
@@ -242,6 +248,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "claims a tensor of 8589934592 numbers where it holds 16",
     ),
     "a memo of 2^31": (lambda p: written(p, b"\x80\x02}r\xff\xff\xff\x7f."), "beyond its own length"),
+    "a text of 2^56 bytes, old format": (
+        lambda p: p.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x8d" + bytes(7) + b"\x01"),
+        "is not a whole PyTorch file",
+    ),
     "a deflated zip": (deflated, "compressed or encrypted parts"),
     "a part that occurs twice": (twice, "overlap or occur twice"),
     "another zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"), "not one that torch.save wrote"),
@@ -270,6 +280,11 @@ def test_a_bad_file_is_one_line_and_runs_nothing(tmp_path: Path, case: str) -> N
     assert said in str(caught.value) and str(tmp_path / "m.pth") in str(caught.value) and "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["m.pth"], "no code ran and nothing was written"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kB; nothing was allocated on the file's word"
+
+
+def test_a_checked_storage_cannot_be_enlarged() -> None:
+    with pytest.raises(AttributeError):
+        rehearse(enlarged(), {"0": 64}, 64)
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])

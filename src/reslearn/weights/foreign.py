@@ -9,9 +9,8 @@ import math
 import pickle
 import pickletools
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,16 +76,21 @@ class Refused(Exception):
     """Why a file is not read, as the end of a sentence that begins with its path."""
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A claimed row of numbers; stands in for a torch storage, and, with length -1, for its class."""
+class Storage(NamedTuple):
+    """A claimed row of numbers; stands in for a torch storage, and, with length -1, for its class.
+
+    A tuple, because a pickle may set the attributes of any other object.
+    """
 
     item_bytes: int
     length: int = -1
 
 
 class Dict(dict):
-    """Stands in for OrderedDict, whose pickles may set attributes."""
+    """Stands in for OrderedDict; the attributes that its pickles may set are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> None:
@@ -185,12 +189,12 @@ def check_zip(path: Path) -> None:
 def one_pickle(file: BinaryIO) -> bytes:
     """The bytes of the next pickle of a file."""
     start = file.tell()
-    for _, _, where in pickletools.genops(file):
-        if (where or 0) - start > MOST_PICKLE:
-            raise Refused(f"has a pickle of more than {MOST_PICKLE:,} bytes: more than any state dict needs")
-    end = file.tell()
-    file.seek(start)
-    return file.read(end - start)
+    # A text may claim any length, and a file's read would allocate it: BytesIO's gives what there is.
+    program = io.BytesIO(file.read(MOST_PICKLE))
+    for _ in pickletools.genops(program):
+        pass
+    file.seek(start + program.tell())
+    return program.getvalue()[: program.tell()]
 
 
 def check_legacy(path: Path) -> None:
@@ -206,8 +210,10 @@ def load_pickle(path: Path, check: Any, mmap: bool) -> Any:
     try:
         check(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (Refused, MemoryError, OSError):
+    except (Refused, OSError):
         raise
+    except MemoryError as error:
+        raise Refused("needs more memory than there is") from error
     except Exception as error:  # pickle and torch answer a damaged file with many kinds
         raise Refused(f"is not a whole PyTorch file ({type(error).__name__}: {str(error)[:120]})") from error
 
