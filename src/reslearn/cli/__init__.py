@@ -1,0 +1,67 @@
+"""The command line: one short function a command. What is heavy is imported inside it, so that --help answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from reslearn import __version__
+from reslearn.cli import models, runs
+from reslearn.errors import Interrupted, UserError
+
+app = typer.Typer(
+    name="reslearn",
+    help="Residual networks: train on your own images, see what they learned, use them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+COMMANDS = {
+    "train": runs.train,
+    "eval": runs.evaluate,
+    "predict": runs.predict,
+    "report": runs.report,
+    "models": models.models,
+    "summary": models.summary,
+    "deepen": models.deepen,
+    "import": models.import_,
+    "export": models.export,
+}
+for name, command in COMMANDS.items():
+    app.command(name, no_args_is_help=command is not models.models)(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"reslearn {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Exit code 2 and one line on standard error for a user's mistake; 130 and 143 after a signal."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = _complain(str(error))
+    except TyperException as error:  # an unknown command, option or value; or nothing at all, answered by the help
+        message = getattr(error, "format_message", error.__str__)()
+        code = _complain(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    except Interrupted as error:
+        typer.echo(f"reslearn: stopped by {error}; the run is saved, and reslearn train --resume RUN goes on with it", err=True)
+        code = 128 + error.number
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    typer.echo(f"reslearn: {message}", err=True)
+    return 2

@@ -1,0 +1,143 @@
+"""models, summary, deepen, import, export: networks and model files."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reslearn.cli.options import Json
+from reslearn.errors import UserError
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names, with * for anything.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """The networks: parameters, multiply-adds, activation memory, and the errors that their papers print.
+
+    \b
+    Examples:
+      reslearn models
+      reslearn models 'preact-*' --json
+    """
+    from reslearn.nets import show
+
+    if as_json:
+        typer.echo(json.dumps(list(show.listing(pattern)), indent=1))
+    else:
+        show.print_models(pattern)
+
+
+def summary(
+    model: Annotated[str, typer.Argument(help="A network's name, a run folder or a model file.")],
+    input: Annotated[str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH; its own unless given.")] = None,
+    every_row: Annotated[bool, typer.Option("--all", help="Every layer, however many.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The layer table of a network: output, parameters, multiply-adds, activation memory, receptive field.
+
+    \b
+    Examples:
+      reslearn summary vgg16 --input 3x224x224
+      reslearn summary resnet50 --all
+      reslearn summary runs/mine --json
+    """
+    from reslearn.nets import show
+    from reslearn.weights.store import network
+
+    net, size = network(model)
+    counted = show.summarise(net, _shape(input) if input is not None else size)
+    if as_json:
+        typer.echo(json.dumps(show.as_json(net, counted), indent=1))
+    else:
+        show.print_summary(net, counted, every_row)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and 0 < int(side) <= 10_000 for side in sides):
+        raise UserError(f"--input {text}: write it as CHANNELSxHEIGHTxWIDTH, such as 3x224x224")
+    return tuple(map(int, sides))
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model file, .safetensors.")],
+    net: Annotated[str | None, typer.Option("--net", help="The network, where the file cannot tell.")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Their names, one a line, or a JSON list.")] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="Of each channel on 0..1, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
+    prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Of a .caffemodel: compared with our layers.")] = None,
+    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Of a .caffemodel: its mean image, .binaryproto.")] = None,
+) -> None:
+    """Weights of torchvision, timm, Caffe's original release and others, as a model file. No code of the file is run.
+
+    \b
+    Examples:
+      reslearn import resnet50-11ad3fa6.pth -o resnet50.safetensors
+      reslearn import resnet20-12fca82f.th -o resnet20.safetensors
+      reslearn import ResNet-50-model.caffemodel --mean-file ResNet_mean.binaryproto -o resnet50.safetensors
+    """
+    from reslearn.weights.imports import import_weights
+
+    numbers = (_numbers("--mean", mean), _numbers("--std", std))
+    path, said = import_weights(file, net, classes, *numbers, out=out, prototxt=prototxt, mean_file=mean_file)
+    for line in (*said, f"model    {path}"):
+        typer.echo(line)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: write numbers with commas between, such as 0.485,0.456,0.406") from error
+
+
+class Format(StrEnum):
+    torchvision, timm = "torchvision", "timm"
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    format: Annotated[Format, typer.Option("--format", help="A torchvision state dict, or a timm folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.pth, .safetensors) or folder.")],
+) -> None:
+    """A model for torchvision (a state dict) or timm (a folder with config.json, weights and a model card).
+
+    \b
+    Examples:
+      reslearn export runs/mine --format torchvision -o mine.pth
+      reslearn export runs/mine --format timm -o mine-timm
+    """
+    from reslearn.weights.exports import export as write
+
+    typer.echo(write(model, format.value, out))
+
+
+class Place(StrEnum):
+    spread, append = "spread", "append"
+
+
+def deepen(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    net: Annotated[str, typer.Argument(help="A deeper network of its family, such as resnet56 for resnet20.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new model file.")],
+    where: Annotated[Place, typer.Option("--where", help="Where each stage's new blocks go.")] = Place.spread,
+    data: Annotated[str | None, typer.Option("--data", help="Images for the proof; plain networks need them.")] = None,
+) -> None:
+    """A deeper network with the same function, from a trained one: the paper's constructed solution. It trains on from there.
+
+    \b
+    Examples:
+      reslearn deepen runs/resnet20 resnet56 -o resnet56.safetensors
+      reslearn deepen runs/plain20 plain56 -o plain56.safetensors --data cifar10 --where append
+    """
+    from reslearn.weights.deepened import deepen_model
+
+    made = deepen_model(model, net, out, where.value, data)
+    on = f"{made.images} images of {data}" if data else f"{made.images} images of noise"
+    typer.echo(
+        f"{made.path}: on {on} the largest difference of a logit is {made.difference:.3g}; {made.changed} predictions differ"
+    )

@@ -1,0 +1,175 @@
+"""train, eval, predict, report: from images to a model, and what it does."""
+
+import csv
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reslearn.cli.options import Device, Json
+from reslearn.errors import UserError
+
+
+def train(
+    data: Annotated[
+        str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="cifar10-paper, default, fashion, or a .toml/.json file.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a network on images; or go on with an interrupted run.
+
+    \b
+    Examples:
+      reslearn train fashion-sample
+      reslearn train path/to/folder --out runs/mine
+      reslearn train cifar10 --model resnet56 --recipe cifar10-paper --seed 1
+      reslearn train photos.csv --set schedule.epochs=20 --set data.size=96
+      reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.trunk_lr=0.1
+      reslearn train --resume runs/mine
+    """
+    if resume is not None:
+        given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}
+        extra = [name for name, value in given.items() if value]
+        if extra or seed is not None:
+            raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
+    elif data is None:
+        raise UserError("say what to train on: reslearn train DATA (or --resume RUN)")
+    from reslearn import api
+
+    if resume is not None:
+        run = api.resume(resume, device=device)
+    else:
+        assert data is not None
+        run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
+    _print_result(run.result)
+    typer.echo(f"model    {run.folder / 'model.safetensors'}")
+    typer.echo(f"report   {run.folder / 'report.html'}")
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """A line for each split of the last and, where they are others, the best weights."""
+    same = result.get("best", {}).get("step") == result["last"]["step"]
+    for name in ["last"] if same else [name for name in ("last", "best") if name in result]:
+        step, title = result[name]["step"], "last, best" if same else name
+        for split, what in (("val", "held-out"), ("test", "test"), ("train", "training (nothing was held out)")):
+            if split in result[name]:
+                numbers = result[name][split]
+                low, high = numbers["top1_interval"]
+                interval = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
+                typer.echo(f"result   {what} error {numbers['top1_error']:.2f}%  ({interval}; {title}: step {step:,})")
+
+
+class Split(StrEnum):
+    train, val, test, all = "train", "val", "test", "all"
+
+
+class OnBad(StrEnum):
+    error, skip = "error", "skip"
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    data: Annotated[str, typer.Argument(help="A data set, folder or list, as for train.")],
+    split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
+    on_bad: Annotated[OnBad, typer.Option("--on-bad", help="What to do with files that cannot be read.")] = OnBad.error,
+    as_json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Top-1 and top-5 error with a bootstrap interval, calibration, accuracy by class, confusion matrix.
+
+    \b
+    Examples:
+      reslearn eval runs/mine path/to/folder
+      reslearn eval model.safetensors cifar10 --json
+    """
+    from reslearn.evaluation.evaluate import evaluate as run
+    from reslearn.training.display import Display
+
+    display = Display(stderr=True)
+    try:
+        result = run(model, data, split, on_bad, device=device, progress=display.progress)
+    finally:
+        display.stop()
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    from reslearn.evaluation.show import show
+
+    show(result)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    files: Annotated[list[str], typer.Argument(help="Image files and folders; - reads one image from standard input.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes.")] = 3,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+) -> None:
+    """The most probable classes of image files. A file that cannot be read is named, and the others go on (exit code 2).
+
+    \b
+    Examples:
+      reslearn predict runs/mine shirt.jpg boots.png
+      reslearn predict model.safetensors path/to/folder --json
+      curl -s URL | reslearn predict runs/mine -
+    """
+    if as_json and as_csv:
+        raise UserError("choose --json or --csv")
+    from reslearn.deploy.predict import Image, find_images, stream
+    from reslearn.device import pick_device
+    from reslearn.weights import load
+
+    network = load(model, pick_device(device))
+    images: list[Image] = []
+    for file in files:
+        images += [sys.stdin.buffer] if file == "-" else find_images([file])
+    rows = csv.writer(sys.stdout)
+    if as_csv:
+        rows.writerow(["file", "rank", "class", "probability", "error"])
+    failed, width = 0, min(max((len(str(image)) for image in images if image is not sys.stdin.buffer), default=1), 60)
+    for prediction in stream(network, images, top):
+        failed += prediction.error is not None
+        if as_json:
+            best = [{"class": name, "probability": round(p, 6)} for name, p in prediction.classes]
+            found = {"predictions": best} if prediction.error is None else {"error": prediction.error}
+            typer.echo(json.dumps({"file": prediction.file, **found}))
+        elif as_csv:
+            rows.writerows([prediction.file, i, name, f"{p:.6f}", ""] for i, (name, p) in enumerate(prediction.classes, 1))
+            if prediction.error is not None:
+                rows.writerow([prediction.file, "", "", "", prediction.error])
+        elif prediction.error is None:
+            shown = "".join(f"  {name} {100 * p:5.1f}%" for name, p in prediction.classes)
+            typer.echo(f"{prediction.file:<{width}}{shown}")
+        else:
+            typer.echo(f"{prediction.file:<{width}}  {prediction.error}")
+    if failed:
+        raise UserError(f"{failed} of {len(images)} files could not be read")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; RUN/report.html for one run.")] = None,
+) -> None:
+    """One self-contained HTML page: curves, confusion, the hardest images, the recipe, the cost.
+
+    \b
+    Examples:
+      reslearn report runs/mine
+      reslearn report runs/resnet20 runs/plain20 -o compare.html
+    """
+    if out is None and len(runs) > 1:
+        raise UserError("several runs make one page: say where with -o PAGE.html")
+    from reslearn import report
+
+    typer.echo(report.write(runs, out or runs[0] / "report.html"))
