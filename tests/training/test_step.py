@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from reslearn import UserError, create
 from reslearn.recipes.recipe import Loss, Optimizer
 from reslearn.training import runtime
-from reslearn.training.state import make_ema
+from reslearn.training.ema import Ema
 from reslearn.training.step import NonFinite, make_criterion, make_optimizer, set_lr, train_step
 
 PLAIN = make_criterion(Loss(), torch.ones(3))
@@ -52,7 +52,7 @@ def test_sgd_written_out(style: str, nesterov: bool) -> None:
             w = w - lr * (0.9 * v + g if nesterov else v)
         set_lr(optimizer, lr, style)
         result = train_step(model, images, labels, PLAIN, optimizer, nullcontext())
-        assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
         torch.testing.assert_close(model.fc.weight, w, rtol=0, atol=1e-6)
 
 
@@ -95,13 +95,14 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(poison: float) -> N
 
 def test_ema_is_the_running_average_with_a_rising_decay() -> None:
     model = nn.Linear(1, 1, bias=False)
-    ema = make_ema(model, 0.8)
-    average = None
+    average = model.weight.item()
+    ema = Ema(model, 0.8)
     for n, value in enumerate((1.0, 2.0, 3.0, 4.0)):
         nn.init.constant_(model.weight, value)
-        ema.update_parameters(model)
+        ema.set_step(n)
+        ema.update()
         rate = min(0.8, (1 + n) / (10 + n))
-        average = value if average is None else rate * average + (1 - rate) * value
+        average = rate * average + (1 - rate) * value
         assert ema.module.weight.item() == pytest.approx(average)
 
 

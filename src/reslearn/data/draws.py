@@ -14,32 +14,46 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-GOLDEN, MIX1, MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GOLDEN, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+WORD = 0xFFFFFFFFFFFFFFFF
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _shift(x: int | Tensor, bits: int) -> int | Tensor:
+    """Logical right shift of 64 bits."""
+    return x >> bits if isinstance(x, int) else (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * MIX1
-    x = (x ^ _shift(x, 27)) * MIX2
+def _times(x: int | Tensor, factor: int) -> int | Tensor:
+    return x * factor & WORD if isinstance(x, int) else x * _signed(factor)
+
+
+def _mix(x: int | Tensor) -> int | Tensor:
+    x = _times(x ^ _shift(x, 30), MIX1)
+    x = _times(x ^ _shift(x, 27), MIX2)
     return x ^ _shift(x, 31)
 
 
-def _key(*counters: int | Tensor) -> Tensor:
-    """One hash of several counters, int64, broadcast over those that are tensors."""
-    key = torch.tensor(0)
+def _key(*counters: int | Tensor) -> int | Tensor:
+    """One hash of several counters: an int of 64 bits, or int64 of the shape of those that are tensors, which come last.
+
+    Numbers stay numbers, so that a device is given nothing but its own tensors.
+    """
+    key: int | Tensor = 0
     for counter in counters:
-        value = torch.tensor(_signed(counter)) if isinstance(counter, int) else counter
-        key = _mix(key.to(value.device) + value * GOLDEN + MIX1) if value.ndim else _mix(key + value * GOLDEN + MIX1)
+        added = _times(counter & WORD if isinstance(counter, int) else counter, GOLDEN)
+        if isinstance(added, int):
+            assert isinstance(key, int), "numbers come before tensors"
+            key = _mix((key + added + MIX1) & WORD)
+        else:
+            key = _mix(added + (_signed(key + MIX1) if isinstance(key, int) else key + _signed(MIX1)))
     return key
 
 
 def uniform(seed: int, epoch: Tensor, index: Tensor, draw: int) -> Tensor:
     """float32 in [0, 1), multiples of 2^-24, one for each pair of (epoch, index), int64 (N,); draw tells uses apart."""
-    return _shift(_key(seed, draw, epoch, index), 40).float() * 2.0**-24
+    key = _key(seed, draw, epoch, index)
+    assert isinstance(key, Tensor)
+    return (key >> 40 & 0xFFFFFF).float() * 2.0**-24
 
 
 def integer(seed: int, *counters: int) -> int:

@@ -34,11 +34,13 @@ def single_view(
     source: Source,
     *,
     batch: int = 250,
+    forward: Callable[[Tensor], Tensor] | None = None,
     autocast: AbstractContextManager[Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Seen:
     """Logits of every image of a split that can be read. progress(images done) is called after each batch.
 
+    forward: another way to run the model, such as a captured one; its logits may be overwritten by its next call.
     Every module comes back in the mode, training or evaluation, that it came in.
     """
     modes = {module: module.training for module in model.modules()}  # a frozen part is in evaluation mode already
@@ -48,7 +50,7 @@ def single_view(
         for start in range(0, len(source), batch):
             images = source.eval_batch(start, start + batch).contiguous(memory_format=torch.channels_last)
             with autocast or nullcontext():
-                logits.append(model(images).float().cpu())
+                logits.append((forward or model)(images).float().cpu())
             progress(min(start + batch, len(source)))
     finally:
         for module, training in modes.items():

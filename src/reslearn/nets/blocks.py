@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from reslearn.nets.fused import bn_relu
 from reslearn.nets.merges import Merge, Merging, StochasticDepth
 from reslearn.nets.shortcuts import Shortcut, conv, make_shortcut
 
@@ -49,6 +50,17 @@ def sequence(order: Order, depth: int) -> tuple[list[str], list[str], list[str]]
         parts = [*(before if i > 1 else []), "conv", *(between if i < depth else last)]
         branch += [name if name == "relu" else f"{name}{i}" for name in parts]
     return start, branch, [name if name == "relu" else f"{name}{depth}" for name in after]
+
+
+def joined(names: list[str]) -> list[str]:
+    """Names with each ReLU that follows a BN joined to it: "bn1", "relu" -> "bn1+relu", which is one operation."""
+    found: list[str] = []
+    for name in names:
+        if name == "relu" and found and found[-1].startswith("bn"):
+            found[-1] += "+relu"
+        else:
+            found.append(name)
+    return found
 
 
 class Block(nn.Module):
@@ -103,11 +115,16 @@ class Block(nn.Module):
             gate_kernel = 3 if order == "no-bn" else 1
             self.merge = Merging(merge, channels, scale=scale, gate_bias=gate_bias, gate_kernel=gate_kernel)
         self.gate_depth = StochasticDepth(survival, per_sample) if survival < 1 else None
+        self.shared, self.branch, self.end = joined(self.shared), joined(self.branch), joined(self.end)
+        # The last BN, the addition and ReLU are one operation too, where they follow each other (DRL Figure 2).
+        self.closes = merge == "residual" and self.gate_depth is None and self.end == ["relu"] and self.branch[-1] == self.last_bn
 
     def run(self, names: list[str], x: Tensor) -> Tensor:
         """x through modules by name."""
         for name in names:
-            x = getattr(self, name)(x)
+            name, fused, _ = name.partition("+")
+            module = getattr(self, name)
+            x = bn_relu(module, x) if fused else module(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +133,8 @@ class Block(nn.Module):
             out = self.run(self.branch, x)
         else:
             shortcut = x if self.downsample is None else self.downsample(x)
+            if self.closes:
+                return bn_relu(getattr(self, self.branch[-1]), self.run(self.branch[:-1], x), shortcut)
             if self.gate_depth is None:
                 branch = self.run(self.branch, x)
             else:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialise
+from reslearn.nets.fused import bn_relu
 from reslearn.nets.shortcuts import conv
 
 Stem = Literal["imagenet", "cifar"]
@@ -64,7 +65,8 @@ class ResNet(nn.Module):
         initialise(self, zero_init_last_gamma=zero_init_last_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.conv1(x)
+        x = self.maxpool(bn_relu(self.bn1, x) if isinstance(self.bn1, nn.BatchNorm2d) else self.relu(x))
         for stage in self.stages:
             x = getattr(self, stage)(x)
         return self.fc(torch.flatten(self.avgpool(self.end(x)), 1))

@@ -182,6 +182,7 @@ class Recipe(Section):
     loss: Loss = Loss()
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    step: Literal["auto", "eager", "fused", "compiled", "captured"] = "auto"  # how it is run, see training/stepper.py
     evaluate: Every = Every()
     checkpoint: Every = Every()
     log: Log = Log()

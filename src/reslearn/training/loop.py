@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
-from reslearn.data.augment import Draws
-from reslearn.data.draws import Order, integer
 from reslearn.data.stream import ahead
 from reslearn.device import autocast, pick_precision
 from reslearn.errors import Interrupted, UserError
@@ -23,9 +20,11 @@ from reslearn.training.display import Display
 from reslearn.training.schedule import lr
 from reslearn.training.setup import Sources
 from reslearn.training.state import State
-from reslearn.training.step import NonFinite, make_criterion, set_lr, train_step
+from reslearn.training.step import NonFinite, make_criterion, set_lr
+from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, make_stepper
 
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
+EVAL_BATCH = (250, 1000)  # images at once on a CPU, on a GPU
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
 
 
@@ -33,7 +32,14 @@ class Loop:
     """One run from its present step to its end. Everything that happens is a function of (recipe, data, step)."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, sources: Sources, state: State, device: torch.device, display: Display
+        self,
+        folder: Path,
+        recipe: Recipe,
+        sources: Sources,
+        state: State,
+        device: torch.device,
+        mode: str,
+        display: Display,
     ) -> None:
         self.folder, self.recipe, self.sources, self.state, self.display = folder, recipe, sources, state, display
         train = sources.train
@@ -41,8 +47,10 @@ class Loop:
         self.total = recipe.schedule.total(self.images, recipe.batch.size)
         self.precision = pick_precision(recipe.precision, device)
         self.device = device
-        self.order = Order(recipe.seed, self.images, recipe.batch.size)
-        self.criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
+        criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
+        self.stepper = make_stepper(mode, recipe, train, state, criterion, self.precision)
+        self.stepper.restart(state.progress)
+        self.forward = CapturedForward(state.evaluated) if isinstance(self.stepper, DeviceStepper) else None
         self.metrics = folder / "metrics.jsonl"
         self.board = Board(folder, state.progress.step) if recipe.log.tensorboard else None
         self.interval_images, self.interval_seconds = 0, 0.0
@@ -58,7 +66,7 @@ class Loop:
         self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
         try:
-            with closing(ahead(self._batch, range(p.step, self.total), workers)) as batches:
+            with closing(ahead(self.stepper.prepare, range(p.step, self.total), workers)) as batches:
                 while True:
                     if self._evaluation_due():
                         self._evaluate(stop)
@@ -68,9 +76,12 @@ class Loop:
                         return
                     stop.check()
                     started = time.perf_counter()
-                    self._step(*next(batches))
+                    self._step(next(batches))
+                    due = p.step % self.recipe.log.every == 0 or p.step == self.total
+                    if due:
+                        self._collect()
                     self._count(time.perf_counter() - started)
-                    if p.step % self.recipe.log.every == 0 or p.step == self.total:
+                    if due:
                         self._log()
         except Interrupted:
             self.save()
@@ -83,52 +94,47 @@ class Loop:
         """Passes over the training images so far."""
         return self.state.progress.step * self.recipe.batch.size / self.images
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(indices, images, labels) of a step."""
-        epochs, indices = self.order[step]
-        images = self.sources.train.train_batch(Draws(integer(self.recipe.seed, 0xA06), epochs, indices))
-        return indices, images, self.sources.train.labels[indices.to(self.device)]
-
-    def _step(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+    def _step(self, batch: Batch) -> None:
         p, recipe = self.state.progress, self.recipe
         p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
         runtime.seed_step(recipe.seed, p.step)
-        cast = autocast(self.precision, self.device)
         try:
-            result = train_step(self.state.model, images, labels, self.criterion, self.state.optimizer, cast, recipe.batch.micro)
+            self.stepper(batch, p)
         except NonFinite as error:
-            self._refuse(error, indices)
-        if self.state.ema is not None:
-            self.state.ema.update_parameters(self.state.model)
-        n = len(indices)
+            self._refuse(error)
         p.step += 1
-        p.loss += result.loss * n
-        p.wrong += result.wrong
-        p.seen += n
-        self.grad_norm = result.grad_norm
-        self._end_warmup(result.wrong, n)
+        p.seen += recipe.batch.size
+        p.warmup_seen += recipe.batch.size
+        self._end_warmup()
 
-    def _end_warmup(self, wrong: int, n: int) -> None:
+    def _collect(self) -> None:
+        try:
+            self.stepper.collect(self.state.progress)
+        except NonFinite as error:
+            self._refuse(error)
+
+    def _end_warmup(self) -> None:
         """DRL 4.2: the low rate ends once the measured training error is below 80%; that it has ended is state."""
         p, schedule = self.state.progress, self.recipe.schedule
         if schedule.warmup_lr is None or p.warmup_ended is not None:
             return
-        p.warmup_wrong += wrong
-        p.warmup_seen += n
         if p.step % WARMUP_WINDOW == 0:
+            self._collect()
             if 100 * p.warmup_wrong / p.warmup_seen < schedule.warmup_until:
                 p.warmup_ended = p.step
             p.warmup_wrong = p.warmup_seen = 0
+            self.stepper.restart(p)
 
-    def _refuse(self, error: NonFinite, indices: Tensor) -> NoReturn:
+    def _refuse(self, error: NonFinite) -> NoReturn:
         p = self.state.progress
-        names = [self.sources.train.names[int(i)] for i in indices]
-        write_text(self.folder / "nonfinite.json", json.dumps({"step": p.step + 1, "lr": p.lr, "batch": names}, indent=1))
+        step = p.step if error.step is None else error.step
+        names = [self.sources.train.names[int(i)] for i in self.stepper.prepare(step).indices]
+        write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
         saved = checkpoint.found(self.folder / "checkpoints")
         where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         raise UserError(
-            f"step {p.step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])} and "
+            f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])} and "
             f"{len(names) - 3} more, all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) may help"
         ) from error
 
@@ -160,12 +166,13 @@ class Loop:
             "lr": p.lr,
             "loss": p.loss / p.seen,
             "error": 100 * p.wrong / p.seen,
-            "grad_norm": self.grad_norm,
+            "grad_norm": self.stepper.grad_norm,
         }
         speed = self.interval_images / self.interval_seconds if self.interval_seconds else 0.0
         self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
         self.display.train(line, self.total, speed)
         p.loss, p.wrong, p.seen = 0.0, 0, 0
+        self.stepper.restart(p)
         self.interval_images, self.interval_seconds = 0, 0.0
 
     def _evaluation_due(self) -> bool:
@@ -179,9 +186,12 @@ class Loop:
     def _evaluate(self, stop: runtime.Stop) -> None:
         assert self.sources.val is not None
         p, started = self.state.progress, time.perf_counter()
+        self._collect()
         seen = single_view(
             self.state.evaluated,
             self.sources.val,
+            batch=EVAL_BATCH[self.device.type == "cuda"],
+            forward=self.forward,
             autocast=autocast(self.precision, self.device),
             progress=lambda done: stop.check(),
         )
@@ -202,5 +212,6 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
+        self._collect()
         checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
         self.saved_at = time.monotonic()

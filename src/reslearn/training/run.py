@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from reslearn import data as datasets
 from reslearn.data.preprocess import Preprocessing
+from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
 from reslearn.device import pick_device, pick_precision
@@ -28,6 +29,7 @@ from reslearn.training.finish import finish, save_augmented_sheet
 from reslearn.training.loop import Loop
 from reslearn.training.setup import Sources, make_model, make_sources, start_from, starting_view
 from reslearn.training.state import State
+from reslearn.training.stepper import pick
 from reslearn.weights.store import load, read_card
 
 
@@ -85,19 +87,20 @@ def train(
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
     sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
     display.stop()
+    mode, note = pick(resolved.step, on, resolved, resident=isinstance(sources.train, Resident))
     facts = {
         "recipe": resolved.model_dump(mode="json"),
         "command": _command(),
         "source": _absolute(data),
         "data": _describe(opened, sources),
         "preprocessing": sources.preprocessing.model_dump(mode="json"),
-        "machine": runtime.machine(on, pick_precision(resolved.precision, on)),
+        "machine": runtime.machine(on, pick_precision(resolved.precision, on), mode),
         "versions": runtime.versions(),
-        "chose": chose,
+        "chose": [*chose, *([note] if note else [])],
     }
     _create(folder, facts, made)
     with _locked(folder):
-        return _go(folder, facts, opened, resolved, sources, on, display)
+        return _go(folder, facts, opened, resolved, sources, on, mode, display)
 
 
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
@@ -121,11 +124,12 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])
         sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
         display.stop()
-        here = runtime.machine(on, pick_precision(recipe.precision, on)) | runtime.versions()
+        mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
+        here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
         before = facts["machine"] | facts["versions"]
         if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
             display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
-        return _go(folder, facts, opened, recipe, sources, on, display)
+        return _go(folder, facts, opened, recipe, sources, on, mode, display)
 
 
 def _go(
@@ -135,6 +139,7 @@ def _go(
     recipe: Recipe,
     sources: Sources,
     device: torch.device,
+    mode: str,
     display: Display,
 ) -> Run:
     runtime.make_deterministic(device)
@@ -146,7 +151,7 @@ def _go(
     state = State(model, recipe)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
-    loop = Loop(folder, recipe, sources, state, device, display)
+    loop = Loop(folder, recipe, sources, state, device, mode, display)
     _introduce(facts, folder, loop, display)
     if not (folder / "images" / "augmented.png").exists():
         save_augmented_sheet(folder, recipe, sources.train)
@@ -157,6 +162,15 @@ def _go(
         finally:
             display.stop()
     return Run(folder, result)
+
+
+def _same_step(began: str, device: torch.device, recipe: Recipe, sources: Sources) -> str:
+    """How the run's steps go on: as they began, where that can be."""
+    resident = isinstance(sources.train, Resident)
+    try:
+        return pick(began, device, recipe, resident=resident)[0]
+    except UserError:
+        return pick("auto", device, recipe, resident=resident)[0]
 
 
 def _start(init: str | Path, model: str | None) -> dict[str, Any]:
@@ -192,7 +206,8 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     display.say(f"data     {described['name']}: {len(described['classes'])} classes, {counts} images, {height}x{width} {colour}")
     for reason, n in described["left_out"].items():
         display.say(f"         left out: {n:,} {reason}")
-    display.say(f"machine  {machine['processor']} ({machine['device']}, {machine['threads']} threads, {machine['precision']})")
+    how = f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['step']} steps"
+    display.say(f"machine  {machine['processor']} ({how})")
     for line in facts["chose"]:
         display.say(f"chose    {line}")
     for section, values in recipe.model_dump(mode="json", exclude_none=True).items():

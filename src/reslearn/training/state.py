@@ -1,18 +1,16 @@
 """What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.swa_utils import AveragedModel
 
 from reslearn.errors import UserError
 from reslearn.recipes import Recipe
 from reslearn.training import checkpoint
-from reslearn.training.step import make_optimizer
+from reslearn.training.ema import Ema
+from reslearn.training.step import make_optimizer, set_lr
 from reslearn.weights.store import shape_mismatch
 
 
@@ -36,20 +34,6 @@ class Progress:
     metrics_bytes: int = 0
 
 
-def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An average of weights and BN statistics; the decay rises as (1 + n) / (10 + n), so that early weights are forgotten."""
-
-    def update(averages: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        rate = min(decay, (1 + int(n)) / (10 + int(n)))
-        for average, now in zip(averages, current, strict=True):
-            if average.is_floating_point():
-                average.lerp_(now, 1 - rate)
-            else:
-                average.copy_(now)
-
-    return AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
-
-
 def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:
     """Fix the stem (1) and the first stages (2, ...) of a network. Returns what must stay in evaluation mode."""
     parts = [model.get_submodule(name) for name in ("conv1", "bn1")] if frozen else []
@@ -66,7 +50,7 @@ class State:
         self.model = model
         self.frozen = freeze(model, recipe.net.frozen)
         self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)
-        self.ema = make_ema(model, recipe.ema) if recipe.ema is not None else None
+        self.ema = Ema(model, recipe.ema) if recipe.ema is not None else None
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(lr=recipe.schedule.lr)
 
@@ -99,16 +83,14 @@ class State:
         for name, parameter in self.model.named_parameters():
             velocity = saved.state.get(f"velocity.{name}")
             if velocity is not None:
-                # same memory layout as the parameter's, as SGD makes it
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(velocity)
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(velocity)
         if self.ema is not None:
             ema = {name.removeprefix("ema."): t for name, t in saved.state.items() if name.startswith("ema.")}
             self._fits(self.ema.state_dict(), ema, where)
-            self.ema.load_state_dict(ema)
+            self.ema.module.load_state_dict(ema)
         self.best = saved.best
         self.progress = self._progress(saved.facts, where)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.progress.lr
+        set_lr(self.optimizer, self.progress.lr, "pytorch")  # the velocities are of this rate already
 
     @staticmethod
     def _fits(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:

@@ -16,15 +16,19 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class NonFinite(ArithmeticError):
-    """The loss or its gradient is not finite; the weights have not been touched."""
+    """The loss or its gradient is not finite; the weights have not been touched. step: which (from 0), where not the present."""
+
+    def __init__(self, why: str, step: int | None = None) -> None:
+        super().__init__(why)
+        self.step = step
 
 
-class StepResult(NamedTuple):
-    """loss: mean over the batch, as trained; wrong: images whose top-1 is wrong; grad_norm: 2-norm over all parameters."""
+class Outcome(NamedTuple):
+    """0-dim tensors on the device. loss: mean over the batch, as trained; wrong: images whose top-1 is wrong; grad_norm: 2-norm."""
 
-    loss: float
-    wrong: int
-    grad_norm: float
+    loss: Tensor
+    wrong: Tensor
+    grad_norm: Tensor
 
 
 def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
@@ -37,20 +41,29 @@ def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
-    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (trunk_lr, or 1: the last layer)."""
+    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (trunk_lr, or 1: the last layer).
+
+    Velocities start as zeros, which is what PyTorch's first step does too. On a GPU the lr is a tensor, so that a captured step
+    reads the present one.
+    """
     device = next(model.parameters()).device
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trainable, "share": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": trainable, "share": 1.0}]
     if recipe.trunk_lr != 1:
         groups = [{"params": trainable[:-2], "share": recipe.trunk_lr}, {"params": trainable[-2:], "share": 1.0}]
-    return SGD(
+    for group in groups:
+        group["rate"] = group["share"] * lr
+        group["lr"] = torch.tensor(group["rate"], device=device) if device.type == "cuda" else group["rate"]
+    optimizer = SGD(
         groups,
-        lr=lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
         fused=device.type in ("cpu", "cuda"),
     )
+    for parameter in trainable if recipe.momentum else []:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @torch.no_grad()
@@ -61,15 +74,21 @@ def set_lr(optimizer: Optimizer, lr: float, style: str) -> None:
     the two the same.
     """
     for group in optimizer.param_groups:
-        new = group["share"] * lr
-        if style == "caffe" and new != group["lr"]:
-            velocities = [v for p in group["params"] if (v := optimizer.state[p].get("momentum_buffer")) is not None]
-            for velocity in velocities:
-                velocity.mul_(group["lr"] / new)
-        group["lr"] = new
+        old, new = group["rate"], group["share"] * lr
+        if new == old:
+            continue
+        if style == "caffe":
+            for parameter in group["params"]:
+                if (velocity := optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    velocity.mul_(old / new)
+        group["rate"] = new
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(new)
+        else:
+            group["lr"] = new
 
 
-def train_step(
+def gradients(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -77,11 +96,8 @@ def train_step(
     optimizer: Optimizer,
     autocast: AbstractContextManager[Any],
     micro: int | None = None,
-) -> StepResult:
-    """Forward, backward, update. images: (N, C, H, W) float32; labels: int64 (N,); micro: images at once.
-
-    Raises NonFinite before the weights change.
-    """
+) -> Outcome:
+    """Forward and backward. images: (N, C, H, W) float32; labels: int64 (N,); micro: images at once. The weights stay."""
     optimizer.zero_grad(set_to_none=True)
     loss, wrong = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     parts = micro or len(images)
@@ -93,8 +109,22 @@ def train_step(
         loss += part.detach()
         wrong += (logits.argmax(1) != y).sum()
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    result = StepResult(loss.item(), int(wrong), grad_norm.item())
-    if not torch.isfinite(loss + grad_norm):
-        raise NonFinite(f"the loss is {result.loss:g} and the norm of its gradient {result.grad_norm:g}")
+    return Outcome(loss, wrong, grad_norm)
+
+
+def train_step(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    autocast: AbstractContextManager[Any],
+    micro: int | None = None,
+) -> Outcome:
+    """gradients, then the update. Raises NonFinite before the weights change."""
+    outcome = gradients(model, images, labels, criterion, optimizer, autocast, micro)
+    if not torch.isfinite(outcome.loss + outcome.grad_norm):
+        loss, norm = outcome.loss.item(), outcome.grad_norm.item()
+        raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
     optimizer.step()
-    return result
+    return outcome

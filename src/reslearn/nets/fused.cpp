@@ -1,0 +1,160 @@
+// Batch normalisation, addition and ReLU in one go, forward and backward, for channels_last tensors in training on a CPU.
+//
+// A tensor is rows x channels. Channels are taken 64 at a time, so that the compiler keeps the sums in registers; with fewer
+// channels, several pixels make one row of 64 ("fold"), and their sums are added at the end. Rows are cut into chunks of a
+// fixed size whose sums are added in order, so that the result does not depend on the number of threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long WIDE = 64, CHUNK = 128;  // a chunk of 64 columns stays in the first-level cache
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline void store(float value, float& to) { to = value; }
+inline void store(float value, bf16& to) {  // to nearest, ties to even; what is not finite stays so
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    to.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded >> 16);
+}
+
+// Calls body(chunk, first row, end row, first column) for every chunk and block of columns.
+template <class Body>
+void for_chunks(long rows, long columns, int threads, Body body) {
+    const long chunks = (rows + CHUNK - 1) / CHUNK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long chunk = 0; chunk < chunks; chunk++)
+        for (long column = 0; column < columns; column += WIDE)
+            body(chunk, chunk * CHUNK, std::min(rows, (chunk + 1) * CHUNK), column);
+}
+
+template <class T>
+void forward(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean, float* running_var,
+             double momentum, double eps, T* y, float* mean, float* invstd, long rows, long channels, int threads) {
+    const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
+    std::vector<float> sums(chunks * columns), squares(chunks * columns);  // of each chunk: mean, and squares around it
+    for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
+        float total[WIDE] = {}, square[WIDE] = {}, centre[WIDE];
+        for (long row = from; row < to; row++)
+            for (long k = 0; k < WIDE; k++) total[k] += load(x[row * columns + column + k]);
+        for (long k = 0; k < WIDE; k++) centre[k] = total[k] / float(to - from);
+        for (long row = from; row < to; row++)
+            for (long k = 0; k < WIDE; k++) {
+                const float d = load(x[row * columns + column + k]) - centre[k];
+                square[k] += d * d;
+            }
+        std::memcpy(&sums[chunk * columns + column], centre, sizeof centre);
+        std::memcpy(&squares[chunk * columns + column], square, sizeof square);
+    });
+    std::vector<float> scale(columns), shift(columns);
+    const double count = double(rows) * fold;
+    for (long c = 0; c < channels; c++) {
+        double n = 0, m = 0, s = 0;  // Chan, Golub and LeVeque, 1979: means and squares of parts to those of the whole
+        for (long chunk = 0; chunk < chunks; chunk++)
+            for (long k = c; k < columns; k += channels) {
+                const double size = double(std::min(rows, (chunk + 1) * CHUNK) - chunk * CHUNK);
+                const double d = sums[chunk * columns + k] - m;
+                s += squares[chunk * columns + k] + d * d * n * size / (n + size);
+                n += size;
+                m += d * size / n;
+            }
+        mean[c] = float(m);
+        invstd[c] = float(1 / std::sqrt(s / count + eps));
+        running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * m);
+        running_var[c] = float((1 - momentum) * running_var[c] + momentum * s / (count - 1));
+        for (long k = c; k < columns; k += channels) {
+            scale[k] = gamma[c] * invstd[c];
+            shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
+        }
+    }
+    for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
+        for (long row = from; row < to; row++) {
+            const long at = row * columns + column;
+            for (long k = 0; k < WIDE; k++) {
+                float value = load(x[at + k]) * scale[column + k] + shift[column + k];
+                if (residual) value += load(residual[at + k]);
+                store(value > 0 || value != value ? value : 0.0f, y[at + k]);  // NaN passes, as in PyTorch
+            }
+        }
+    });
+}
+
+// y: the output, which tells where ReLU was open. open_grad: the gradient behind ReLU, which is the residual's.
+template <class T>
+void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* mean, const float* invstd, T* x_grad,
+              T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels, int threads) {
+    const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
+    std::vector<float> centre(columns), sums(chunks * columns), products(chunks * columns);
+    for (long k = 0; k < columns; k++) centre[k] = mean[k % channels];
+    for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
+        float total[WIDE] = {}, product[WIDE] = {};
+        for (long row = from; row < to; row++) {
+            const long at = row * columns + column;
+            for (long k = 0; k < WIDE; k++) {
+                const float open = load(y[at + k]), all = load(grad[at + k]), g = open > 0 ? all : 0.0f;
+                total[k] += g;
+                product[k] += g * (load(x[at + k]) - centre[column + k]);
+            }
+        }
+        std::memcpy(&sums[chunk * columns + column], total, sizeof total);
+        std::memcpy(&products[chunk * columns + column], product, sizeof product);
+    });
+    std::vector<float> by_grad(columns), by_x(columns), constant(columns);
+    const double count = double(rows) * fold;
+    for (long c = 0; c < channels; c++) {
+        double total = 0, product = 0;
+        for (long chunk = 0; chunk < chunks; chunk++)
+            for (long k = c; k < columns; k += channels) {
+                total += sums[chunk * columns + k];
+                product += products[chunk * columns + k];
+            }
+        beta_grad[c] = float(total);
+        gamma_grad[c] = float(product * invstd[c]);
+        const double a = double(gamma[c]) * invstd[c], b = -a * invstd[c] * invstd[c] * product / count;
+        for (long k = c; k < columns; k += channels) {
+            by_grad[k] = float(a);
+            by_x[k] = float(b);
+            constant[k] = float(-a * total / count - b * mean[c]);
+        }
+    }
+    for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
+        for (long row = from; row < to; row++) {
+            const long at = row * columns + column;
+            for (long k = 0; k < WIDE; k++) {
+                const float open = load(y[at + k]), all = load(grad[at + k]), g = open > 0 ? all : 0.0f;
+                store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
+                if (open_grad) store(g, open_grad[at + k]);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+#define EXPORT(NAME, T)                                                                                                       \
+    extern "C" void forward_##NAME(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean,  \
+                                   float* running_var, double momentum, double eps, T* y, float* mean, float* invstd,          \
+                                   long rows, long channels, int threads) {                                                    \
+        forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, y, mean, invstd, rows, channels, threads); \
+    }                                                                                                                          \
+    extern "C" void backward_##NAME(const T* grad, const T* x, const T* y, const float* gamma, const float* mean,              \
+                                    const float* invstd, T* x_grad, T* open_grad, float* gamma_grad, float* beta_grad,         \
+                                    long rows, long channels, int threads) {                                                   \
+        backward(grad, x, y, gamma, mean, invstd, x_grad, open_grad, gamma_grad, beta_grad, rows, channels, threads);          \
+    }
+EXPORT(fp32, float)
+EXPORT(bf16, bf16)

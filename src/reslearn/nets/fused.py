@@ -1,0 +1,143 @@
+"""relu(bn(x) + shortcut) in one go, for training on a CPU: fused.cpp, compiled once by the machine's own C++ compiler.
+
+PyTorch reads and writes every activation for each of the three operations, forward and backward; on a CPU that is two fifths of
+a CIFAR net's training step. Without a compiler, or on another device, PyTorch's own operations run.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reslearn.files import cache_folder
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-fPIC")
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+WIDE = 64  # as in fused.cpp
+
+_library: ctypes.CDLL | None = None
+
+
+def enable(on: bool = True) -> str | None:
+    """Use the fused operations from now on in this process, or no longer. Returns why they cannot be used, or None."""
+    global _library
+    _library = None
+    if not on:
+        return None
+    compiler = next(
+        (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), ""
+    )
+    if not compiler:
+        return "there is no C++ compiler"
+    try:
+        _library = _declared(ctypes.CDLL(str(_compiled(compiler))))
+    except subprocess.SubprocessError:
+        return f"{compiler} cannot compile them"
+    except (OSError, AttributeError) as error:
+        return f"they cannot be loaded ({error})"
+    return None
+
+
+def _compiled(compiler: str) -> Path:
+    """The library, from the cache where this compiler has made it from this source on this processor before."""
+    version = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True, timeout=60).stdout
+    key = hashlib.sha256(b"\n".join([SOURCE.read_bytes(), *map(str.encode, FLAGS), compiler.encode(), version])).hexdigest()
+    library = cache_folder() / "kernels" / f"fused-{key[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built, linked = Path(folder) / "fused.o", Path(folder) / "fused.so"
+            subprocess.run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(built)], check=True, capture_output=True, timeout=120)
+            # Linked by hand without the compiler's OpenMP: PyTorch's own, which is loaded already, serves both.
+            subprocess.run([compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=120)
+            linked.rename(library)
+    return library
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number, whole = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
+    for kind in TYPES.values():
+        forward, backward = getattr(library, f"forward_{kind}"), getattr(library, f"backward_{kind}")
+        forward.argtypes = [*[pointer] * 6, number, number, *[pointer] * 3, whole, whole, ctypes.c_int]
+        backward.argtypes = [*[pointer] * 10, whole, whole, ctypes.c_int]
+        forward.restype = backward.restype = None
+    return library
+
+
+def _fits(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
+    """Whether fused.cpp takes these tensors."""
+    channels = x.shape[1]
+    return (
+        bn.training
+        and x.device.type == "cpu"
+        and x.dtype in TYPES
+        and (WIDE % channels == 0 or channels % WIDE == 0)
+        and x.numel() % WIDE == 0
+        and x.numel() > channels
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and bn.weight.dtype == torch.float32
+        and bn.momentum is not None
+        and bn.running_mean is not None
+        and (shortcut is None or (shortcut.dtype == x.dtype and shortcut.shape == x.shape))
+    )
+
+
+def bn_relu(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """relu(bn(x) + shortcut): (N, C, H, W) -> (N, C, H, W)."""
+    if _library is not None and _fits(bn, x, shortcut):
+        assert bn.num_batches_tracked is not None
+        bn.num_batches_tracked.add_(1)
+        if shortcut is not None:
+            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+        return _BnRelu.apply(x, shortcut, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)  # type: ignore[return-value]
+    out = bn(x)
+    return F.relu(out if shortcut is None else out + shortcut, inplace=True)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """rows, channels and threads for fused.cpp; a row has at least WIDE numbers."""
+    channels = x.shape[1]
+    return x.numel() // max(channels, WIDE), channels, torch.get_num_threads()
+
+
+class _BnRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shortcut: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        y = torch.empty_like(x)
+        mean, invstd = torch.empty_like(gamma), torch.empty_like(gamma)
+        inputs = [t if t is None else t.data_ptr() for t in (x, shortcut, gamma, beta, running_mean, running_var)]
+        outputs = [t.data_ptr() for t in (y, mean, invstd)]
+        getattr(_library, f"forward_{TYPES[x.dtype]}")(*inputs, momentum, eps, *outputs, *_sizes(x))
+        ctx.save_for_backward(x, y, gamma, mean, invstd)
+        ctx.has_shortcut = shortcut is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, gamma, mean, invstd = ctx.saved_tensors
+        grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        x_grad = torch.empty_like(x)
+        shortcut_grad = torch.empty_like(x) if ctx.has_shortcut else None
+        gamma_grad, beta_grad = torch.empty_like(gamma), torch.empty_like(gamma)
+        tensors = (grad, x, y, gamma, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
+        getattr(_library, f"backward_{TYPES[x.dtype]}")(*[t if t is None else t.data_ptr() for t in tensors], *_sizes(x))
+        return x_grad, shortcut_grad, gamma_grad, beta_grad, None, None, None, None
