@@ -35,6 +35,7 @@ def imported(path: Path) -> set[str]:
     """The parts of reslearn that a file imports anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: import by full names"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "reslearn":
             _, *rest = node.module.split(".")
             found |= {rest[0]} if rest else {alias.name for alias in node.names}

@@ -18,7 +18,14 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *there])}")
     if not there[kind]:
         raise UserError(f"device '{name}' is not available here: {', '.join(k for k, yes in there.items() if yes)} is")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no device '{name}': write a kind, or a kind and a number, such as cuda:1") from error
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        raise UserError(f"no device '{name}': there is {f'only {kind}:0' if count == 1 else f'{kind}:0 to {kind}:{count - 1}'}")
+    return device
 
 
 def pick_precision(precision: str, device: torch.device) -> str:

@@ -1,8 +1,10 @@
 """The one kind of error that is a user's to mend: a single line that says what, where, and what to do."""
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -34,3 +36,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     shown = names[:24]
     return "; known: " + ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name before what is wrong in it."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith((str(path), "cannot read")):
+            raise
+        raise UserError(f"{path} {error}") from error

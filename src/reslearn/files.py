@@ -49,12 +49,19 @@ def writing(what: Path, megabytes: float | None = None) -> Iterator[None]:
         raise
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_atomic(path: Path, write: Callable[[Path], object], megabytes: float | None = None) -> None:
     """Have write(temporary) make a file, then put it in place; on failure nothing is left and the old file stays."""
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path, megabytes):
         try:
             write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
             fsync_file(temporary)
             temporary.rename(path)
             fsync_folder(path.parent)

@@ -1,20 +1,24 @@
 """What a network is fed: preprocessing, held-out parts, resident images and photos, with and without the cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from drawing import draw_images
 from reslearn import UserError, data
 from reslearn.data.augment import Draws
 from reslearn.data.preprocess import Preprocessing, cover
 from reslearn.data.resident import Resident, to_channels
+from reslearn.data.sets import Split
 from reslearn.data.splits import divide, stratified
 from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos, ahead, cache_fits
+from reslearn.files import cache_folder
 
 VIEW = Preprocessing(channels=3, size=(32, 48), crop_ratio=0.875, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 DRAWS = Draws(3, torch.zeros(8, dtype=torch.int64), torch.arange(8))
@@ -90,11 +94,34 @@ def test_resident_batches_are_augmented_and_normalised(images: Path, pad_with: s
     split = data.open(images).splits["all"]
     view = VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 1.0})
     plain = Resident(split, view)
-    torch.testing.assert_close(plain.train_batch(DRAWS), plain.eval_batch(0, 8))
-    padded = Resident(split, view, pad=15, pad_with=pad_with).train_batch(DRAWS)
+    seen, labels = plain.train_batch(DRAWS)
+    torch.testing.assert_close(seen, plain.eval_batch(0, 8))
+    assert labels.tolist() == split.labels[:8].tolist()
+    padded, _ = Resident(split, view, pad=15, pad_with=pad_with).train_batch(DRAWS)
     border = torch.zeros(3) if pad_with == "mean" else -torch.tensor(view.mean) / torch.tensor(view.std)
     corners = padded[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert ((corners - border[:, None]).abs() < 1e-6).any()
+
+
+def test_resident_images_are_seen_as_a_single_file_is(images: Path) -> None:
+    split = data.open(images).splits["all"]
+    view = VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 0.5})
+    source = Resident(split, view)
+    assert split.pixels is not None
+    for i in (0, 5):
+        assert torch.equal(source.view(i), view.fit(split.pixels[i].permute(1, 2, 0).numpy()))
+
+
+def test_statistics_leave_out_photos_that_cannot_be_read(photos: Path) -> None:
+    spoil(photos)
+    split = data.open(photos).splits["all"]
+    good = split.take([i for i, name in enumerate(split.names) if name != "a/3.png"])
+    assert measure(Photos(split, VIEW, on_bad="skip"), VIEW, "channel") == measure(Photos(good, VIEW), VIEW, "channel")
+
+
+def test_more_cannot_be_held_out_than_there_is(images: Path) -> None:
+    with pytest.raises(UserError, match=r"data.val and data.test would hold out 28 of 24 images"):
+        divide(data.open(images), val=0.6, test=0.6, seed=0)
 
 
 def test_resident_images_of_another_size_are_fitted(images: Path) -> None:
@@ -119,19 +146,28 @@ def test_the_cache_changes_no_pixel(photos: Path, crop_scale: tuple[float, float
     split = data.open(photos).splits["all"]
     done: list[int] = []
     direct = Photos(split, VIEW, flip=True, crop_scale=crop_scale)
-    cached = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, progress=lambda what, i, n: done.append(i))
-    again = Photos(split, VIEW, flip=True, crop_scale=crop_scale, cache=True, progress=lambda what, i, n: done.append(i))
-    assert done == list(range(1, 25)), "the second time they are there"
-    for source in (cached, again):
-        assert torch.equal(source.train_batch(DRAWS), direct.train_batch(DRAWS))
+
+    def cached(part: Split) -> Photos:
+        files = split.files or ()
+        return Photos(part, VIEW, flip=True, crop_scale=crop_scale, cache=files, progress=lambda what, i, n: done.append(i))
+
+    first, again, part = cached(split), cached(split), cached(split.take([20, 3, 7]))
+    assert done == list(range(1, 25)), "later they are there, for every part of the files"
+    assert torch.equal(part.eval_batch(0, 3), direct.eval_batch(0, 24)[[20, 3, 7]])
+    for source in (first, again):
+        assert all(torch.equal(a, b) for a, b in zip(source.train_batch(DRAWS), direct.train_batch(DRAWS), strict=True))
         assert torch.equal(source.eval_batch(0, 99), direct.eval_batch(0, 99))
     assert len(direct.eval_batch(0, 99)) == 24
 
 
 def test_a_changed_photo_is_never_served_from_the_cache(photos: Path) -> None:
-    before = Photos(data.open(photos).splits["all"], VIEW, cache=True).view(0)
+    def first() -> Tensor:
+        split = data.open(photos).splits["all"]
+        return Photos(split, VIEW, cache=split.files or ()).view(0)
+
+    before = first()
     Image.new("RGB", (120, 90), "white").save(photos / "a" / "0.png")
-    after = Photos(data.open(photos).splits["all"], VIEW, cache=True).view(0)
+    after = first()
     assert not torch.equal(before, after) and (after == 255).all()
 
 
@@ -144,9 +180,15 @@ def spoil(photos: Path) -> str:
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_photo_that_cannot_be_read_is_named(photos: Path, cache: bool) -> None:
     name = spoil(photos)
+    split = data.open(photos).splits["all"]
+    files = split.files or ()
     with pytest.raises(UserError, match=r"3\.png"):
-        Photos(data.open(photos).splits["all"], VIEW, cache=cache).eval_batch(0, 99)
-    cached = Photos(data.open(photos).splits["all"], VIEW, cache=True, on_bad="skip")
+        Photos(split, VIEW, cache=files if cache else ()).eval_batch(0, 99)
+    cached = Photos(split, VIEW, cache=files, on_bad="skip")
+    without = split.take([i for i, title in enumerate(split.names) if title != name])
+    assert torch.equal(cached.eval_batch(0, 99), Photos(without, VIEW).eval_batch(0, 99)), "rows after it are the right ones"
+    (cache_folder() / "photos" / next(p.name for p in (cache_folder() / "photos").glob("*.bin"))).unlink()
+    assert len(Photos(split, VIEW, cache=files, on_bad="skip")) == 23, "made anew where its pixels are gone"
     assert len(cached) == 23 and list(cached.bad) == [name] and name not in cached.names
 
 
@@ -154,9 +196,11 @@ def test_without_a_cache_a_neighbour_stands_in_for_a_bad_photo_in_training_only(
     spoil(photos)
     split = data.open(photos).splits["all"]
     place = list(split.names).index("a/3.png")
+    split = replace(split, labels=np.arange(24))
     exact = VIEW.model_copy(update={"size": (36, 48), "crop_ratio": 1.0})  # 90x120 shrunk: no room to crop
     source = Photos(split, exact, on_bad="skip")
-    batch = source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place])))
+    batch, labels = source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place])))
+    assert labels.tolist() == [place + 1], "with its own label"
     assert torch.equal(batch, source.normalise(source.view(place + 1)[None])) and not source.holes
     source.eval_batch(0, 24)
     assert source.holes == {place} and "3.png" in source.bad["a/3.png"]

@@ -76,7 +76,7 @@ def test_merges_are_figure_2(merge: str) -> None:
     block, x = make(merge=merge, gate_bias=-1.0), torch.randn(2, 8, 6, 6)
     branch = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     if merge in ("exclusive-gate", "shortcut-gate"):
-        assert torch.equal(block.merge.gate.bias.new_tensor([-1.0] * 8), torch.full((8,), -1.0))
+        assert block.merge.gate.bias is not None
         gate = torch.sigmoid(block.merge.gate(x))
     expected = {
         "constant": lambda: 0.5 * x + 0.5 * branch,
@@ -145,3 +145,13 @@ def test_ceil_pooling_is_caffes() -> None:
         pool = reslearn.create("resnet50", pool="ceil").maxpool
     assert (pool.padding, pool.ceil_mode) == (0, True)
     assert pool(torch.zeros(1, 1, 112, 112)).shape[-1] == 56
+
+
+def test_highways_block_is_its_formula() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 8, body="single", order="no-bn", merge="exclusive-gate", gate_bias=-1.0)
+    x = torch.randn(2, 8, 6, 6)
+    gate = torch.sigmoid(F.conv2d(x, block.merge.gate.weight, block.merge.gate.bias, padding=1))
+    h = F.relu(F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1))
+    torch.testing.assert_close(block(x), h * gate + x * (1 - gate))
+    assert block.merge.gate.weight.shape == (8, 8, 3, 3)

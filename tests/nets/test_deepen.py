@@ -106,3 +106,21 @@ def test_places() -> None:
 def test_what_is_no_family_is_said_in_a_line(shallow: str, deep: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_family(shallow, deep)
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "options", "said"),
+    [
+        ("resnet8", "resnet14", {"shortcut": "C"}, "projections in every block"),
+        ("resnet8", "resnet14", {"merge": "constant"}, "can be the identity"),
+        ("resnet8", "resnet14", {"merge": "shortcut-gate"}, "can be the identity"),
+        ("resnet8", "resnet14", {"order": "bn-after-addition"}, "can be the identity"),
+        ("resnet8", "resnet14", {"last_survival": 0.5}, "stochastic depth"),
+        ("plain8", "plain14", {"order": "full"}, "can be the identity"),
+        ("plain8", "plain14", {"order": "bn-after-addition"}, "can be the identity"),
+    ],
+)
+def test_options_that_leave_no_identity_are_refused(shallow: str, deep: str, options: dict, said: str) -> None:
+    check_family(shallow, deep)
+    with pytest.raises(UserError, match=said):
+        check_family(shallow, deep, options)

@@ -45,7 +45,7 @@ def test_against_double_precision(
     shortcut = tensor(n, channels, size, size, dtype=dtype) if with_shortcut else None
     out_grad = torch.randn(x.shape).to(dtype)
     bn, exact = norm(channels), norm(channels, double=True)
-    out = fused.bn_relu(bn, x, shortcut)
+    out = fused.bn_relu(bn, x, nn.ReLU(), shortcut)
     assert out.grad_fn is not None and "BnRelu" in type(out.grad_fn).__name__, "our kernels were used"
     out.backward(out_grad)
     x64 = x.detach().double().requires_grad_()
@@ -72,7 +72,7 @@ def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            out = fused.bn_relu(bn, x)
+            out = fused.bn_relu(bn, x, nn.ReLU())
             out.sum().backward()
         finally:
             torch.set_num_threads(before)
@@ -86,7 +86,7 @@ def test_what_is_not_finite_stays_so(kernels_on: None) -> None:
         for poison in (float("nan"), float("inf"), -float("inf")):
             x = torch.randn(4, 16, 4, 4).to(dtype)
             x[1, 3, 2, 2] = poison
-            out = fused.bn_relu(norm(16), x.contiguous(memory_format=torch.channels_last))
+            out = fused.bn_relu(norm(16), x.contiguous(memory_format=torch.channels_last), nn.ReLU())
             assert not out[:, 3].isfinite().any() and out[:, 4].isfinite().all()
 
 
@@ -105,9 +105,9 @@ def test_what_does_not_fit_goes_pytorchs_way(kernels_on: None, change: str) -> N
     shortcut = torch.randn(x.shape, dtype=torch.float64) if change == "another dtype" else None
     if change == "one value a channel":
         with pytest.raises(ValueError, match="more than 1 value per channel"):
-            fused.bn_relu(bn, x, shortcut)
+            fused.bn_relu(bn, x, nn.ReLU(), shortcut)
         return
-    out = fused.bn_relu(bn, x.requires_grad_(), shortcut)
+    out = fused.bn_relu(bn, x.requires_grad_(), nn.ReLU(), shortcut)
     assert out.grad_fn is not None and "BnRelu" not in type(out.grad_fn).__name__
 
 

@@ -1,5 +1,6 @@
 """Recipes: the paper's numbers, what the data decides, settings and files, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,16 +82,99 @@ def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:
         assert again == recipe
 
 
+OTHER_VALUES = {  # key -> another value than that of `default`; what it needs besides
+    "name": "mine",
+    "seed": 5,
+    "net.name": "resnet32",
+    "net.shortcut": "B",
+    "net.stride_in": "3x3 net.name=resnet50",
+    "net.order": "full net.zero_init_last_gamma=null",
+    "net.merge": "constant",
+    "net.gate_bias": "-3.0 net.merge=shortcut-gate",
+    "net.last_survival": 0.5,
+    "net.per_sample": "true net.last_survival=0.5",
+    "net.pool": "ceil net.name=resnet18",
+    "net.zero_init_last_gamma": "false",
+    "net.init": "m.safetensors",
+    "net.frozen": "1 net.init=m.safetensors",
+    "data.val": 0.2,
+    "data.test": 0.3,
+    "data.size": 64,
+    "data.crop_ratio": 0.5,
+    "data.normalise": "pixel-mean",
+    "data.flip": "false",
+    "data.pad": 3,
+    "data.pad_with": "mean",
+    "data.crop_scale": "[0.5,1.0]",
+    "data.on_bad": "skip",
+    "data.workers": 3,
+    "data.cache": "off",
+    "batch.size": 40,
+    "batch.micro": 8,
+    "optimizer.momentum": 0.5,
+    "optimizer.weight_decay": 0.5,
+    "optimizer.nesterov": "false",
+    "optimizer.style": "caffe",
+    "optimizer.trunk_lr": "0.1 net.init=m.safetensors",
+    "schedule.steps": 7,
+    "schedule.epochs": 2.5,
+    "schedule.lr": 0.3,
+    "schedule.shape": "cosine",
+    "schedule.drops": "[3,4] schedule.shape=steps",
+    "schedule.warmup": 0.1,
+    "schedule.warmup_lr": "0.01 schedule.warmup=0",
+    "schedule.warmup_until": "70.0 schedule.warmup_lr=0.01 schedule.warmup=0",
+    "loss.label_smoothing": 0.2,
+    "loss.class_weights": "auto",
+    "ema": 0.9,
+    "precision": "fp32",
+    "step": "eager",
+    "evaluate.every": 9,
+    "checkpoint.every": 9,
+    "log.every": 9,
+    "log.tensorboard": "true",
+}
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values by dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 @pytest.mark.parametrize("key", keys())
-def test_every_key_can_be_set(key: str) -> None:
-    recipe, _ = resolve(small(), "default")
-    values = recipe.model_dump(mode="json")
-    for part in key.split("."):
-        values = values[part]
-    if values is None or key.startswith("schedule.warmup"):
-        return
-    text = values if isinstance(values, str) else str(values).lower() if isinstance(values, bool) else str(values)
-    assert change(recipe, [f"{key}={text}"]) == recipe
+def test_every_key_can_be_set_and_changes_nothing_else(key: str) -> None:
+    before, _ = resolve(small(), "default")
+    text, *more = f"{key}={OTHER_VALUES[key]}".split()
+    after = flat(change(before, [text, *more]).model_dump(mode="json"))
+    changed = {k: v for k, v in after.items() if v != flat(before.model_dump(mode="json"))[k]}
+    partner = {"schedule.steps": "schedule.epochs"}.get(key)
+    assert set(changed) - {part.split("=")[0] for part in more} - {partner} == {key}
+    assert json.dumps(changed[key]).strip('"') == text.partition("=")[2] or changed[key] == json.loads(text.partition("=")[2])
+
+
+@pytest.mark.parametrize("how", ["--model", "--set", "file", "file and --set"])
+def test_what_a_recipe_chooses_is_chosen_for_the_network_that_is_asked_for(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "cifar10-paper"\n[net]\nname = "resnet110"\n')
+    recipe, _ = {
+        "--model": lambda: resolve(small(), "cifar10-paper", "resnet110"),
+        "--set": lambda: resolve(small(), "cifar10-paper", settings=["net.name=resnet110"]),
+        "file": lambda: resolve(small(), path),
+        "file and --set": lambda: resolve(small(), path, settings=["net.name=resnet1202"]),
+    }[how]()
+    assert recipe.schedule.warmup_lr == 0.01 and recipe.net.name == ("resnet1202" if "and" in how else "resnet110")
+    plain, _ = resolve(small(), "default", settings=["net.name=plain20"])
+    assert plain.net.zero_init_last_gamma is None
+
+
+def test_a_start_keeps_the_rest_of_a_files_net(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "default"\n[net]\nfrozen = 2\n')
+    recipe, _ = resolve(small(), path, start={"name": "resnet20", "init": "m.safetensors"})
+    assert recipe.net.frozen == 2 and recipe.net.init == "m.safetensors" and recipe.net.zero_init_last_gamma is None
 
 
 def test_settings_change_values_and_steps_replace_epochs() -> None:

@@ -175,6 +175,20 @@ def test_foreign_names_are_taken_in_order_of_their_shapes(net: str) -> None:
     assert recognise(without).net == net, "BN's counters may be missing"
 
 
+def test_other_layers_under_our_names_are_another_network() -> None:
+    with pytest.raises(UserError, match="fits no network here"):
+        recognise(meta(create, "resnet20", order="full"))
+    known = recognise(meta(create, "resnet20", order="full"), net="resnet20", options={"order": "full"})
+    assert known.options == {"order": "full"}
+
+
+def test_foreign_names_that_fit_two_kinds_of_network_are_refused() -> None:
+    foreign = {f"b{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(meta(create, "preact-resnet110").items())}
+    with pytest.raises(UserError, match="are those of resnet110 and preact-resnet110: choose with net"):
+        recognise(foreign)
+    assert recognise(foreign, net="preact-resnet110").net == "preact-resnet110"
+
+
 def test_a_bias_never_becomes_a_weight() -> None:
     tensors = list(meta(create, "resnet8").items())
     one, two = ("bn1.weight", "bn1.bias")

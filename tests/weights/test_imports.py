@@ -132,8 +132,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "number of names": ({"classes": ["a", "b"]}, "2 class names for a head of 3 classes"),
     "same name": ({"classes": ["a", "b", "a"]}, "class name 'a' occurs twice"),
     "no names": ({"classes": "none.txt"}, "cannot read none.txt"),
-    "mean": ({"mean": [0.5]}, "3 numbers each are needed"),
-    "std": ({"std": [0, 0, 0]}, "3 numbers each are needed"),
+    "mean": ({"mean": [0.5]}, "3 finite numbers each are needed"),
+    "std": ({"std": [0, 0, 0]}, "3 finite numbers each are needed"),
     "net": ({"net": "resnet14"}, "does not fit resnet14: "),
     "unknown net": ({"net": "resnt8"}, "no network called 'resnt8'"),
     "prototxt": ({"prototxt": "x.prototxt"}, "belong to a .caffemodel"),
@@ -204,6 +204,22 @@ def enlarged() -> bytes:
     return program.replace(b"Q", b"Q" + set_length)
 
 
+def two_archives(path: Path) -> None:
+    """Python's reader takes the directory before the end record, torch's the one where the record says: another archive."""
+    written(path, pickle.dumps(Evil(path.parent / "ran"), 2))
+    other = path.read_bytes()
+    written(path, pickled({}))
+    harmless = path.read_bytes()
+    (offset,) = struct.unpack("<I", other[-6:-2])
+    path.write_bytes(other[:-22] + harmless[:-6] + struct.pack("<IH", offset, 0))
+
+
+def many_sizes() -> bytes:
+    """A program that makes tuples of one long list again and again."""
+    numbers = b"](" + b"K\x01" * 100_000 + b"eq\x00"
+    return b"\x80\x02" + numbers + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 200 + b"."
+
+
 def deflated(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickled({"x": Claim(1 << 20, (1 << 20,), (1,))}))
@@ -251,6 +267,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a text of 2^56 bytes, old format": (
         lambda p: p.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x8d" + bytes(7) + b"\x01"),
         "is not a whole PyTorch file",
+    ),
+    "two directories in one zip": (two_archives, "its directory is not where it should be"),
+    "sizes copied again and again": (
+        lambda p: written(p, many_sizes()),
+        "holds a torch.Size that is none",
     ),
     "a deflated zip": (deflated, "compressed or encrypted parts"),
     "a part that occurs twice": (twice, "overlap or occur twice"),

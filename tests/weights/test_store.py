@@ -1,6 +1,7 @@
 """Model files: round trip, and everything that can be wrong with one."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import reslearn
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.weights import read_card
+from reslearn.weights.store import network
 
 PREPROCESSING = Preprocessing(channels=3, size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -111,3 +113,53 @@ def test_nothing_is_left_where_a_model_cannot_be_written(tmp_path: Path) -> None
     with pytest.raises(UserError, match="there is no folder"):
         reslearn.save(model, tmp_path / "none" / "m.safetensors", card)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_that_does_not_fit_the_model_is_never_written(tmp_path: Path) -> None:
+    card = Card(net="resnet14", classes=("a", "b", "c"), preprocessing=PREPROCESSING)
+    with pytest.raises(UserError, match=r"the card says resnet14 with 3 classes, which does not fit the model: 'layer1\.1"):
+        reslearn.save(reslearn.create("resnet8", 3), tmp_path / "m.safetensors", card)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_loads_as_float32_and_integers_are_refused(tmp_path: Path) -> None:
+    model = make(tmp_path / "m.safetensors")
+    for dtype in (torch.float16, torch.int32):
+        changed = reslearn.create("resnet8", 3)
+        changed.load_state_dict(model.state_dict())
+        changed.to(torch.float16)
+        if dtype == torch.int32:
+            changed.fc.weight = torch.nn.Parameter(changed.fc.weight.to(dtype), requires_grad=False)
+        reslearn.save(changed, tmp_path / "other.safetensors", read_card(tmp_path / "m.safetensors"))
+        if dtype == torch.int32:
+            with pytest.raises(UserError, match=r"does not fit resnet8: 'fc.weight' is int32"):
+                reslearn.load(tmp_path / "other.safetensors")
+        else:
+            loaded = reslearn.load(tmp_path / "other.safetensors")
+            assert all(t.dtype == torch.float32 for t in loaded.parameters())
+
+
+def test_options_in_a_card_that_are_none_are_one_line(tmp_path: Path) -> None:
+    make(tmp_path / "m.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    card = read_card(tmp_path / "m.safetensors").model_copy(update={"options": {"classes": 5}})
+    safetensors.torch.save_file(tensors, tmp_path / "m.safetensors", {"reslearn": card.model_dump_json()})
+    with pytest.raises(UserError, match="no option 'classes'"):
+        reslearn.load(tmp_path / "m.safetensors")
+
+
+def test_others_can_read_a_model_file(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        make(tmp_path / "m.safetensors")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_networks_name_is_that_network_whatever_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20").mkdir()
+    assert network("resnet20")[1] == (3, 32, 32)
+    with pytest.raises(UserError, match="no network called"):
+        network("x" * 300)

@@ -1,5 +1,7 @@
 """The command line: one short function a command. What is heavy is imported inside it, so that --help answers at once."""
 
+import errno
+import io
 import sys
 from typing import Annotated
 
@@ -44,6 +46,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line. Exit code 2 and one line on standard error for a user's mistake; 130 and 143 after a signal."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -56,6 +61,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = _complain("the disk is full: the output could not be written")
     except Interrupted as error:
         typer.echo(f"reslearn: stopped by {error}; the run is saved, and reslearn train --resume RUN goes on with it", err=True)
         code = 128 + error.number

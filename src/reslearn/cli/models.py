@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,6 +66,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model file, .safetensors.")],
     net: Annotated[str | None, typer.Option("--net", help="The network, where the file cannot tell.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Likewise, such as shortcut=A-average.")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="Their names, one a line, or a JSON list.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Of each channel on 0..1, such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
@@ -83,9 +84,25 @@ def import_(
     from reslearn.weights.imports import import_weights
 
     numbers = (_numbers("--mean", mean), _numbers("--std", std))
-    path, said = import_weights(file, net, classes, *numbers, out=out, prototxt=prototxt, mean_file=mean_file)
+    path, said = import_weights(
+        file, net, classes, *numbers, out=out, prototxt=prototxt, mean_file=mean_file, options=_options(options)
+    )
     for line in (*said, f"model    {path}"):
         typer.echo(line)
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    pairs = [option.partition("=") for option in given or ()]
+    if bad := next((key for key, equals, _ in pairs if not equals), None):
+        raise UserError(f"--option {bad}: write it as key=value, such as shortcut=A-average")
+    return {key: _value(text) for key, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -137,9 +137,10 @@ def predict(
     rows = csv.writer(sys.stdout)
     if as_csv:
         rows.writerow(["file", "rank", "class", "probability", "error"])
-    failed, width = 0, min(max((len(str(image)) for image in images if image is not sys.stdin.buffer), default=1), 60)
+    errors: list[str] = []
+    width = min(max((len(str(image)) for image in images if image is not sys.stdin.buffer), default=1), 60)
     for prediction in stream(network, images, top):
-        failed += prediction.error is not None
+        errors += [prediction.error] if prediction.error is not None else []
         if as_json:
             best = [{"class": name, "probability": round(p, 6)} for name, p in prediction.classes]
             found = {"predictions": best} if prediction.error is None else {"error": prediction.error}
@@ -153,8 +154,8 @@ def predict(
             typer.echo(f"{prediction.file:<{width}}{shown}")
         else:
             typer.echo(f"{prediction.file:<{width}}  {prediction.error}")
-    if failed:
-        raise UserError(f"{failed} of {len(images)} files could not be read")
+    if errors:
+        raise UserError(f"{len(errors)} of {len(images)} files could not be read: {errors[0]}")
 
 
 def report(

@@ -33,7 +33,7 @@ class Resident:
     ) -> None:
         assert split.pixels is not None
         pixels = to_channels(split.pixels, preprocessing.channels)
-        if tuple(pixels.shape[-2:]) != preprocessing.size:
+        if tuple(pixels.shape[-2:]) != preprocessing.size or preprocessing.covered != preprocessing.size:
             pixels = torch.stack([preprocessing.fit(image.permute(1, 2, 0).numpy()) for image in pixels])
         self.pixels = pixels.to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -47,16 +47,16 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def train_batch(self, draws: Draws) -> Tensor:
-        """Augmented and normalised, float32 (N, C, H, W), on the device.
+    def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Augmented and normalised, float32 (N, C, H, W), and labels, int64 (N,), on the device.
 
         Padding is black before normalisation, or, with pad_with "mean", zero after it.
         """
         draws = draws.to(self.device)
-        images = self.pixels[draws.indices]
+        images, labels = self.pixels[draws.indices], self.labels[draws.indices]
         if self.pad_with == "mean":
-            return flip_and_crop(self.normalise(images), draws, flip=self.flip, pad=self.pad)
-        return self.normalise(flip_and_crop(images, draws, flip=self.flip, pad=self.pad))
+            return flip_and_crop(self.normalise(images), draws, flip=self.flip, pad=self.pad), labels
+        return self.normalise(flip_and_crop(images, draws, flip=self.flip, pad=self.pad)), labels
 
     def eval_batch(self, start: int, stop: int) -> Tensor:
         """Images start to stop as they are, normalised: float32 (N, C, H, W), on the device."""

@@ -101,6 +101,14 @@ class DataSet:
         digests = sorted(digest for name in self.splits for digest in self._digests(name))
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
+    def arrangement(self) -> str:
+        """A sha256 in hex of what the images are called and in which order they stand: what a split by names depends on."""
+        digest = hashlib.sha256()
+        for name, split in self.splits.items():
+            for title, content in zip(split.names, self._digests(name), strict=True):
+                digest.update(json.dumps([name, title]).encode() + content)
+        return digest.hexdigest()
+
     def _digests(self, name: str) -> Iterator[bytes]:
         split = self.splits[name]
         if split.pixels is not None:

@@ -50,6 +50,8 @@ def divide(data: DataSet, *, val: float, test: float, seed: int) -> tuple[dict[s
         raise UserError(f"'{data.name}' has no training images (only {', '.join(splits)}): add a train/ folder")
     images = len(splits["train"])
     counts = {name: (_count(amount, images, f"data.{name}"), draw) for name, (amount, draw) in wanted.items()}
+    if (held_out := sum(count for count, _ in counts.values())) >= images > 0:
+        raise UserError(f"data.val and data.test would hold out {held_out} of {images} images: use smaller numbers")
     for name, (count, draw) in counts.items():
         train = splits["train"]
         held = stratified(train.labels, count, seed, draw)

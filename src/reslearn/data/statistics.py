@@ -1,22 +1,28 @@
 """Mean and standard deviation of a training split's pixels."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
 from reslearn.data.stream import Photos
+from reslearn.errors import UserError
 
 PHOTOS = 1000  # how many photos the statistics are taken over
 CHUNK = 1000
 
 
-def _views(source: Resident | Photos) -> list[Tensor]:
-    """Chunks of views, uint8 (N, C, H, W): all small images, or up to PHOTOS evenly spaced photos."""
+def _views(source: Resident | Photos) -> Iterator[Tensor]:
+    """Chunks of views, uint8 (N, C, H, W): all small images, or up to PHOTOS evenly spaced photos that can be read."""
     if isinstance(source, Resident):
-        return list(source.pixels.split(CHUNK))
-    spaced = torch.linspace(0, len(source) - 1, min(len(source), PHOTOS)).long().unique().tolist()
-    return [source.view(i)[None] for i in spaced]
+        yield from source.pixels.split(CHUNK)
+        return
+    for i in torch.linspace(0, len(source) - 1, min(len(source), PHOTOS)).long().unique().tolist():
+        view = source.view(i)
+        if i not in source.holes:
+            yield view[None]
 
 
 def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str) -> Preprocessing:
@@ -30,6 +36,8 @@ def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str) 
         count += len(x)
         total = total + x.sum(0)  # (C, H, W)
         squares = squares + x.square().sum(0)
+    if not count:
+        raise UserError("none of the training images can be read")
     pixel_mean = torch.as_tensor(total).cpu() / count
     mean = pixel_mean.mean((1, 2))
     if kind == "pixel-mean":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from reslearn.data.images import read
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 from reslearn.errors import UserError
-from reslearn.files import cache_folder, writing
+from reslearn.files import cache_folder, fsync_file, write_text, writing
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -47,8 +48,9 @@ def ahead(work: Callable[[int], T], steps: range, workers: int) -> Generator[T, 
 class Photos:
     """Batches of a split of image files, each shrunk to what the network needs before any crop is taken.
 
-    cache: keep the shrunk pixels in the user's cache folder, so that each photo is decoded once; the pixels are the same
-    either way. on_bad: "skip" leaves files that cannot be decoded out of the split, "error" raises UserError naming them.
+    cache: these files, the split's among them, are kept as shrunk pixels in the user's cache folder, so that each photo is
+    decoded once, whatever the split; the pixels are the same either way. on_bad: "skip" leaves files that cannot be decoded
+    out of the split, "error" raises UserError naming them.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Photos:
         *,
         flip: bool = False,
         crop_scale: tuple[float, float] | None = None,
-        cache: bool = False,
+        cache: Sequence[Path] = (),
         on_bad: str = "error",
         workers: int = 2,
         device: torch.device | str = "cpu",
@@ -72,7 +74,7 @@ class Photos:
         self.holes: set[int] = set()
         self.shrunk: Sequence[np.ndarray] | None = None
         if cache:
-            split = self._cached(split, progress)
+            split = self._cached(split, cache, progress)
         self.files = split.files or ()
         self.names = split.names
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -83,23 +85,27 @@ class Photos:
     def _decode(self, path: Path) -> np.ndarray:
         return self.preprocessing.shrink(read(path, self.preprocessing.channels))
 
-    def _cached(self, split: Split, progress: Progress) -> Split:
+    def _cached(self, split: Split, files: Sequence[Path], progress: Progress) -> Split:
         assert split.files is not None
-        cache = Shrunk(split.files, self.preprocessing)
+        cache = Shrunk(files, self.preprocessing)
         with writing(cache.path):
-            bad = cache.build(self._decode, self.workers, progress)
+            unreadable = cache.build(self._decode, self.workers, progress)
+        place = {file: i for i, file in enumerate(files)}
+        bad = {i: unreadable[place[file]] for i, file in enumerate(split.files) if place[file] in unreadable}
         if bad and self.on_bad == "error":
             first = next(iter(bad.values()))
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise UserError(f"{first}{more}; remove such files, or leave them out with data.on_bad=skip")
         self.shrunk = cache
         self.bad = {split.names[i]: reason for i, reason in bad.items()}
-        return split.take(np.array([i for i in range(len(split)) if i not in bad], np.int64))
+        split = split.take(np.array([i for i in range(len(split)) if i not in bad], np.int64))
+        self.rows = [cache.row(place[file]) for file in split.files or ()]
+        return split
 
     def image(self, i: int) -> np.ndarray:
         """Photo i, shrunk: uint8 (H, W, C)."""
         if self.shrunk is not None:
-            return self.shrunk[i]
+            return self.shrunk[self.rows[i]]
         return self._decode(self.files[i])
 
     def view(self, i: int) -> Tensor:
@@ -116,21 +122,22 @@ class Photos:
             self.bad[self.names[i]] = str(error)
             return torch.zeros(self.preprocessing.channels, *self.preprocessing.size, dtype=torch.uint8)
 
-    def train_batch(self, draws: Draws) -> Tensor:
-        """Cropped, flipped and normalised, float32 (N, C, height, width), on the device."""
+    def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Cropped, flipped and normalised, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
         u = {k: draws.uniform(k).tolist() for k in (FLIP, TOP, LEFT, AREA, ASPECT)}
-        views = [self._train_view(i, {k: u[k][j] for k in u}) for j, i in enumerate(draws.indices.tolist())]
-        return self.normalise(torch.stack(views).to(self.device))
+        seen = [self._train_view(i, {k: u[k][j] for k in u}) for j, i in enumerate(draws.indices.tolist())]
+        views, places = zip(*seen, strict=True)
+        return self.normalise(torch.stack(views).to(self.device)), self.labels[list(places)]
 
-    def _train_view(self, i: int, u: dict[int, float]) -> Tensor:
-        for neighbour in range(i, i + len(self)):
+    def _train_view(self, i: int, u: dict[int, float]) -> tuple[Tensor, int]:
+        """A view of photo i and i; or of the next one that can be read, and which that is."""
+        for place in (j % len(self) for j in range(i, i + len(self))):
             try:
-                image = self.image(neighbour % len(self))
-                return resized_crop(image, u, self.preprocessing.size, scale=self.crop_scale, flip=self.flip)
+                return resized_crop(self.image(place), u, self.preprocessing.size, scale=self.crop_scale, flip=self.flip), place
             except UserError as error:
                 if self.on_bad == "error":
                     raise
-                self.bad[self.names[neighbour % len(self)]] = str(error)  # its neighbour stands in for it, in training only
+                self.bad[self.names[place]] = str(error)
         raise UserError("none of the training images can be read")
 
     def eval_batch(self, start: int, stop: int) -> Tensor:
@@ -161,10 +168,11 @@ class Shrunk(Sequence[np.ndarray]):
         index = self.path.with_suffix(".json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
-            if not index.exists():
+            if not (index.exists() and self.path.exists()):
                 self._write(decode, workers, index, progress)
         known = json.loads(index.read_text())
         bad = {int(i): reason for i, reason in known["bad"].items()}
+        self.readable = [i for i in range(len(self.files)) if i not in bad]
         self.shapes = [tuple(shape) for shape in known["shapes"]]
         sizes = [h * w * self.channels for h, w in self.shapes]
         self.offsets = [0, *np.cumsum(sizes).tolist()]
@@ -192,12 +200,16 @@ class Shrunk(Sequence[np.ndarray]):
                         shapes.append(image.shape[:2])
                         out.write(image.tobytes())
                     progress("shrinking photos, once", i + 1, len(self.files))
+            index.unlink(missing_ok=True)
+            fsync_file(partial)
             partial.rename(self.path)
-            temporary = index.with_suffix(".partial")
-            temporary.write_text(json.dumps({"shapes": shapes, "bad": bad}))
-            temporary.rename(index)  # last: an index means that the pixels are whole
+            write_text(index, json.dumps({"shapes": shapes, "bad": bad}))  # last: an index means that the pixels are whole
         finally:
             partial.unlink(missing_ok=True)
+
+    def row(self, i: int) -> int:
+        """Where file i stands among those that can be read."""
+        return bisect_left(self.readable, i)
 
     def __len__(self) -> int:
         return len(self.shapes)

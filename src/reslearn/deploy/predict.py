@@ -55,7 +55,7 @@ def _read(image: Image, channels: int) -> np.ndarray:
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Files as they are, folders as the images below them in sorted order. Hidden files are left out.
 
-    Raises UserError for a path that is not there, or a folder without images.
+    Raises UserError for a folder without images. A path that is not there stays, for its prediction to say so.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -64,8 +64,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             if not inside:
                 raise UserError(f"no images in {path} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
             found += inside
-        elif not path.exists():
-            raise UserError(f"no file or folder called {path}")
         else:
             found.append(path)
     return found

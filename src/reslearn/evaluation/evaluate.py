@@ -25,7 +25,7 @@ def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split:
     held_out: names that the run held out of an undivided set, used where the set is the one it was trained on.
     """
     splits = dict(data.splits)
-    if "all" in splits and held_out and card.data.get("fingerprint") == data.fingerprint():
+    if "all" in splits and held_out and _same(data, card):
         whole = splits["all"]
         place = {name: i for i, name in enumerate(whole.names)}
         for name, names in held_out.items():
@@ -35,6 +35,12 @@ def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split:
     if split not in splits:
         raise UserError(f"'{data.name}' has no split '{split}'{did_you_mean(split, splits)}")
     return split, splits[split]
+
+
+def _same(data: DataSet, card: Card) -> bool:
+    """Whether the data set is the one that the model was trained on, and its images are called the same."""
+    same = card.data.get("fingerprint") == data.fingerprint()
+    return same and card.data.get("arrangement") in (None, data.arrangement())
 
 
 def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
@@ -97,7 +103,7 @@ def _note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]])
     """A warning where a number would look better than it is."""
     if split not in ("all", "train"):
         return ""
-    if card.data.get("fingerprint") == data.fingerprint():
+    if card.data.get("fingerprint") == data.fingerprint():  # whatever the files are called now
         return "these include the images that the model was trained on"
     if held_out:
         return f"'{data.name}' is not what the run was trained on, or has changed since: all its images are used"

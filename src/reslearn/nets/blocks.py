@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reslearn.nets.fused import bn_relu
+from reslearn.nets import fused
 from reslearn.nets.merges import Merge, Merging, StochasticDepth
 from reslearn.nets.shortcuts import Shortcut, conv, make_shortcut
 
@@ -122,9 +122,9 @@ class Block(nn.Module):
     def run(self, names: list[str], x: Tensor) -> Tensor:
         """x through modules by name."""
         for name in names:
-            name, fused, _ = name.partition("+")
+            name, relu, _ = name.partition("+")
             module = getattr(self, name)
-            x = bn_relu(module, x) if fused else module(x)
+            x = fused.bn_relu(module, x, self.relu) if relu else module(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,8 +133,8 @@ class Block(nn.Module):
             out = self.run(self.branch, x)
         else:
             shortcut = x if self.downsample is None else self.downsample(x)
-            if self.closes:
-                return bn_relu(getattr(self, self.branch[-1]), self.run(self.branch[:-1], x), shortcut)
+            if self.closes and fused.enabled():
+                return fused.bn_relu(getattr(self, self.branch[-1]), self.run(self.branch[:-1], x), self.relu, shortcut)
             if self.gate_depth is None:
                 branch = self.run(self.branch, x)
             else:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reslearn.nets.merges import StochasticDepth
+
 # Modules that make no new tensor worth counting, beside those that work in place
 FREE = (nn.Identity, nn.Flatten, nn.Dropout)
 WINDOWS = ("convolution", "max_pool2d", "avg_pool2d")  # operators that widen the receptive field
@@ -157,7 +159,10 @@ def _kept_for_backward(net: nn.Module, image: Tensor) -> int:
             alive.append(storage)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    for module in net.modules():
+        if isinstance(module, StochasticDepth):
+            module.survival = 1.0  # with every branch: the most that can be kept
+    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         net(image)
     return sum(kept.values())
 

@@ -3,9 +3,9 @@
 Layers are added that are the identity, so the deeper net does on every image what the shallow one did, and trains on from there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,32 @@ Where = Literal["spread", "append"]
 # order of a residual block -> which parameters of its last layer are zero when its branch is
 SILENT = {"original": "bn", "relu-before-addition": "bn", "relu-only": "bn", "full": "conv"}
 
+DIRAC = ("original",)  # orders of a plain block that ReLU leaves as it is: its input is not negative
 
-def check_family(shallow: str, deep: str) -> None:
-    """Raise UserError unless the two networks differ in the number of blocks alone, and no stage shrinks."""
-    a, b = spec(shallow), spec(deep)
+
+def check_family(shallow: str, deep: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError unless the two networks differ in the number of blocks alone, no stage shrinks, and a block can be added.
+
+    options: of `create`, which both have in common.
+    """
+    given = {key: value for key, value in (options or {}).items() if key in Spec.__dataclass_fields__}
+    a, b = replace(spec(shallow), **given), replace(spec(deep), **given)
     if a.build is not None or b.build is not None:
         raise UserError(f"'{shallow if a.build else deep}' is not made of blocks: deepen takes residual and plain networks")
-    same = ("name", "blocks", "published", "source", "last_survival")
-    blank: dict = {"name": "", "blocks": (), "published": {}, "source": "", "last_survival": 1.0}
+    same = ("name", "blocks", "published", "source")
+    blank: dict = {"name": "", "blocks": (), "published": {}, "source": ""}
     if replace(a, **blank) != replace(b, **blank):
         differs = [k for k in Spec.__dataclass_fields__ if k not in same and getattr(a, k) != getattr(b, k)]
         raise UserError(f"'{deep}' is not a deeper '{shallow}': it differs in {', '.join(differs)} as well")
     if a.blocks == b.blocks or any(m < n for n, m in zip(a.blocks, b.blocks, strict=True)):
         raise UserError(f"'{deep}' has blocks {b.blocks} and '{shallow}' {a.blocks}: no stage may shrink, and one must grow")
-    if a.merge != "plain" and (a.merge != "residual" or a.order not in SILENT):
+    possible = a.order in SILENT if a.merge == "residual" else a.merge == "plain" and a.order in DIRAC
+    if not possible:
         raise UserError(f"no block of '{shallow}' can be the identity (order {a.order}, merge {a.merge}): deepen cannot add to it")
+    if a.shortcut == "C":
+        raise UserError(f"the shortcuts C of '{shallow}' are projections in every block, so no block can be the identity")
+    if a.last_survival != 1:
+        raise UserError(f"'{shallow}' has stochastic depth, which scales each block by its place: deepen cannot add to it")
 
 
 def places(old: int, new: int, where: Where) -> list[int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from reslearn.files import cache_folder
 
@@ -91,16 +90,21 @@ def _fits(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
     )
 
 
-def bn_relu(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+def enabled() -> bool:
+    """Whether the fused operations are in use."""
+    return _library is not None
+
+
+def bn_relu(bn: nn.Module, x: Tensor, relu: nn.Module, shortcut: Tensor | None = None) -> Tensor:
     """relu(bn(x) + shortcut): (N, C, H, W) -> (N, C, H, W)."""
-    if _library is not None and _fits(bn, x, shortcut):
+    if _library is not None and isinstance(bn, nn.BatchNorm2d) and _fits(bn, x, shortcut):
         assert bn.num_batches_tracked is not None
         bn.num_batches_tracked.add_(1)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
         return _BnRelu.apply(x, shortcut, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)  # type: ignore[return-value]
     out = bn(x)
-    return F.relu(out if shortcut is None else out + shortcut, inplace=True)
+    return relu(out if shortcut is None else out + shortcut)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reslearn.nets import fused
 from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialise
-from reslearn.nets.fused import bn_relu
 from reslearn.nets.shortcuts import conv
 
 Stem = Literal["imagenet", "cifar"]
@@ -65,8 +65,7 @@ class ResNet(nn.Module):
         initialise(self, zero_init_last_gamma=zero_init_last_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        x = self.maxpool(bn_relu(self.bn1, x) if isinstance(self.bn1, nn.BatchNorm2d) else self.relu(x))
+        x = self.maxpool(fused.bn_relu(self.bn1, self.conv1(x), self.relu))
         for stage in self.stages:
             x = getattr(self, stage)(x)
         return self.fc(torch.flatten(self.avgpool(self.end(x)), 1))

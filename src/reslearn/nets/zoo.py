@@ -94,6 +94,8 @@ CIFAR_ERRORS: dict[str, tuple[float, ...]] = {
 
 def _published(name: str) -> dict[str, float]:
     what = (TEN_CROP, TEN_CROP_5) if name in IMAGENET_ERRORS else (CIFAR_10, CIFAR_100)
+    if name == "resnet18":  # DRL Table 2 has it with shortcut A only
+        what = (f"{TEN_CROP}, shortcut A",)
     return dict(zip(what, IMAGENET_ERRORS.get(name, CIFAR_ERRORS.get(name, ())), strict=False))
 
 
@@ -256,6 +258,8 @@ def create(name: str, classes: int | None = None, channels: int = 3, **options: 
     row = spec(name)
     check_options(row, options)
     classes = row.classes if classes is None else classes
+    if not isinstance(classes, int) or not isinstance(channels, int):
+        raise UserError(f"classes={classes!r}, channels={channels!r}: must be whole numbers")
     if classes < 2:
         raise UserError(f"classes={classes}: a network needs at least 2 classes")
     if channels < 1:

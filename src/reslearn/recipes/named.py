@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError, did_you_mean
-from reslearn.nets import spec
+from reslearn.nets import create, spec
 from reslearn.recipes.cifar import cifar10_paper
 from reslearn.recipes.default import default
 from reslearn.recipes.fashion import fashion
@@ -34,18 +36,25 @@ def resolve(
     Fashion-MNIST sets and "default" for all others. settings: `key=value`. start: the net section of a run that
     begins with given weights. Raises UserError naming what is wrong.
     """
-    if net is not None:
-        spec(net)  # an unknown name is the first thing to hear of
     if recipe is None:
         recipe = "fashion" if data.name.startswith("fashion-") else "default"
-    if str(recipe) in NAMED:
-        values, chose = NAMED[str(recipe)](data, net)
-        where = f"recipe {recipe}"
-    else:
-        values, chose = _from_file(data, Path(recipe), net)
+    file = {} if str(recipe) in NAMED else _read(Path(recipe))
+    net = net or _set_net(settings) or file.get("net", {}).get("name")  # what a recipe chooses is chosen for this network
+    if net is not None:
+        spec(net)  # an unknown name is the first thing to hear of
+    base = file.pop("base", None) if file else str(recipe)
+    values: dict[str, Any] = {}
+    chose: list[str] = []
+    if base is not None:
+        values, chose = NAMED[base](data, net)
+    where = f"recipe {recipe}"
+    if file:
         where = str(recipe)
+        values = _merged(values, file) | ({"name": Path(recipe).stem} if base is not None else {})
+        if net is not None:
+            values["net"] = {**values.get("net", {}), "name": net}
     if start is not None:  # the network is the one that the weights are of
-        values = {**values, "net": start}
+        values = {**values, "net": {**file.get("net", {}), **start}}
     resolved = change(validate(values, where), settings)
     if seed is not None:
         resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed")
@@ -64,21 +73,23 @@ def asked_on_bad(recipe: str | Path | None, settings: Sequence[str]) -> Literal[
     return "skip" if asked == "skip" else "error"
 
 
-def _from_file(data: DataSet, path: Path, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def _set_net(settings: Sequence[str]) -> str | None:
+    """The network that --set net.name=... names, the last of them."""
+    names = [setting.removeprefix("net.name=") for setting in settings if setting.startswith("net.name=")]
+    return names[-1] if names else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe file's values, with a known `base` or none."""
     if not path.exists() and path.suffix not in (".toml", ".json"):
         raise UserError(f"no recipe or recipe file called '{path}'{did_you_mean(str(path), NAMED)}")
     values = read_file(path)
-    base = values.pop("base", None)
-    chose: list[str] = []
-    if base is not None:
-        if base not in NAMED:
-            raise UserError(f"{path}: no base recipe '{base}'{did_you_mean(str(base), NAMED)}")
-        given, chose = NAMED[base](data, net)
-        values = _merged(given, values)
-        values["name"] = path.stem
-    if net is not None:
-        values["net"] = {**(values.get("net") or {}), "name": net}
-    return values, chose
+    base = values.get("base")
+    if base is not None and (not isinstance(base, str) or base not in NAMED):
+        raise UserError(f"{path}: no base recipe '{base}'{did_you_mean(str(base), NAMED)}")
+    if not isinstance(values.get("net", {}), dict):
+        raise UserError(f'{path}: net: write it as a table, such as [net] with name = "resnet20"')
+    return values
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +117,23 @@ def _check_applies(recipe: Recipe, data: DataSet) -> None:
     elif d.crop_scale is not None or d.cache == "on":
         key = "crop_scale" if d.crop_scale is not None else "cache"
         raise UserError(f"data.{key} applies to photos; '{data.name}' has small images, which stay in memory: use data.pad")
+    if row.build is not None:
+        _check_takes(recipe, data)
     size = d.size or min(data.sizes)
     if row.stem == "imagenet" and size < 32:
         raise UserError(
             f"{row.name} shrinks its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or data.size"
         )
+
+
+def _check_takes(recipe: Recipe, data: DataSet) -> None:
+    """Raise UserError where a baseline's layers shrink the images to nothing."""
+    height, width = (recipe.data.size,) * 2 if recipe.data.size else data.sizes
+    with torch.device("meta"):
+        net = create(recipe.net.name, len(data.classes), data.channels).eval()
+        try:
+            net(torch.zeros(1, data.channels, height, width))
+        except RuntimeError as error:
+            raise UserError(
+                f"{recipe.net.name} cannot take images of {height}x{width} px: use larger ones, or data.size"
+            ) from error

@@ -123,14 +123,14 @@ class Optimizer(Section):
 class Schedule(Section):
     """How long, and the learning rate as a rule of the step (see train/schedule.py)."""
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
     lr: float = Field(default=0.1, gt=0)
     shape: Literal["steps", "cosine", "one-cycle"] = "steps"
     drops: tuple[int, ...] = ()  # "steps": the steps after which lr is divided by 10
     warmup: float = Field(default=0, ge=0)  # a share of the run below 1, or a number of steps, of linear rise
     warmup_lr: float | None = Field(default=None, gt=0)  # this lr until the training error is below warmup_until (DRL 4.2)
-    warmup_until: float = Field(default=80, gt=0, lt=100)  # percent
+    warmup_until: float | None = Field(default=None, gt=0, lt=100)  # percent; 80 unless given
 
     @model_validator(mode="after")
     def _one_length(self) -> "Schedule":
@@ -142,6 +142,8 @@ class Schedule(Section):
             raise ValueError(f"drops applies to shape 'steps', not to '{self.shape}'")
         if self.warmup and self.warmup_lr is not None:
             raise ValueError("give warmup or warmup_lr, not both")
+        if self.warmup_until is not None and self.warmup_lr is None:
+            raise ValueError("warmup_until applies with warmup_lr")
         return self
 
     def total(self, images: int, batch: int) -> int:
@@ -191,6 +193,8 @@ class Recipe(Section):
     def _fine_tuning(self) -> "Recipe":
         if self.optimizer.trunk_lr != 1 and self.net.init is None:
             raise ValueError("optimizer.trunk_lr applies to fine-tuning: give net.init as well")
+        if self.batch.micro is not None and self.loss.class_weights == "auto":
+            raise ValueError("batch.micro does not go with loss.class_weights=auto, whose mean is over a whole batch")
         return self
 
 
@@ -232,7 +236,7 @@ def _value(text: str) -> Any:
     """A value as the command line gives it: JSON where it is, else the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
 
 
@@ -262,7 +266,7 @@ def read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid {path.suffix.lstrip('.') or 'JSON'}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error

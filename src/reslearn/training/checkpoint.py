@@ -47,7 +47,8 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     megabytes = sum(t.nbytes for group in tensors.values() for t in group.values()) / 1e6
     with writing(target, megabytes):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for stale in folder.glob(".step-*.partial"):  # of a run that was killed while it saved
+                shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(parents=True)
             for name, group in tensors.items():
                 safetensors.torch.save_file(_contiguous(group), temporary / f"{name}.safetensors")
@@ -62,7 +63,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     for old in found(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -87,5 +88,7 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(tensors["model"], tensors["state"], json.loads((path / "state.json").read_text()), tensors["best"])
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing{remedy}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}{remedy}") from error
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{path / 'manifest.json'} is damaged: {error}{remedy}") from error

@@ -18,6 +18,12 @@ class Display:
         self.what = ""
         self.printed_at = self.trained_at = time.monotonic()
 
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def say(self, line: str) -> None:
         """A line that stays."""
         self.console.print(line)

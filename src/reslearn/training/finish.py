@@ -40,7 +40,7 @@ def save_augmented_sheet(folder: Path, recipe: Recipe, source: Source) -> None:
     """RUN/images/augmented.png: the first training images as the network sees them."""
     rows, columns = SHEET
     epochs, indices = Order(recipe.seed, len(source), rows * columns)[0]
-    views = source.train_batch(Draws(integer(recipe.seed, 0xA06), epochs, indices))
+    views, _ = source.train_batch(Draws(integer(recipe.seed, 0xA06), epochs, indices))
     pixels = F.pad(source.normalise.invert(views).cpu(), (1, 1, 1, 1), value=255)
     sheet = torch.cat([torch.cat(list(row), 2) for row in pixels.split(columns)], 1)
     _save_picture(sheet, folder / "images" / "augmented.png")
@@ -85,6 +85,23 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
         return result, seen[shown]
 
+    def card(numbers: dict[str, Any]) -> Card:
+        return Card(
+            net=recipe.net.name,
+            options=recipe.net.options(),
+            classes=data.classes,
+            preprocessing=sources.preprocessing,
+            recipe=recipe.model_dump(mode="json"),
+            metrics=_short(numbers),
+            data={"name": data.name, "fingerprint": data.fingerprint(), "arrangement": data.arrangement()},
+        )
+
+    best: dict[str, Any] | None = None
+    if state.best and p.best_step != p.step:  # first: should the last weights have gone astray, the best ones are kept
+        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
+        model.load_state_dict(state.best)
+        best = numbers(model)[0]
+        save(model, folder / "best.safetensors", card(best))
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,
@@ -95,24 +112,13 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "last": {"step": p.step, **last},
     }
-    card = Card(
-        net=recipe.net.name,
-        options=recipe.net.options(),
-        classes=data.classes,
-        preprocessing=sources.preprocessing,
-        recipe=recipe.model_dump(mode="json"),
-        metrics=_short(last),
-        data={"name": data.name, "fingerprint": data.fingerprint()},
-    )
-    save(state.evaluated, folder / "model.safetensors", card)
+    save(state.evaluated, folder / "model.safetensors", card(last))
     if state.best:
-        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
-        model.load_state_dict(state.best)
-        best = last if p.best_step == p.step else numbers(model)[0]
-        result["best"] = {"step": p.best_step, **best}
-        save(model, folder / "best.safetensors", card.model_copy(update={"metrics": _short(best)}))
+        result["best"] = {"step": p.best_step, **(best or last)}
+    if state.best and best is None:
+        save(state.evaluated, folder / "best.safetensors", card(last))
     result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
-    bad = {name: source.bad for name, source in held.items() if source.bad}
+    bad = {name: source.bad for name, source in {"train": sources.train, **held}.items() if source.bad}
     if bad:
         result["unreadable"] = bad
     write_text(folder / "result.json", json.dumps(result, indent=1))

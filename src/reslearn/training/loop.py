@@ -12,7 +12,7 @@ from reslearn.data.stream import ahead
 from reslearn.device import autocast, pick_precision
 from reslearn.errors import Interrupted, UserError
 from reslearn.evaluation.protocols import error_and_loss, single_view
-from reslearn.files import write_text, writing
+from reslearn.files import fsync_file, write_text, writing
 from reslearn.recipes import Recipe
 from reslearn.training import checkpoint, runtime
 from reslearn.training.board import Board
@@ -23,6 +23,7 @@ from reslearn.training.state import State
 from reslearn.training.step import NonFinite, make_criterion, set_lr
 from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, make_stepper
 
+WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
 EVAL_BATCH = (250, 1000)  # images at once on a CPU, on a GPU
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
@@ -121,7 +122,7 @@ class Loop:
             return
         if p.step % WARMUP_WINDOW == 0:
             self._collect()
-            if 100 * p.warmup_wrong / p.warmup_seen < schedule.warmup_until:
+            if 100 * p.warmup_wrong / p.warmup_seen < (schedule.warmup_until or WARMUP_UNTIL):
                 p.warmup_ended = p.step
             p.warmup_wrong = p.warmup_seen = 0
             self.stepper.restart(p)
@@ -133,9 +134,10 @@ class Loop:
         write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
         saved = checkpoint.found(self.folder / "checkpoints")
         where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(
-            f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])} and "
-            f"{len(names) - 3} more, all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) may help"
+            f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])}{more}, "
+            f"all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) may help"
         ) from error
 
     def _count(self, seconds: float) -> None:
@@ -155,7 +157,12 @@ class Loop:
     def _cut_metrics(self) -> None:
         """Lines after the checkpoint will come again."""
         with writing(self.metrics), self.metrics.open("a") as file:
-            file.truncate(self.state.progress.metrics_bytes)
+            there = file.tell()
+            if there < self.state.progress.metrics_bytes:
+                self.display.say(
+                    f"note     {self.metrics} has lost lines since the checkpoint: the report's curves will have a gap"
+                )
+            file.truncate(min(there, self.state.progress.metrics_bytes))
 
     def _log(self) -> None:
         p = self.state.progress
@@ -213,5 +220,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         self._collect()
+        if self.metrics.exists():
+            fsync_file(self.metrics)  # a checkpoint counts its bytes
         checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
         self.saved_at = time.monotonic()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from reslearn import data as datasets
 from reslearn.data.preprocess import Preprocessing
@@ -21,16 +22,28 @@ from reslearn.data.splits import divide
 from reslearn.device import pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.files import write_text, writing
+from reslearn.nets import spec
+from reslearn.nets.zoo import OPTIONS
 from reslearn.recipes import Recipe, asked_on_bad, resolve, validate
+from reslearn.recipes.recipe import Data
 from reslearn.training import checkpoint, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
 from reslearn.training.finish import finish, save_augmented_sheet
 from reslearn.training.loop import Loop
+from reslearn.training.schedule import warmup_steps
 from reslearn.training.setup import Sources, make_model, make_sources, start_from, starting_view
 from reslearn.training.state import State
 from reslearn.training.stepper import pick
 from reslearn.weights.store import load, read_card
+
+SHOWN_BAD = 5  # files that cannot be read, of each split
+START_ONLY = (
+    "zero_init_last_gamma",
+    "last_survival",
+    "per_sample",
+    "gate_bias",
+)  # weights mean the same
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,13 @@ def train(
     if resolved.log.tensorboard:
         check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
-    _check_held_out(opened, settings)
+    _check_held_out(opened, settings, resolved)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
-    sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
-    display.stop()
+    with display:
+        sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
+    total = resolved.schedule.total(len(sources.train), resolved.batch.size)
+    if warmup_steps(resolved.schedule, total) >= total > 1:
+        raise UserError(f"schedule.warmup={resolved.schedule.warmup:g} is no shorter than the run's {total:,} steps")
     mode, note = pick(resolved.step, on, resolved, resident=isinstance(sources.train, Resident))
     facts = {
         "recipe": resolved.model_dump(mode="json"),
@@ -106,24 +122,26 @@ def train(
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
     """Continue a run from its last checkpoint, bit for bit on the same machine with the same versions.
 
+    device: by default the kind that the run began on, where it is there.
     Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
     """
     folder, display = Path(folder), Display(quiet)
     runtime.check_versions()
-    on = pick_device(device)
     facts = _read_facts(folder)
+    on = _same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device)
     with _locked(folder):
         if (folder / "result.json").exists():
             display.say(f"{folder} is complete: nothing to resume")
             return Run(folder, json.loads((folder / "result.json").read_text()))
         recipe = validate(facts["recipe"], str(folder / "recipe.json"))
         opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
-        if opened.fingerprint() != facts["data"]["fingerprint"]:
-            raise UserError(f"the images of {facts['source']} have changed since {folder} began: start a new run")
+        now = {"fingerprint": opened.fingerprint(), "arrangement": opened.arrangement()}
+        if any(facts["data"].get(key, value) != value for key, value in now.items()):
+            raise UserError(f"the images of {facts['source']} or their names have changed since {folder} began: start a new run")
         splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])
-        sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
-        display.stop()
+        with display:
+            sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
         mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
         here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
         before = facts["machine"] | facts["versions"]
@@ -142,7 +160,6 @@ def _go(
     mode: str,
     display: Display,
 ) -> Run:
-    runtime.make_deterministic(device)
     model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device)
     saved = checkpoint.found(folder / "checkpoints")
     if recipe.net.init is not None and not saved:  # else the checkpoint has it all
@@ -157,11 +174,19 @@ def _go(
         save_augmented_sheet(folder, recipe, sources.train)
     with runtime.stop_on_signals() as stop:
         try:
-            loop.run(stop)
-            result = finish(loop, data, stop)
+            with runtime.deterministic(device):
+                loop.run(stop)
+                result = finish(loop, data, stop)
         finally:
             display.stop()
     return Run(folder, result)
+
+
+def _same_device(began: str) -> torch.device:
+    try:
+        return pick_device(began)
+    except UserError:  # another machine
+        return pick_device()
 
 
 def _same_step(began: str, device: torch.device, recipe: Recipe, sources: Sources) -> str:
@@ -182,20 +207,24 @@ def _start(init: str | Path, model: str | None) -> dict[str, Any]:
     return {"name": card.net, **options, "init": str(Path(init).absolute())}
 
 
-def _check_held_out(data: DataSet, settings: Sequence[str]) -> None:
+def _check_held_out(data: DataSet, settings: Sequence[str], recipe: Recipe) -> None:
     """Raise UserError where a share is asked for that the data set has decided itself."""
     for name in ("val", "test"):
         decided = name in data.splits or (name == "test" and "all" not in data.splits)
-        if decided and any(setting.startswith(f"data.{name}=") for setting in settings):
+        changed = getattr(recipe.data, name) != Data.model_fields[name].default  # in a recipe file
+        if decided and (changed or any(setting.startswith(f"data.{name}=") for setting in settings)):
             has = f"has its own {name} images" if name in data.splits else "is divided already, without test images"
             raise UserError(f"data.{name} does not apply: '{data.name}' {has}; leave it out")
 
 
 def _same_net(recipe: Recipe) -> None:
     """Raise UserError where --set or a recipe file names another network than the one that the weights are of."""
-    net = read_card(recipe.net.init or "").net
-    if net != recipe.net.name:
-        raise UserError(f"net.init is a {net}, but net.name is {recipe.net.name}: they must be the same")
+    card = read_card(recipe.net.init or "")
+    if card.net != recipe.net.name:
+        raise UserError(f"net.init is a {card.net}, but net.name is {recipe.net.name}: they must be the same")
+    for key, value in recipe.net.options().items():
+        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key, OPTIONS[key][0])):
+            raise UserError(f"net.init is a {card.net} of another {key} than {value!r}: leave net.{key} out")
 
 
 def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display) -> None:
@@ -206,6 +235,9 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     display.say(f"data     {described['name']}: {len(described['classes'])} classes, {counts} images, {height}x{width} {colour}")
     for reason, n in described["left_out"].items():
         display.say(f"         left out: {n:,} {reason}")
+    for name, source in loop.sources.named().items():
+        for title, reason in list(source.bad.items())[:SHOWN_BAD]:
+            display.say(f"         left out: {name} image {title}: {reason}")
     how = f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['step']} steps"
     display.say(f"machine  {machine['processor']} ({how})")
     for line in facts["chose"]:
@@ -215,6 +247,9 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
         if shown != "":
             display.say(f"{section:<11}{shown}")
     display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
+    schedule = recipe.schedule
+    if schedule.drops and schedule.drops[0] >= loop.total:
+        display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
     if loop.sources.val is None:
         display.say("note     no image could be held out: too few a class; the final numbers are of the training images")
 
@@ -224,15 +259,15 @@ def _plain(value: Any) -> str:
 
 
 def _describe(data: DataSet, sources: Sources) -> dict[str, Any]:
-    held = {"train": sources.train, "val": sources.val, "test": sources.test}
     return {
         "name": data.name,
         "classes": list(data.classes),
         "channels": data.channels,
         "sizes": list(data.sizes),
-        "n": {name: len(source) for name, source in held.items() if source is not None},
+        "n": {name: len(source) for name, source in sources.named().items()},
         "left_out": data.left_out,
         "fingerprint": data.fingerprint(),
+        "arrangement": data.arrangement(),
     }
 
 
@@ -272,9 +307,18 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder: it has no recipe.json")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("recipe", "source", "data", "preprocessing", "machine", "versions", "chose"):
-            facts[key]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        kinds = {"recipe": dict, "source": str, "data": dict, "machine": dict, "versions": dict, "chose": list}
+        for key, kind in kinds.items():
+            if not isinstance(facts[key], kind):
+                raise TypeError(f"'{key}' is no {kind.__name__}")
+        for key in ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"):
+            facts["data"][key]
+        for key in ("device", "processor", "threads", "precision"):
+            facts["machine"][key]
+        Preprocessing.model_validate(facts["preprocessing"])
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged (preprocessing): the run cannot be resumed") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): the run cannot be resumed") from error
     return facts
 

@@ -34,11 +34,19 @@ def check_versions() -> None:
         )
 
 
-def make_deterministic(device: torch.device) -> None:
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
     """The same numbers from the same seed; on a GPU as far as PyTorch can (it warns of an operator that cannot)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def seed_step(seed: int, step: int) -> None:

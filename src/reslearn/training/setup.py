@@ -32,6 +32,11 @@ class Sources:
     preprocessing: Preprocessing
     classes: int
 
+    def named(self) -> dict[str, Source]:
+        """Those that are there, by their names."""
+        sources = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: source for name, source in sources.items() if source is not None}
+
 
 def _preprocessing(data: DataSet, recipe: Data) -> Preprocessing:
     size = data.sizes if recipe.size is None else (recipe.size, recipe.size)
@@ -49,17 +54,18 @@ def make_sources(
 ) -> Sources:
     """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
     view = preprocessing or _preprocessing(data, recipe)
+    files = [file for split in data.splits.values() for file in split.files or ()]
+    keep = recipe.cache == "on" or (recipe.cache == "auto" and cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
             return Resident(split, view, flip=recipe.flip, pad=recipe.pad, pad_with=recipe.pad_with, device=device)
-        keep = recipe.cache == "on" or (recipe.cache == "auto" and cache_fits(len(split), view, data.sizes))
         return Photos(
             split,
             view,
             flip=recipe.flip,
             crop_scale=recipe.crop_scale,
-            cache=keep,
+            cache=files if keep else (),
             on_bad=recipe.on_bad,
             workers=recipe.workers,
             device=device,
@@ -67,6 +73,8 @@ def make_sources(
         )
 
     sources = {name: source(split) for name, split in splits.items()}
+    if empty := next((name for name, made in sources.items() if not len(made)), None):
+        raise UserError(f"'{data.name}': none of the {len(splits[empty])} images of {empty} can be read")
     if preprocessing is None:
         view = measure(sources["train"], view, recipe.normalise)
         for each in sources.values():

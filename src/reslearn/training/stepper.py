@@ -112,8 +112,7 @@ class HostStepper:
 
     def prepare(self, step: int) -> Batch:
         epochs, indices = self.order[step]
-        images = self.source.train_batch(Draws(self.seed, epochs, indices))
-        return Batch(epochs, indices, images, self.source.labels[indices.to(self.device)])
+        return Batch(epochs, indices, *self.source.train_batch(Draws(self.seed, epochs, indices)))
 
     def __call__(self, batch: Batch, progress: Progress) -> None:
         assert batch.images is not None and batch.labels is not None
@@ -172,8 +171,7 @@ class DeviceStepper:
         return Batch(*self.order[step])
 
     def _body(self) -> None:
-        images = self.source.train_batch(Draws(self.seed, self.epochs, self.indices))
-        labels = self.source.labels[self.indices]
+        images, labels = self.source.train_batch(Draws(self.seed, self.epochs, self.indices))
         outcome = gradients(self.model, images, labels, self.criterion, self.state.optimizer, self.autocast, self.micro)
         finite = torch.isfinite(outcome.loss + outcome.grad_norm)
         self.failed.copy_(torch.maximum(self.failed, (~finite).float()))

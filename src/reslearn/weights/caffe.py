@@ -124,7 +124,10 @@ def read_mean(path: Path, size: tuple[int, int] = (224, 224)) -> Tensor:
 
 def which_net(layers: list[Weights], net: str | None = None) -> str:
     """The network whose layers with weights a file has. Raises UserError naming the first missing layer of the nearest."""
-    names = {layer.name for layer in layers if layer.blobs}
+    weighted = [layer.name for layer in layers if layer.blobs]
+    names = set(weighted)
+    if twice := next((name for name in weighted if weighted.count(name) > 1), None):
+        raise UserError(f"has two layers called '{twice}'")
     if net is not None and net not in NETS:
         raise UserError(f"net '{net}': the Caffe release has {', '.join(NETS)} only")
     missing = {}
@@ -136,7 +139,7 @@ def which_net(layers: list[Weights], net: str | None = None) -> str:
             return name
     name = min(missing, key=lambda n: len(missing[n]))
     if not missing[name]:
-        extra = sorted(names - {layer.name for layer in layer_list(name)})
+        extra = sorted(names - {layer.name for layer in layer_list(name) if layer.type not in ("ReLU", "Pooling", "Eltwise")})
         raise UserError(f"is not {name} of the Caffe release: layer '{extra[0]}' does not belong to it")
     first = missing[name][0]
     raise UserError(

@@ -46,7 +46,7 @@ def deepen_model(path: str | Path, net: str, out: str | Path, where: Where = "sp
     """
     model = load(path)
     card: Card = model.card  # type: ignore[assignment]
-    check_family(card.net, net)
+    check_family(card.net, net, card.options)
     batches = _batches(card, data)
     torch.manual_seed(0)
     deeper = create(net, len(card.classes), card.preprocessing.channels, **card.options)
@@ -54,6 +54,7 @@ def deepen_model(path: str | Path, net: str, out: str | Path, where: Where = "sp
     deepen(model, deeper, order, where, batches if data is not None else ())  # type: ignore[arg-type]
     with torch.inference_mode():
         old, new = model(batches[0]), deeper.eval()(batches[0])
-    save(deeper, out, card.model_copy(update={"net": net}))
+    deepened = {"net": net, "recipe": {}, "data": {**card.data, "deepened_from": card.net}}
+    save(deeper, out, card.model_copy(update=deepened))
     changed = int((old.argmax(1) != new.argmax(1)).sum())
     return Deepened(Path(out), (old - new).abs().max().item(), changed, len(old))

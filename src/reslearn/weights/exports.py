@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ FORMATS = ("torchvision", "timm")
 def export(model_path: str | Path, format: Format | str, out: str | Path) -> Path:
     """Write a model file or a run's model for torchvision or timm.
 
-    "torchvision": a state dict, .pth or .safetensors by out's suffix, that torchvision's function loads with strict=True.
+    "torchvision": a state dict, .pth or .safetensors by out's suffix, that torchvision's function loads with strict=True
+    (googlenet's with aux_logits=False: its auxiliary heads are for training only).
     "timm": a folder (config.json, model.safetensors, README.md) that timm loads. Returns what was written. Raises UserError
     for a network that they do not have.
     """
@@ -158,10 +160,12 @@ def _timm(model: nn.Module, card: Card, out: Path) -> Path:
         raise UserError(f"{out} exists; timm's format is a new folder")
     tensors = _tensors(model)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-    with writing(out):
-        out.mkdir(exist_ok=True)
-    weights = out / "model.safetensors"
-    write_atomic(weights, lambda temporary: safetensors.torch.save_file(tensors, temporary, {"format": "pt"}), size)
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    write_text(out / "README.md", model_card(card, config["architecture"]))
+    with writing(out, size), tempfile.TemporaryDirectory(prefix=".timm-", dir=out.parent) as temporary:
+        folder = Path(temporary) / "model"  # whole or not at all
+        folder.mkdir()
+        weights = folder / "model.safetensors"
+        write_atomic(weights, lambda partial: safetensors.torch.save_file(tensors, partial, {"format": "pt"}), size)
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "README.md", model_card(card, config["architecture"]))
+        folder.rename(out)
     return out

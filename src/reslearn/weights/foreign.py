@@ -8,6 +8,7 @@ import io
 import math
 import pickle
 import pickletools
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from reslearn.errors import UserError
 
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's number before 1.6, pickled: a LONG1 and STOP
+ZIP_END, ZIP64_LOCATOR, ZIP64_END = 22, 20, 56  # bytes of a zip's last records
 MOST_PICKLE = 64 << 20  # bytes; a state dict of 10,000 tensors takes 1.5 MB
 
 # What torch.save writes and torch's own restricted reader accepts; no operation here names an object outside the file but GLOBAL.
@@ -89,6 +91,9 @@ class Storage(NamedTuple):
 class Dict(dict):
     """Stands in for OrderedDict; the attributes that its pickles may set are dropped."""
 
+    def __init__(self) -> None:  # takes no argument: it would be copied, as often as the pickle says so
+        super().__init__()
+
     def __setstate__(self, state: Any) -> None:
         pass
 
@@ -105,12 +110,19 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
         raise Refused(f"claims a tensor of {'x'.join(map(str, size))} numbers where it holds {storage.length}")
 
 
+def _size(sizes: Any = ()) -> tuple[int, ...]:
+    """Stands in for torch.Size."""
+    if not isinstance(sizes, tuple) or len(sizes) > 8 or any(type(n) is not int for n in sizes):
+        raise Refused("holds a torch.Size that is none")
+    return sizes
+
+
 STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": Dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.Size": tuple,
+    "torch.Size": _size,
     **{f"torch.{name}": Storage(size) for name, size in ITEM_BYTES.items()},
 }
 
@@ -161,9 +173,32 @@ def rehearse(program: bytes, rooms: dict[str, int] | None, room: int) -> None:
     Rehearsal(program, rooms, room).load()
 
 
+def check_directory(path: Path, size: int) -> None:
+    """A zip's directory must end where the file's last record begins, as torch.save has it.
+
+    Else one file could show Python's reader, which looks there, another archive than torch's, which goes by the offset written.
+    """
+    with path.open("rb") as file:
+        file.seek(max(size - ZIP_END - ZIP64_LOCATOR - ZIP64_END, 0))
+        tail = file.read()
+    end = tail[-ZIP_END:]
+    if len(end) < ZIP_END or end[:4] != b"PK\5\6":
+        raise Refused("is not a whole PyTorch file: it does not end where it should")
+    length, offset, comment = struct.unpack("<IIH", end[12:])
+    after = 0
+    if tail[-ZIP_END - ZIP64_LOCATOR :][:4] == b"PK\6\7":
+        after = ZIP64_LOCATOR + ZIP64_END
+        if tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[-ZIP_END - ZIP64_LOCATOR :][8:16])[0] != size - ZIP_END - after:
+            raise Refused("is not a whole PyTorch file: its last records do not follow each other")
+        length, offset = struct.unpack("<QQ", tail[40:56])
+    if comment or offset + length + after + ZIP_END != size:
+        raise Refused("is not a whole PyTorch file: its directory is not where it should be")
+
+
 def check_zip(path: Path) -> None:
     """torch.save's file since 1.6: a zip of data.pkl and data/0, data/1, ... Raises Refused."""
     size = path.stat().st_size
+    check_directory(path, size)
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(e.compress_type or e.file_size != e.compress_size or e.flag_bits & 1 for e in entries):

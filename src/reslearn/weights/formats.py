@@ -28,6 +28,7 @@ RENAMES = (  # pattern, replacement, what it is
 )
 AUXILIARY = re.compile(r"^aux(1|2|_logits)\.")
 COUNTER = "num_batches_tracked"  # BN's count of batches; without effect, and missing in files older than 2018
+OWN = frozenset(("layer1.0.conv1.weight", "layer1.0.bn1.weight"))  # as torchvision and we name them
 ROLES = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -168,15 +169,28 @@ def recognise(found: Any, net: str | None = None, options: Mapping[str, Any] | N
             said += [*renamed, f"names and shapes are those of {name}"]
             break
     else:
-        for name, chosen in tried:
-            expected = in_order(name, chosen, shapes)
-            if list(expected.values()) == list(shapes.values()) and _same_roles(expected, shapes):
-                ours = dict(zip(expected, (tensors[key] for key in shapes), strict=True))
-                said.append(f"the names are foreign, but the {len(shapes)} shapes, in order, are those of {name}")
-                break
-        else:
+        # Our own names with other layers are another network, whatever the shapes: pre-activation has the same ones in order.
+        fits = [] if OWN.intersection(shapes) else [fit for fit in tried if _fits_in_order(*fit, shapes)]
+        if not fits:
             raise UserError(_differences(tried, shapes, net))
+        (name, chosen), *others = fits
+        alike = [other for other, _ in others if spec(other).order != spec(name).order]
+        if alike:
+            raise UserError(
+                f"has foreign names, and its shapes, in order, are those of {name} and {', '.join(alike)}: choose with net"
+            )
+        ours = dict(zip(in_order(name, chosen, shapes), (tensors[key] for key in shapes), strict=True))
+        said.append(
+            f"the names are foreign, but the {len(shapes)} shapes, in order, are those of {name} (were BN and ReLU before the "
+            "convolutions, they would be the same: then ask for the option order=full)"
+        )
     return _described(name, chosen, ours, said, linear, asked=net is not None)
+
+
+def _fits_in_order(net: str, options: Mapping[str, Any], found: Shapes) -> bool:
+    """Whether a file's shapes, one after the other, are those of a network."""
+    expected = in_order(net, options, found)
+    return list(expected.values()) == list(found.values()) and _same_roles(expected, found)
 
 
 def _same_roles(expected: Shapes, found: Shapes) -> bool:
@@ -195,8 +209,9 @@ def _described(
         if linear and "shortcut" not in options:
             options, shortcut = {**options, "shortcut": "A-centred"}, "A-centred"
             said.append("a head called 'linear' is the mark of the common CIFAR code, whose shortcuts A have zeros on both sides")
-        elif not asked:
-            said.append("no shapes tell how shortcut A pads, nor a plain net from a residual one: A with the zeros behind is taken")
+        elif "shortcut" not in options:
+            plain = "" if asked else ", nor a plain net from a residual one"
+            said.append(f"no shapes tell how shortcut A pads{plain}: A with the zeros behind is taken")
     if options.get("shortcut") == row.shortcut:
         del options["shortcut"]
     if net.endswith("-v1.5") and not asked:

@@ -1,16 +1,16 @@
 """Foreign weights -> a model file with its card: `reslearn import`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from reslearn.data.preprocess import Preprocessing
-from reslearn.errors import UserError
+from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
+from reslearn.nets.zoo import check_options
 from reslearn.weights import caffe, foreign
 from reslearn.weights.formats import complete, recognise
 from reslearn.weights.prototxt import check_prototxt
@@ -41,6 +41,10 @@ def import_weights(
     Returns the file written and sentences of what was recognised, and why. No code of the file is run. Raises UserError.
     """
     path, out = Path(path), Path(out)
+    if net is not None:
+        check_options(spec(net), options or {})
+    if mean is not None and mean_file is not None:
+        raise UserError("give a mean for each channel or a mean image, not both")
     if not path.is_file():
         raise UserError(f"no weights file called {path}" + (": that is a folder, name a file in it" if path.is_dir() else ""))
     if not out.parent.is_dir():
@@ -61,24 +65,13 @@ def import_weights(
         name, options, tensors, said, count = known.net, known.options, known.tensors, [known.why], known.classes
         view, seen = usual_input(name, known.channels)
     view, more = with_given(view, mean, std)
-    names, how = class_names(name, count, classes)
+    names, how = class_names(name, count, classes, view.channels)
     with torch.device("meta"):
         model = create(name, count, view.channels, **options)
     with naming(path):
         model.load_state_dict(complete(tensors, model), assign=True)
     card = Card(net=name, options=dict(options), classes=names, preprocessing=view, data={"imported_from": path.name})
     return save(model, out, card), [f"{name} with {count} classes", *said, how, seen, *more]
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong in it."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith((str(path), "cannot read")):
-            raise
-        raise UserError(f"{path} {error}") from error
 
 
 def _of_caffe(path: Path, net: str | None, described: str | Path | None) -> tuple[str, dict[str, torch.Tensor], list[str]]:
@@ -95,7 +88,7 @@ def _of_caffe(path: Path, net: str | None, described: str | Path | None) -> tupl
         return name, caffe.fit(tensors, shapes), [*said, *more]
 
 
-def class_names(net: str, count: int, given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], str]:
+def class_names(net: str, count: int, given: Sequence[str] | str | Path | None, channels: int = 3) -> tuple[tuple[str, ...], str]:
     """The names of a head's classes and a sentence of where they come from. Raises UserError where their number differs."""
     if given is not None:
         where = str(given) if isinstance(given, str | Path) else "the names given"
@@ -110,8 +103,8 @@ def class_names(net: str, count: int, given: Sequence[str] | str | Path | None) 
         from torchvision.models import ResNet50_Weights
 
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"]), "class names of ImageNet's 1000, in their usual order"
-    if count == 10 and spec(net).stem == "cifar":
-        return CIFAR_10, "class names of CIFAR-10"
+    if count == 10 and channels == 3 and spec(net).stem == "cifar":
+        return CIFAR_10, "class names of CIFAR-10, as is usual for such a net: give others where it is of other classes"
     return tuple(
         f"class{i}" for i in range(count)
     ), "the file has no class names: they are class0, class1, ... unless you give them"
@@ -169,4 +162,6 @@ def with_given(view: Preprocessing, mean: Sequence[float] | None, std: Sequence[
     try:
         return Preprocessing(**view.model_dump() | given), said
     except ValueError as error:
-        raise UserError(f"mean and std: {view.channels} numbers each are needed, on the scale [0, 1], std above 0") from error
+        raise UserError(
+            f"mean and std: {view.channels} finite numbers each are needed, on the scale [0, 1], std above 0"
+        ) from error

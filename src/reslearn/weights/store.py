@@ -1,6 +1,7 @@
 """One model, one file: safetensors whose header carries the card (net, classes, preprocessing, recipe, metrics)."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import nn
 
 from reslearn import __version__
 from reslearn.data.preprocess import Preprocessing
-from reslearn.errors import UserError
+from reslearn.device import pick_device
+from reslearn.errors import UserError, naming
 from reslearn.files import write_atomic
 from reslearn.nets import create, spec
+from reslearn.nets.zoo import check_options
 
 CARD = "reslearn"  # the key of the card in the safetensors header
 
@@ -38,7 +41,7 @@ class Card(BaseModel):
 def save(model: nn.Module, path: str | Path, card: Card | None = None) -> Path:
     """Write a model with its card, whole or not at all. card: the model's own (model.card) unless given.
 
-    Raises UserError where there is no card, or the file cannot be written.
+    Raises UserError where there is no card, it does not fit the model, or the file cannot be written.
     """
     card = card or getattr(model, "card", None)
     if card is None:
@@ -46,6 +49,8 @@ def save(model: nn.Module, path: str | Path, card: Card | None = None) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if difference := shape_mismatch(_shapes(_described(card)), _shapes(model)):
+        raise UserError(f"the card says {card.net} with {len(card.classes)} classes, which does not fit the model: {difference}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     metadata = {CARD: card.model_dump_json()}  # one key only: their order in the file would be random
@@ -61,7 +66,7 @@ def model_file(path: str | Path) -> Path:
             hint = " (the run has not finished; resume it)" if (path / "recipe.json").is_file() else ""
             raise UserError(f"no model.safetensors in {path}{hint}")
         return path / "model.safetensors"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  unlike Path's, it takes names that are too long
         raise UserError(f"no model file or run folder called {path}")
     return path
 
@@ -97,9 +102,25 @@ def shape_mismatch(expected: dict[str, torch.Size], found: dict[str, torch.Size]
     return f"'{extra[0]}' does not belong to it" if extra else None
 
 
+def _described(card: Card) -> nn.Module:
+    """The network of a card, without weights. Raises UserError."""
+    check_options(spec(card.net), card.options)
+    with torch.device("meta"):
+        return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
 def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A network by its name, or that of a run or model file, without weights (on the meta device), and its input (C, H, W)."""
-    if Path(name_or_path).exists():
+    try:
+        spec(name_or_path)
+        is_file = False  # a network's name is that network: write ./resnet20 for a folder called so
+    except UserError:
+        is_file = os.path.exists(name_or_path)  # noqa: PTH110  unlike Path's, it takes names that are too long
+    if is_file:
         card = read_card(name_or_path)
         name, classes, options = card.net, len(card.classes), card.options
         size = (card.preprocessing.channels, *card.preprocessing.size)
@@ -111,19 +132,25 @@ def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The model of a file or run folder, in evaluation mode, with its Card as `model.card`.
+    """The model of a file or run folder, in evaluation mode, with its Card as `model.card`; in float32, whatever the file has.
 
     Raises UserError where the file is missing, damaged, without a card, or does not fit the network its card names.
     """
     path = model_file(path)
     card = read_card(path)
-    with torch.device("meta"):  # shapes are compared before anything is allocated
-        model = create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    on = pick_device(str(device))
+    with naming(path):
+        model = _described(card)  # shapes are compared before anything is allocated
+    expected = _shapes(model)
     with safe_open(path, "pt") as file:
         found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if difference := shape_mismatch(expected, found):
         raise UserError(f"{path} does not fit {card.net}: {difference}")
-    model.load_state_dict(safetensors.torch.load_file(path, device=str(device)), assign=True)
+    tensors = safetensors.torch.load_file(path, device=str(on))
+    for name, own in model.state_dict().items():
+        if own.is_floating_point() != tensors[name].is_floating_point():
+            raise UserError(f"{path} does not fit {card.net}: '{name}' is {str(tensors[name].dtype).removeprefix('torch.')}")
+        tensors[name] = tensors[name].to(own.dtype)
+    model.load_state_dict(tensors, assign=True)
     model.card = card  # type: ignore[assignment]
-    return model.to(device).eval()
+    return model.to(on).eval()
