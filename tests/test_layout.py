@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "recipes": {"nets", "data", "weights", "evaluation"},
     "training": {"nets", "data", "weights", "evaluation", "recipes"},
     "report": set(),
+    "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "api": {"training", "report"},
-    "cli": {"api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
+    "cli": {"bench", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
     "__main__": {"cli"},
 }
 

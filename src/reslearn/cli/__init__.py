@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import models, runs
+from reslearn.cli import bench, models, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -35,6 +35,9 @@ COMMANDS = {
 }
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=command is not models.models)(command)
+
+
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -42,6 +42,12 @@ void for_chunks(long rows, long columns, int threads, Body body) {
             body(chunk, chunk * CHUNK, std::min(rows, (chunk + 1) * CHUNK), column);
 }
 
+// The sums of the folds of each channel, in every fold.
+void add_folds(std::vector<double>& columns, long channels) {
+    for (long k = channels; k < long(columns.size()); k++) columns[k % channels] += columns[k];
+    for (long k = channels; k < long(columns.size()); k++) columns[k] = columns[k % channels];
+}
+
 template <class T>
 void forward(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean, float* running_var,
              double momentum, double eps, T* y, float* mean, float* invstd, long rows, long channels, int threads) {
@@ -60,26 +66,31 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
         std::memcpy(&sums[chunk * columns + column], centre, sizeof centre);
         std::memcpy(&squares[chunk * columns + column], square, sizeof square);
     });
-    std::vector<float> scale(columns), shift(columns);
+    // Chan, Golub and LeVeque, 1979: the squares of the whole are those of the parts, and of the parts' means around its own.
     const double count = double(rows) * fold;
-    for (long c = 0; c < channels; c++) {
-        double n = 0, m = 0, s = 0;  // Chan, Golub and LeVeque, 1979: means and squares of parts to those of the whole
-        for (long chunk = 0; chunk < chunks; chunk++)
-            for (long k = c; k < columns; k += channels) {
-                const double size = double(std::min(rows, (chunk + 1) * CHUNK) - chunk * CHUNK);
-                const double d = sums[chunk * columns + k] - m;
-                s += squares[chunk * columns + k] + d * d * n * size / (n + size);
-                n += size;
-                m += d * size / n;
-            }
-        mean[c] = float(m);
-        invstd[c] = float(1 / std::sqrt(s / count + eps));
-        running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * m);
-        running_var[c] = float((1 - momentum) * running_var[c] + momentum * s / (count - 1));
-        for (long k = c; k < columns; k += channels) {
-            scale[k] = gamma[c] * invstd[c];
-            shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
+    const auto size = [=](long chunk) { return double(std::min(rows, (chunk + 1) * CHUNK) - chunk * CHUNK); };
+    std::vector<double> whole(columns), spread(columns);
+    for (long chunk = 0; chunk < chunks; chunk++)
+        for (long k = 0; k < columns; k++) whole[k] += size(chunk) * sums[chunk * columns + k];
+    add_folds(whole, channels);
+    for (double& m : whole) m /= count;
+    for (long chunk = 0; chunk < chunks; chunk++)
+        for (long k = 0; k < columns; k++) {
+            const double d = sums[chunk * columns + k] - whole[k];
+            spread[k] += squares[chunk * columns + k] + size(chunk) * d * d;
         }
+    add_folds(spread, channels);
+    std::vector<float> scale(columns), shift(columns);
+    for (long c = 0; c < channels; c++) {
+        mean[c] = float(whole[c]);
+        invstd[c] = float(1 / std::sqrt(spread[c] / count + eps));
+        running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * whole[c]);
+        running_var[c] = float((1 - momentum) * running_var[c] + momentum * spread[c] / (count - 1));
+    }
+    for (long k = 0; k < columns; k++) {
+        const long c = k % channels;
+        scale[k] = gamma[c] * invstd[c];
+        shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
     }
     for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
         for (long row = from; row < to; row++) {
@@ -93,19 +104,36 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
     });
 }
 
-// y: the output, which tells where ReLU was open. open_grad: the gradient behind ReLU, which is the residual's.
-template <class T>
-void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* mean, const float* invstd, T* x_grad,
+// y: the output, which tells where ReLU was open; null without a residual: then x tells it, and y is not read again.
+// open_grad: the gradient behind ReLU, which is the residual's.
+template <bool RESIDUAL, class T>
+void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* beta, const float* mean, const float* invstd, T* x_grad,
               T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels, int threads) {
     const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
-    std::vector<float> centre(columns), sums(chunks * columns), products(chunks * columns);
-    for (long k = 0; k < columns; k++) centre[k] = mean[k % channels];
+    std::vector<float> centre(columns), scale(columns), shift(columns), sums(chunks * columns), products(chunks * columns);
+    for (long k = 0; k < columns; k++) {
+        const long c = k % channels;
+        centre[k] = mean[c];
+        scale[k] = gamma[c] * invstd[c];
+        shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
+    }
+    // The gradient behind ReLU: what passed forward passes back, NaN and all that rounds to more than zero.
+    const float *a = scale.data(), *b = shift.data();
+    const auto opened = [=](long at, long column, long k) {
+        const float all = load(grad[at + k]);
+        float out;
+        if constexpr (RESIDUAL)
+            out = load(y[at + k]);
+        else
+            out = load(x[at + k]) * a[column + k] + b[column + k];
+        return out > 0 ? all : 0.0f;
+    };
     for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
         float total[WIDE] = {}, product[WIDE] = {};
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
             for (long k = 0; k < WIDE; k++) {
-                const float open = load(y[at + k]), all = load(grad[at + k]), g = open > 0 ? all : 0.0f;
+                const float g = opened(at, column, k);
                 total[k] += g;
                 product[k] += g * (load(x[at + k]) - centre[column + k]);
             }
@@ -113,31 +141,34 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
         std::memcpy(&sums[chunk * columns + column], total, sizeof total);
         std::memcpy(&products[chunk * columns + column], product, sizeof product);
     });
+    std::vector<double> total(columns), product(columns);
+    for (long chunk = 0; chunk < chunks; chunk++)
+        for (long k = 0; k < columns; k++) {
+            total[k] += sums[chunk * columns + k];
+            product[k] += products[chunk * columns + k];
+        }
+    add_folds(total, channels);
+    add_folds(product, channels);
     std::vector<float> by_grad(columns), by_x(columns), constant(columns);
     const double count = double(rows) * fold;
+    for (long k = 0; k < columns; k++) {
+        const long c = k % channels;
+        const double slope = double(gamma[c]) * invstd[c], curve = -slope * invstd[c] * invstd[c] * product[k] / count;
+        by_grad[k] = float(slope);
+        by_x[k] = float(curve);
+        constant[k] = float(-slope * total[k] / count - curve * mean[c]);
+    }
     for (long c = 0; c < channels; c++) {
-        double total = 0, product = 0;
-        for (long chunk = 0; chunk < chunks; chunk++)
-            for (long k = c; k < columns; k += channels) {
-                total += sums[chunk * columns + k];
-                product += products[chunk * columns + k];
-            }
-        beta_grad[c] = float(total);
-        gamma_grad[c] = float(product * invstd[c]);
-        const double a = double(gamma[c]) * invstd[c], b = -a * invstd[c] * invstd[c] * product / count;
-        for (long k = c; k < columns; k += channels) {
-            by_grad[k] = float(a);
-            by_x[k] = float(b);
-            constant[k] = float(-a * total / count - b * mean[c]);
-        }
+        beta_grad[c] = float(total[c]);
+        gamma_grad[c] = float(product[c] * invstd[c]);
     }
     for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
             for (long k = 0; k < WIDE; k++) {
-                const float open = load(y[at + k]), all = load(grad[at + k]), g = open > 0 ? all : 0.0f;
+                const float g = opened(at, column, k);
                 store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
-                if (open_grad) store(g, open_grad[at + k]);
+                if constexpr (RESIDUAL) store(g, open_grad[at + k]);
             }
         }
     });
@@ -145,16 +176,17 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                                       \
+#define EXPORT(NAME, T)                                                                                                        \
     extern "C" void forward_##NAME(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean,  \
                                    float* running_var, double momentum, double eps, T* y, float* mean, float* invstd,          \
                                    long rows, long channels, int threads) {                                                    \
         forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, y, mean, invstd, rows, channels, threads); \
     }                                                                                                                          \
-    extern "C" void backward_##NAME(const T* grad, const T* x, const T* y, const float* gamma, const float* mean,              \
-                                    const float* invstd, T* x_grad, T* open_grad, float* gamma_grad, float* beta_grad,         \
-                                    long rows, long channels, int threads) {                                                   \
-        backward(grad, x, y, gamma, mean, invstd, x_grad, open_grad, gamma_grad, beta_grad, rows, channels, threads);          \
+    extern "C" void backward_##NAME(const T* grad, const T* x, const T* y, const float* gamma, const float* beta,              \
+                                    const float* mean, const float* invstd, T* x_grad, T* open_grad, float* gamma_grad,        \
+                                    float* beta_grad, long rows, long channels, int threads) {                                 \
+        (open_grad ? backward<true, T> : backward<false, T>)(grad, x, y, gamma, beta, mean, invstd, x_grad, open_grad,         \
+                                                             gamma_grad, beta_grad, rows, channels, threads);                  \
     }
 EXPORT(fp32, float)
 EXPORT(bf16, bf16)

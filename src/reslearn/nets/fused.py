@@ -67,7 +67,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for kind in TYPES.values():
         forward, backward = getattr(library, f"forward_{kind}"), getattr(library, f"backward_{kind}")
         forward.argtypes = [*[pointer] * 6, number, number, *[pointer] * 3, whole, whole, ctypes.c_int]
-        backward.argtypes = [*[pointer] * 10, whole, whole, ctypes.c_int]
+        backward.argtypes = [*[pointer] * 11, whole, whole, ctypes.c_int]
         forward.restype = backward.restype = None
     return library
 
@@ -131,17 +131,17 @@ class _BnRelu(torch.autograd.Function):
         inputs = [t if t is None else t.data_ptr() for t in (x, shortcut, gamma, beta, running_mean, running_var)]
         outputs = [t.data_ptr() for t in (y, mean, invstd)]
         getattr(_library, f"forward_{TYPES[x.dtype]}")(*inputs, momentum, eps, *outputs, *_sizes(x))
-        ctx.save_for_backward(x, y, gamma, mean, invstd)
+        ctx.save_for_backward(x, y if shortcut is not None else None, gamma, beta, mean, invstd)
         ctx.has_shortcut = shortcut is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, gamma, mean, invstd = ctx.saved_tensors
+        x, y, gamma, beta, mean, invstd = ctx.saved_tensors
         grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         x_grad = torch.empty_like(x)
         shortcut_grad = torch.empty_like(x) if ctx.has_shortcut else None
         gamma_grad, beta_grad = torch.empty_like(gamma), torch.empty_like(gamma)
-        tensors = (grad, x, y, gamma, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
+        tensors = (grad, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
         getattr(_library, f"backward_{TYPES[x.dtype]}")(*[t if t is None else t.data_ptr() for t in tensors], *_sizes(x))
         return x_grad, shortcut_grad, gamma_grad, beta_grad, None, None, None, None

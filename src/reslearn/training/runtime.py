@@ -19,6 +19,8 @@ from reslearn import __version__
 from reslearn.data.draws import integer
 from reslearn.errors import Interrupted, UserError
 
+deterministic_options: Any = torch.utils.deterministic
+
 
 def check_versions() -> None:
     """Raise UserError where the installed torchvision was built for another torch: its operators would be missing."""
@@ -40,6 +42,8 @@ def deterministic(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    # Filling writes every new tensor once more, and no result needs it.
+    fill, deterministic_options.fill_uninitialized_memory = deterministic_options.fill_uninitialized_memory, False
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark = False
     try:
@@ -47,11 +51,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = benchmark
+        deterministic_options.fill_uninitialized_memory = fill
 
 
 def seed_step(seed: int, step: int) -> None:
     """Draws inside the net (dropout, stochastic depth) are a function of (seed, step): no generator state to keep."""
-    torch.manual_seed(integer(seed, 0x57E9, step))
+    number = integer(seed, 0x57E9, step)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would spend half a millisecond on devices that are not there
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -108,7 +108,8 @@ def gradients(
         part.backward()
         loss += part.detach()
         wrong += (logits.argmax(1) != y).sum()
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     return Outcome(loss, wrong, grad_norm)
 
 

@@ -1,0 +1,199 @@
+"""`reslearn bench train`: our training step beside a plain loop, and beside what the machine can do at most."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from reslearn import data as datasets
+from reslearn.bench import limits
+from reslearn.bench.plain import Images, PlainLoop
+from reslearn.data.augment import Draws
+from reslearn.data.sets import Split
+from reslearn.data.splits import divide
+from reslearn.device import autocast, pick_device, pick_precision
+from reslearn.errors import UserError
+from reslearn.nets import create, spec
+from reslearn.nets.cost import cost
+from reslearn.recipes import Recipe, change, resolve
+from reslearn.training import runtime
+from reslearn.training.setup import make_model, make_sources
+from reslearn.training.state import State
+from reslearn.training.step import make_criterion
+from reslearn.training.stepper import Stepper, make_stepper, pick
+
+ROUNDS, STEPS, SETTLE = 7, 12, 4  # rounds of steps that are timed, after some that are not
+TORCHVISION = {18: "resnet18", 34: "resnet34", 50: "resnet50", 101: "resnet101", 152: "resnet152"}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """images_per_s: median over rounds. ratio: median of the paired ratios to the plain loop."""
+
+    what: str
+    images_per_s: float
+    ms_a_step: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Percent of a step's time: the batch, forward, backward, and the update with the norm of the gradient."""
+
+    data: float
+    forward: float
+    backward: float
+    update: float
+
+
+class OurLoop:
+    """Our own step, as `reslearn train` runs it."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, mode: str, data: datasets.DataSet) -> None:
+        splits, _ = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
+        sources = make_sources(data, splits, recipe.data, device, lambda what, done, total: None)
+        self.recipe, self.device, self.source = recipe, device, sources.train
+        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device).train()
+        self.state, self.precision = State(model, recipe), pick_precision(recipe.precision, device)
+        self.criterion = make_criterion(recipe.loss, torch.bincount(sources.train.labels, minlength=len(data.classes)))
+        self.view = sources.preprocessing
+        self.stepper: Stepper = make_stepper(mode, recipe, sources.train, self.state, self.criterion, self.precision)
+        self.stepper.restart(self.state.progress)
+
+    def step(self) -> None:
+        """Train on one batch."""
+        p = self.state.progress
+        runtime.seed_step(self.recipe.seed, p.step)
+        self.stepper(self.stepper.prepare(p.step), p)
+        p.step += 1
+
+    def shares(self, steps: int) -> Shares:
+        """Where the time goes, measured by waiting after each part."""
+        seconds = [0.0] * 4
+        cast = autocast(self.precision, self.device)
+        for _ in range(steps):
+            marks = [self._now()]
+            batch = self.stepper.prepare(self.state.progress.step)
+            images, labels = batch.images, batch.labels
+            if images is None or labels is None:
+                images, labels = self.source.train_batch(Draws(self.recipe.seed, batch.epochs, batch.indices))
+            marks.append(self._now())
+            self.state.optimizer.zero_grad(set_to_none=True)
+            with cast:
+                logits = self.state.model(images.contiguous(memory_format=torch.channels_last))
+            loss = self.criterion(logits.float(), labels)
+            marks.append(self._now())
+            loss.backward()
+            marks.append(self._now())
+            torch.nn.utils.get_total_norm([p.grad for p in self.state.model.parameters() if p.grad is not None]).item()
+            self.state.optimizer.step()
+            marks.append(self._now())
+            seconds = [total + after - before for total, before, after in zip(seconds, marks, marks[1:], strict=False)]
+        return Shares(*(round(100 * part / sum(seconds), 1) for part in seconds))
+
+    def _now(self) -> float:
+        limits.wait_for(self.device)
+        return time.perf_counter()
+
+
+def paired(loops: dict[str, Callable[[], object]], batch: int, device: torch.device, rounds: int, steps: int) -> list[Speed]:
+    """Rounds of steps of each loop in turn; the first is the one that the others are compared with."""
+    took: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, step in loops.items():
+            for _ in range(SETTLE):
+                step()
+            limits.wait_for(device)
+            started = time.perf_counter()
+            for _ in range(steps):
+                step()
+            limits.wait_for(device)
+            took[name].append((time.perf_counter() - started) / steps)
+    first = took[next(iter(loops))]
+    return [
+        Speed(
+            name,
+            round(batch / statistics.median(seconds), 1),
+            round(1e3 * statistics.median(seconds), 2),
+            round(statistics.median(a / b for a, b in zip(first, seconds, strict=True)), 3),
+        )
+        for name, seconds in took.items()
+    ]
+
+
+def reference(net: str, classes: int) -> tuple[str, nn.Module] | None:
+    """torchvision's own network of the same depth, where there is one."""
+    row = spec(net)
+    if row.build is not None or row.stem != "imagenet" or row.merge != "residual" or row.depth not in TORCHVISION:
+        return None
+    name = TORCHVISION[row.depth]
+    return f"torchvision's {name}, plain loop", getattr(torchvision.models, name)(num_classes=classes)
+
+
+def bench(
+    net: str,
+    data: str = "cifar10",
+    batch: int = 128,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    rounds: int = ROUNDS,
+    steps: int = STEPS,
+) -> dict[str, Any]:
+    """The speed of training `net`, ready for JSON.
+
+    `speeds`: of the plain loop (with our network, and torchvision's where there is one) and of ours; `shares` of a step's time;
+    `limit`: images a second at the device's measured matrix rate, and at its measured bandwidth if each activation that is
+    kept for backward were written once and read twice; `share_of_matrix_peak` that our step reaches, in percent.
+    """
+    on = pick_device(device)
+    opened = datasets.open(data)
+    if not opened.resident:
+        raise UserError(f"bench train takes small images of one size, which stay in memory; '{data}' has photos")
+    base = "cifar10-paper" if opened.sizes == (32, 32) and opened.channels == 3 else "default"
+    recipe, _ = resolve(opened, base, net)
+    lasting = [f"batch.size={batch}", "batch.micro=null", "schedule.lr=0.1", "optimizer.style=pytorch"]
+    recipe = change(recipe, [*lasting, *settings])
+    mode, note = pick(recipe.step, on, recipe, resident=True)
+    with runtime.deterministic(on):
+        ours = OurLoop(recipe, on, mode, opened)
+        train: Split = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)[0]["train"]
+        assert train.pixels is not None
+        std = (0.25,) * opened.channels
+        images = Images(train.pixels, torch.from_numpy(train.labels), ours.view.mean, std, recipe.data.pad)
+        classes = len(opened.classes)
+        torch.manual_seed(recipe.seed)
+        plain = {"plain loop": create(net, classes, opened.channels, **recipe.net.options())}
+        if other := reference(net, classes):
+            plain |= dict([other])
+        loops: dict[str, Callable[[], object]] = {
+            name: PlainLoop(model, images, recipe.batch.size, 0.1, on).step for name, model in plain.items()
+        }
+        loops[f"reslearn, {mode}, {ours.precision}"] = ours.step
+        speeds = paired(loops, recipe.batch.size, on, rounds, steps)
+        shares = ours.shares(steps)
+    counted = cost(create(net, classes, opened.channels, **recipe.net.options()), (opened.channels, *opened.sizes))
+    peak, wide = limits.matrix_rate(on, ours.precision), limits.bandwidth(on)
+    macs = 3 * counted.macs  # forward, and twice as many backward
+    kept = (counted.backward_bytes or 0) / (2 if ours.precision == "bf16" else 1)
+    return {
+        "net": net,
+        "data": data,
+        "batch": recipe.batch.size,
+        "machine": runtime.machine(on, ours.precision, mode),
+        "versions": runtime.versions(),
+        **({"note": note} if note else {}),
+        "speeds": [asdict(speed) for speed in speeds],
+        "shares": asdict(shares),
+        "limit": {
+            "multiply_adds_per_s": round(peak),
+            "bytes_per_s": round(wide),
+            "images_per_s_by_multiply_adds": round(peak / macs, 1),
+            "images_per_s_by_bytes": round(wide / (3 * kept), 1),
+        },
+        "share_of_matrix_peak": round(100 * speeds[-1].images_per_s * macs / peak, 1),
+    }

@@ -1,0 +1,73 @@
+"""bench train: what it prints and writes; the numbers themselves are the machine's."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reslearn import UserError, cli
+from reslearn.bench import limits
+from reslearn.bench.train import bench, reference
+from reslearn.nets import fused
+
+SHORT = {"rounds": 1, "steps": 1}
+
+
+@pytest.fixture(autouse=True)
+def _fused_off_again() -> object:
+    yield
+    fused.enable(False)
+
+
+def test_a_faster_loop_is_seen_as_faster() -> None:
+    device = torch.device("cpu")
+    assert limits.rate(lambda: sum(range(1000)), device, 0.1) > limits.rate(lambda: sum(range(100_000)), device, 0.1)
+
+
+def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.05)
+    row = bench("resnet8", "fashion-sample", batch=16, **SHORT)
+    assert [speed["what"].split(",")[0] for speed in row["speeds"]] == ["plain loop", "reslearn"]
+    assert row["speeds"][0]["ratio"] == 1 and all(speed["images_per_s"] > 0 for speed in row["speeds"])
+    assert sum(row["shares"].values()) == pytest.approx(100, abs=0.3)
+    assert 0 < row["share_of_matrix_peak"] < 100 and row["machine"]["step"] in ("fused", "eager")
+    assert row["limit"]["images_per_s_by_bytes"] > 0
+
+
+def test_torchvisions_network_stands_beside_ours_where_it_has_one() -> None:
+    assert reference("resnet20", 10) is None and reference("plain34", 10) is None
+    name, model = reference("resnet50", 10) or ("", None)
+    assert "resnet50" in name and type(model).__name__ == "ResNet"
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "bench",
+        "train",
+        "resnet8",
+        "--data",
+        "fashion-sample",
+        "--batch",
+        "8",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--set",
+        "step=eager",
+        "--out",
+    ]
+    monkeypatch.setattr(sys, "argv", ["reslearn", *words, str(tmp_path / "speeds.json")])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
+    said = capsys.readouterr().out
+    assert "plain loop" in said and "of the first is reached" in said and "reslearn, eager" in said
+    assert json.loads((tmp_path / "speeds.json").read_text())[0]["net"] == "resnet8"
+
+
+def test_photos_are_refused(photos: Path) -> None:
+    with pytest.raises(UserError, match="bench train takes small images"):
+        bench("resnet18", str(photos), **SHORT)
