@@ -43,22 +43,8 @@ def test_torchvisions_network_stands_beside_ours_where_it_has_one() -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "bench",
-        "train",
-        "resnet8",
-        "--data",
-        "fashion-sample",
-        "--batch",
-        "8",
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-        "--set",
-        "step=eager",
-        "--out",
-    ]
+    words = ["bench", "train", "resnet8", "--data", "fashion-sample", "--batch", "8", "--rounds", "1", "--steps", "1"]
+    words += ["--set", "step=eager", "--out"]
     monkeypatch.setattr(sys, "argv", ["reslearn", *words, str(tmp_path / "speeds.json")])
     with pytest.raises(SystemExit) as exit:
         cli.main()

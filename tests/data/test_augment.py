@@ -56,8 +56,18 @@ def test_resized_crop_of_the_whole_is_the_image_flipped_or_not(channels: int) ->
     image = np.random.default_rng(0).integers(0, 255, (16, 16, channels), np.uint8)
     u = {FLIP: 0.1, TOP: 0.5, LEFT: 0.5, 3: 1.0, 4: 0.5}
     plain = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), flip=False), plain)
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), flip=True), plain.flip(2))
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=None, flip=False), plain)
-    small = resized_crop(image, u, (8, 8), scale=None, flip=False)
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=False), plain)
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=True), plain.flip(2))
+    assert torch.equal(resized_crop(image, u, (16, 16), scale=None, mirrored=False), plain)
+    small = resized_crop(image, u, (8, 8), scale=None, mirrored=False)
     assert torch.equal(small, plain[:, 4:12, 4:12])
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
+    indices = torch.arange(1000)
+    sides = [Draws(5, torch.full((1000,), epoch), indices).mirrored("alternate") for epoch in range(4)]
+    assert 400 < sides[0].sum() < 600, "the first side is drawn"
+    assert torch.equal(sides[0], ~sides[1]) and torch.equal(sides[0], sides[2]) and torch.equal(sides[1], sides[3])
+    assert not Draws(5, torch.zeros(1000, dtype=torch.int64), indices).mirrored(False).any()
+    by_chance = [Draws(5, torch.full((1000,), epoch), indices).mirrored(True) for epoch in range(2)]
+    assert 400 < (by_chance[0] == by_chance[1]).sum() < 600

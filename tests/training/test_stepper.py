@@ -63,7 +63,9 @@ def losses(make: str | Callable[..., Stepper], steps: int = STEPS, **changes: An
     made = recipe(**changes)
     images = source(made)
     torch.manual_seed(0)
-    state = State(create(made.net.name, 4).to(memory_format=torch.channels_last).train(), made)
+    model = create(made.net.name, 4, **made.net.options()).to(memory_format=torch.channels_last).train()
+    model.recompute = made.recompute  # type: ignore[assignment]
+    state = State(model, made)
     criterion = make_criterion(made.loss, torch.bincount(images.labels))
     if isinstance(make, str):
         mode, _ = pick(make, CPU, made, resident=True)
@@ -168,3 +170,23 @@ def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:
 
     run = train(images, "resnet8", settings=["schedule.steps=2", "batch.size=4", "step=eager"], out=tmp_path / "run", quiet=True)
     assert json.loads((run.folder / "recipe.json").read_text())["machine"]["step"] == "eager"
+
+
+@pytest.mark.parametrize("mode", ["eager", "fused"])
+@pytest.mark.parametrize("options", [{}, {"last_survival": 0.5}], ids=str)
+def test_recomputing_changes_no_bit_and_keeps_less(mode: str, options: dict[str, Any]) -> None:
+    results = []
+    for recompute in (False, True):
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found, _, state = losses(mode, 3, net={"name": "resnet20", **options}, recompute=recompute)
+        results.append((found, state.model.state_dict(), kept))
+    (found, weights, kept), (again, others, less) = results
+    assert found == again and all(torch.equal(weights[name], others[name]) for name in weights), "BN's statistics too"
+    assert less < kept / 2

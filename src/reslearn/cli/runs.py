@@ -18,7 +18,9 @@ def train(
         str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="cifar10-paper, default, fashion, or a .toml/.json file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="cifar10-paper, cifar10-fast, default, fashion, or a .toml/.json file.")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
@@ -82,6 +84,7 @@ def evaluate(
     data: Annotated[str, typer.Argument(help="A data set, folder or list, as for train.")],
     split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
     on_bad: Annotated[OnBad, typer.Option("--on-bad", help="What to do with files that cannot be read.")] = OnBad.error,
+    flip: Annotated[bool, typer.Option("--flip", help="Average each image and its mirror.")] = False,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
@@ -97,7 +100,7 @@ def evaluate(
 
     display = Display(stderr=True)
     try:
-        result = run(model, data, split, on_bad, device=device, progress=display.progress)
+        result = run(model, data, split, on_bad, device=device, flip=flip, progress=display.progress)
     finally:
         display.stop()
     if as_json:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from reslearn.data.draws import uniform
 
+Flip = bool | Literal["alternate"]
 FLIP, TOP, LEFT, AREA, ASPECT = range(5)  # which draw is which
 
 
@@ -25,11 +27,22 @@ class Draws:
         """float32 (N,) in [0, 1)."""
         return uniform(self.seed, self.epochs, self.indices, draw)
 
+    def mirrored(self, flip: Flip) -> Tensor:
+        """Which images are mirrored, bool (N,): each with probability 1/2; or, "alternate", each in every other epoch.
+
+        Two epochs that alternate show both sides of every image, where chance shows one side twice to half of them (Jordan,
+        2024, 94% on CIFAR-10 in 3.29 seconds, section 3.6).
+        """
+        if flip == "alternate":
+            first = uniform(self.seed, torch.zeros_like(self.epochs), self.indices, FLIP) < 0.5
+            return first ^ (self.epochs % 2 == 1)
+        return self.uniform(FLIP) < (0.5 if flip else 0)
+
     def to(self, device: torch.device | str) -> "Draws":
         return Draws(self.seed, self.epochs.to(device), self.indices.to(device))
 
 
-def flip_and_crop(images: Tensor, draws: Draws, *, flip: bool, pad: int) -> Tensor:
+def flip_and_crop(images: Tensor, draws: Draws, *, flip: Flip, pad: int) -> Tensor:
     """Random horizontal flip, and a random crop of the original size from the image padded with zeros (DRL 4.2).
 
     images: (N, C, H, W), any dtype; pad in pixels on each side. One gather does both.
@@ -38,8 +51,7 @@ def flip_and_crop(images: Tensor, draws: Draws, *, flip: bool, pad: int) -> Tens
     rows = torch.arange(height, device=images.device).expand(n, -1)
     columns = torch.arange(width, device=images.device).expand(n, -1)
     if flip:
-        mirrored = draws.uniform(FLIP) < 0.5
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        columns = torch.where(draws.mirrored(flip)[:, None], columns.flip(1), columns)
     if pad:
         rows = rows + (draws.uniform(TOP) * (2 * pad + 1)).long()[:, None] - pad
         columns = columns + (draws.uniform(LEFT) * (2 * pad + 1)).long()[:, None] - pad
@@ -62,7 +74,7 @@ def crop_box(height: int, width: int, scale: tuple[float, float], u: dict[int, f
 
 
 def resized_crop(
-    image: np.ndarray, u: dict[int, float], size: tuple[int, int], *, scale: tuple[float, float] | None, flip: bool
+    image: np.ndarray, u: dict[int, float], size: tuple[int, int], *, scale: tuple[float, float] | None, mirrored: bool
 ) -> Tensor:
     """One photo's training view, uint8 (H, W, C) -> uint8 (C, height, width).
 
@@ -76,6 +88,6 @@ def resized_crop(
         pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
         box = crop_box(height, width, scale, u)
         view = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
-    if flip and u[FLIP] < 0.5:
+    if mirrored:
         view = view[:, ::-1]
     return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reslearn.data.augment import Draws, flip_and_crop
+from reslearn.data.augment import Draws, Flip, flip_and_crop
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 
@@ -26,7 +26,7 @@ class Resident:
         split: Split,
         preprocessing: Preprocessing,
         *,
-        flip: bool = False,
+        flip: Flip = False,
         pad: int = 0,
         pad_with: str = "black",
         device: torch.device | str = "cpu",
@@ -42,7 +42,8 @@ class Resident:
         self.bad: dict[str, str] = {}
         self.device = device
         self.normalise = preprocessing.normaliser(device)
-        self.flip, self.pad, self.pad_with = flip, pad, pad_with
+        self.flip: Flip = flip
+        self.pad, self.pad_with = pad, pad_with
 
     def __len__(self) -> int:
         return len(self.labels)

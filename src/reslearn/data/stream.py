@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from reslearn.data.augment import AREA, ASPECT, FLIP, LEFT, TOP, Draws, resized_crop
+from reslearn.data.augment import AREA, ASPECT, LEFT, TOP, Draws, Flip, resized_crop
 from reslearn.data.images import read
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
@@ -58,7 +58,7 @@ class Photos:
         split: Split,
         preprocessing: Preprocessing,
         *,
-        flip: bool = False,
+        flip: Flip = False,
         crop_scale: tuple[float, float] | None = None,
         cache: Sequence[Path] = (),
         on_bad: str = "error",
@@ -68,7 +68,8 @@ class Photos:
     ) -> None:
         assert split.files is not None
         self.preprocessing, self.device, self.workers = preprocessing, device, max(workers, 1)
-        self.flip, self.crop_scale, self.on_bad = flip, crop_scale, on_bad
+        self.flip: Flip = flip
+        self.crop_scale, self.on_bad = crop_scale, on_bad
         self.normalise = preprocessing.normaliser(device)
         self.bad: dict[str, str] = {}  # name -> why it could not be read
         self.holes: set[int] = set()
@@ -124,16 +125,18 @@ class Photos:
 
     def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cropped, flipped and normalised, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
-        u = {k: draws.uniform(k).tolist() for k in (FLIP, TOP, LEFT, AREA, ASPECT)}
-        seen = [self._train_view(i, {k: u[k][j] for k in u}) for j, i in enumerate(draws.indices.tolist())]
+        u = {k: draws.uniform(k).tolist() for k in (TOP, LEFT, AREA, ASPECT)}
+        mirrored = draws.mirrored(self.flip).tolist()
+        seen = [self._train_view(i, {k: u[k][j] for k in u}, mirrored[j]) for j, i in enumerate(draws.indices.tolist())]
         views, places = zip(*seen, strict=True)
         return self.normalise(torch.stack(views).to(self.device)), self.labels[list(places)]
 
-    def _train_view(self, i: int, u: dict[int, float]) -> tuple[Tensor, int]:
+    def _train_view(self, i: int, u: dict[int, float], mirrored: bool) -> tuple[Tensor, int]:
         """A view of photo i and i; or of the next one that can be read, and which that is."""
         for place in (j % len(self) for j in range(i, i + len(self))):
             try:
-                return resized_crop(self.image(place), u, self.preprocessing.size, scale=self.crop_scale, flip=self.flip), place
+                image = self.image(place)
+                return resized_crop(image, u, self.preprocessing.size, scale=self.crop_scale, mirrored=mirrored), place
             except UserError as error:
                 if self.on_bad == "error":
                     raise

@@ -60,12 +60,14 @@ def evaluate(
     on_bad: str = "error",
     seed: int = 0,
     device: str = "auto",
+    flip: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views.
+    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views (or `flip`).
 
     model: of `load`, or a model file or run folder. data: as for `train`. split: "train", "val", "test" or "all"; by default the
     test split, also the one that the model's run held out. on_bad: "skip" leaves out files that cannot be read and lists them.
+    flip: average the logits of each image and its mirror.
     device: for a model file (see device.pick_device). progress(what, done, total) is called as images are done. Besides the
     metrics: `data`, `split`, `unreadable` {name: reason}, `left_out` {reason: number}, and a `note` where the images may be
     those that the model was trained on. Raises UserError.
@@ -93,7 +95,7 @@ def evaluate(
     def count(done: int) -> None:
         progress(f"evaluating on {name}", done, len(source))
 
-    seen = single_view(model, source, batch=100, progress=count)
+    seen = single_view(model, source, batch=100, flip=flip, progress=count)
     result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
     result |= {"unreadable": source.bad, "left_out": opened.left_out}
     return result | ({"note": note} if (note := _note(name, opened, card, held_out)) else {})

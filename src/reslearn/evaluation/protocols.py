@@ -35,14 +35,17 @@ def single_view(
     *,
     batch: int = 250,
     forward: Callable[[Tensor], Tensor] | None = None,
+    flip: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Seen:
     """Logits of every image of a split that can be read. progress(images done) is called after each batch.
 
+    flip: the mean of the logits of each image and its mirror.
     forward: another way to run the model, such as a captured one; its logits may be overwritten by its next call.
     Every module comes back in the mode, training or evaluation, that it came in.
     """
+    run = forward or model
     modes = {module: module.training for module in model.modules()}  # a frozen part is in evaluation mode already
     model.eval()
     logits = []
@@ -50,7 +53,8 @@ def single_view(
         for start in range(0, len(source), batch):
             images = source.eval_batch(start, start + batch).contiguous(memory_format=torch.channels_last)
             with autocast or nullcontext():
-                logits.append((forward or model)(images).float().cpu())
+                seen = run(images).float().cpu()
+                logits.append((seen + run(images.flip(3)).float().cpu()) / 2 if flip else seen)
             progress(min(start + batch, len(source)))
     finally:
         for module, training in modes.items():

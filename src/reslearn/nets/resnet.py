@@ -1,9 +1,12 @@
 """Stem, stages of blocks, head: the ImageNet shape and the CIFAR shape (DRL Table 1 and section 4.2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reslearn.nets import fused
 from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialise
@@ -11,6 +14,29 @@ from reslearn.nets.shortcuts import conv
 
 Stem = Literal["imagenet", "cifar"]
 Pool = Literal["padded", "ceil"]
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BN normalises by its batch without counting it: it has been counted."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms if norm.num_batches_tracked is not None]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, counted) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(counted)  # type: ignore[union-attr]
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), of which only x is kept for the backward pass, where the block is run again (Chen et al., 2016).
+
+    The result is the same, bit for bit. It takes the memory of one block and of the inputs of all, and a third more time.
+    """
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
 class ResNet(nn.Module):
@@ -39,6 +65,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         large, normalised = stem == "imagenet", order != "no-bn"
+        self.recompute = False  # see recomputed
         self.conv1 = conv(channels, widths[0], 7, 2) if large else conv(channels, widths[0], 3, bias=not normalised)
         self.bn1 = nn.BatchNorm2d(widths[0]) if normalised else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
@@ -66,6 +93,10 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(fused.bn_relu(self.bn1, self.conv1(x), self.relu))
-        for stage in self.stages:
-            x = getattr(self, stage)(x)
+        for stage in map(self.get_submodule, self.stages):
+            if self.recompute and self.training:
+                for block in stage.children():
+                    x = recomputed(block, x)
+            else:
+                x = stage(x)
         return self.fc(torch.flatten(self.avgpool(self.end(x)), 1))

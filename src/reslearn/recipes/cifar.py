@@ -9,6 +9,16 @@ from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
 
 
+def check_cifar(data: DataSet, recipe: str) -> None:
+    """Raise UserError for other images than CIFAR's kind."""
+    if data.sizes != (32, 32) or not data.resident or data.channels != 3:
+        height, width = data.sizes
+        raise UserError(
+            f"recipe {recipe} is for 32x32 colour images in memory; '{data.name}' has {data.channels}-channel images of "
+            f"about {height}x{width}; use --recipe default"
+        )
+
+
 def cifar10_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
     """DRL 4.2, with the numbers' sources beside them.
 
@@ -16,12 +26,7 @@ def cifar10_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[
     zero after the mean is subtracted; 5,000 training images stay held out to the end (data.val=0 trains on all 50,000); the
     training error that ends the warm-up is that of the last 100 iterations.
     """
-    if data.sizes != (32, 32) or not data.resident or data.channels != 3:
-        height, width = data.sizes
-        raise UserError(
-            f"recipe cifar10-paper is for 32x32 colour images in memory; '{data.name}' has {data.channels}-channel images of "
-            f"about {height}x{width}; use --recipe default"
-        )
+    check_cifar(data, "cifar10-paper")
     net = net or "resnet20"
     deep = net in ("resnet110", "resnet1202")
     values = {

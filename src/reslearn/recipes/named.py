@@ -10,12 +10,14 @@ from reslearn.data.sets import DataSet
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import create, spec
 from reslearn.recipes.cifar import cifar10_paper
+from reslearn.recipes.cifar_fast import cifar10_fast
 from reslearn.recipes.default import default
 from reslearn.recipes.fashion import fashion
 from reslearn.recipes.recipe import Recipe, change, read_file, validate
 
 # name -> (data, net or None) -> (values, what it chose and why)
 NAMED: dict[str, Callable[[DataSet, str | None], tuple[dict[str, Any], list[str]]]] = {
+    "cifar10-fast": cifar10_fast,
     "cifar10-paper": cifar10_paper,
     "default": default,
     "fashion": fashion,

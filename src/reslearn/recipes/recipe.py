@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from reslearn.data.augment import Flip
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
 from reslearn.nets.blocks import Order, StrideIn
@@ -71,7 +72,7 @@ class Data(Section):
     size: int | None = Field(default=None, ge=8, le=1024)  # px; None: the images' own (small images)
     crop_ratio: float = Field(default=1.0, gt=0, le=1)  # evaluation scales to size / crop_ratio, then takes the centre
     normalise: Literal["channel", "pixel-mean"] = "channel"  # pixel-mean: subtracted, no division by std (DRL 4.2)
-    flip: bool = True
+    flip: Flip = True  # mirrored by chance; "alternate": in every other epoch
     pad: int = Field(default=0, ge=0, le=64)  # px on each side, then a random crop of the image's size (small images)
     pad_with: Literal["black", "mean"] = "black"
     crop_scale: tuple[float, float] | None = None  # share of a photo's area that a random crop takes (photos)
@@ -164,6 +165,12 @@ class Every(Section):
     every: int | None = Field(default=None, ge=1)
 
 
+class Evaluate(Every):
+    """flip: the mean of the logits of each image and its mirror, as AlexNet's tests average views (Krizhevsky et al., 2012)."""
+
+    flip: bool = False
+
+
 class Log(Section):
     """A line of metrics.jsonl every so many steps; tensorboard: the same numbers for TensorBoard."""
 
@@ -184,8 +191,9 @@ class Recipe(Section):
     loss: Loss = Loss()
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    recompute: bool = False  # blocks are computed again in the backward pass instead of kept: less memory, more time
     step: Literal["auto", "eager", "fused", "compiled", "captured"] = "auto"  # how it is run, see training/stepper.py
-    evaluate: Every = Every()
+    evaluate: Evaluate = Evaluate()
     checkpoint: Every = Every()
     log: Log = Log()
 
@@ -193,6 +201,8 @@ class Recipe(Section):
     def _fine_tuning(self) -> "Recipe":
         if self.optimizer.trunk_lr != 1 and self.net.init is None:
             raise ValueError("optimizer.trunk_lr applies to fine-tuning: give net.init as well")
+        if self.recompute and spec(self.net.name).build is not None:
+            raise ValueError(f"recompute applies to networks of blocks, which '{self.net.name}' is not")
         if self.batch.micro is not None and self.loss.class_weights == "auto":
             raise ValueError("batch.micro does not go with loss.class_weights=auto, whose mean is over a whole batch")
         return self

@@ -81,7 +81,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
                 stop.check()
                 loop.display.progress(f"evaluating on {name}", done, total)
 
-            seen[name] = single_view(model, source, progress=progress)
+            seen[name] = single_view(model, source, flip=recipe.evaluate.flip, progress=progress)
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
         return result, seen[shown]
 
@@ -105,6 +105,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,
+        "views": "the image and its mirror, averaged" if recipe.evaluate.flip else "the image",
         "epochs": round(loop.epoch(), 4),
         "seconds": round(p.seconds, 1),
         "images_per_s": round(p.step * recipe.batch.size / p.seconds, 1) if p.seconds else None,

@@ -199,6 +199,7 @@ class Loop:
             self.sources.val,
             batch=EVAL_BATCH[self.device.type == "cuda"],
             forward=self.forward,
+            flip=self.recipe.evaluate.flip,
             autocast=autocast(self.precision, self.device),
             progress=lambda done: stop.check(),
         )

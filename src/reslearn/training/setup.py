@@ -86,6 +86,8 @@ def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device
     """The freshly initialised network of a recipe, a function of its seed."""
     torch.manual_seed(integer(recipe.seed, 0x1217))
     model = create(recipe.net.name, classes, channels, **recipe.net.options())
+    if recipe.recompute:
+        model.recompute = True  # type: ignore[assignment]
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
