@@ -20,6 +20,7 @@ FEW = ["--set", "schedule.steps=2"]
 def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     words = shlex.split(line, comments=True)
     few = FEW if words[1] == "train" and "--resume" not in words else []
+    few = ["--rounds", "1", "--steps", "1"] if words[1] == "bench" else few
     monkeypatch.setattr(sys, "argv", [*words, *few])
     with pytest.raises(SystemExit) as exit:
         cli.main()

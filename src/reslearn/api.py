@@ -1,10 +1,13 @@
 """The Python face of the main job: what the command line does, as functions."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reslearn import report, training
-from reslearn.training import Run
+from reslearn.files import write_text
+from reslearn.training import Run, many
 
 
 def train(
@@ -32,6 +35,25 @@ def train(
 def resume(run: str | Path, device: str = "auto", quiet: bool = False) -> Run:
     """Continue an interrupted run to its end, bit for bit on the same machine, and write its report."""
     return _reported(training.resume(run, device, quiet))
+
+
+def train_seeds(seeds: int, data: str | Path, out: str | Path, device: str = "auto", **arguments: Any) -> list[Run]:
+    """Train with several seeds, in OUT/seed-0, ...; OUT/seeds.json and OUT/report.html hold all of them.
+
+    The other arguments are train's. Raises what train raises.
+    """
+    return _summed_up(Path(out), many.train_seeds(seeds, data, out=out, device=device, **arguments))
+
+
+def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
+    """Continue interrupted runs of several seeds to their ends."""
+    return _summed_up(Path(out), many.resume_seeds(out, device, quiet))
+
+
+def _summed_up(out: Path, runs: list[Run]) -> list[Run]:
+    write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
+    report.write([_reported(run).folder for run in runs], out / "report.html")
+    return runs
 
 
 def _reported(run: Run) -> Run:

@@ -23,6 +23,7 @@ def train(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs, with seeds one after the other.")] = None,
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
@@ -37,10 +38,19 @@ def train(
       reslearn train cifar10 --model resnet56 --recipe cifar10-paper --seed 1
       reslearn train photos.csv --set schedule.epochs=20 --set data.size=96
       reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.trunk_lr=0.1
+      reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
     if resume is not None:
-        given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}
+        given = {
+            "DATA": data,
+            "--model": model,
+            "--recipe": recipe,
+            "--set": settings,
+            "--init": init,
+            "--out": out,
+            "--seeds": seeds,
+        }
         extra = [name for name, value in given.items() if value]
         if extra or seed is not None:
             raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
@@ -48,6 +58,18 @@ def train(
         raise UserError("say what to train on: reslearn train DATA (or --resume RUN)")
     from reslearn import api
 
+    several = resume is not None and bool(api.many.seed_folders(resume))
+    if seeds is not None or several:
+        if resume is not None:
+            runs = api.resume_seeds(resume, device)
+        else:
+            assert data is not None and seeds is not None
+            if out is None:
+                raise UserError("several seeds need a folder for their runs: say where with --out")
+            given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init}
+            runs = api.train_seeds(seeds, data, out, device, **given)
+        _print_seeds(api.many.summary(runs), resume or out)
+        return
     if resume is not None:
         run = api.resume(resume, device=device)
     else:
@@ -56,6 +78,15 @@ def train(
     _print_result(run.result)
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     typer.echo(f"report   {run.folder / 'report.html'}")
+
+
+def _print_seeds(found: dict[str, Any], folder: Path | None) -> None:
+    for split, what in (("val", "held-out"), ("test", "test"), ("train", "training")):
+        if split in found:
+            errors = ", ".join(f"{error:.2f}" for error in found[split]["errors"])
+            spread = "" if found[split]["std"] is None else f" +- {found[split]['std']:.2f}"
+            typer.echo(f"result   {what} error {found[split]['mean']:.2f}{spread}%  ({errors}; n={len(found['runs'])} seeds)")
+    typer.echo(f"report   {folder}/report.html")
 
 
 def _print_result(result: dict[str, Any]) -> None:

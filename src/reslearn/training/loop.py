@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,8 +58,8 @@ class Loop:
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
 
-    def run(self, stop: runtime.Stop) -> None:
-        """Train to the end. Once a signal asks to stop: save, then raise Interrupted."""
+    def steps(self, stop: runtime.Stop) -> Iterator[None]:
+        """Train to the end, one step for each time it is asked. Once a signal asks to stop: save, then raise Interrupted."""
         p = self.state.progress
         self._cut_metrics()
         self.state.model.train()
@@ -84,6 +85,7 @@ class Loop:
                     self._count(time.perf_counter() - started)
                     if due:
                         self._log()
+                    yield
         except Interrupted:
             self.save()
             raise

@@ -54,6 +54,20 @@ class Run:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be trained, from its start or its last checkpoint on. facts: what its recipe.json holds."""
+
+    folder: Path
+    facts: dict[str, Any]
+    data: DataSet
+    recipe: Recipe
+    sources: Sources
+    device: torch.device
+    mode: str
+    display: Display
+
+
 def free_name(data: DataSet, net: str, parent: Path = Path("runs")) -> Path:
     """runs/DATA-NET, with a number behind it where that is taken."""
     stem = f"{Path(data.name).name}-{net}"
@@ -80,6 +94,23 @@ def train(
     Raises UserError for whatever of these cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM,
     when the run can be resumed.
     """
+    job = begin(data, model, recipe, settings, seed, out, device, quiet, init)
+    with locked(job.folder):
+        return train_job(job)
+
+
+def begin(
+    data: str | Path,
+    model: str | None,
+    recipe: str | Path | None,
+    settings: Sequence[str],
+    seed: int | None,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    init: str | Path | None,
+) -> Job:
+    """A new run in its folder, with its recipe, not yet trained. The arguments are train's."""
     display = Display(quiet)
     runtime.check_versions()
     on = pick_device(device)
@@ -115,8 +146,7 @@ def train(
         "chose": [*chose, *([note] if note else [])],
     }
     _create(folder, facts, made)
-    with _locked(folder):
-        return _go(folder, facts, opened, resolved, sources, on, mode, display)
+    return Job(folder, facts, opened, resolved, sources, on, mode, display)
 
 
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
@@ -125,61 +155,62 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
     device: by default the kind that the run began on, where it is there.
     Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
     """
-    folder, display = Path(folder), Display(quiet)
-    runtime.check_versions()
-    facts = _read_facts(folder)
-    on = _same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device)
-    with _locked(folder):
+    folder = Path(folder)
+    facts = read_facts(folder)
+    with locked(folder):
         if (folder / "result.json").exists():
-            display.say(f"{folder} is complete: nothing to resume")
+            Display(quiet).say(f"{folder} is complete: nothing to resume")
             return Run(folder, json.loads((folder / "result.json").read_text()))
-        recipe = validate(facts["recipe"], str(folder / "recipe.json"))
-        opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
-        now = {"fingerprint": opened.fingerprint(), "arrangement": opened.arrangement()}
-        if any(facts["data"].get(key, value) != value for key, value in now.items()):
-            raise UserError(f"the images of {facts['source']} or their names have changed since {folder} began: start a new run")
-        splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-        preprocessing = Preprocessing.model_validate(facts["preprocessing"])
-        with display:
-            sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
-        mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
-        here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
-        before = facts["machine"] | facts["versions"]
-        if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
-            display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
-        return _go(folder, facts, opened, recipe, sources, on, mode, display)
+        return train_job(reopen(folder, facts, device, quiet))
 
 
-def _go(
-    folder: Path,
-    facts: dict[str, Any],
-    data: DataSet,
-    recipe: Recipe,
-    sources: Sources,
-    device: torch.device,
-    mode: str,
-    display: Display,
-) -> Run:
-    model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device)
-    saved = checkpoint.found(folder / "checkpoints")
+def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job:
+    """A run that has begun, with its data."""
+    display = Display(quiet)
+    runtime.check_versions()
+    on = _same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device)
+    recipe = validate(facts["recipe"], str(folder / "recipe.json"))
+    opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
+    now = {"fingerprint": opened.fingerprint(), "arrangement": opened.arrangement()}
+    if any(facts["data"].get(key, value) != value for key, value in now.items()):
+        raise UserError(f"the images of {facts['source']} or their names have changed since {folder} began: start a new run")
+    splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
+    preprocessing = Preprocessing.model_validate(facts["preprocessing"])
+    with display:
+        sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
+    mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
+    here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
+    before = facts["machine"] | facts["versions"]
+    if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
+        display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
+    return Job(folder, facts, opened, recipe, sources, on, mode, display)
+
+
+def make_loop(job: Job) -> Loop:
+    """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
+    recipe, display = job.recipe, job.display
+    model = make_model(recipe, len(job.data.classes), job.sources.preprocessing.channels, job.device)
+    saved = checkpoint.found(job.folder / "checkpoints")
     if recipe.net.init is not None and not saved:  # else the checkpoint has it all
         source = load(recipe.net.init)
-        display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), data.classes))
+        display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), job.data.classes))
     state = State(model, recipe)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
-    loop = Loop(folder, recipe, sources, state, device, mode, display)
-    _introduce(facts, folder, loop, display)
-    if not (folder / "images" / "augmented.png").exists():
-        save_augmented_sheet(folder, recipe, sources.train)
-    with runtime.stop_on_signals() as stop:
-        try:
-            with runtime.deterministic(device):
-                loop.run(stop)
-                result = finish(loop, data, stop)
-        finally:
-            display.stop()
-    return Run(folder, result)
+    loop = Loop(job.folder, recipe, job.sources, state, job.device, job.mode, display)
+    _introduce(job.facts, job.folder, loop, display)
+    if not (job.folder / "images" / "augmented.png").exists():
+        save_augmented_sheet(job.folder, recipe, job.sources.train)
+    return loop
+
+
+def train_job(job: Job) -> Run:
+    """A run to its end."""
+    loop = make_loop(job)
+    with runtime.stop_on_signals() as stop, runtime.deterministic(job.device), job.display:
+        for _ in loop.steps(stop):
+            pass
+        return Run(job.folder, finish(loop, job.data, stop))
 
 
 def _same_device(began: str) -> torch.device:
@@ -243,7 +274,7 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     for line in facts["chose"]:
         display.say(f"chose    {line}")
     for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
-        shown = values if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
+        shown = _plain(values) if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
         if shown != "":
             display.say(f"{section:<11}{shown}")
     display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
@@ -301,7 +332,7 @@ def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> 
             fresh.rename(folder)
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no recipe.json")
@@ -324,7 +355,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     with writing(folder / "lock"):
         lock = FileLock(folder / "lock")
         try:
