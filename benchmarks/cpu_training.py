@@ -109,8 +109,7 @@ def main() -> None:
             f"seed {seed}: " + ", ".join(f"{name} {statistics.mean(runs[-1][-100:]):.4f}" for name, runs in curves.items()),
             flush=True,
         )
-    last = {name: [statistics.mean(run[-100:]) for run in runs] for name, runs in curves.items()}
-    record["mean_loss_of_the_last_100"] = last
+    record["mean_loss_of_the_last_100"] = {name: [statistics.mean(run[-100:]) for run in runs] for name, runs in curves.items()}
     record["curves"] = {name: [[round(loss, 4) for loss in smooth(run)[::10]] for run in runs] for name, runs in curves.items()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,14 +56,16 @@ def test_interrupted_seeds_go_on(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "many"
     words = ["train", str(images), "--model", "resnet8", "--seeds", "2", "--out", str(out)]
     words += [f"--set={s}" for s in ("schedule.steps=40", "batch.size=8", "log.every=1", "data.val=4")]
-    process = subprocess.Popen([sys.executable, "-m", "reslearn", *words], stderr=subprocess.PIPE, text=True, env=os.environ)
+    one_thread: dict[str, Any] = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "reslearn", *words], stderr=subprocess.PIPE, **one_thread)
     while process.poll() is None and not (out / "seed-0" / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the run is saved" in said
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
-    done = subprocess.run([sys.executable, "-m", "reslearn", "train", "--resume", str(out)], capture_output=True, text=True)
+    again = [sys.executable, "-m", "reslearn", "train", "--resume", str(out)]
+    done = subprocess.run(again, capture_output=True, **one_thread)
     assert done.returncode == 0 and "n=2 seeds" in done.stdout, done.stderr
     assert len(json.loads((out / "seeds.json").read_text())["test"]["errors"]) == 2 and (out / "report.html").exists()
     alone = train(images, "resnet8", settings=[w.removeprefix("--set=") for w in words[8:]], out=tmp_path / "alone", quiet=True)
