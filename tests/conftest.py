@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from drawing import draw_images
 
 torch.set_num_threads(1)  # tests run side by side
+
+# New examples are for a developer's machine: a landing must not fail by chance.
+settings.register_profile("ci", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session")

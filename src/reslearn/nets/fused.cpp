@@ -56,9 +56,12 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
     for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
         float total[WIDE] = {}, square[WIDE] = {}, centre[WIDE];
         for (long row = from; row < to; row++)
+#pragma omp simd
             for (long k = 0; k < WIDE; k++) total[k] += load(x[row * columns + column + k]);
+#pragma omp simd
         for (long k = 0; k < WIDE; k++) centre[k] = total[k] / float(to - from);
         for (long row = from; row < to; row++)
+#pragma omp simd
             for (long k = 0; k < WIDE; k++) {
                 const float d = load(x[row * columns + column + k]) - centre[k];
                 square[k] += d * d;
@@ -95,6 +98,7 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
     for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
+#pragma omp simd
             for (long k = 0; k < WIDE; k++) {
                 float value = load(x[at + k]) * scale[column + k] + shift[column + k];
                 if (residual) value += load(residual[at + k]);
@@ -107,8 +111,9 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
 // y: the output, which tells where ReLU was open; null without a residual: then x tells it, and y is not read again.
 // open_grad: the gradient behind ReLU, which is the residual's.
 template <bool RESIDUAL, class T>
-void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* beta, const float* mean, const float* invstd, T* x_grad,
-              T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels, int threads) {
+void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* beta, const float* mean,
+              const float* invstd, T* x_grad, T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels,
+              int threads) {
     const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
     std::vector<float> centre(columns), scale(columns), shift(columns), sums(chunks * columns), products(chunks * columns);
     for (long k = 0; k < columns; k++) {
@@ -132,6 +137,7 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
         float total[WIDE] = {}, product[WIDE] = {};
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
+#pragma omp simd
             for (long k = 0; k < WIDE; k++) {
                 const float g = opened(at, column, k);
                 total[k] += g;
@@ -165,10 +171,11 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
     for_chunks(rows, columns, threads, [&](long, long from, long to, long column) {
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
+#pragma omp simd
             for (long k = 0; k < WIDE; k++) {
                 const float g = opened(at, column, k);
-                store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
                 if constexpr (RESIDUAL) store(g, open_grad[at + k]);
+                store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
             }
         }
     });
