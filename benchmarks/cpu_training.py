@@ -55,7 +55,9 @@ def plain_losses(seed: int, steps: int) -> list[float]:
     images = Images(train.pixels, torch.from_numpy(train.labels), mean, std, 4)
     torch.manual_seed(seed)
     loop = PlainLoop(create("resnet20", 10), images, 128, 0.1, CPU, seed)
-    return [loop.step() for _ in range(steps)]
+    found = [loop.step() for _ in range(steps)]
+    loop.close()
+    return found
 
 
 def first_step(mode: str) -> float:

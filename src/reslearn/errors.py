@@ -15,11 +15,11 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal asked for the end; what was under way has been saved. `number` is the signal's."""
+    """A signal asked for the end; what was under way has been saved. `number` is the signal's, `folder` the run's."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, folder: Path | None = None) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.folder = number, folder
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -31,7 +31,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     '; known: plain20, resnet20'
     """
     names = sorted({str(name) for name in known})
-    near = get_close_matches(word, names, n=3, cutoff=0.6) or [name for name in names if word and name.startswith(word)][:3]
+    near = [name for name in names if name.endswith(f".{word}")]  # a key without its section
+    near = near or get_close_matches(word, names, n=3, cutoff=0.6)
+    near = near or [name for name in names if word and name.startswith(word)][:3]
     if near:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     shown = names[:24]

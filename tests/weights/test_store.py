@@ -163,3 +163,18 @@ def test_a_networks_name_is_that_network_whatever_lies_there(tmp_path: Path, mon
     assert network("resnet20")[1] == (3, 32, 32)
     with pytest.raises(UserError, match="no network called"):
         network("x" * 300)
+
+
+def test_weights_that_are_not_finite_are_damaged(tmp_path: Path) -> None:
+    make(tmp_path / "m.safetensors")
+    data = bytearray((tmp_path / "m.safetensors").read_bytes())
+    data[-5000:-4994] = b"\xff" * 6
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"m\.safetensors is damaged: '.*' has values that are not finite"):
+        reslearn.load(tmp_path / "m.safetensors")
+
+
+def test_foreign_weights_are_to_be_imported(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=r"m\.pth has to be imported first: reslearn import"):
+        reslearn.load(tmp_path / "m.pth")

@@ -2,7 +2,7 @@
 float32. It is what `bench train` compares with, so it is written the usual way and no worse.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class PlainLoop:
         self.seed = seed
         self.batches = self._endless()
 
-    def _endless(self) -> Iterator[list[Tensor]]:
+    def _endless(self) -> Generator[list[Tensor]]:
         epoch = 0
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
@@ -61,6 +61,10 @@ class PlainLoop:
                 generator=generator,
             )
             epoch += 1
+
+    def close(self) -> None:
+        """End the workers."""
+        self.batches.close()
 
     def step(self) -> float:
         """Train on one batch. Returns its loss."""

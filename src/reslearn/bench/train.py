@@ -170,11 +170,12 @@ def bench(
         plain = {"plain loop": create(net, classes, opened.channels, **recipe.net.options())}
         if other := reference(net, classes):
             plain |= dict([other])
-        loops: dict[str, Callable[[], object]] = {
-            name: PlainLoop(model, images, recipe.batch.size, 0.1, on).step for name, model in plain.items()
-        }
+        plainly = {name: PlainLoop(model, images, recipe.batch.size, 0.1, on) for name, model in plain.items()}
+        loops: dict[str, Callable[[], object]] = {name: loop.step for name, loop in plainly.items()}
         loops[f"reslearn, {mode}, {ours.precision}"] = ours.step
         speeds = paired(loops, recipe.batch.size, on, rounds, steps)
+        for loop in plainly.values():
+            loop.close()
         shares = ours.shares(steps)
     counted = cost(create(net, classes, opened.channels, **recipe.net.options()), (opened.channels, *opened.sizes))
     peak, wide = limits.matrix_rate(on, ours.precision), limits.bandwidth(on)

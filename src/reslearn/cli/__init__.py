@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shlex
 import sys
 from typing import Annotated
 
@@ -69,7 +70,8 @@ def main() -> None:
             raise
         code = _complain("the disk is full: the output could not be written")
     except Interrupted as error:
-        typer.echo(f"reslearn: stopped by {error}; the run is saved, and reslearn train --resume RUN goes on with it", err=True)
+        again = f"reslearn train --resume {shlex.quote(str(error.folder or 'RUN'))}"
+        typer.echo(f"reslearn: stopped by {error}; the run is saved, and {again} goes on with it", err=True)
         code = 128 + error.number
     sys.exit(code)
 

@@ -187,7 +187,7 @@ def predict(
             shown = "".join(f"  {name} {100 * p:5.1f}%" for name, p in prediction.classes)
             typer.echo(f"{prediction.file:<{width}}{shown}")
         else:
-            typer.echo(f"{prediction.file:<{width}}  {prediction.error}")
+            typer.echo(f"{prediction.file:<{width}}  {prediction.error.removeprefix(f'{prediction.file}: ')}")
     if errors:
         raise UserError(f"{len(errors)} of {len(images)} files could not be read: {errors[0]}")
 
@@ -203,6 +203,9 @@ def report(
       reslearn report runs/mine
       reslearn report runs/resnet20 runs/plain20 -o compare.html
     """
+    from reslearn.training.many import seed_folders
+
+    runs = [run for folder in runs for run in seed_folders(folder) or [folder]]
     if out is None and len(runs) > 1:
         raise UserError("several runs make one page: say where with -o PAGE.html")
     from reslearn import report

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reslearn.data.images import IMAGE_SUFFIXES, read
 from reslearn.errors import UserError
-from reslearn.weights.store import Card
+from reslearn.weights.store import Card, load
 
 BATCH = 32
 THREADS = 4
@@ -69,11 +69,12 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def predict(model: nn.Module, images: Image | Sequence[Image], top: int = 5) -> list[Prediction]:
+def predict(model: nn.Module | str | Path, images: Image | Sequence[Image], top: int = 5) -> list[Prediction]:
     """The `top` most probable classes of each image file (or open binary file), in order.
 
-    model: of `load`. A file that cannot be read gives a Prediction with its error; the others go on.
+    model: of `load`, or a model file or run folder. A file that cannot be read gives a Prediction with its error; the others go on.
     """
+    model = model if isinstance(model, nn.Module) else load(model)
     several = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images
     return list(stream(model, several, top))  # type: ignore[arg-type]
 

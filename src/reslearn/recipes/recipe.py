@@ -229,15 +229,19 @@ def validate(values: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A key that is not known is why another one is missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return f"no key '{key}'{did_you_mean(key, keys())}"
+    if first["type"] == "missing":
+        return f'no {key}: give it, or begin with a base, such as base = "default"'
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error":
         listed = first.get("ctx", {}).get("expected", "")
         expected = [word.strip(" '") for word in listed.replace(" or ", ",").split(",")]
-        message += did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""
+        hint = did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""
+        message += hint if "did you mean" in hint else ""  # else they are all listed already
     given = "" if isinstance(first["input"], dict | BaseModel) else f" (not {first['input']!r})"
     return f"{key}: {message}{given}" if key else message
 
@@ -266,7 +270,7 @@ def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         target[last] = _value(text)
         if key in ("schedule.steps", "schedule.epochs"):
             target["epochs" if last == "steps" else "steps"] = None
-    return validate(values, "--set " + " ".join(settings) if settings else "recipe")
+    return validate(values, " ".join(f"--set {setting}" for setting in settings) or "recipe")
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Loop:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(
             f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])}{more}, "
-            f"all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) may help"
+            f"all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) in a new run may help"
         ) from error
 
     def _count(self, seconds: float) -> None:

@@ -66,7 +66,10 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
     for path in seed_folders(folder):
         if path not in runs:
             display.say(f"run      {path}")
-            runs[path] = resume(path, device, quiet)
+            try:
+                runs[path] = resume(path, device, quiet)
+            except Interrupted as signal:
+                raise Interrupted(signal.number, Path(folder)) from None
     return [runs[path] for path in seed_folders(folder)]
 
 
@@ -84,10 +87,10 @@ def side_by_side(jobs: Sequence[Job]) -> list[Run]:
                         if next(steps, OVER) is not OVER:
                             going_on.append((steps, stream))
                 turns = going_on
-        except Interrupted:
+        except Interrupted as signal:
             for loop in loops:
                 loop.save()
-            raise
+            raise Interrupted(signal.number, jobs[0].folder.parent) from None
         return [Run(job.folder, finish(loop, job.data, stop)) for job, loop in zip(jobs, loops, strict=True)]
 
 

@@ -20,7 +20,7 @@ from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
 from reslearn.device import pick_device, pick_precision
-from reslearn.errors import UserError
+from reslearn.errors import Interrupted, UserError
 from reslearn.files import write_text, writing
 from reslearn.nets import spec
 from reslearn.nets.zoo import OPTIONS
@@ -112,6 +112,7 @@ def begin(
 ) -> Job:
     """A new run in its folder, with its recipe, not yet trained. The arguments are train's."""
     display = Display(quiet)
+    settings = [settings] if isinstance(settings, str) else settings
     runtime.check_versions()
     on = pick_device(device)
     if out is not None:
@@ -208,9 +209,12 @@ def train_job(job: Job) -> Run:
     """A run to its end."""
     loop = make_loop(job)
     with runtime.stop_on_signals() as stop, runtime.deterministic(job.device), job.display:
-        for _ in loop.steps(stop):
-            pass
-        return Run(job.folder, finish(loop, job.data, stop))
+        try:
+            for _ in loop.steps(stop):
+                pass
+            return Run(job.folder, finish(loop, job.data, stop))
+        except Interrupted as signal:
+            raise Interrupted(signal.number, job.folder) from None
 
 
 def _same_device(began: str) -> torch.device:

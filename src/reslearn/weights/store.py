@@ -20,6 +20,7 @@ from reslearn.files import write_atomic
 from reslearn.nets import create, spec
 from reslearn.nets.zoo import check_options
 
+FOREIGN = (".pth", ".pt", ".th", ".caffemodel")
 CARD = "reslearn"  # the key of the card in the safetensors header
 
 
@@ -78,6 +79,8 @@ def read_card(path: str | Path) -> Card:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, struct.error) as error:
+        if path.suffix in FOREIGN:
+            raise UserError(f"{path} has to be imported first: reslearn import {path} -o model.safetensors") from error
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
     if CARD not in metadata:
         raise UserError(f"{path} has no reslearn card: it was not written by reslearn")
@@ -120,7 +123,7 @@ def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
         is_file = False  # a network's name is that network: write ./resnet20 for a folder called so
     except UserError:
         is_file = os.path.exists(name_or_path)  # noqa: PTH110  unlike Path's, it takes names that are too long
-    if is_file:
+    if is_file or "/" in name_or_path or name_or_path.endswith(".safetensors"):
         card = read_card(name_or_path)
         name, classes, options = card.net, len(card.classes), card.options
         size = (card.preprocessing.channels, *card.preprocessing.size)
@@ -151,6 +154,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
         if own.is_floating_point() != tensors[name].is_floating_point():
             raise UserError(f"{path} does not fit {card.net}: '{name}' is {str(tensors[name].dtype).removeprefix('torch.')}")
         tensors[name] = tensors[name].to(own.dtype)
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{path} is damaged: '{name}' has values that are not finite")
     model.load_state_dict(tensors, assign=True)
     model.card = card  # type: ignore[assignment]
     return model.to(on).eval()
