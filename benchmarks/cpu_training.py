@@ -19,10 +19,8 @@ import torch
 from matplotlib.figure import Figure
 
 from reslearn import data as datasets
-from reslearn.bench.plain import Images, PlainLoop
+from reslearn.bench.plain import plain_loop
 from reslearn.bench.train import OurLoop, bench
-from reslearn.data.splits import divide
-from reslearn.nets import create
 from reslearn.recipes import change, resolve
 from reslearn.training import runtime
 from reslearn.training.stepper import pick
@@ -47,14 +45,7 @@ def our_losses(seed: int, steps: int) -> list[float]:
 
 def plain_losses(seed: int, steps: int) -> list[float]:
     opened = datasets.open("cifar10")
-    recipe, _ = resolve(opened, "cifar10-paper", "resnet20", seed=seed)
-    train = divide(opened, val=recipe.data.val, test=0, seed=seed)[0]["train"]
-    assert train.pixels is not None
-    x = train.pixels[::10].double() / 255
-    mean, std = tuple(x.mean((0, 2, 3)).tolist()), tuple(x.std((0, 2, 3)).tolist())
-    images = Images(train.pixels, torch.from_numpy(train.labels), mean, std, 4)
-    torch.manual_seed(seed)
-    loop = PlainLoop(create("resnet20", 10), images, 128, 0.1, CPU, seed)
+    loop = plain_loop(opened, "resnet20", {}, 128, CPU, seed)
     found = [loop.step() for _ in range(steps)]
     loop.close()
     return found

@@ -9,7 +9,8 @@ import torch
 
 from reslearn import UserError, cli
 from reslearn.bench import limits
-from reslearn.bench.train import bench, reference
+from reslearn.bench.plain import PlainProcess, reference
+from reslearn.bench.train import bench
 from reslearn.nets import fused
 
 SHORT = {"rounds": 1, "steps": 1}
@@ -37,9 +38,18 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torchvisions_network_stands_beside_ours_where_it_has_one() -> None:
-    assert reference("resnet20", 10) is None and reference("plain34", 10) is None
-    name, model = reference("resnet50", 10) or ("", None)
-    assert "resnet50" in name and type(model).__name__ == "ResNet"
+    assert [reference(net) for net in ("resnet20", "plain34", "resnet50")] == [None, None, "resnet50"]
+
+
+def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
+    plain = PlainProcess("fashion-sample", "resnet8", {}, 8, torch.device("cpu"), threads=1, seed=0)
+    try:
+        assert plain.seconds(1) > 0
+        plain.process.kill()
+        with pytest.raises(UserError, match="the plain loop's process has ended"):
+            plain.seconds(1)
+    finally:
+        plain.close()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

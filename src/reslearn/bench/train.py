@@ -7,18 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torchvision
-from torch import nn
 
 from reslearn import data as datasets
 from reslearn.bench import limits
-from reslearn.bench.plain import Images, PlainLoop
+from reslearn.bench.plain import PlainProcess, reference
 from reslearn.data.augment import Draws
-from reslearn.data.sets import Split
 from reslearn.data.splits import divide
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import UserError
-from reslearn.nets import create, spec
+from reslearn.nets import create
 from reslearn.nets.cost import cost
 from reslearn.recipes import Recipe, change, resolve
 from reslearn.training import runtime
@@ -28,7 +25,6 @@ from reslearn.training.step import make_criterion
 from reslearn.training.stepper import Stepper, make_stepper, pick
 
 ROUNDS, STEPS, SETTLE = 7, 12, 4  # rounds of steps that are timed, after some that are not
-TORCHVISION = {18: "resnet18", 34: "resnet34", 50: "resnet50", 101: "resnet101", 152: "resnet152"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,14 @@ class OurLoop:
         self.stepper(self.stepper.prepare(p.step), p)
         p.step += 1
 
+    def seconds(self, steps: int) -> float:
+        """Train so many steps. Returns how long they took."""
+        limits.wait_for(self.device)
+        started = self._now()
+        for _ in range(steps):
+            self.step()
+        return self._now() - started
+
     def shares(self, steps: int) -> Shares:
         """Where the time goes, measured by waiting after each part."""
         seconds = [0.0] * 4
@@ -101,19 +105,13 @@ class OurLoop:
         return time.perf_counter()
 
 
-def paired(loops: dict[str, Callable[[], object]], batch: int, device: torch.device, rounds: int, steps: int) -> list[Speed]:
-    """Rounds of steps of each loop in turn; the first is the one that the others are compared with."""
+def paired(loops: dict[str, Callable[[int], float]], batch: int, rounds: int, steps: int) -> list[Speed]:
+    """Rounds of steps of each loop in turn (seconds for so many steps); the first is what the others are compared with."""
     took: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
-        for name, step in loops.items():
-            for _ in range(SETTLE):
-                step()
-            limits.wait_for(device)
-            started = time.perf_counter()
-            for _ in range(steps):
-                step()
-            limits.wait_for(device)
-            took[name].append((time.perf_counter() - started) / steps)
+        for name, seconds in loops.items():
+            seconds(SETTLE)
+            took[name].append(seconds(steps) / steps)
     first = took[next(iter(loops))]
     return [
         Speed(
@@ -124,15 +122,6 @@ def paired(loops: dict[str, Callable[[], object]], batch: int, device: torch.dev
         )
         for name, seconds in took.items()
     ]
-
-
-def reference(net: str, classes: int) -> tuple[str, nn.Module] | None:
-    """torchvision's own network of the same depth, where there is one."""
-    row = spec(net)
-    if row.build is not None or row.stem != "imagenet" or row.merge != "residual" or row.depth not in TORCHVISION:
-        return None
-    name = TORCHVISION[row.depth]
-    return f"torchvision's {name}, plain loop", getattr(torchvision.models, name)(num_classes=classes)
 
 
 def bench(
@@ -161,23 +150,19 @@ def bench(
     mode, note = pick(recipe.step, on, recipe, resident=True)
     with runtime.deterministic(on):
         ours = OurLoop(recipe, on, mode, opened)
-        train: Split = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)[0]["train"]
-        assert train.pixels is not None
-        std = (0.25,) * opened.channels
-        images = Images(train.pixels, torch.from_numpy(train.labels), ours.view.mean, std, recipe.data.pad)
-        classes = len(opened.classes)
-        torch.manual_seed(recipe.seed)
-        plain = {"plain loop": create(net, classes, opened.channels, **recipe.net.options())}
-        if other := reference(net, classes):
-            plain |= dict([other])
-        plainly = {name: PlainLoop(model, images, recipe.batch.size, 0.1, on) for name, model in plain.items()}
-        loops: dict[str, Callable[[], object]] = {name: loop.step for name, loop in plainly.items()}
-        loops[f"reslearn, {mode}, {ours.precision}"] = ours.step
-        speeds = paired(loops, recipe.batch.size, on, rounds, steps)
-        for loop in plainly.values():
-            loop.close()
+        about = (net, recipe.net.options(), recipe.batch.size, on)
+        alike = {"threads": torch.get_num_threads(), "seed": recipe.seed}
+        plain = {"plain loop": PlainProcess(data, *about, **alike)}
+        try:
+            if other := reference(net):
+                plain[f"torchvision's {other}, plain loop"] = PlainProcess(data, *about, **alike, theirs=True)
+            loops = {name: process.seconds for name, process in plain.items()}
+            speeds = paired(loops | {f"reslearn, {mode}, {ours.precision}": ours.seconds}, recipe.batch.size, rounds, steps)
+        finally:
+            for process in plain.values():
+                process.close()
         shares = ours.shares(steps)
-    counted = cost(create(net, classes, opened.channels, **recipe.net.options()), (opened.channels, *opened.sizes))
+    counted = cost(create(net, len(opened.classes), opened.channels, **recipe.net.options()), (opened.channels, *opened.sizes))
     peak, wide = limits.matrix_rate(on, ours.precision), limits.bandwidth(on)
     macs = 3 * counted.macs  # forward, and twice as many backward
     kept = (counted.backward_bytes or 0) / (2 if ours.precision == "bf16" else 1)

@@ -17,6 +17,7 @@ from reslearn.device import autocast
 from reslearn.errors import UserError
 from reslearn.nets import fused, spec
 from reslearn.recipes import Recipe
+from reslearn.training import runtime
 from reslearn.training.setup import Source
 from reslearn.training.state import Progress, State
 from reslearn.training.step import Criterion, NonFinite, gradients, train_step
@@ -72,6 +73,8 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
         else None
     )
     fused.enable(False)
+    if device.type == "cpu":
+        runtime.keep_freed_memory()
     if asked == "captured" and why_not_captured:
         raise UserError(f"step=captured cannot be used: {why_not_captured}; leave it at auto")
     if asked == "auto" and device.type == "cuda":
