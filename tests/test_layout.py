@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "recipes": {"nets", "data", "weights", "evaluation"},
     "training": {"nets", "data", "weights", "evaluation", "recipes"},
     "report": set(),
+    "reproduce": {"nets", "data", "weights", "recipes", "training"},
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "api": {"training", "report"},
-    "cli": {"bench", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
+    "cli": {"bench", "reproduce", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
     "__main__": {"cli"},
 }
 

@@ -1,5 +1,6 @@
 """The one kind of error that is a user's to mend: a single line that says what, where, and what to do."""
 
+import shlex
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal asked for the end; what was under way has been saved. `number` is the signal's, `folder` the run's."""
+    """A signal asked for the end; what was under way has been saved.
 
-    def __init__(self, number: int, folder: Path | None = None) -> None:
+    number: the signal's. folder: the run's. again: the command that goes on, where it is not train --resume.
+    """
+
+    def __init__(self, number: int, folder: Path | None = None, again: str | None = None) -> None:
         super().__init__(signal.Signals(number).name)
         self.number, self.folder = number, folder
+        self.again = again or f"reslearn train --resume {shlex.quote(str(folder or 'RUN'))}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import shlex
 import sys
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import bench, models, runs
+from reslearn.cli import bench, models, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -33,9 +32,11 @@ COMMANDS = {
     "deepen": models.deepen,
     "import": models.import_,
     "export": models.export,
+    "reproduce": reproduce.reproduce,
 }
+LISTS = (models.models, reproduce.reproduce)  # what they print without an argument is a list, not the help
 for name, command in COMMANDS.items():
-    app.command(name, no_args_is_help=command is not models.models)(command)
+    app.command(name, no_args_is_help=command not in LISTS)(command)
 
 
 app.add_typer(bench.app, name="bench")
@@ -70,8 +71,7 @@ def main() -> None:
             raise
         code = _complain("the disk is full: the output could not be written")
     except Interrupted as error:
-        again = f"reslearn train --resume {shlex.quote(str(error.folder or 'RUN'))}"
-        typer.echo(f"reslearn: stopped by {error}; the run is saved, and {again} goes on with it", err=True)
+        typer.echo(f"reslearn: stopped by {error}; the run is saved, and {error.again} goes on with it", err=True)
         code = 128 + error.number
     sys.exit(code)
 

@@ -99,23 +99,32 @@ TIMEOUT = 30.0
 _BLOCK = 1 << 20
 
 
+def _places(official: Official) -> list[Path]:
+    """Where a set is looked for: $RESLEARN_DATA, its folder of the official name, the cache (reslearn/ in $XDG_CACHE_HOME or
+    ~/.cache), and the system's own.
+    """
+    root = os.environ.get("RESLEARN_DATA")
+    given = [Path(root), Path(root) / official.folder] if root else []
+    return [*given, cache_folder() / official.folder, *official.also]
+
+
+def present(name: str) -> Path | None:
+    """The folder with all files of OFFICIAL[name], where there is one on this machine."""
+    return next((place for place in _places(OFFICIAL[name]) if not OFFICIAL[name].lacks(place)), None)
+
+
 def locate(name: str) -> Path:
     """The folder with all files of OFFICIAL[name]; where none is found, they are downloaded into the cache.
 
-    Looked through are $RESLEARN_DATA, its folder of the official name, the cache (reslearn/ in $XDG_CACHE_HOME or
-    ~/.cache), and the system's own. Raises UserError saying where it looked and what to do.
+    Raises UserError saying where it looked and what to do.
     """
     official = OFFICIAL[name]
-    cache = cache_folder()
-    places = [cache / official.folder, *official.also]
-    if root := os.environ.get("RESLEARN_DATA"):
-        places = [Path(root), Path(root) / official.folder, *places]
-    for place in places:
-        if not official.lacks(place):
-            return place
+    if place := present(name):
+        return place
     try:
-        return _download(official, cache)
+        return _download(official, cache_folder())
     except (UserError, OSError) as why:
+        places = _places(official)
         looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
         urls = official.sources[0].url + (" and its neighbours" if official.sources[1:] else "")
         raise UserError(

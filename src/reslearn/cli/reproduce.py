@@ -1,0 +1,100 @@
+"""reproduce: every table and figure as a command."""
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reslearn.cli.options import Device, Json
+from reslearn.errors import Interrupted, UserError
+
+
+class Scale(StrEnum):
+    """smoke: only that it runs; small: an effect, in minutes; paper: the paper's protocol."""
+
+    smoke = "smoke"
+    small = "small"
+    paper = "paper"
+
+
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments; a list of them without any.")] = None,
+    scale: Annotated[Scale, typer.Option("--scale", help="smoke: it runs. small: an effect. paper: its protocol.")] = Scale.small,
+    every: Annotated[bool, typer.Option("--all", help="All experiments that can run at this scale.")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many of each training.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="A data set's name or a path, instead of its own.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Train this one of its trainings; read the others.")] = None,
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Or only read what has been trained.")] = True,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and results.")] = Path("reproduction"),
+    as_json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Every table and figure of the papers: published numbers beside ours, effects with intervals, a picture, a page.
+
+    Runs are kept and shared between experiments; an interrupted command goes on when it is given again.
+
+    \b
+    Examples:
+      reslearn reproduce
+      reslearn reproduce table1
+      reslearn reproduce figure1 --scale small
+      reslearn reproduce table6 --scale paper --only resnet20
+      reslearn reproduce --all --scale small
+    """
+    from reslearn.reproduce import show
+    from reslearn.reproduce.catalogue import EXPERIMENTS, experiment
+    from reslearn.reproduce.run import reproduce as run
+
+    if names and every:
+        raise UserError("give names or --all, not both")
+    if not names and not every:
+        if only or not train:
+            raise UserError("--only and --no-train go with an experiment's name")
+        rows = show.listing(scale.value, seeds, data, out, device)
+        typer.echo(json.dumps(rows, indent=1)) if as_json else show.print_listing(rows, scale.value)
+        return
+    chosen = [experiment(name) for name in names or EXPERIMENTS]
+    if every:
+        chosen = [e for e in chosen if not e.absent and scale.value in e.plans]
+    if only and len(chosen) > 1:
+        raise UserError("--only goes with one experiment")
+    results: list[dict[str, Any]] = []
+    for each in chosen:
+        again = shlex.join(
+            ["reslearn", "reproduce", each.name, "--scale", scale.value, *(["--seeds", str(seeds)] if seeds else [])]
+        )
+        try:
+            results.append(
+                run(
+                    each,
+                    scale.value,
+                    seeds,
+                    data,
+                    out,
+                    device,
+                    only or (),
+                    train,
+                    as_json,
+                    again,
+                    order=[*EXPERIMENTS].index(each.name),
+                )
+            )
+        except Interrupted as signal:
+            raise Interrupted(signal.number, again=shlex.join(["reslearn", *sys.argv[1:]])) from None
+        if not as_json:
+            show.print_result(results[-1], out)
+    page = _page(out)
+    if as_json:
+        typer.echo(json.dumps(results, indent=1))
+    else:
+        typer.echo(f"page:    {page}")
+
+
+def _page(out: Path) -> Path:
+    from reslearn.report import story
+
+    return story.write(out, out / "index.html")

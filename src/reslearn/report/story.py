@@ -1,0 +1,78 @@
+"""A folder of experiments' results to one page that tells what they show, for a reader who has not read the paper."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reslearn.errors import UserError
+from reslearn.files import write_text
+
+SCALES = {
+    "paper": "under the paper's protocol",
+    "small": "at small scale: it tests an effect, not the paper's number",
+    "smoke": "smoke test: it shows only that it runs",
+}
+
+
+def write(folder: Path, target: Path) -> Path:
+    """Writes the page of all results in a folder (NAME-SCALE.json with their pictures). Returns `target`.
+
+    Raises UserError where there is no result, or one cannot be read.
+    """
+    results = sorted((_read(path) for path in folder.glob("*.json")), key=lambda one: (one["order"], one["scale"]))
+    if not results:
+        raise UserError(f"{folder} holds no results of experiments")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed}
+    page = environment.get_template("story.html.j2").render(
+        results=[_view(result, folder) for result in results], machine=results[0]["machine"], versions=results[0]["versions"]
+    )
+    write_text(target, page)
+    return target
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {"order": 0, "data": None, "seeds": None, **result, "rows": [*result["rows"]], "scale": str(result["scale"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no result of an experiment ({type(error).__name__}: {error}); move it elsewhere") from None
+
+
+def _view(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    verdicts = [line["verdict"] for line in (*result["rows"], *result["claims"]) if line["verdict"]]
+    counts = {verdict: verdicts.count(verdict) for verdict in ("holds", "differs", "undecided", "not comparable", "not run")}
+    return {
+        **result,
+        "anchor": f"{result['experiment']}-{result['scale']}",
+        "scale_says": SCALES.get(result["scale"], result["scale"]),
+        "counts": {verdict: n for verdict, n in counts.items() if n},
+        "pictures": [uri for key in ("picture", "effects_picture") if (uri := _picture(folder, result.get(key)))],
+    }
+
+
+def _picture(folder: Path, name: str | None) -> str | None:
+    """A PNG of the folder as a data URI."""
+    path = folder / Path(name or "").name
+    if not name or not path.is_file():
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def number(value: float | None) -> str:
+    """Two decimals; an en dash for nothing."""
+    return "–" if value is None else f"{value:,.2f}"
+
+
+def signed(value: float | None) -> str:
+    """Two decimals with a sign."""
+    return "" if value is None else f"{value:+,.2f}".replace("-", "−")

@@ -1,0 +1,114 @@
+"""An experiment as data: its source, what it trains, the published numbers and the effects that it tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+Scale = Literal["smoke", "small", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
+Metric = Literal["test_error", "train_error", "train_loss", "minutes"]
+METRICS: dict[Metric, str] = {
+    "test_error": "test error, %",
+    "train_error": "training error, %",
+    "train_loss": "training loss",
+    "minutes": "training time, minutes",
+}
+Say = Callable[[str], None]
+
+
+class Dataset(NamedTuple):
+    """What an experiment is asked to run on: a name or path for data.open, and whether it is CIFAR's kind."""
+
+    source: str
+    cifar: bool = True
+
+
+@dataclass(frozen=True)
+class Training:
+    """One line of an experiment: a network under a recipe, for every seed. Runs with the same recipe and data are shared.
+
+    start: the label of a training whose result, made deeper (see weights.deepened), this one starts from.
+    """
+
+    net: str
+    recipe: str = "cifar10-paper"
+    settings: tuple[str, ...] = ()
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the result: ours beside the published value. run: the label of a training.
+
+    tolerance: how far, in the metric's unit, a run under the paper's protocol may be off and still be the same.
+    """
+
+    what: str
+    run: str
+    published: float | None = None
+    metric: Metric = "test_error"
+    tolerance: float = 0.5
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A claim that a sum of a metric over trainings, each with its weight, is above 0: in each seed, then over seeds."""
+
+    text: str
+    terms: Mapping[str, float]
+    metric: Metric = "test_error"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that are drawn together: a title, and labels of trainings."""
+
+    title: str
+    runs: tuple[str, ...]
+
+
+class Measured(NamedTuple):
+    """What an experiment finds that trains nothing: rows and claims as they stand in the result, and a picture's author."""
+
+    rows: list[dict[str, Any]]
+    claims: Sequence[dict[str, Any]] = ()
+    draw: Callable[[Path], None] | None = None
+    deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing."""
+
+    trainings: Mapping[str, Training] = field(default_factory=dict)
+    seeds: int = 1
+    rows: tuple[Row, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): when the first one's training error falls below
+    deviations: tuple[str, ...] = ()
+    measure: Callable[[Dataset, Scale, Say], Measured] | None = None
+    minutes: float = 0.1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """name: as on the command line. see: what to look for, for a reader who has not read the paper.
+
+    plans: for a scale that is there, a function of the data. data: where it runs by default. absent: why it cannot run yet.
+    """
+
+    name: str
+    title: str
+    source: str
+    see: str
+    plans: Mapping[Scale, Callable[[Dataset], Plan]] = field(default_factory=dict)
+    data: str = "cifar10"
+    small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
+    absent: str = ""
+
+
+def scales(plan: Callable[[Dataset, Scale], Plan], *which: Scale) -> dict[Scale, Callable[[Dataset], Plan]]:
+    """A plan at some scales, by default at all."""
+    return {scale: (lambda data, scale=scale: plan(data, scale)) for scale in which or SCALES}

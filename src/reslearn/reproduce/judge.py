@@ -1,0 +1,60 @@
+"""Means, intervals and verdicts."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reslearn.reproduce.experiment import METRICS, Effect, Row, Scale
+
+# Student's t, two-sided 95%, by degrees of freedom
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+NORMAL95 = 1.96
+
+HOLDS, DIFFERS, UNDECIDED, NOT_COMPARABLE = "holds", "differs", "undecided", "not comparable"
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation of the sample and 95% interval of the mean (Student's t); the latter two need two values."""
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return {"n": n, "mean": mean, "std": None, "interval": None, "values": list(values)}
+    std = statistics.stdev(values)
+    half = (T95[n - 2] if n - 2 < len(T95) else NORMAL95) * std / math.sqrt(n)
+    return {"n": n, "mean": mean, "std": std, "interval": [mean - half, mean + half], "values": list(values)}
+
+
+def judge_row(row: Row, found: Sequence[float], scale: Scale) -> dict[str, Any]:
+    """A line of the result. Only the paper's own protocol can agree with the paper's number or differ from it."""
+    ours = spread(found)
+    verdict, difference = NOT_COMPARABLE, None
+    if row.published is None:
+        verdict = ""
+    elif scale == "paper":
+        difference = ours["mean"] - row.published
+        verdict = HOLDS if abs(difference) <= row.tolerance else DIFFERS
+    return {
+        "what": row.what,
+        "metric": METRICS[row.metric],
+        "published": row.published,
+        "ours": ours,
+        "difference": difference,
+        "tolerance": row.tolerance if scale == "paper" and row.published is not None else None,
+        "verdict": verdict,
+    }
+
+
+def judge_effect(effect: Effect, found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """found: of each label, the metric by seed. The claim holds where the interval of the effect is above 0."""
+    seeds = min(len(found[label]) for label in effect.terms)
+    values = [sum(weight * found[label][seed] for label, weight in effect.terms.items()) for seed in range(seeds)]
+    result = spread(values)
+    interval = result["interval"]
+    verdict = UNDECIDED if interval is None or interval[0] <= 0 <= interval[1] else HOLDS if interval[0] > 0 else DIFFERS
+    return {
+        "text": effect.text,
+        "metric": METRICS[effect.metric],
+        "effect": result,
+        "verdict": verdict,
+        "disagree": [seed for seed, value in enumerate(values) if value * result["mean"] < 0 or value == 0],
+    }

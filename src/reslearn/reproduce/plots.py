@@ -1,0 +1,78 @@
+"""Pictures of experiments, in the paper's style: dashed lines are training error, bold ones held-out error."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from reslearn.files import write_atomic
+from reslearn.reproduce.experiment import Panel
+from reslearn.reproduce.runs import Curve
+
+COLOURS = ("tab:blue", "tab:red", "tab:green", "tab:purple", "tab:orange", "tab:brown", "tab:cyan", "tab:olive")
+
+
+def _mean(curves: Sequence[list[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """steps (n,) and values (seeds, n) at the steps that all curves have."""
+    shared = sorted(set.intersection(*(set(dict(curve)) for curve in curves)))
+    return np.array(shared), np.array([[dict(curve)[step] for step in shared] for curve in curves])
+
+
+def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Error by iteration, a panel beside the other; lines are means over seeds, bands the range of the seeds."""
+    panels = [Panel(p.title, tuple(label for label in p.runs if found.get(label))) for p in panels]
+    panels = [p for p in panels if p.runs]
+    figure = Figure(figsize=(5.2 * len(panels), 4.1), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for colour, label in zip(COLOURS, panel.runs, strict=False):
+            for kind, style in (("train", {"ls": "--", "lw": 1.1}), ("held_out", {"lw": 2.4})):
+                lines = [line for curve in found[label] if (line := getattr(curve, kind))]
+                if not lines:
+                    continue
+                steps, values = _mean(lines)
+                axis.plot(steps, values.mean(0), color=colour, label=label if kind == "held_out" else None, **style)
+                if len(values) > 1:
+                    axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axis.set_title(panel.title)
+        axis.set_xlabel("iterations")
+        axis.set_ylim(0, None)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("error, %   (dashed: training, bold: held-out)")
+    _save(figure, path)
+
+
+def effects(claims: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Each effect with its interval and its seeds; right of zero is what is claimed."""
+    figure = Figure(figsize=(8.5, 0.8 + 0.5 * len(claims)), layout="constrained")
+    axis = figure.subplots()
+    for at, claim in enumerate(reversed(claims)):
+        effect = claim["effect"]
+        colour = {"holds": "tab:green", "differs": "tab:red"}.get(claim["verdict"], "tab:gray")
+        if effect["interval"]:
+            axis.plot(effect["interval"], [at, at], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
+        axis.plot(effect["values"], [at] * effect["n"], "o", color=colour, ms=4, mfc="none")
+        axis.plot(effect["mean"], at, "o", color=colour, ms=7)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(range(len(claims)), [_wrapped(claim["text"]) for claim in reversed(claims)], fontsize=8)
+    units = sorted({claim["metric"] for claim in claims})
+    axis.set_xlabel(f"effect on {' / '.join(units)}  (dot: mean, bar: 95% interval, rings: seeds)", fontsize=8)
+    axis.set_ylim(-0.6, len(claims) - 0.4)
+    axis.grid(alpha=0.3, axis="x")
+    _save(figure, path)
+
+
+def _wrapped(text: str, width: int = 52) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=140))

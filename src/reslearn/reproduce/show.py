@@ -1,0 +1,128 @@
+"""What `reslearn reproduce` prints: the list of experiments, and a result as tables."""
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from reslearn import data as datasets
+from reslearn.errors import UserError
+from reslearn.reproduce.catalogue import EXPERIMENTS
+from reslearn.reproduce.experiment import Experiment, Scale
+from reslearn.reproduce.run import dataset, plan
+from reslearn.reproduce.runs import find, steps
+from reslearn.reproduce.speed import seconds
+
+WIDE = 120  # columns where there is no terminal
+
+
+def duration(s: float) -> str:
+    """`"40 s"`, `"7 min"`, `"3.1 h"` or `"2.4 days"`."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
+        if s < limit:
+            return f"{s / unit:.1f} {name}" if unit == 3600 else f"{max(1, round(s / unit))} {name}"
+    return f"{s / 86_400:.1f} days"
+
+
+_open = cache(datasets.open)
+
+
+def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
+    """What an experiment takes at a scale: `state` in words, and `seconds` that are left, None where it cannot run."""
+    try:
+        source = dataset(experiment, scale, asked)
+        planned = plan(experiment, scale, source)
+        if not planned.trainings:
+            done = (out / f"{experiment.name}-{scale}.json").exists()
+            return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
+        if asked is None and source.source in datasets.NAMES[1:] and datasets.present(source.source) is None:
+            return {"state": f"needs {source.source} (RESLEARN_DATA or a download)", "seconds": None}
+        opened = _open(source.source)
+    except UserError as error:
+        return {"state": str(error).removeprefix(f"{experiment.name} "), "seconds": None}
+    left, done, count = 0.0, 0, seeds or planned.seeds
+    for cached in find(planned, opened, out).values():
+        each = seconds(cached.recipe, (opened.channels, *opened.sizes), steps(cached.recipe, opened), device)
+        here = sum(cached.done(seed) for seed in range(count))
+        done, left = done + here, left + (count - here) * each
+    total = count * len(planned.trainings)
+    return {"state": f"{done} of {total} runs done" if done else f"{total} runs", "seconds": left}
+
+
+def listing(scale: Scale, seeds: int | None, data: str | None, out: Path, device: str) -> list[dict[str, Any]]:
+    """All experiments with their cost at a scale on this machine."""
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        cost = costs(experiment, scale, seeds, data, out, device)
+        rows.append({"name": name, "source": experiment.source, "title": experiment.title, **cost})
+    return rows
+
+
+def print_listing(rows: list[dict[str, Any]], scale: Scale) -> None:
+    """The list, a line for each experiment."""
+    table = Table("experiment", "source", "what it shows", f"at scale {scale}", "takes about", box=None, pad_edge=False)
+    for row in rows:
+        takes = "" if row["seconds"] is None else "nothing more" if not row["seconds"] else duration(row["seconds"])
+        table.add_row(row["name"], row["source"], row["title"], row["state"], takes)
+    _print(table)
+
+
+def print_result(result: dict[str, Any], out: Path) -> None:
+    """A result: published | ours | difference | verdict, then the effects, then the deviations."""
+    table = Table(
+        f"{result['source']}, scale {result['scale']}", "published", "ours", "difference", "verdict", box=None, pad_edge=False
+    )
+    for row in result["rows"]:
+        table.add_row(*cells(row))
+    _print(table)
+    if result["claims"]:
+        table = Table("effect", "mean (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
+        for claim in result["claims"]:
+            table.add_row(*claim_cells(claim))
+        _print(table)
+    for note in result["notes"]:
+        _print(f"note: {note}")
+    for deviation in result["deviations"]:
+        _print(f"deviation: {deviation}")
+    written = [f"{result['experiment']}-{result['scale']}.json", result.get("picture"), result.get("effects_picture")]
+    _print(f"written: {', '.join(str(out / name) for name in written if name)}")
+
+
+def number(value: float | None) -> str:
+    """Two decimals; whole numbers and what is counted to more places as they are."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value - round(value, 2)) < 1e-9 or abs(value) >= 0.01 else f"{value:.4f}"
+
+
+def cells(row: dict[str, Any]) -> Iterator[str]:
+    """The columns of a row of a result."""
+    ours = row["ours"]
+    yield row["what"]
+    yield number(row["published"])
+    spread = f" ± {ours['std']:.2f} (n={ours['n']})" if ours and ours["std"] is not None else ""
+    yield f"{number(ours['mean'])}{spread}" if ours else ""
+    yield "" if row.get("difference") is None else f"{row['difference']:+.2f}"
+    yield row["verdict"]
+
+
+def claim_cells(claim: dict[str, Any]) -> Iterator[str]:
+    """The columns of an effect of a result."""
+    effect = claim["effect"]
+    yield claim["text"]
+    if effect is None:
+        yield ""
+    else:
+        interval = " ({:+.2f} to {:+.2f})".format(*effect["interval"]) if effect["interval"] else " (one seed)"
+        yield f"{effect['mean']:+.2f}{interval}"
+    yield ", ".join(map(str, claim.get("disagree", []))) or ("none" if effect else "")
+    yield claim["verdict"]
+
+
+def _print(what: Any) -> None:
+    console = Console(highlight=False, soft_wrap=isinstance(what, str), markup=False, width=None if sys.stdout.isatty() else WIDE)
+    console.print(what)

@@ -1,0 +1,64 @@
+"""The page of a folder of results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reslearn import UserError
+from reslearn.report import story
+
+
+def result(**change: Any) -> dict[str, Any]:
+    ours = {"n": 3, "mean": 9.04, "std": 0.1, "interval": [8.8, 9.3], "values": [9.0, 9.1, 9.02]}
+    row = {"what": "ResNet-20 <b>", "metric": "test error, %", "published": 8.75, "ours": ours, "difference": 0.29}
+    claim = {"text": "deeper is better", "metric": "training error, %", "effect": ours, "verdict": "holds", "disagree": []}
+    return {
+        "experiment": "table6",
+        "order": 2,
+        "title": "By depth",
+        "source": "DRL, Table 6",
+        "see": "The error falls.",
+        "scale": "paper",
+        "command": "reslearn reproduce table6 --scale paper",
+        "machine": {"processor": "P", "threads": 2, "precision": "bf16"},
+        "versions": {"reslearn": "0", "torch": "2"},
+        "deviations": ["bf16"],
+        "rows": [row | {"verdict": "holds"}, {"what": "ResNet-32", "published": 7.51, "ours": None, "verdict": "not run"}],
+        "claims": [claim, {"text": "later", "effect": None, "verdict": "not run"}],
+        "notes": ["It crosses."],
+        **change,
+    }
+
+
+def test_the_page(tmp_path: Path) -> None:
+    (tmp_path / "table6-paper.json").write_text(json.dumps(result(picture="table6-paper.png")))
+    (tmp_path / "first.json").write_text(json.dumps(result(order=0, title="The first", experiment="first")))
+    (tmp_path / "table6-paper.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    page = story.write(tmp_path, tmp_path / "index.html").read_text()
+    assert page.index("The first") < page.index("By depth")
+    for shown in (
+        "8.75",
+        "9.04 ± 0.10",
+        "+0.29",
+        "not run",
+        "It crosses.",
+        "data:image/png;base64,iVBORw0KGgo=",
+        "ResNet-20 &lt;b&gt;",
+    ):
+        assert shown in page
+    assert "<b>" not in page and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"rows": 3, "scale": "small"}'])
+def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.json"):
+        story.write(tmp_path, tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no results"):
+        story.write(tmp_path, tmp_path / "index.html")

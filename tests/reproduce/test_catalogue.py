@@ -1,0 +1,88 @@
+"""Every experiment at every scale: its plan holds together, its recipes are valid, its published numbers are the table's."""
+
+import numpy as np
+import pytest
+import torch
+
+from reslearn import UserError
+from reslearn.data import DataSet, Split
+from reslearn.nets import models, spec
+from reslearn.recipes import resolve
+from reslearn.reproduce.catalogue import ALIASES, EXPERIMENTS, experiment
+from reslearn.reproduce.experiment import SCALES, Dataset
+
+CASES = [(name, scale) for name, e in EXPERIMENTS.items() for scale in e.plans]
+
+
+def small_set(name: str, channels: int, size: int) -> DataSet:
+    splits = {
+        split: Split(
+            np.arange(40) % 10,
+            tuple(f"{split}{i}" for i in range(40)),
+            torch.zeros(40, channels, size, size, dtype=torch.uint8),
+            None,
+        )
+        for split in ("train", "test")
+    }
+    return DataSet(name, tuple("abcdefghij"), channels, splits, {}, (size, size))
+
+
+CIFAR, OTHER = small_set("cifar10", 3, 32), small_set("fashion-sample", 1, 32)
+
+
+@pytest.mark.parametrize("data", [Dataset("cifar10", True), Dataset("fashion-sample", False)], ids=["cifar10", "other"])
+@pytest.mark.parametrize(("name", "scale"), CASES)
+def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
+    if scale == "paper" and not data.cifar:
+        pytest.skip("the paper's protocol is for the paper's data")
+    plan = EXPERIMENTS[name].plans[scale](data)  # type: ignore[index]
+    named = {row.run for row in plan.rows} | {label for effect in plan.effects for label in effect.terms}
+    named |= {label for panel in plan.panels for label in panel.runs} | {label for pair in plan.crossings for label in pair}
+    assert named <= set(plan.trainings)
+    assert bool(plan.trainings) != bool(plan.measure) and plan.seeds >= 1
+    for effect in plan.effects:
+        assert sum(effect.terms.values()) == 0, "an effect is a difference"
+    earlier: set[str] = set()
+    for label, training in plan.trainings.items():
+        recipe, _ = resolve(CIFAR if data.cifar else OTHER, training.recipe, training.net, training.settings, 0)
+        assert recipe.net.name == training.net
+        assert training.start is None or training.start in earlier
+        earlier.add(label)
+        if scale == "smoke":
+            assert recipe.schedule.steps == 2 and recipe.batch.size == 16
+        elif scale == "small":
+            assert (recipe.schedule.steps or 0) <= 2000
+            assert all(drop < (recipe.schedule.steps or 0) for drop in recipe.schedule.drops)
+    if scale == "small" and plan.trainings:
+        assert plan.seeds >= 2 and plan.effects, "small tests an effect, with seeds"
+    if scale == "small" and data.cifar and plan.trainings:
+        assert any("instead of" in deviation for deviation in plan.deviations)
+
+
+def test_table6_is_the_papers_row_by_row() -> None:
+    plan = EXPERIMENTS["table6"].plans["paper"](Dataset("cifar10"))
+    published = {row.run: row.published for row in plan.rows}
+    assert published == {
+        "resnet20": 8.75,
+        "resnet32": 7.51,
+        "resnet44": 7.17,
+        "resnet56": 6.97,
+        "resnet110": 6.43,
+        "resnet1202": 7.93,
+    }
+    recipe = resolve(CIFAR, "cifar10-paper", "resnet110", plan.trainings["resnet110"].settings, 0)[0]
+    assert recipe.schedule.steps == 64_000 and recipe.schedule.warmup_lr == 0.01
+
+
+def test_absent_ones_say_why_and_others_have_a_text() -> None:
+    for e in EXPERIMENTS.values():
+        assert bool(e.absent) != bool(e.plans)
+        assert e.absent or len(e.see) > 60
+        assert set(e.plans) <= set(SCALES)
+
+
+def test_names() -> None:
+    assert experiment("figure4").name == ALIASES["figure4"]
+    with pytest.raises(UserError, match="no experiment called 'figur1'; did you mean 'figure1'"):
+        experiment("figur1")
+    assert all(spec(net) for net in models("resnet*"))

@@ -1,0 +1,52 @@
+"""Means, intervals and verdicts, against numbers worked out by hand and scipy's table of Student's t."""
+
+import pytest
+
+from reslearn.reproduce.experiment import Effect, Row
+from reslearn.reproduce.judge import T95, judge_effect, judge_row, spread
+
+
+def test_spread_of_three_values() -> None:
+    found = spread([1.0, 2.0, 3.0])
+    assert found["mean"] == 2 and found["std"] == 1
+    # 4.303 / sqrt(3)
+    assert found["interval"] == pytest.approx([2 - 2.4843, 2 + 2.4843], abs=1e-3)
+    assert spread([5.0])["interval"] is None
+
+
+def test_students_t() -> None:
+    assert [T95[n - 1] for n in (1, 2, 5, 10, 15)] == [12.706, 4.303, 2.571, 2.228, 2.131]
+    assert list(T95) == sorted(T95, reverse=True)
+    many = spread([0.0, 1.0] * 20)
+    assert many["interval"][1] - many["mean"] == pytest.approx(1.96 * many["std"] / 40**0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "disagree"),
+    [
+        ([3.0, 3.1, 2.9], "holds", []),
+        ([-3.0, -3.1, -2.9], "differs", []),
+        ([3.0, 0.1, -1.0], "undecided", [2]),
+        ([3.0], "undecided", []),
+    ],
+)
+def test_an_effect_holds_where_its_interval_is_above_zero(values: list[float], verdict: str, disagree: list[int]) -> None:
+    found = judge_effect(Effect("a above b", {"a": 1.0, "b": -1.0}), {"a": [v + 10 for v in values], "b": [10.0] * len(values)})
+    assert found["verdict"] == verdict and found["disagree"] == disagree
+    assert found["effect"]["values"] == pytest.approx(values)
+
+
+def test_a_difference_of_differences() -> None:
+    terms = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
+    found = judge_effect(Effect("", terms), {"a": [9.0, 9.5], "b": [1.0, 1.0], "c": [4.0, 4.0], "d": [2.0, 2.0]})
+    assert found["effect"]["values"] == [6.0, 6.5]
+
+
+def test_only_the_papers_protocol_is_compared_with_its_number() -> None:
+    row = Row("ResNet-20", "resnet20", 8.75, tolerance=0.5)
+    assert judge_row(row, [30.0], "small")["verdict"] == "not comparable"
+    assert judge_row(row, [30.0], "small")["difference"] is None
+    assert judge_row(row, [9.2], "paper")["verdict"] == "holds"
+    assert judge_row(row, [9.3], "paper")["verdict"] == "differs"
+    assert judge_row(row, [9.3], "paper")["difference"] == pytest.approx(0.55)
+    assert judge_row(Row("loss", "resnet20"), [1.0], "paper")["verdict"] == ""

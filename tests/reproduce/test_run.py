@@ -1,0 +1,172 @@
+"""An experiment from plan to result: trained once, shared, resumed after a signal, judged, drawn, shown on the page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reslearn import UserError, cli
+from reslearn.reproduce.catalogue import EXPERIMENTS
+from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Panel, Plan, Row, Training
+from reslearn.reproduce.run import crossing, dataset, plan, reproduce
+from reslearn.reproduce.runs import Curve, metric
+
+SETTINGS = ("schedule.epochs=4", "batch.size=4", "log.every=1", "data.val=4", "loss.class_weights=none", "evaluate.every=2")
+
+
+def tiny(data: Dataset) -> Plan:
+    return Plan(
+        trainings={
+            "short": Training("resnet8", "default", SETTINGS),
+            "long": Training("resnet8", "default", (*SETTINGS, "schedule.epochs=6")),
+            "deeper": Training("resnet14", "default", SETTINGS, start="short"),
+        },
+        seeds=2,
+        rows=(Row("short, error", "short", 10.0), Row("deeper, loss", "deeper", metric="train_loss")),
+        effects=(Effect("longer has less loss", {"short": 1.0, "long": -1.0}, "train_loss"),),
+        panels=(Panel("both", ("short", "long")),),
+        crossings=(("long", "short"),),
+        deviations=("tiny",),
+    )
+
+
+TINY = Experiment("tiny", "A tiny experiment", "nobody", "See that it runs.", {"small": tiny}, small_data=None)
+
+
+@pytest.fixture
+def one(images: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"data": str(images), "out": tmp_path / "out", "quiet": True}
+
+
+def test_a_result(one: dict[str, Any]) -> None:
+    result = reproduce(TINY, **one)
+    out = one["out"]
+    assert json.loads((out / "tiny-small.json").read_text()) == result
+    assert [row["verdict"] for row in result["rows"]] == ["not comparable", ""]
+    assert result["rows"][0]["ours"]["n"] == 2 and result["claims"][0]["effect"]["n"] == 2
+    assert "long has less training error than short" in result["notes"][0]
+    for name in ("tiny-small.png", "tiny-small-effects.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    runs = sorted(path.parent for path in (out / "runs").glob("*/seed-*/result.json"))
+    assert len(runs) == 6
+    values = [metric(run, "train_loss") for run in runs if run.parent.name == result["runs"]["deeper"][0].split("/")[0]]
+    assert result["rows"][1]["ours"]["mean"] == pytest.approx(sum(values) / 2)
+
+
+def test_what_was_trained_is_not_trained_again_and_is_shared(one: dict[str, Any]) -> None:
+    reproduce(TINY, **one)
+    before = {path: path.stat().st_mtime_ns for path in (one["out"] / "runs").rglob("*") if path.is_file()}
+    other = replace(TINY, name="other", plans={"small": lambda data: replace(tiny(data), seeds=1)})
+    result = reproduce(other, **one)
+    assert result["rows"][0]["ours"]["n"] == 1
+    assert {path: path.stat().st_mtime_ns for path in (one["out"] / "runs").rglob("*") if path.is_file()} == before
+    changed = replace(
+        TINY, plans={"small": lambda data: Plan({"short": Training("resnet8", "default", (*SETTINGS, "data.flip=false"))})}
+    )
+    reproduce(changed, **one)
+    assert len(list((one["out"] / "runs").iterdir())) == 4, "another recipe is another run"
+
+
+def test_a_part_of_it(one: dict[str, Any]) -> None:
+    result = reproduce(TINY, **one, only=["deeper"], seeds=1)
+    assert [row["verdict"] for row in result["rows"]] == ["not comparable", ""], "and what it starts from"
+    assert result["claims"] == [{"text": "longer has less loss", "effect": None, "verdict": "not run"}]
+    assert reproduce(TINY, **one, training=False, seeds=2)["rows"][0]["ours"]["n"] == 1
+    with pytest.raises(UserError, match="tiny has no training 'longest' at scale small; known: short, long, deeper"):
+        reproduce(TINY, **one, only=["longest"])
+
+
+def test_which_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RESLEARN_DATA", raising=False)
+    figure1 = EXPERIMENTS["figure1"]
+    assert dataset(figure1, "small", None) == Dataset("fashion-sample", False)
+    assert dataset(figure1, "paper", None) == Dataset("cifar10", True)
+    assert dataset(figure1, "small", "cifar100") == Dataset("cifar100", True)
+
+
+def test_which_scale() -> None:
+    with pytest.raises(UserError, match="constructed has no scale 'paper': take smoke or small"):
+        plan(EXPERIMENTS["constructed"], "paper", Dataset("cifar10"))
+    with pytest.raises(UserError, match="table7 cannot run: detection is not there yet"):
+        plan(EXPERIMENTS["table7"], "small", Dataset("cifar10"))
+
+
+def test_where_one_curve_falls_below_another_for_good() -> None:
+    low = Curve([(1, 9.0), (2, 5.0), (3, 7.0), (4, 3.0), (5, 2.0)], [])
+    high = Curve([(1, 8.0), (2, 6.0), (3, 6.0), (4, 4.0), (5, 4.0), (6, 1.0)], [])
+    assert crossing(low, high) == 4
+    assert crossing(high, low) is None
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["reslearn", *words])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return int(exit.value.code or 0)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "reproduce", "table1", "--scale", "paper") == 0
+    said = capsys.readouterr().out
+    assert "ResNet-152, multiply-adds" in said and "differs" not in said
+    result = json.loads((tmp_path / "reproduction" / "table1-paper.json").read_text())
+    assert len(result["rows"]) == 32 and all(row["verdict"] == "holds" for row in result["rows"])
+    page = (tmp_path / "reproduction" / "index.html").read_text()
+    assert "The networks, layer by layer, counted" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RESLEARN_DATA", raising=False)
+    assert run_cli(monkeypatch, "reproduce", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(EXPERIMENTS)
+    assert rows["figure1"]["seconds"] > 10 and rows["figure1"]["state"] == "12 runs"
+    assert rows["table7"]["seconds"] is None and "detection" in rows["table7"]["state"]
+    assert not (tmp_path / "reproduction").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["figure9"], "no experiment called 'figure9'"),
+        (["table1", "--seeds", "2"], "table1 trains nothing: --seeds does not apply"),
+        (["figure1", "--all"], "give names or --all, not both"),
+        (["--only", "plain20"], "--only and --no-train go with an experiment's name"),
+        (["figure1", "table6", "--only", "plain20"], "--only goes with one experiment"),
+        (["table4"], "table4 cannot run: the ImageNet recipes and tests are not there yet"),
+        (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
+    ],
+)
+def test_errors(
+    words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "reproduce", *words) == 2
+    assert line in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
+    words = ["reproduce", "figure1", "--scale", "smoke", "--only", "plain20", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "reslearn", *words]
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=60)[1]
+    if first.returncode:  # else it was done before the signal came
+        assert first.returncode == 143 and "reslearn reproduce figure1" in said and "Traceback" not in said
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    rows = json.loads(again.stdout)[0]["rows"]
+    assert [row["verdict"] for row in rows[:2]] == ["", ""] and rows[2]["verdict"] == "not run"
