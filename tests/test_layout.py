@@ -24,11 +24,12 @@ MAY_IMPORT = {
     "recipes": {"nets", "data", "weights", "evaluation"},
     "training": {"nets", "data", "weights", "evaluation", "recipes"},
     "report": set(),
-    "reproduce": {"nets", "data", "weights", "recipes", "training"},
+    "analysis": {"nets", "data", "weights", "evaluation"},
+    "reproduce": {"nets", "data", "weights", "recipes", "training", "evaluation", "analysis"},
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "api": {"training", "report"},
-    "cli": {"bench", "reproduce", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
+    "cli": {"bench", "reproduce", "analysis", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
     "__main__": {"cli"},
 }
 

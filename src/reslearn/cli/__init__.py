@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import bench, models, reproduce, runs
+from reslearn.cli import analyze, bench, models, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=command not in LISTS)(command)
 
 
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,0 +1,75 @@
+"""The loss around a trained network, along two random directions normalised by filter (Li et al., 2018)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reslearn.analysis.subject import logits
+from reslearn.evaluation.protocols import error_and_loss
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """loss[i][j]: mean cross-entropy at steps[i] along the first direction and steps[j] along the second; error in percent."""
+
+    steps: list[float]
+    loss: list[list[float]]
+    error: list[list[float]]
+
+
+def direction(model: nn.Module, generator: torch.Generator) -> list[Tensor]:
+    """A Gaussian direction in which each filter has the norm of the model's own; zero for what has one dimension (biases, BN)."""
+    found = []
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if parameter.ndim < 2:
+            found.append(torch.zeros_like(parameter))
+            continue
+        dims = tuple(range(1, parameter.ndim))
+        size = parameter.detach().square().sum(dims, keepdim=True).sqrt()
+        found.append(noise * size / noise.square().sum(dims, keepdim=True).sqrt().clamp(min=1e-12))
+    return found
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[list[Tensor]]:
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), before, strict=True):
+                parameter.copy_(value)
+
+
+@torch.no_grad()
+def landscape(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    size: int = 15,
+    reach: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Landscape:
+    """The loss at size x size points from -reach to reach in filter norms; the middle one is the model itself.
+
+    size: odd. BN keeps its statistics. The model has its weights again at the end.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    one, two = direction(model, generator), direction(model, generator)
+    steps = torch.linspace(-reach, reach, size).tolist()
+    steps[size // 2] = 0.0
+    losses, errors = [[0.0] * size for _ in steps], [[0.0] * size for _ in steps]
+    with _kept(model) as before:
+        for i, a in enumerate(steps):
+            for j, b in enumerate(steps):
+                for parameter, value, first, second in zip(model.parameters(), before, one, two, strict=True):
+                    parameter.copy_(value + a * first + b * second)
+                errors[i][j], losses[i][j] = error_and_loss(logits(model, images).cpu(), labels.cpu())
+                progress(i * size + j + 1, size * size)
+    return Landscape(steps, losses, errors)
