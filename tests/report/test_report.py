@@ -466,7 +466,7 @@ def test_recipe_rows_and_words() -> None:
 
 
 def test_reads_run_folders_only() -> None:
-    """Of the package, a report imports its own modules and the errors: it opens runs without torch or the data."""
+    """Of the package, a report imports its own modules, errors and files: it opens runs without torch or the data."""
     assert reslearn.report.__file__ is not None
     imported = set()
     for path in Path(reslearn.report.__file__).parent.glob("*.py"):
@@ -476,5 +476,5 @@ def test_reads_run_folders_only() -> None:
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
     ours = {name for name in imported if name.startswith("reslearn") and not name.startswith("reslearn.report")}
-    assert ours == {"reslearn.errors"}
+    assert ours == {"reslearn.errors", "reslearn.files"}
     assert not any(name.startswith(("torch", "matplotlib.pyplot")) for name in imported)

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from reslearn import UserError, cli
+from reslearn.reproduce.anatomy import measure_lesions, measure_responses
 from reslearn.reproduce.catalogue import EXPERIMENTS
 from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Panel, Plan, Row, Training
 from reslearn.reproduce.run import crossing, dataset, plan, reproduce
 from reslearn.reproduce.runs import Curve, metric
+from reslearn.weights.imports import import_weights
 
 SETTINGS = ("schedule.epochs=4", "batch.size=4", "log.every=1", "data.val=4", "loss.class_weights=none", "evaluate.every=2")
 
@@ -83,6 +85,43 @@ def test_a_part_of_it(one: dict[str, Any]) -> None:
         reproduce(TINY, **one, only=["longest"])
 
 
+def test_networks_are_looked_into_trained_here_or_given(one: dict[str, Any], tmp_path: Path) -> None:
+    nets = {"plain8": Training("plain8", "default", SETTINGS), "resnet14": Training("resnet14", "default", SETTINGS)}
+
+    def looking(how: Any) -> Experiment:
+        return replace(TINY, name="look", plans={"small": lambda data: Plan(nets, seeds=2, of_models=how)})
+
+    for how, rows, claims in ((measure_responses, 2, 0), (measure_lesions, 7, 6)):
+        found = reproduce(looking(how), **one)
+        assert len(found["rows"]) == rows and len(found["claims"]) == claims
+        assert all(row["ours"]["n"] == 2 for row in found["rows"])
+        assert (one["out"] / found["picture"]).exists()
+    model = next((one["out"] / "runs").glob("resnet14*/seed-0"))
+    given = reproduce(looking(measure_lesions), **one, models=[model])
+    assert given["scale"] == "models" and given["rows"][0]["what"] == "resnet14, whole"
+    assert (one["out"] / "look-models.json").exists()
+    with pytest.raises(UserError, match="tiny does not look into models: leave --model out"):
+        reproduce(TINY, **one, models=[model])
+    with pytest.raises(UserError, match="look trains nothing with --model: --seeds does not apply"):
+        reproduce(looking(measure_lesions), **one, models=[model], seeds=2)
+
+
+def test_nothing_trained_to_look_into(one: dict[str, Any]) -> None:
+    look = replace(
+        TINY, plans={"small": lambda data: Plan({"a": Training("resnet8", "default", SETTINGS)}, of_models=measure_responses)}
+    )
+    with pytest.raises(UserError, match="none of its networks has been trained yet"):
+        reproduce(look, **one, training=False)
+    assert not list(one["out"].glob("*.json"))
+
+
+def test_published_weights_beside_table6(real_data: Path, tmp_path: Path) -> None:
+    path = import_weights(real_data / "weights" / "resnet20-12fca82f.th", out=tmp_path / "r20.safetensors")[0]
+    found = reproduce(EXPERIMENTS["models"], "paper", out=tmp_path / "out", models=[path], quiet=True)
+    (row,) = found["rows"]
+    assert row["published"] == 8.75 and row["ours"]["mean"] == pytest.approx(8.27) and row["verdict"] == "holds"
+
+
 def test_which_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RESLEARN_DATA", raising=False)
     figure1 = EXPERIMENTS["figure1"]
@@ -140,8 +179,10 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
         (["figure9"], "no experiment called 'figure9'"),
         (["table1", "--seeds", "2"], "table1 trains nothing: --seeds does not apply"),
         (["figure1", "--all"], "give names or --all, not both"),
-        (["--only", "plain20"], "--only and --no-train go with an experiment's name"),
-        (["figure1", "table6", "--only", "plain20"], "--only goes with one experiment"),
+        (["--only", "plain20"], "--only, --model and --no-train go with an experiment's name"),
+        (["figure1", "table6", "--only", "plain20"], "--only and --model go with one experiment"),
+        (["models"], "models has no scale 'small': take paper"),
+        (["models", "--scale", "paper"], "models needs models to look into: give them with --model"),
         (["table4"], "table4 cannot run: the ImageNet recipes and tests are not there yet"),
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
     ],

@@ -28,6 +28,7 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many of each training.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="A data set's name or a path, instead of its own.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Train this one of its trainings; read the others.")] = None,
+    models: Annotated[list[Path] | None, typer.Option("--model", help="Look into this model, instead of training.")] = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Or only read what has been trained.")] = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and results.")] = Path("reproduction"),
     as_json: Json = False,
@@ -43,6 +44,7 @@ def reproduce(
       reslearn reproduce table1
       reslearn reproduce figure1 --scale small
       reslearn reproduce table6 --scale paper --only resnet20
+      reslearn reproduce veit --model runs/resnet56
       reslearn reproduce --all --scale small
     """
     from reslearn.reproduce import show
@@ -52,16 +54,16 @@ def reproduce(
     if names and every:
         raise UserError("give names or --all, not both")
     if not names and not every:
-        if only or not train:
-            raise UserError("--only and --no-train go with an experiment's name")
+        if only or models or not train:
+            raise UserError("--only, --model and --no-train go with an experiment's name")
         rows = show.listing(scale.value, seeds, data, out, device)
         typer.echo(json.dumps(rows, indent=1)) if as_json else show.print_listing(rows, scale.value)
         return
     chosen = [experiment(name) for name in names or EXPERIMENTS]
     if every:
-        chosen = [e for e in chosen if not e.absent and scale.value in e.plans]
-    if only and len(chosen) > 1:
-        raise UserError("--only goes with one experiment")
+        chosen = [e for e in chosen if not e.absent and scale.value in e.plans and e.name != "models"]
+    if (only or models) and len(chosen) > 1:
+        raise UserError("--only and --model go with one experiment")
     results: list[dict[str, Any]] = []
     for each in chosen:
         again = shlex.join(
@@ -77,6 +79,7 @@ def reproduce(
                     out,
                     device,
                     only or (),
+                    models or (),
                     train,
                     as_json,
                     again,

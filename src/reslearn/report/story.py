@@ -13,8 +13,12 @@ from reslearn.files import write_text
 SCALES = {
     "paper": "under the paper's protocol",
     "small": "at small scale: it tests an effect, not the paper's number",
+    "models": "of models that were given",
     "smoke": "smoke test: it shows only that it runs",
 }
+
+CURVES = "Lines are means over seeds, bands their range; dashed: training error, bold: held-out error."
+EFFECTS = "Right of zero is what is claimed. Dots are means, bars 95% intervals, rings single seeds."
 
 
 def write(folder: Path, target: Path) -> Path:
@@ -57,6 +61,9 @@ def _view(result: dict[str, Any], folder: Path) -> dict[str, Any]:
         "scale_says": SCALES.get(result["scale"], result["scale"]),
         "counts": {verdict: n for verdict, n in counts.items() if n},
         "pictures": [uri for key in ("picture", "effects_picture") if (uri := _picture(folder, result.get(key)))],
+        "captions": [result.get("caption") or CURVES, result.get("second_caption") or EFFECTS]
+        if result.get("picture")
+        else [EFFECTS],
     }
 
 

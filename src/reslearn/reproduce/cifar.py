@@ -14,7 +14,8 @@ PAPER_DEVIATIONS = ("bf16 where the processor has it (the paper: fp32)",)
 GAP = {"plain56": 1.0, "plain20": -1.0}
 
 
-def _nets(data: Dataset, scale: Scale, *names: str) -> dict[str, Training]:
+def nets_for(data: Dataset, scale: Scale, *names: str) -> dict[str, Training]:
+    """The trainings of networks, a label each: those of Figure 1, so that experiments share them."""
     return {name: shortened(name, data, scale, STEPS, *_memory(name, scale)) for name in names}
 
 
@@ -33,7 +34,7 @@ def figure1(data: Dataset, scale: Scale) -> Plan:
     pair = ("plain20", "plain56", "resnet20", "resnet56")
     residual_gap = {"resnet56": 1.0, "resnet20": -1.0}
     return Plan(
-        trainings=_nets(data, scale, *pair),
+        trainings=nets_for(data, scale, *pair),
         seeds=1 if scale != "small" else 3,
         rows=tuple(Row(f"{net}, {what}", net, metric=m) for net in pair for m, what in _METRICS),
         effects=(
@@ -74,7 +75,7 @@ def figure6(data: Dataset, scale: Scale) -> Plan:
     if scale == "paper":
         panels.append(Panel("110 and 1202 layers", ("resnet110", "resnet1202")))
     return Plan(
-        trainings=_nets(data, scale, *plain, *residual),
+        trainings=nets_for(data, scale, *plain, *residual),
         seeds=3 if scale == "small" else 1,
         rows=tuple(Row(f"{net}, test error", net, spec(net).published.get("CIFAR-10")) for net in (*plain, *residual)),
         effects=(
@@ -92,7 +93,7 @@ def table6(data: Dataset, scale: Scale) -> Plan:
     """Test errors of residual nets by depth."""
     nets = tuple(f"resnet{d}" for d in RESIDUAL) if scale == "paper" else ("resnet20", "resnet56")
     return Plan(
-        trainings=_nets(data, scale, *nets),
+        trainings=nets_for(data, scale, *nets),
         seeds=3 if scale == "small" else 1,
         rows=tuple(Row(f"ResNet-{spec(net).depth}, test error", net, spec(net).published["CIFAR-10"]) for net in nets),
         effects=tuple(
@@ -108,7 +109,7 @@ def constructed(data: Dataset, scale: Scale) -> Plan:
     """Nets of 56 layers that begin as trained nets of 20: does training keep what it was given?"""
     more = 300
     on = ("schedule.lr=0.01",)
-    trainings = _nets(data, scale, "plain20", "resnet20", "plain56", "resnet56")
+    trainings = nets_for(data, scale, "plain20", "resnet20", "plain56", "resnet56")
     for kind in ("plain", "resnet"):
         trainings[f"{kind}20, longer"] = shortened(f"{kind}20", data, scale, more, *on, start=f"{kind}20")
         trainings[f"{kind}56, constructed"] = shortened(f"{kind}56", data, scale, more, *on, start=f"{kind}20")

@@ -69,17 +69,26 @@ class Panel:
 
 
 class Measured(NamedTuple):
-    """What an experiment finds that trains nothing: rows and claims as they stand in the result, and a picture's author."""
+    """What is measured rather than read from runs: rows and claims as they stand in the result, and a picture's author.
+
+    draw(path) writes the picture, and perhaps a second one, PATH-effects.png; the captions say what to see in them.
+    """
 
     rows: list[dict[str, Any]]
     claims: Sequence[dict[str, Any]] = ()
     draw: Callable[[Path], None] | None = None
     deviations: tuple[str, ...] = ()
+    caption: str = ""
+    second_caption: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing."""
+    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing.
+
+    measure: what is found without a network. of_models: what is found in those trained, or in given ones: label -> a model of
+    each seed, and the data's name.
+    """
 
     trainings: Mapping[str, Training] = field(default_factory=dict)
     seeds: int = 1
@@ -89,6 +98,7 @@ class Plan:
     crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): when the first one's training error falls below
     deviations: tuple[str, ...] = ()
     measure: Callable[[Dataset, Scale, Say], Measured] | None = None
+    of_models: Callable[[Mapping[str, Sequence[Path]], str, Say], Measured] | None = None
     minutes: float = 0.1
 
 

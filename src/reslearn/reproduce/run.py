@@ -10,11 +10,12 @@ from reslearn.device import pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.files import write_text
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import Dataset, Experiment, Plan, Scale
+from reslearn.reproduce.experiment import Dataset, Experiment, Measured, Plan, Scale
 from reslearn.reproduce.judge import judge_effect, judge_row
 from reslearn.reproduce.runs import Cached, Curve, curve, find, metric, train
 from reslearn.training import runtime
 from reslearn.training.display import Display
+from reslearn.weights.store import read_card
 
 NOT_RUN = "not run"
 
@@ -47,6 +48,7 @@ def reproduce(
     out: Path = Path("reproduction"),
     device: str = "auto",
     only: Sequence[str] = (),
+    models: Sequence[Path] = (),
     training: bool = True,
     quiet: bool = False,
     command: str = "",
@@ -55,7 +57,8 @@ def reproduce(
     """Run an experiment and write OUT/NAME-SCALE.json and .png. Returns what the JSON holds.
 
     seeds: how many of each training; the plan's own number unless given. data: a name or path. only: labels of the trainings
-    to run; the others are read where they are there. training: False reads only. Raises UserError for what cannot be used,
+    to run; the others are read where they are there. models: model files or run folders to look into, instead of trainings;
+    the result is NAME-models. training: False reads only. Raises UserError for what cannot be used,
     Interrupted after a signal: called again, it goes on. order: where it stands on the page.
     """
     source = dataset(experiment, scale, data)
@@ -63,10 +66,16 @@ def reproduce(
     if wrong := [label for label in only if label not in planned.trainings]:
         known = ", ".join(planned.trainings) or "none: it trains nothing"
         raise UserError(f"{experiment.name} has no training '{wrong[0]}' at scale {scale}; known: {known}")
-    if seeds is not None and not planned.trainings:
-        raise UserError(f"{experiment.name} trains nothing: --seeds does not apply")
+    if seeds is not None and (models or not planned.trainings):
+        raise UserError(f"{experiment.name} trains nothing{' with --model' if models else ''}: --seeds does not apply")
+    if models and planned.of_models is None:
+        raise UserError(f"{experiment.name} does not look into models: leave --model out")
+    if planned.of_models is not None and not planned.trainings and not models:
+        raise UserError(f"{experiment.name} needs models to look into: give them with --model")
+    given = _named(models)
     out.mkdir(parents=True, exist_ok=True)
-    name, count = f"{experiment.name}-{scale}", seeds or planned.seeds
+    shown = "models" if given else scale
+    name, count = f"{experiment.name}-{shown}", seeds or planned.seeds
     on = pick_device(device)
     result: dict[str, Any] = {
         "experiment": experiment.name,
@@ -74,7 +83,7 @@ def reproduce(
         "title": experiment.title,
         "source": experiment.source,
         "see": experiment.see,
-        "scale": scale,
+        "scale": shown,
         "command": command,
         "machine": runtime.machine(on, pick_precision("auto", on), "auto"),
         "versions": runtime.versions(),
@@ -83,14 +92,12 @@ def reproduce(
         "claims": [],
         "notes": [],
     }
+    display = Display(quiet)
     if planned.measure is not None:
-        with Display(quiet) as display:
-            measured = planned.measure(source, scale, display.say)
-        result |= {"rows": measured.rows, "claims": list(measured.claims)}
-        result["deviations"] += measured.deviations
-        if measured.draw is not None:
-            measured.draw(out / f"{name}.png")
-            result["picture"] = f"{name}.png"
+        _take(planned.measure(source, scale, display.say), result, out / f"{name}.png")
+    elif given and planned.of_models is not None:
+        result |= {"data": source.source, "deviations": [], "runs": {label: list(map(str, each)) for label, each in given.items()}}
+        _take(planned.of_models(given, source.source, display.say), result, out / f"{name}.png")
     else:
         opened = datasets.open(source.source)
         result |= {"data": opened.name, "seeds": count}
@@ -100,8 +107,38 @@ def reproduce(
         found = {label: _finished(cached, count) for label, cached in find(planned, opened, out).items()}
         _judge(planned, scale, found, result)
         _draw(planned, found, result, out / f"{name}.png")
+        if planned.of_models is not None:
+            _take(planned.of_models(_complete(found), source.source, display.say), result, out / f"{name}.png")
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _named(models: Sequence[Path]) -> dict[str, list[Path]]:
+    """Given models by the names of their networks."""
+    found: dict[str, list[Path]] = {}
+    for path in models:
+        found.setdefault(read_card(path).net, []).append(path)
+    return found
+
+
+def _take(measured: Measured, result: dict[str, Any], picture: Path) -> None:
+    """Put what was measured into a result, and draw it."""
+    result["rows"] += measured.rows
+    result["claims"] += measured.claims
+    result["deviations"] += measured.deviations
+    if measured.draw is not None:
+        measured.draw(picture)
+        second = picture.with_name(f"{picture.stem}-effects.png")
+        result |= {"picture": picture.name, "caption": measured.caption, "second_caption": measured.second_caption}
+        result |= {"effects_picture": second.name} if second.exists() else {}
+
+
+def _complete(found: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """Those that have been trained. Raises UserError where there is none."""
+    there = {label: folders for label, folders in found.items() if folders}
+    if not there:
+        raise UserError("none of its networks has been trained yet: leave --no-train out, or give models with --model")
+    return there
 
 
 def _finished(cached: Cached, seeds: int) -> list[Path]:

@@ -36,6 +36,8 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
     try:
         source = dataset(experiment, scale, asked)
         planned = plan(experiment, scale, source)
+        if planned.of_models is not None and not planned.trainings:
+            return {"state": "needs --model", "seconds": None}
         if not planned.trainings:
             done = (out / f"{experiment.name}-{scale}.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}

@@ -1,0 +1,214 @@
+"""What trained networks look like inside: responses (DRL Figure 7), lesions and paths (Veit et al.), gradients (IM)."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from reslearn.analysis import plots
+from reslearn.analysis.lesion import Lesion, lesion
+from reslearn.analysis.paths import Paths, paths
+from reslearn.analysis.responses import responses
+from reslearn.analysis.subject import open_subject
+from reslearn.evaluation.evaluate import evaluate
+from reslearn.nets import spec
+from reslearn.reproduce.cifar import nets_for
+from reslearn.reproduce.experiment import Dataset, Experiment, Measured, Plan, Row, Say, Scale, scales
+from reslearn.reproduce.judge import DIFFERS, HOLDS, UNDECIDED, judge_row, spread
+from reslearn.weights.store import read_card
+
+IMAGES = 1000  # of the test set
+Models = Mapping[str, Sequence[Path]]  # label -> a model of each seed
+
+
+def claim(text: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
+    """That a number is above 0 in every model; measured, so the models are what it varies over."""
+    verdict = HOLDS if min(values) > 0 else DIFFERS if max(values) < 0 else UNDECIDED
+    wrong = [i for i, value in enumerate(values) if value <= 0]
+    return {"text": text, "metric": metric, "effect": spread(values), "verdict": verdict, "disagree": wrong}
+
+
+def _line(what: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
+    return {"what": what, "metric": metric, "published": None, "ours": spread(values), "verdict": ""}
+
+
+def _is_plain(label: str, models: Models) -> bool:
+    return spec(read_card(models[label][0]).net).merge == "plain"
+
+
+def _depth(label: str, models: Models) -> int:
+    return spec(read_card(models[label][0]).net).depth
+
+
+def measure_responses(models: Models, data: str, say: Say) -> Measured:
+    """DRL Figure 7, and its two findings."""
+    means: dict[str, list[float]] = {}
+    first = {}
+    for label, seeds in models.items():
+        means[label] = []
+        for i, path in enumerate(seeds):
+            subject = open_subject(path, data, IMAGES, 0)
+            found = responses(subject.model, subject.images)
+            means[label].append(statistics.fmean(response.std for response in found))
+            if i == 0:
+                first[label] = found
+    plain = sorted((label for label in models if _is_plain(label, models)), key=lambda label: _depth(label, models))
+    residual = sorted((label for label in models if label not in plain), key=lambda label: _depth(label, models))
+    claims = []
+    for label in plain:
+        if twin := next((r for r in residual if _depth(r, models) == _depth(label, models)), None):
+            values = [a - b for a, b in zip(means[label], means[twin], strict=False)]
+            claims.append(claim(f"{twin} responds less than {label}", "mean standard deviation", values))
+    for shallow, deep in pairwise(residual):
+        values = [a - b for a, b in zip(means[shallow], means[deep], strict=False)]
+        claims.append(claim(f"{deep} responds less than {shallow}", "mean standard deviation", values))
+    rows = [_line(f"{label}, mean over its 3x3 layers", "standard deviation", values) for label, values in means.items()]
+    return Measured(rows, claims, lambda path: plots.save(plots.responses(first), path), caption="A seed of each net.")
+
+
+def measure_lesions(models: Models, data: str, say: Say) -> Measured:
+    """Veit et al., section 4: blocks left out and exchanged; and section 5: paths."""
+    found: dict[str, list[tuple[Lesion, Paths | None]]] = {}
+    for label, seeds in models.items():
+        found[label] = []
+        for path in seeds:
+            say(f"taking {label} apart: {path}")
+            subject = open_subject(path, data, IMAGES, 0)
+            cut = lesion(subject.model, subject.images, subject.labels)
+            few = subject.images[:128], subject.labels[:128]
+            found[label].append((cut, None if _is_plain(label, models) else paths(subject.model, *few, draws=24)))
+    rows, claims = [], []
+    residual = {label: each for label, each in found.items() if each[0][1] is not None}
+    for label, each in found.items():
+        rows.append(_line(f"{label}, whole", "test error, %", [cut.whole for cut, _ in each]))
+        rows.append(_line(f"{label}, without one block of one shape", "test error, %", [_one(cut) for cut, _ in each]))
+        if label in residual:
+            rows.append(_line(f"{label}, without one that halves the size", "test error, %", [_halving(cut) for cut, _ in each]))
+            mean = [sum(k * share for k, share in enumerate(p.carried)) for _, p in each if p]
+            rows.append(_line(f"{label}, length of the paths that carry the gradient", "blocks, mean", mean))
+            rows.append(_line(f"{label}, half of its blocks", "blocks", [p.blocks / 2 for _, p in each if p]))
+    for label, each in residual.items():
+        claims += _of_one(label, each)
+    for label, each in found.items():
+        if label not in residual and residual:
+            twin = min(residual, key=lambda other: abs(_depth(other, models) - _depth(label, models)))
+            pairs = zip(each, residual[twin], strict=False)
+            costs = [(_one(a) - a.whole) - (_one(b) - b.whole) for (a, _), (b, _) in pairs]
+            claims.append(claim(f"Leaving out one block costs {label} more than {twin}", "points of test error", costs))
+    deepest = max(residual or found, key=lambda label: _depth(label, models))
+    cut, ways = found[deepest][0]
+
+    def draw(path: Path) -> None:
+        plots.save(plots.lesion(cut, deepest), path)
+        if ways is not None:
+            plots.save(plots.paths(ways, deepest), path.with_name(f"{path.stem}-effects.png"))
+
+    captions = "Left: each bar is the net without one block. Middle: without several. Right: blocks exchanged."
+    return Measured(
+        rows, claims, draw, ("the paper takes 110 layers apart",), captions, "How many paths there are, and what they carry."
+    )
+
+
+def _of_one(label: str, each: Sequence[tuple[Lesion, Paths | None]]) -> list[dict[str, Any]]:
+    """Veit's findings of one network."""
+    cuts, ways = [cut for cut, _ in each], [p for _, p in each if p is not None]
+    return [
+        claim(
+            f"{label}: a block that halves the size is missed more than one that does not",
+            "points of test error",
+            [_halving(cut) - _one(cut) for cut in cuts],
+        ),
+        claim(
+            f"{label}: the error grows with the number of blocks left out",
+            "rank correlation",
+            [_ranked([(k, statistics.fmean(errors)) for k, errors in cut.several.items()]) for cut in cuts],
+        ),
+        claim(
+            f"{label}: the error grows as blocks are exchanged",
+            "rank correlation with 1 - Kendall's tau",
+            [_ranked([(1 - tau, error) for tau, error in cut.orders]) for cut in cuts],
+        ),
+        claim(
+            f"{label}: a path's gradient falls with its length",
+            "minus the rank correlation of length and norm",
+            [-_ranked(list(enumerate(p.norm))) for p in ways],
+        ),
+        claim(
+            f"{label}: the gradient comes by short paths, below half of the blocks",
+            "blocks below half",
+            [p.blocks / 2 - sum(k * share for k, share in enumerate(p.carried)) for p in ways],
+        ),
+    ]
+
+
+def _one(cut: Lesion) -> float:
+    """The median error without one block that keeps its shape."""
+    return statistics.median(e for name, e in cut.single.items() if e is not None and name not in cut.resizing)
+
+
+def _halving(cut: Lesion) -> float:
+    errors = [e for name, e in cut.single.items() if e is not None and name in cut.resizing]
+    return statistics.median(errors) if errors else cut.whole
+
+
+def _ranked(points: Sequence[tuple[float, float]]) -> float:
+    """Kendall's tau of pairs, ties left out; 0 where there is nothing to compare."""
+    signs = [
+        1 if (a[0] - b[0]) * (a[1] - b[1]) > 0 else -1
+        for i, a in enumerate(points)
+        for b in points[:i]
+        if a[0] != b[0] and a[1] != b[1]
+    ]
+    return statistics.fmean(signs) if signs else 0.0
+
+
+def measure_errors(models: Models, data: str, say: Say) -> Measured:
+    """Test errors of models that are there, beside DRL Table 6."""
+    rows = []
+    for label, seeds in models.items():
+        net = read_card(seeds[0]).net
+        row = Row(f"{label}, test error", label, spec(net).published.get("CIFAR-10"))
+        rows.append(judge_row(row, [evaluate(path, data)["top1_error"] for path in seeds], "paper"))
+    return Measured(rows, deviations=("the models are given: how they were trained is their authors' word",))
+
+
+def _responses(data: Dataset, scale: Scale) -> Plan:
+    names = ("plain20", "plain56", "resnet20", "resnet56", *(("resnet110",) if scale == "paper" else ()))
+    return Plan(trainings=nets_for(data, scale, *names), seeds=3 if scale == "small" else 1, of_models=measure_responses)
+
+
+def _lesions(data: Dataset, scale: Scale) -> Plan:
+    names = ("resnet110",) if scale == "paper" else ("plain56", "resnet56")
+    return Plan(trainings=nets_for(data, scale, *names), seeds=2 if scale == "small" else 1, of_models=measure_lesions)
+
+
+def _errors(data: Dataset, scale: Scale) -> Plan:
+    return Plan(of_models=measure_errors)
+
+
+EXPERIMENTS = (
+    Experiment(
+        "figure7",
+        "Layers of residual nets respond less",
+        "DRL, Figure 7",
+        "The standard deviation of each 3x3 layer's output. If shortcuts carry the signal, a block only has to add a little: "
+        "residual nets should respond less than plain ones, and the deeper ones less than the shallower ones.",
+        scales(_responses),
+    ),
+    Experiment(
+        "veit",
+        "A residual net is many paths, and few of them matter",
+        "Veit et al., Figures 3 to 6",
+        "A residual net is cut open: one block is left out, then several, then blocks change places. A plain net falls to chance "
+        "when one layer goes; a residual net of many blocks hardly notices, because half of its paths do not pass there.",
+        scales(_lesions),
+    ),
+    Experiment(
+        "models",
+        "Models that are there, tested",
+        "DRL, Table 6",
+        "The test errors of given model files beside those of the paper's nets of the same depth.",
+        scales(_errors, "paper"),
+    ),
+)
