@@ -21,6 +21,8 @@ def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     words = shlex.split(line, comments=True)
     few = FEW if words[1] == "train" and "--resume" not in words else []
     few = ["--rounds", "1", "--steps", "1"] if words[1] == "bench" else few
+    few = ["--images", "8"] if words[1] == "analyze" and words[2] != "explain" else few
+    few = ["--scale", "smoke", "--only", "plain20"] if words[1:3] == ["reproduce", "figure1"] else few
     monkeypatch.setattr(sys, "argv", [*words, *few])
     with pytest.raises(SystemExit) as exit:
         cli.main()
@@ -49,7 +51,7 @@ def test_every_command_and_snippet_runs(
             capsys.readouterr()
         else:
             for line in block.splitlines():
-                if line.startswith("reslearn ") and (have_cifar or not re.search("resnet20|plain20", line)):
+                if line.startswith("reslearn ") and (have_cifar or not re.search("resnet20|plain20|published", line)):
                     assert not line.startswith("reslearn import") or published.is_file()
                     command_line(line, capsys, monkeypatch)
                     ran += 1
