@@ -124,7 +124,7 @@ class Block(nn.Module):
         for name in names:
             name, relu, _ = name.partition("+")
             module = getattr(self, name)
-            x = fused.bn_relu(module, x, self.relu) if relu else module(x)
+            x = fused.bn_relu(module, x, self.relu) if relu else fused.conv(module, x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:

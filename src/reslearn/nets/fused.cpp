@@ -1,4 +1,5 @@
-// Batch normalisation, addition and ReLU in one go, forward and backward, for channels_last tensors in training on a CPU.
+// For channels_last tensors in training on a CPU: batch normalisation, addition and ReLU in one go, forward and backward;
+// and the gradient of the weights of a 3x3 convolution, where the processor multiplies in bf16.
 //
 // A tensor is rows x channels. Channels are taken 64 at a time, so that the compiler keeps the sums in registers; with fewer
 // channels, several pixels make one row of 64 ("fold"), and their sums are added at the end. Rows are cut into chunks of a
@@ -8,6 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -181,7 +185,93 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
     });
 }
 
+#ifdef __AVX512BF16__
+
+constexpr long LANES = 16, CHUNKS = 8;  // output channels of a vector; parts of the batch, whose sums are added in order
+
+// Pixels a and b of 16 channels, channel by channel: the pairs that the processor multiplies and adds.
+inline __m512i paired(const bf16* a, const bf16* b) {
+    const auto wide = [](const bf16* from) {
+        return from ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))) : _mm512_setzero_si512();
+    };
+    return _mm512_or_si512(wide(a), _mm512_slli_epi32(wide(b), 16));
+}
+
+// The gradient of a 3x3 convolution's weights, stride 1, padding 1. x: (images, height, width, inputs); grad: likewise with
+// outputs; weights: (outputs, 3, 3, inputs). Widths are even, inputs and outputs multiples of 16.
+//
+// Pairs of neighbouring pixels are multiplied at once. Of grad they begin at even columns; of x at every column from -1 on,
+// because a kernel's columns shift them. Nine kernel positions and two inputs of 16 outputs stay in registers.
+void weight_gradient(const bf16* x, const bf16* grad, float* weights, long images, long height, long width, long inputs,
+                     long outputs, int threads) {
+    const long each = (images + CHUNKS - 1) / CHUNKS, blocks = outputs / LANES, size = outputs * inputs * 9;
+    std::vector<float> sums(CHUNKS * size);  // of each chunk: (block, input, row, column, output of the block)
+#pragma omp parallel num_threads(threads)
+    {
+        const long row_x = (width + 1) * inputs, row_g = width / 2 * outputs;
+        std::vector<uint32_t> xs(height * row_x), gs((height + 2) * row_g);  // a row of zeros above and below grad
+#pragma omp for schedule(static)
+        for (long chunk = 0; chunk < CHUNKS; chunk++)
+            for (long image = chunk * each; image < std::min(images, (chunk + 1) * each); image++) {
+                for (long row = 0; row < height; row++) {
+                    const bf16* from = x + (image * height + row) * width * inputs;
+                    for (long start = 0; start <= width; start++)  // the pair of columns start - 1 and start
+                        for (long c = 0; c < inputs; c += LANES)
+                            _mm512_storeu_si512(&xs[row * row_x + start * inputs + c],
+                                                paired(start ? from + (start - 1) * inputs + c : nullptr,
+                                                       start < width ? from + start * inputs + c : nullptr));
+                    const bf16* back = grad + (image * height + row) * width * outputs;
+                    for (long pair = 0; pair < width / 2; pair++)
+                        for (long c = 0; c < outputs; c += LANES)
+                            _mm512_storeu_si512(&gs[(row + 1) * row_g + pair * outputs + c],
+                                                paired(back + 2 * pair * outputs + c, back + (2 * pair + 1) * outputs + c));
+                }
+                for (long block = 0; block < blocks; block++)
+                    for (long c = 0; c < inputs; c += 2) {
+                        float* to = &sums[chunk * size + (block * inputs + c) * 9 * LANES];
+                        __m512 total[2][3][3];
+                        for (int i = 0; i < 18; i++) (&total[0][0][0])[i] = _mm512_loadu_ps(to + i * LANES);
+                        for (long row = 0; row < height; row++)
+                            for (long pair = 0; pair < width / 2; pair++) {
+                                __m512bh g[3];  // grad one row below, at, and one row above: kernel rows 0, 1, 2
+                                for (int k = 0; k < 3; k++)
+                                    g[k] = (__m512bh)_mm512_loadu_si512(&gs[(row + 2 - k) * row_g + pair * outputs + block * LANES]);
+#pragma GCC unroll 3
+                                for (int column = 0; column < 3; column++)
+#pragma GCC unroll 2
+                                    for (int i = 0; i < 2; i++) {
+                                        const auto pixels = (__m512bh)_mm512_set1_epi32(
+                                            int(xs[row * row_x + (2 * pair + column) * inputs + c + i]));
+#pragma GCC unroll 3
+                                        for (int k = 0; k < 3; k++)
+                                            total[i][k][column] = _mm512_dpbf16_ps(total[i][k][column], g[k], pixels);
+                                    }
+                            }
+                        for (int i = 0; i < 18; i++) _mm512_storeu_ps(to + i * LANES, (&total[0][0][0])[i]);
+                    }
+            }
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long at = 0; at < size / LANES; at++) {  // (block, input, position)
+        __m512 whole = _mm512_loadu_ps(&sums[at * LANES]);
+        for (long chunk = 1; chunk < CHUNKS; chunk++) whole = _mm512_add_ps(whole, _mm512_loadu_ps(&sums[chunk * size + at * LANES]));
+        const long position = at % 9, c = at / 9 % inputs, block = at / 9 / inputs;
+        float out[LANES];
+        _mm512_storeu_ps(out, whole);
+        for (long lane = 0; lane < LANES; lane++) weights[((block * LANES + lane) * 9 + position) * inputs + c] = out[lane];
+    }
+}
+
+#endif
+
 }  // namespace
+
+#ifdef __AVX512BF16__
+extern "C" void weight_gradient_bf16(const bf16* x, const bf16* grad, float* weights, long images, long height, long width,
+                                     long inputs, long outputs, int threads) {
+    weight_gradient(x, grad, weights, images, height, width, inputs, outputs, threads);
+}
+#endif
 
 #define EXPORT(NAME, T)                                                                                                        \
     extern "C" void forward_##NAME(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean,  \
