@@ -1,4 +1,4 @@
-"""relu(bn(x) + shortcut) by our own kernels against the same written out in double precision."""
+"""Our own kernels against the same written out in double precision."""
 
 import pytest
 import torch
@@ -126,3 +126,73 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("CXX", "false")
     why = fused.enable()
     assert why is not None and why.endswith("cannot compile them")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_a_gradient_that_comes_by_the_shortcut_is_added(kernels_on: None, dtype: torch.dtype, with_shortcut: bool) -> None:
+    torch.manual_seed(0)
+    x, shortcut = tensor(4, 16, 8, 8, dtype=dtype), tensor(4, 16, 8, 8, dtype=dtype)
+    one, two = torch.randn(x.shape).to(dtype), torch.randn(x.shape).to(dtype)
+    grads = []
+    for apart in (False, True):
+        x.grad = shortcut.grad = None
+        out = fused.bn_relu(norm(16), x, nn.ReLU(), shortcut if with_shortcut else None)
+        (out * one + (fused.for_shortcut(out) if apart else out) * two).sum().backward()
+        assert x.grad is not None
+        grads.append([x.grad, *([shortcut.grad] if with_shortcut else [])])
+    for together, apart in zip(*grads, strict=True):
+        assert together is not None and apart is not None
+        assert (together - apart).abs().max() <= TOLERANCE[dtype] * together.abs().max()
+    x.grad = None
+    out = fused.bn_relu(norm(16), x, nn.ReLU(), shortcut if with_shortcut else None)
+    (fused.for_shortcut(out) * two).sum().backward()
+    assert x.grad is not None and x.grad.any(), "and where nothing else asks for it"
+    assert fused.for_shortcut(x) is x
+
+
+CONVOLUTIONS = [(3, 16, 16, 8), (9, 32, 16, 6), (1, 16, 64, 4), (17, 64, 64, 8), (2, 48, 32, 2)]
+
+
+def has_bf16() -> bool:
+    return hasattr(fused._library, fused.WEIGHT_GRADIENT)
+
+
+@pytest.mark.parametrize(("n", "inputs", "outputs", "size"), CONVOLUTIONS)
+def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs: int, size: int) -> None:
+    if not has_bf16():
+        pytest.skip("this processor does not multiply in bf16")
+    torch.manual_seed(0)
+    module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = tensor(n, inputs, size, size, dtype=torch.bfloat16)
+    grad = torch.randn(n, outputs, size, size).bfloat16()
+    out = fused.conv(module, x)
+    assert "Conv3x3" in type(out.grad_fn).__name__, "our kernel was used"
+    out.backward(grad)
+    assert module.weight.grad is not None and x.grad is not None
+    exact = torch.nn.grad.conv2d_weight(x.detach().double(), module.weight.shape, grad.double(), padding=1)
+    assert (module.weight.grad - exact).abs().max() < 2e-6 * exact.abs().max(), "of bf16 numbers, summed in fp32"
+    back = torch.nn.grad.conv2d_input(x.shape, module.weight.detach().bfloat16().double(), grad.double(), padding=1)
+    assert (x.grad - back).abs().max() < 2**-7 * back.abs().max()
+    first = module.weight.grad.clone()
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        module.weight.grad = None
+        fused.conv(module, x).backward(grad)
+        assert torch.equal(first, module.weight.grad), "the number of threads changes no bit"
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("change", ["stride", "bias", "odd", "narrow", "fp32", "eval", "kernel", "frozen"])
+def test_other_convolutions_go_pytorchs_way(kernels_on: None, change: str) -> None:
+    inputs = 3 if change == "narrow" else 16
+    options = {"stride": 2 if change == "stride" else 1, "bias": change == "bias"}
+    kernel = 1 if change == "kernel" else 3
+    module = nn.Conv2d(inputs, 16, kernel, padding=kernel // 2, **options).to(memory_format=torch.channels_last)
+    module.train(change != "eval").requires_grad_(change != "frozen")
+    size = 7 if change == "odd" else 8
+    x = tensor(2, inputs, size, size, dtype=torch.float32 if change == "fp32" else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=change != "fp32"):
+        out = fused.conv(module, x)
+        assert torch.equal(out, module(x)) and "Conv3x3" not in type(out.grad_fn).__name__

@@ -132,7 +132,8 @@ class Block(nn.Module):
         if self.merge is None:
             out = self.run(self.branch, x)
         else:
-            shortcut = x if self.downsample is None else self.downsample(x)
+            shortcut = fused.for_shortcut(x)
+            shortcut = shortcut if self.downsample is None else self.downsample(shortcut)
             if self.closes and fused.enabled():
                 return fused.bn_relu(getattr(self, self.branch[-1]), self.run(self.branch[:-1], x), self.relu, shortcut)
             if self.gate_depth is None:

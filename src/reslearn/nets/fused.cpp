@@ -113,9 +113,10 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
 }
 
 // y: the output, which tells where ReLU was open; null without a residual: then x tells it, and y is not read again.
+// more: a second gradient of y, added to the first; it may be null, and is without a residual.
 // open_grad: the gradient behind ReLU, which is the residual's.
 template <bool RESIDUAL, class T>
-void backward(const T* grad, const T* x, const T* y, const float* gamma, const float* beta, const float* mean,
+void backward(const T* grad, const T* more, const T* x, const T* y, const float* gamma, const float* beta, const float* mean,
               const float* invstd, T* x_grad, T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels,
               int threads) {
     const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
@@ -126,18 +127,32 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
         scale[k] = gamma[c] * invstd[c];
         shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
     }
-    // The gradient behind ReLU: what passed forward passes back, NaN and all that rounds to more than zero.
+    // The gradient behind ReLU: what passed forward passes back, NaN and all that rounds to more than zero. With a residual it
+    // is kept, and read again.
     const float *a = scale.data(), *b = shift.data();
     const auto opened = [=](long at, long column, long k) {
-        const float all = load(grad[at + k]);
-        float out;
-        if constexpr (RESIDUAL)
-            out = load(y[at + k]);
-        else
-            out = load(x[at + k]) * a[column + k] + b[column + k];
+        if constexpr (RESIDUAL) return load(open_grad[at + k]);
+        const float all = load(grad[at + k]), out = load(x[at + k]) * a[column + k] + b[column + k];
         return out > 0 ? all : 0.0f;
     };
     for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
+        if constexpr (RESIDUAL)  // a chunk stays in the first-level cache until it is summed
+            for (long row = from; row < to; row++) {
+                const long at = row * columns + column;
+                if (more) {
+#pragma omp simd
+                    for (long k = 0; k < WIDE; k++) {
+                        const float all = load(grad[at + k]) + load(more[at + k]);
+                        store(load(y[at + k]) > 0 ? all : 0.0f, open_grad[at + k]);
+                    }
+                } else {
+#pragma omp simd
+                    for (long k = 0; k < WIDE; k++) {
+                        const float all = load(grad[at + k]);
+                        store(load(y[at + k]) > 0 ? all : 0.0f, open_grad[at + k]);
+                    }
+                }
+            }
         float total[WIDE] = {}, product[WIDE] = {};
         for (long row = from; row < to; row++) {
             const long at = row * columns + column;
@@ -178,7 +193,6 @@ void backward(const T* grad, const T* x, const T* y, const float* gamma, const f
 #pragma omp simd
             for (long k = 0; k < WIDE; k++) {
                 const float g = opened(at, column, k);
-                if constexpr (RESIDUAL) store(g, open_grad[at + k]);
                 store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
             }
         }
@@ -279,10 +293,10 @@ extern "C" void weight_gradient_bf16(const bf16* x, const bf16* grad, float* wei
                                    long rows, long channels, int threads) {                                                    \
         forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, y, mean, invstd, rows, channels, threads); \
     }                                                                                                                          \
-    extern "C" void backward_##NAME(const T* grad, const T* x, const T* y, const float* gamma, const float* beta,              \
+    extern "C" void backward_##NAME(const T* grad, const T* more, const T* x, const T* y, const float* gamma, const float* beta,              \
                                     const float* mean, const float* invstd, T* x_grad, T* open_grad, float* gamma_grad,        \
                                     float* beta_grad, long rows, long channels, int threads) {                                 \
-        (open_grad ? backward<true, T> : backward<false, T>)(grad, x, y, gamma, beta, mean, invstd, x_grad, open_grad,         \
+        (open_grad ? backward<true, T> : backward<false, T>)(grad, more, x, y, gamma, beta, mean, invstd, x_grad, open_grad,         \
                                                              gamma_grad, beta_grad, rows, channels, threads);                  \
     }
 EXPORT(fp32, float)

@@ -70,7 +70,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for kind in TYPES.values():
         forward, backward = getattr(library, f"forward_{kind}"), getattr(library, f"backward_{kind}")
         forward.argtypes = [*[pointer] * 6, number, number, *[pointer] * 3, whole, whole, ctypes.c_int]
-        backward.argtypes = [*[pointer] * 11, whole, whole, ctypes.c_int]
+        backward.argtypes = [*[pointer] * 12, whole, whole, ctypes.c_int]
         forward.restype = backward.restype = None
     if hasattr(library, WEIGHT_GRADIENT):  # of processors that multiply in bf16
         getattr(library, WEIGHT_GRADIENT).argtypes = [pointer] * 3 + [whole] * 5 + [ctypes.c_int]
@@ -108,9 +108,18 @@ def bn_relu(bn: nn.Module, x: Tensor, relu: nn.Module, shortcut: Tensor | None =
         bn.num_batches_tracked.add_(1)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        return _BnRelu.apply(x, shortcut, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)  # type: ignore[return-value]
+        y, twin = _BnRelu.apply(x, shortcut, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)  # type: ignore[misc]
+        y.for_shortcut = twin
+        return y
     out = bn(x)
     return relu(out if shortcut is None else out + shortcut)
+
+
+def for_shortcut(x: Tensor) -> Tensor:
+    """x, as a block's shortcut should take it: the gradient of its own that it gets is added inside the kernel that made x,
+    which is faster than autograd's addition.
+    """
+    return getattr(x, "for_shortcut", x)
 
 
 def conv(module: nn.Module, x: Tensor) -> Tensor:
@@ -159,7 +168,7 @@ class _BnRelu(torch.autograd.Function):
         running_var: Tensor,
         momentum: float,
         eps: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(x)
         mean, invstd = torch.empty_like(gamma), torch.empty_like(gamma)
         inputs = [t if t is None else t.data_ptr() for t in (x, shortcut, gamma, beta, running_mean, running_var)]
@@ -167,16 +176,21 @@ class _BnRelu(torch.autograd.Function):
         getattr(_library, f"forward_{TYPES[x.dtype]}")(*inputs, momentum, eps, *outputs, *_sizes(x))
         ctx.save_for_backward(x, y if shortcut is not None else None, gamma, beta, mean, invstd)
         ctx.has_shortcut = shortcut is not None
-        return y
+        ctx.set_materialize_grads(False)
+        return y, y.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, gamma, beta, mean, invstd = ctx.saved_tensors
-        grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        grad, more = ([g.to(x.dtype).contiguous(memory_format=torch.channels_last) for g in grads if g is not None] + [None])[:2]
+        if grad is None:
+            return (None,) * 8
+        if more is not None and not ctx.has_shortcut:
+            grad, more = grad + more, None
         x_grad = torch.empty_like(x)
         shortcut_grad = torch.empty_like(x) if ctx.has_shortcut else None
         gamma_grad, beta_grad = torch.empty_like(gamma), torch.empty_like(gamma)
-        tensors = (grad, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
+        tensors = (grad, more, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
         getattr(_library, f"backward_{TYPES[x.dtype]}")(*[t if t is None else t.data_ptr() for t in tensors], *_sizes(x))
         return x_grad, shortcut_grad, gamma_grad, beta_grad, None, None, None, None
 
@@ -197,9 +211,7 @@ class _Conv3x3(torch.autograd.Function):
         x_grad = None
         if ctx.needs_input_grad[0]:
             only_x = [True, False, False]
-            x_grad = torch.ops.aten.convolution_backward(
-                grad, x, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, only_x
-            )[0]
+            x_grad = torch.ops.aten.convolution_backward(grad, x, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, only_x)[0]
         weight_grad = torch.empty_like(narrow, dtype=torch.float32)
         n, inputs, height, width = x.shape
         sizes = (n, height, width, inputs, grad.shape[1], torch.get_num_threads())
