@@ -74,7 +74,7 @@ def reproduce(
         raise UserError(f"{experiment.name} needs models to look into: give them with --model")
     given = _named(models)
     out.mkdir(parents=True, exist_ok=True)
-    shown = "models" if given else scale
+    shown = "models" if given else "paper" if planned.measure else scale  # what is only counted has one scale
     name, count = f"{experiment.name}-{shown}", seeds or planned.seeds
     on = pick_device(device)
     result: dict[str, Any] = {

@@ -39,7 +39,7 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         if planned.of_models is not None and not planned.trainings:
             return {"state": "needs --model", "seconds": None}
         if not planned.trainings:
-            done = (out / f"{experiment.name}-{scale}.json").exists()
+            done = (out / f"{experiment.name}-paper.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
         if asked is None and source.source in datasets.NAMES[1:] and datasets.present(source.source) is None:
             return {"state": f"needs {source.source} (RESLEARN_DATA or a download)", "seconds": None}
