@@ -38,9 +38,11 @@ def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: 
                     axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         axis.set_title(panel.title)
         axis.set_xlabel("iterations")
-        axis.set_ylim(0, None)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
+    # As in the paper, the beginning of a long run is cut off rather than its end made small.
+    ends = [line[-1][1] for p in panels for label in p.runs for c in found[label] for line in (c.train, c.held_out) if line]
+    axes[0].set_ylim(0, min(100, max(20, 3 * max(ends))))
     axes[0].set_ylabel("error, %   (dashed: training, bold: held-out)")
     _save(figure, path)
 
