@@ -55,7 +55,14 @@ def lesion(
     sizes = sorted({round(share * len(cuts)) for share in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)} - {0})
     groups = _groups(same)
     swaps = [n for n in (1, 2, 4, 8, 16, 32) if n <= 2 * len(same)] if any(len(group) > 1 for group in groups) else []
-    passes = 1 + len(can) + len(every) + sum(map(bool, layers.values())) + draws * (len(sizes) + len(swaps))
+    passes = (
+        1
+        + len(can)
+        + len(every)
+        + sum(map(bool, layers.values()))
+        + sum(draws if k < len(cuts) else 1 for k in sizes)
+        + draws * len(swaps)
+    )
     done = 0
 
     def measure(change: Mapping[str, nn.Module]) -> float:
@@ -71,7 +78,7 @@ def lesion(
     single = {name: measure({name: Deleted(every[name])}) if name in can else None for name in every}
     wrong = {name: measure({name: shuffled(block, seed)}) for name, block in every.items()}
     without_layer = {name: measure(cut) if cut else None for name, cut in layers.items()}
-    several = {k: [measure(_joined(cuts, draw.sample(list(cuts), k))) for _ in range(draws)] for k in sizes}
+    several = {k: [measure(_joined(cuts, draw.sample(list(cuts), k))) for _ in range(draws if k < len(cuts) else 1)] for k in sizes}
     orders = []
     for count in swaps:
         for _ in range(draws):

@@ -146,7 +146,12 @@ def _untrained(name: str, data: str | None, images: int, seed: int, on: torch.de
     card = Card(net=name, classes=_at_least_two(opened), preprocessing=view)
     which, split = pick_split(opened, card, {}, None)
     pixels, labels = _pixels(_draw(split, images, seed), view, on)
-    model = initialised(card, pixels, seed)
+    try:
+        model = initialised(card, pixels, seed)
+    except RuntimeError as why:  # pooled away to nothing
+        if "too small" not in str(why):
+            raise
+        raise UserError(f"{name} cannot take images of {size[0]}x{size[1]} px: they are too small for it") from why
     names = tuple(_draw(split, images, seed).names)
     return Subject(f"{name}, untrained", name, model, card, pixels, labels, names, card.classes, opened.name, which, trained=False)
 
