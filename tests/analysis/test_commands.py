@@ -11,8 +11,7 @@ from PIL import Image
 
 from reslearn import cli, train
 from reslearn.analysis.lesion import lesion
-from reslearn.analysis.responses import responses
-from reslearn.analysis.subject import fresh, open_subject
+from reslearn.analysis.subject import open_subject
 from reslearn.weights.imports import import_weights
 
 SHORT = ["schedule.steps=4", "batch.size=16", "log.every=2"]
@@ -33,7 +32,7 @@ def analyze(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 CASES = {
     "responses": (["--images", 20], "13 layers"),
-    "signal": (["--images", 20, "--fresh"], "of the gradient came through the shortcuts alone"),
+    "signal": (["--images", 20, "--fresh"], "came through the shortcuts alone"),
     "lesion": (["--images", 20, "--draws", 1], "The block that is missed most is layer"),
     "paths": (["--images", 20, "--draws", 2], "6 blocks make 2^6 paths"),
     "landscape": (["--images", 10, "--size", 3], "in the middle"),
@@ -74,11 +73,34 @@ def test_features_and_explain(
     assert (tmp_path / "x" / "explain-one.png").exists()
 
 
-def test_a_fresh_network_is_another(run: Path) -> None:
-    subject = open_subject(run, None, 40, 0)
-    before = [response.std for response in responses(subject.model, subject.images)]
-    new = [response.std for response in responses(fresh(subject), subject.images)]
-    assert before != new and all(0.3 < std < 3 for std in new), "its BN has seen the images"
+def test_features_go_to_the_file_that_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(monkeypatch, "features", run, "fashion-sample", "--images", 9, "--out", tmp_path / "new" / "mine.npz") == 0
+    assert "mine.npz: 9 images of fashion-sample, 64 numbers each" in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["mine.json", "mine.npz", "mine.png"]
+
+
+def test_a_networks_name_stands_for_it_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert analyze(monkeypatch, "signal", "preact-resnet14", "--data", "fashion-sample", "--images", 8) == 0
+    assert "of its size (rounding); of the gradient" in capsys.readouterr().out
+    result = json.loads((tmp_path / "analysis" / "signal.json").read_text())
+    facts = result["models"]["preact-resnet14, untrained"]
+    assert facts["trained"] is False and facts["images"] == 8 and facts["split"] == "test" and result["seed"] == 0
+    assert set(result["versions"]) >= {"reslearn", "torch"}
+
+
+def test_several_nets_are_drawn_together(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(monkeypatch, "responses", run, "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path) == 0
+    assert "responds least" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "responses.json").read_text())["numbers"]) == ["resnet14", "plain14, untrained"]
+    assert analyze(monkeypatch, "lesion", "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path) == 0
+    assert "Without one layer the error grows by" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -90,30 +112,54 @@ def test_a_fresh_network_is_another(run: Path) -> None:
         (["landscape", "RUN", "--size", 4], "--size 4: take an odd number"),
         (["explain", "RUN", "RUN/recipe.json"], "recipe.json"),
         (["explain", "RUN", "RUN/recipe.json", "--class", "Sandel"], "the model has no class 'Sandel'; did you mean 'Sandal'"),
-        (["paths", "PLAIN"], "this network is plain: it has no shortcuts"),
+        (["paths", "plain8", "--data", "fashion-sample", "--images", 4], "this network is plain: it has no shortcuts"),
+        (
+            ["signal", "densenet-40-12", "--data", "fashion-sample", "--images", 4],
+            "this network has no blocks: take a residual or a plain one",
+        ),
+        (
+            ["responses", "vgg11", "--data", "fashion-sample", "--images", 4],
+            "vgg11 cannot take images of 28x28 px: they are too small",
+        ),
+        (["signal", "resnet8"], "resnet8 is a network before training: say with --data which images it shall see"),
+        (["signal", "resnet8", "--data", "fashion-sample", "--fresh"], "is a network before training already"),
+        (["explain", "resnet8", "RUN/recipe.json"], "no model file or run folder called resnet8"),
+        (["explain", "RUN", "nowhere.png"], "nowhere.png"),
+        (["features", "RUN", "RUN"], "holds no images"),
+        (["lesion", "RUN", "--out", "RUN/recipe.json"], "recipe.json is a file"),
+        (["lesion", "RUN", "--out", "RUN/recipe.json/deeper"], "recipe.json is a file"),
+        (["lesion", "RUN", "--images", 1], "should be greater than or equal to 2"),
     ],
 )
 def test_errors(
     words: list[object], line: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "PLAIN" in words:
-        train("fashion-sample", "plain8", settings=SHORT, out=tmp_path / "plain", quiet=True)
-        capsys.readouterr()
-    places = {"RUN": str(run), "PLAIN": str(tmp_path / "plain"), "RUN/recipe.json": str(run / "recipe.json")}
     out = tmp_path / "out"
-    assert analyze(monkeypatch, *(places.get(str(word), word) for word in words), "--out", out) == 2
+    given = [str(word).replace("RUN", str(run)) for word in words]
+    assert analyze(monkeypatch, *given, *([] if "--out" in words else ["--out", out])) == 2
     said = capsys.readouterr().err
-    assert line in said and "Traceback" not in said
-    assert not out.exists()
+    assert line in said and "Traceback" not in said and len(said.splitlines()) == 1
+    assert not out.exists() and not (run / "analysis" / "lesion.json").exists()
+
+
+def test_a_features_file_of_another_kind_is_refused_before_any_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(monkeypatch, "features", run, "fashion-sample", "--out", tmp_path / "f.csv") == 2
+    assert "features are written as .npz or .parquet" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_deleting_a_block_of_a_trained_net(real_data: Path, tmp_path: Path) -> None:
     """Veit et al., Figure 3: most blocks can be left out, those that halve the size cannot."""
-    import_weights(real_data / "weights" / "resnet32-d509ac18.th", out=tmp_path / "r32.safetensors")
-    subject = open_subject(tmp_path / "r32.safetensors", "cifar10", 300, 0)
-    found = lesion(subject.model, subject.images, subject.labels, draws=1)
-    kept = [e for name, e in found.single.items() if name not in found.resizing and e is not None]
-    lost = [e for name, e in found.single.items() if name in found.resizing and e is not None]
-    assert found.whole < 12 and len(kept) == 13 and len(lost) == 2
-    assert median(kept) < found.whole + 12, "most blocks are hardly missed"
-    assert median(lost) > median(kept) + 8, "those that halve the size are"
+    cost: dict[int, float] = {}
+    for depth, file in ((20, "resnet20-12fca82f.th"), (32, "resnet32-d509ac18.th")):
+        import_weights(real_data / "weights" / file, out=tmp_path / f"{depth}.safetensors")
+        subject = open_subject(tmp_path / f"{depth}.safetensors", "cifar10", 300, 0)
+        found = lesion(subject.model, subject.images, subject.labels, draws=1)
+        kept = [e for name, e in found.single.items() if name not in found.resizing and e is not None]
+        lost = [e for name, e in found.single.items() if name in found.resizing and e is not None]
+        assert found.whole < 12 and len(kept) == (depth - 2) // 2 - 2 and len(lost) == 2
+        assert min(kept) < found.whole + 15, "one block at least is not missed much"
+        assert min(lost) > median(kept) + 8, "those that halve the size are"
+        cost[depth] = median(kept) - found.whole
+    assert cost[32] < cost[20] < 30, "and the less, the more blocks there are"

@@ -1,31 +1,75 @@
 """What a network knows of images before it names them: the input of its last linear layer."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reslearn.analysis.subject import BATCH
+from reslearn.analysis.subject import chunks
 from reslearn.errors import UserError
+from reslearn.files import write_atomic
 
 
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """float32 (N, features). Raises UserError where the network has no linear layer."""
+    """float32 (N, features), on the CPU. images: (N, C, H, W). Raises UserError where the network has no linear layer."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError("this network has no linear layer")
     kept: list[Tensor] = []
     handle = linear[-1].register_forward_pre_hook(lambda *seen: kept.append(seen[1][0].float().cpu()))
     try:
-        for part in images.split(BATCH):
+        for (part,) in chunks(images):
             model(part)
     finally:
         handle.remove()
     return torch.cat(kept)
 
 
-def in_two_dimensions(rows: Tensor, seed: int = 0) -> Tensor:
-    """The first two principal components: float32 (N, 2)."""
+def in_two_dimensions(rows: Tensor, seed: int = 0) -> tuple[Tensor, tuple[float, float]]:
+    """The first two principal components, float32 (N, 2), and the share of the variance along each."""
     centred = rows - rows.mean(0)
     torch.manual_seed(seed)
     _, _, directions = torch.pca_lowrank(centred, q=min(6, *rows.shape), center=False)
-    return centred @ directions[:, :2]
+    points = centred @ directions[:, :2]
+    one, two = (points.square().sum(0) / centred.square().sum().clamp(min=1e-12)).tolist()
+    return points, (one, two)
+
+
+def check_format(path: Path) -> None:
+    """Raise UserError where `write` could not write such a file."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise UserError(f"{path}: features are written as .npz or .parquet")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError:
+            raise UserError(f"{path}: a .parquet file needs pyarrow (pip install pyarrow); or write .npz") from None
+
+
+def write(path: Path, rows: Tensor, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
+    """Features (N, D) with the images' names and labels, places in `classes` or -1.
+
+    .npz: arrays `features`, `labels`, `names`, `classes`. .parquet: a row an image: `name`, `label` (in words), `features`.
+    """
+    check_format(path)
+    if path.suffix == ".npz":
+        arrays = {"features": rows.numpy(), "labels": np.array(labels), "names": np.array(names), "classes": np.array(classes)}
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    else:
+        import pyarrow  # type: ignore[import-not-found]
+        import pyarrow.parquet  # type: ignore[import-not-found]
+
+        words = [classes[label] if label >= 0 else None for label in labels]
+        columns = {"name": list(names), "label": pyarrow.array(words, pyarrow.string()), "features": list(rows.numpy())}
+
+        def save(temporary: Path) -> None:
+            pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+
+    write_atomic(path, save, rows.nbytes / 1e6)

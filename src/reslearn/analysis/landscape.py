@@ -58,7 +58,8 @@ def landscape(
 ) -> Landscape:
     """The loss at size x size points from -reach to reach in filter norms; the middle one is the model itself.
 
-    size: odd. BN keeps its statistics. The model has its weights again at the end.
+    images: (N, C, H, W), labels: (N,). size: odd. BN keeps its statistics, its weights and biases. The model has its weights
+    again at the end, bit for bit.
     """
     generator = torch.Generator().manual_seed(seed)
     one, two = direction(model, generator), direction(model, generator)

@@ -1,21 +1,26 @@
-"""What single blocks are worth: deleted, several at once, in another order (Veit et al., section 4)."""
+"""What single blocks are worth: deleted, shuffled, several at once, in another order (Veit et al., section 4)."""
 
+import copy
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
-from reslearn.analysis.parts import Deleted, blocks, keeps_shape, replaced
+from reslearn.analysis.parts import Deleted, blocks, convolutions, has_blocks, keeps_shape, replaced
 from reslearn.analysis.subject import error
+from reslearn.errors import UserError
 
 
 @dataclass(frozen=True)
 class Lesion:
     """Errors in percent. single: without one block; None where a plain block changes the shape and cannot be left out.
 
-    several: k -> errors without k random blocks. orders: (Kendall's tau, error) of blocks of one shape in other orders.
-    resizing: names of the blocks that change the shape.
+    several: k -> errors without k random blocks of those that keep the shape (layers, in a network that has no blocks).
+    orders: (Kendall's tau, error) of blocks of one shape in other orders. resizing: names of the blocks that change the shape.
+    shuffled: with the weights of each convolution of one block in random order, its shortcut as it is.
+    layers: without one convolution and its BN, in networks without shortcuts; None where it changes the shape.
     """
 
     whole: float
@@ -23,6 +28,8 @@ class Lesion:
     several: dict[int, list[float]]
     orders: list[tuple[float, float]]
     resizing: list[str]
+    shuffled: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, float | None] = field(default_factory=dict)
 
 
 def lesion(
@@ -34,39 +41,89 @@ def lesion(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Lesion:
-    """The error of a network without some of its blocks, and with its blocks in other orders; the model stays as it is."""
-    every = blocks(model)
+    """The error of a network without some of its blocks, and with its blocks in other orders; the model stays as it is.
+
+    images: (N, C, H, W), labels: (N,). Raises UserError where there is neither a block nor a layer that can be left out.
+    """
+    every = blocks(model) if has_blocks(model) else {}
     can = [name for name, block in every.items() if block.merge is not None or keeps_shape(block)]
     same = [name for name, block in every.items() if keeps_shape(block)]
-    sizes = sorted({round(share * len(same)) for share in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)} - {0}) if same else []
-    groups = _groups(model, same)
+    layers = {} if any(block.merge is not None for block in every.values()) else layer_cuts(model, images)
+    if not can and not any(layers.values()):
+        raise UserError("this network has no block and no layer that can be left out")
+    cuts = {name: {name: Deleted(every[name])} for name in same} or {name: cut for name, cut in layers.items() if cut}
+    sizes = sorted({round(share * len(cuts)) for share in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)} - {0})
+    groups = _groups(same)
     swaps = [n for n in (1, 2, 4, 8, 16, 32) if n <= 2 * len(same)] if any(len(group) > 1 for group in groups) else []
-    total, done = 1 + len(can) + draws * (len(sizes) + len(swaps)), 0
+    passes = (
+        1
+        + len(can)
+        + len(every)
+        + sum(map(bool, layers.values()))
+        + sum(draws if k < len(cuts) else 1 for k in sizes)
+        + draws * len(swaps)
+    )
+    done = 0
 
-    def measure() -> float:
+    def measure(change: Mapping[str, nn.Module]) -> float:
         nonlocal done
+        with replaced(model, change):
+            found = error(model, images, labels)
         done += 1
-        progress(done, total)
-        return error(model, images, labels)
-
-    def without(names: Sequence[str]) -> float:
-        with replaced(model, {name: Deleted(every[name]) for name in names}):
-            return measure()
+        progress(done, passes)
+        return found
 
     draw = random.Random(seed)
-    whole = measure()
-    single = {name: without([name]) if name in can else None for name in every}
-    several = {k: [without(draw.sample(same, k)) for _ in range(draws)] for k in sizes}
+    whole = measure({})
+    single = {name: measure({name: Deleted(every[name])}) if name in can else None for name in every}
+    wrong = {name: measure({name: shuffled(block, seed)}) for name, block in every.items()}
+    without_layer = {name: measure(cut) if cut else None for name, cut in layers.items()}
+    several = {k: [measure(_joined(cuts, draw.sample(list(cuts), k))) for _ in range(draws if k < len(cuts) else 1)] for k in sizes}
     orders = []
     for count in swaps:
         for _ in range(draws):
             order = _swapped(groups, count, draw)
-            with replaced(model, {name: every[other] for name, other in order.items()}):
-                orders.append((kendall_tau(list(order), list(order.values())), measure()))
-    return Lesion(whole, single, several, orders, [name for name in every if name not in same])
+            tau = kendall_tau(list(order), list(order.values()))
+            orders.append((tau, measure({name: every[other] for name, other in order.items()})))
+    resizing = [name for name in every if name not in same]
+    return Lesion(whole, single, several, orders, resizing, wrong, without_layer)
 
 
-def _groups(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
+def layer_cuts(model: nn.Module, images: Tensor) -> dict[str, dict[str, nn.Module]]:
+    """What to put in whose place so that one layer is left out: a convolution larger than 1x1, and its BN.
+
+    Empty for a layer that changes the shape. The ReLU behind stays: the layer's input has been through one already.
+    images: (N, C, H, W), for a look at which BN belongs to which convolution.
+    """
+    found: dict[str, dict[str, nn.Module]] = {}
+    for name, bn in convolutions(model, images[:2]).items():
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        if conv.kernel_size == (1, 1):
+            continue
+        padding = tuple((size - 1) // 2 for size in conv.kernel_size)
+        keeps = conv.in_channels == conv.out_channels and conv.stride == (1, 1) and conv.padding == padding
+        found[name] = {each: nn.Identity() for each in (name, bn) if each} if keeps else {}
+    return found
+
+
+def shuffled(block: nn.Module, seed: int) -> nn.Module:
+    """A block with the weights of each convolution of its branch in random order; BN and shortcut as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    other = copy.deepcopy(block)
+    for name, module in other.named_children():
+        if name.startswith("conv") and isinstance(module, nn.Conv2d):
+            weight = module.weight.detach()
+            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            module.weight = nn.Parameter(weight.flatten()[order].view_as(weight))
+    return other
+
+
+def _joined(cuts: Mapping[str, Mapping[str, nn.Module]], names: Sequence[str]) -> dict[str, nn.Module]:
+    return {place: module for name in names for place, module in cuts[name].items()}
+
+
+def _groups(names: Sequence[str]) -> list[list[str]]:
     """Names by stage: blocks of one shape, which can take each other's places."""
     found: dict[str, list[str]] = {}
     for name in names:

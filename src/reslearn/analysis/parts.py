@@ -1,7 +1,8 @@
 """The blocks of a network, and ways to run them other than whole."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from reslearn.errors import UserError
 from reslearn.nets.blocks import Block
 from reslearn.nets.resnet import ResNet
+
+
+def has_blocks(model: nn.Module) -> bool:
+    """Whether a network is made of this package's blocks: residual, plain or highway."""
+    return any(isinstance(module, Block) for module in model.modules())
 
 
 def blocks(model: nn.Module) -> dict[str, Block]:
@@ -67,23 +73,6 @@ class Deleted(nn.Module):
         return self.block.run(self.block.end, shortcut)
 
 
-class OneWay(nn.Module):
-    """A block that computes as ever, and lets the gradient back through one way only (Veit et al., section 5).
-
-    branch: through the residual branch, else through the shortcut.
-    """
-
-    def __init__(self, block: Block, branch: bool) -> None:
-        super().__init__()
-        self.block, self.branch = block, branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.block.merge is not None
-        shortcut, branch = halves(self.block, x)
-        merged = self.block.merge(branch, shortcut.detach()) if self.branch else self.block.merge(branch.detach(), shortcut)
-        return self.block.run(self.block.end, merged)
-
-
 @contextmanager
 def replaced(model: nn.Module, by: Mapping[str, nn.Module]) -> Iterator[None]:
     """Modules of a model exchanged by name, for a while."""
@@ -108,9 +97,60 @@ def stem(model: nn.Module, images: Tensor) -> Tensor:
     return model.maxpool(model.relu(model.bn1(model.conv1(images))))
 
 
-def from_stem(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, classes) from what the first block gets."""
+def head(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, classes) from what the last block puts out."""
     assert isinstance(model, ResNet)
-    for stage in map(model.get_submodule, model.stages):
-        x = stage(x)
     return model.fc(torch.flatten(model.avgpool(model.end(x)), 1))
+
+
+def through(every: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What goes into each block, and at the end what the last one puts out."""
+    states = [x]
+    for block in every:
+        states.append(block(states[-1]))
+    return states
+
+
+def one_way(block: Block, x: Tensor, branch: bool) -> Tensor:
+    """block(x), as ever; the gradient comes back through the residual branch only (`branch`), or through the shortcut only."""
+    assert block.merge is not None
+    shortcut, moved = halves(block, x)
+    merged = block.merge(moved, shortcut.detach()) if branch else block.merge(moved.detach(), shortcut)
+    return block.run(block.end, merged)
+
+
+@torch.no_grad()
+def convolutions(model: nn.Module, images: Tensor, kernel: tuple[int, int] | None = None) -> dict[str, str | None]:
+    """The convolutions (of one kernel size) in the order they run, each with the BN that takes its output, or None.
+
+    Found by running the model once on images (N, C, H, W): a BN takes a convolution's output where it is given that very tensor.
+    """
+    found: dict[str, str | None] = {}
+    last: tuple[str, Tensor] | None = None
+
+    def convolved(name: str) -> Callable[..., None]:
+        def hook(*seen: Any) -> None:
+            nonlocal last
+            found[name], last = None, (name, seen[2])
+
+        return hook
+
+    def normalised(name: str) -> Callable[..., None]:
+        def hook(*seen: Any) -> None:
+            if last is not None and seen[1][0] is last[1]:
+                found[last[0]] = name
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and not name.endswith(".gate"):
+            handles.append(module.register_forward_hook(convolved(name)))
+        elif isinstance(module, nn.BatchNorm2d):
+            handles.append(module.register_forward_hook(normalised(name)))
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: bn for name, bn in found.items() if kernel in (None, model.get_submodule(name).kernel_size)}

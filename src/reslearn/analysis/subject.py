@@ -1,79 +1,198 @@
 """What is analysed: a model in evaluation mode, and images with labels."""
 
+import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reslearn import data as datasets
+from reslearn.data.images import IMAGE_SUFFIXES
+from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
+from reslearn.data.sets import DataSet, Split
+from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos
 from reslearn.device import pick_device
 from reslearn.errors import UserError
-from reslearn.evaluation.evaluate import pick_split, relabel
+from reslearn.evaluation.evaluate import note, pick_split, read_held_out, relabel
 from reslearn.evaluation.protocols import error_and_loss
-from reslearn.nets import create
+from reslearn.nets import create, spec
 from reslearn.weights.store import Card, load
 
-BATCH = 250
+BATCH = 250  # images of 32x32 px at a time; fewer where they are larger
 
 
 @dataclass(frozen=True)
 class Subject:
-    """name: of the network. images: float32 (N, C, H, W), normalised; labels: int64 (N,); on the model's device; names: of them."""
+    """A network and images.
+
+    name: of the network. path: as it was given. images: float32 (N, C, H, W), normalised; labels: int64 (N,), places in
+    `classes`, -1 where there is none; both on the model's device. names: of the images. note: why numbers may look better than
+    they are, or "". trained: False for a network as it is before training.
+    """
 
     name: str
+    path: str
     model: nn.Module
     card: Card
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    classes: tuple[str, ...]
     data: str
     split: str
+    note: str = ""
+    trained: bool = True
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        view = {"data": self.data, "split": self.split, "images": len(self.labels), "device": str(self.images.device)}
+        return {"model": self.path, "net": self.card.net, "options": self.card.options, "trained": self.trained, **view}
 
 
-def open_subject(model: str | Path, data: str | None, images: int, seed: int, device: str = "auto") -> Subject:
-    """A model file or run folder with `images` of its test images, drawn by `seed`.
+def open_subject(
+    model: str | Path, data: str | None, images: int, seed: int, device: str = "auto", *, any_classes: bool = False
+) -> Subject:
+    """A model file or run folder, or a network by its name as it is before training, with `images` test images drawn by `seed`.
 
-    data: a data set's name or path; by default the one that the model was trained on, where it has a name.
+    data: a data set's name or path; by default the one that the model was trained on, where model or run say which.
+    any_classes: the images may be of classes that the model does not know, or a folder of images without classes.
     Raises UserError where there is no such model or data, or the images are not of the model's classes.
     """
-    net = load(model, pick_device(device))
+    on = pick_device(device)
+    if _is_name(model):
+        return _untrained(str(model), data, images, seed, on)
+    net = load(model, on)
     card: Card = net.card  # type: ignore[assignment]
-    name = str(card.data.get("name", ""))
-    if data is None and name not in datasets.NAMES:
+    given = data or _trained_on(Path(model), card)
+    if given is None:
         raise UserError(f"{model} does not say which images it was trained on: give some with --data")
-    opened = datasets.open(data or name)
-    which, split = pick_split(opened, card, {}, None)
-    split = relabel(split, opened, card.classes)
+    if any_classes and (loose := _loose(given)):
+        which, split, classes, title, said = "all", loose, (), Path(given).resolve().name, ""
+    else:
+        opened = datasets.open(given)
+        held_out = read_held_out(Path(model))
+        which, split = pick_split(opened, card, held_out, None)
+        known = set(opened.classes) <= set(card.classes)
+        classes = card.classes if known or not any_classes else opened.classes
+        split = relabel(split, opened, classes)
+        title, said = opened.name, note(which, opened, card, held_out)
+    split = _draw(split, images, seed)
+    pixels, labels = _pixels(split, card.preprocessing, on)
+    return Subject(card.net, str(model), net, card, pixels, labels, tuple(split.names), classes, title, which, said)
+
+
+def _is_name(model: str | Path) -> bool:
+    """Whether it names a network, and no file or folder that is there."""
+    try:
+        spec(str(model))
+    except UserError:
+        return False
+    return not os.path.exists(model)  # noqa: PTH110  unlike Path's, it takes names that are too long
+
+
+def _trained_on(model: Path, card: Card) -> str | None:
+    """The data set that a model was trained on: as its run was told, or by the name that its card has."""
+    record = (model if model.is_dir() else model.parent) / "recipe.json"
+    if record.is_file():
+        source = json.loads(record.read_text(encoding="utf-8")).get("source")
+        if isinstance(source, str):
+            return source
+    name = str(card.data.get("name", ""))
+    return name if name in datasets.NAMES else None
+
+
+def _loose(folder: str) -> Split | None:
+    """The images of a folder that holds nothing else to tell their classes by, without labels; None for anything else."""
+    if folder in datasets.NAMES or not Path(folder).is_dir() or any(path.is_dir() for path in Path(folder).iterdir()):
+        return None
+    files = [f for f in sorted(Path(folder).iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+    if not files:
+        return None
+    return Split(np.full(len(files), -1, np.int64), tuple(file.name for file in files), files=tuple(files))
+
+
+def _draw(split: Split, images: int, seed: int) -> Split:
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:images].sort().values
-    split = split.take(chosen)
-    on = next(net.parameters()).device
-    view = card.preprocessing
-    source = Resident(split, view, device=on) if split.pixels is not None else Photos(split, view, device=on)
-    pixels = torch.cat([source.eval_batch(start, start + BATCH) for start in range(0, len(split), BATCH)])
-    return Subject(card.net, net, card, pixels, source.labels.to(on), tuple(split.names), opened.name, which)
+    return split.take(chosen)
+
+
+def _source(split: Split, view: Preprocessing, on: torch.device) -> Resident | Photos:
+    return Resident(split, view, device=on) if split.pixels is not None else Photos(split, view, device=on)
+
+
+def _pixels(split: Split, view: Preprocessing, on: torch.device) -> tuple[Tensor, Tensor]:
+    source = _source(split, view, on)
+    return torch.cat([source.eval_batch(start, start + BATCH) for start in range(0, len(split), BATCH)]), source.labels
+
+
+def _untrained(name: str, data: str | None, images: int, seed: int, on: torch.device) -> Subject:
+    """A network as it is before training, for a data set's images as they are, with that set's statistics."""
+    if data is None:
+        raise UserError(f"{name} is a network before training: say with --data which images it shall see")
+    opened = datasets.open(data)
+    side = spec(name).size
+    size, ratio = (opened.sizes, 1.0) if opened.resident else ((side, side), 0.875)
+    n = opened.channels
+    view = Preprocessing(channels=n, size=size, crop_ratio=ratio, mean=(0.0,) * n, std=(1.0,) * n)
+    training = opened.splits.get("train", next(iter(opened.splits.values())))
+    view = measure(_source(training, view, torch.device("cpu")), view, "channel")
+    card = Card(net=name, classes=_at_least_two(opened), preprocessing=view)
+    which, split = pick_split(opened, card, {}, None)
+    pixels, labels = _pixels(_draw(split, images, seed), view, on)
+    try:
+        model = initialised(card, pixels, seed)
+    except RuntimeError as why:  # pooled away to nothing
+        if "too small" not in str(why):
+            raise
+        raise UserError(f"{name} cannot take images of {size[0]}x{size[1]} px: they are too small for it") from why
+    names = tuple(_draw(split, images, seed).names)
+    return Subject(f"{name}, untrained", name, model, card, pixels, labels, names, card.classes, opened.name, which, trained=False)
+
+
+def _at_least_two(data: DataSet) -> tuple[str, ...]:
+    if len(data.classes) < 2:
+        raise UserError(f"'{data.name}' has one class only")
+    return data.classes
+
+
+def initialised(card: Card, images: Tensor, seed: int = 0) -> nn.Module:
+    """A card's network as it is before training, drawn by `seed`, with BN's statistics taken from images (N, C, H, W)."""
+    torch.manual_seed(seed)
+    model = create(card.net, len(card.classes), images.shape[1], **card.options).to(images.device).eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # a plain mean over the batches that follow
+        norm.train()  # alone: what else differs in training (dropout, stochastic depth) stays out
+    with torch.no_grad():
+        for (part,) in chunks(images):
+            model(part)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
 
 
 def fresh(subject: Subject, seed: int = 0) -> nn.Module:
     """The subject's network as it was before training, with statistics of BN from its images."""
-    torch.manual_seed(seed)
-    model = create(subject.card.net, len(subject.card.classes), subject.images.shape[1], **subject.card.options)
-    model = model.to(subject.images.device)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain mean over the batches that follow
-    with torch.no_grad():
-        for part in subject.images.split(BATCH):
-            model.train()(part)
-    return model.eval()
+    return initialised(subject.card, subject.images, seed)
+
+
+def chunks(images: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Images (N, C, H, W), and what else has N rows, so many at a time as fit into memory with what autograd keeps."""
+    size = min(BATCH, max(8, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])))
+    return zip(*(tensor.split(size) for tensor in (images, *more)), strict=True)
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """float32 (N, classes)."""
-    return torch.cat([model(part.contiguous(memory_format=torch.channels_last)).float() for part in images.split(BATCH)])
+    return torch.cat([model(part.contiguous(memory_format=torch.channels_last)).float() for (part,) in chunks(images)])
 
 
 def error(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -1,6 +1,7 @@
 """analyze: a trained network taken apart."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Take a trained network apart: what layers, blocks and paths do.", no_args_is_help=True)
 
-Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
-Models = Annotated[list[Path], typer.Argument(help="Run folders or model files; drawn together.")]
+Model = Annotated[Path, typer.Argument(help="A run folder, a model file, or the name of a network before training.")]
+Models = Annotated[list[Path], typer.Argument(help="Run folders, model files or names of networks; drawn together.")]
+Trained = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
 Data = Annotated[str | None, typer.Option("--data", help="Its test images; by default the data it was trained on.")]
 Images = Annotated[int, typer.Option("--images", min=2, help="So many of them, drawn by the seed.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
@@ -52,10 +54,15 @@ def responses(
     from reslearn.analysis import findings, plots
     from reslearn.analysis.responses import responses as compute
 
+    place = _place(out, models[0])
     subjects = _open(models, data, images, seed, device)
-    found = {name: compute(subject.model, subject.images) for name, subject in subjects.items()}
+    with _progress("responses", as_json) as progress:
+        found = {}
+        for i, (name, subject) in enumerate(subjects.items(), start=1):
+            found[name] = compute(subject.model, subject.images)
+            progress(i, len(subjects))
     numbers = {name: [asdict(response) for response in layers] for name, layers in found.items()}
-    _write("responses", subjects, seed, out, models[0], findings.of_responses(found), numbers, plots.responses(found), as_json)
+    _write("responses", place, subjects, seed, findings.of_responses(found), numbers, plots.responses(found), as_json)
 
 
 @app.command()
@@ -72,20 +79,24 @@ def signal(
     """The signal forward and backward (IM, equations 3 to 5): sums of residuals, gradients by depth, the shortcuts' share.
 
     \b
-    Example:
+    Examples:
       reslearn analyze signal runs/resnet56 --fresh
+      reslearn analyze signal preact-resnet56 --data cifar10
     """
     from reslearn.analysis import findings, plots, subject
     from reslearn.analysis.signal import signal as compute
 
+    place = _place(out, model)
     subjects = _open([model], data, images, seed, device)
     name, one = next(iter(subjects.items()))
+    if fresh and not one.trained:
+        raise UserError(f"{model} is a network before training already: leave out --fresh")
     found = {name: compute(one.model, one.images, one.labels)}
     if fresh:
         found[f"{name}, untrained"] = compute(subject.fresh(one, seed), one.images, one.labels)
     said = [f"{which}: {line}" if fresh else line for which, each in found.items() for line in findings.of_signal(each)]
     numbers = {which: asdict(each) for which, each in found.items()}
-    _write("signal", subjects, seed, out, model, said, numbers, plots.signal(found), as_json)
+    _write("signal", place, subjects, seed, said, numbers, plots.signal(found), as_json)
 
 
 @app.command()
@@ -99,7 +110,7 @@ def lesion(
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """The error without one block, without several, and with blocks in other orders (Veit et al., section 4).
+    """The error without one block or layer, without several, with weights shuffled, in other orders (Veit et al., section 4).
 
     \b
     Example:
@@ -108,11 +119,12 @@ def lesion(
     from reslearn.analysis import findings, plots
     from reslearn.analysis.lesion import lesion as compute
 
+    place = _place(out, model)
     subjects = _open([model], data, images, seed, device)
     name, one = next(iter(subjects.items()))
     with _progress("lesion", as_json) as progress:
         found = compute(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    _write("lesion", subjects, seed, out, model, findings.of_lesion(found), asdict(found), plots.lesion(found, name), as_json)
+    _write("lesion", place, subjects, seed, findings.of_lesion(found), asdict(found), plots.lesion(found, name), as_json)
 
 
 @app.command()
@@ -120,7 +132,7 @@ def paths(
     model: Model,
     data: Data = None,
     images: Images = 128,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random paths of each length.")] = 8,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random paths of each length.")] = 16,
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -135,11 +147,12 @@ def paths(
     from reslearn.analysis import findings, plots
     from reslearn.analysis.paths import paths as compute
 
+    place = _place(out, model)
     subjects = _open([model], data, images, seed, device)
     name, one = next(iter(subjects.items()))
     with _progress("paths", as_json) as progress:
         found = compute(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    _write("paths", subjects, seed, out, model, findings.of_paths(found), asdict(found), plots.paths(found, name), as_json)
+    _write("paths", place, subjects, seed, findings.of_paths(found), asdict(found), plots.paths(found, name), as_json)
 
 
 @app.command()
@@ -162,27 +175,22 @@ def landscape(
     """
     if size % 2 == 0:
         raise UserError(f"--size {size}: take an odd number, so that the middle point is the network itself")
-    from reslearn.analysis import plots
+    from reslearn.analysis import findings, plots
     from reslearn.analysis.landscape import landscape as compute
 
+    place = _place(out, models[0])
     subjects = _open(models, data, images, seed, device)
     found = {}
     for name, one in subjects.items():
         with _progress(f"landscape of {name}", as_json) as progress:
             found[name] = compute(one.model, one.images, one.labels, size=size, reach=reach, seed=seed, progress=progress)
-    middle = size // 2
-    said = [
-        f"{name}: loss {one.loss[middle][middle]:.3f} in the middle, "
-        f"{sum(map(sum, one.loss)) / size**2:.3g} on the average, {max(map(max, one.loss)):.3g} at most."
-        for name, one in found.items()
-    ]
     numbers = {name: asdict(one) for name, one in found.items()}
-    _write("landscape", subjects, seed, out, models[0], said, numbers, plots.landscape(found), as_json)
+    _write("landscape", place, subjects, seed, findings.of_landscape(found), numbers, plots.landscape(found), as_json)
 
 
 @app.command()
 def explain(
-    model: Model,
+    model: Trained,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     target: Annotated[str | None, typer.Option("--class", help="What speaks for this class, not for the predicted one.")] = None,
     out: Out = None,
@@ -196,75 +204,89 @@ def explain(
       reslearn analyze explain runs/mine photo.jpg --class cat
     """
     from reslearn.analysis import plots
-    from reslearn.analysis.explain import grad_cam
+    from reslearn.analysis.explain import grad_cam, large_view
     from reslearn.data.images import read
     from reslearn.device import pick_device
     from reslearn.errors import did_you_mean
     from reslearn.weights import load
 
+    place = _place(out, model)
     on = pick_device(device)
     net = load(model, on)
     card: Any = net.card
     if target is not None and target not in card.classes:
         raise UserError(f"the model has no class '{target}'{did_you_mean(target, card.classes)}")
-    pixels = card.preprocessing.fit(read(image, card.preprocessing.channels))
-    view = card.preprocessing.normaliser(on)(pixels[None].to(on))
-    probabilities = net(view).detach().softmax(1)[0]
-    place = card.classes.index(target) if target is not None else int(probabilities.argmax())
-    heat = grad_cam(net, view, place)
-    said = [f"{image}: {card.classes[place]}, probability {probabilities[place]:.1%}"]
-    numbers = {"image": str(image), "class": card.classes[place], "probability": float(probabilities[place])}
-    figure = plots.explained(pixels, heat, f"what speaks for {card.classes[place]}")
-    _write(f"explain-{image.stem}", {}, None, out, model, said, numbers | {"heat": heat.tolist()}, figure, as_json)
+    picture = read(image, card.preprocessing.channels)
+    seen = card.preprocessing.fit(picture)
+    view = card.preprocessing.normaliser(on)(seen[None].to(on))
+    probabilities = net(view).detach().softmax(1)[0].tolist()
+    predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
+    chosen = card.classes.index(target) if target is not None else predicted
+    heat = grad_cam(net, view, chosen)
+    said = [f"{image}: {card.classes[predicted]}, probability {probabilities[predicted]:.1%}"]
+    if chosen != predicted:
+        said.append(f"asked for: {card.classes[chosen]}, probability {probabilities[chosen]:.1%}")
+    if not heat.any():
+        said.append(f"Nothing in the image speaks for {card.classes[chosen]}.")
+    numbers = {"image": str(image), "class": card.classes[chosen], "probability": probabilities[chosen]}
+    numbers |= {"predicted": card.classes[predicted], "heat": heat.tolist()}
+    titles = (image.name, "as the network sees it", f"what speaks for {card.classes[chosen]}")
+    figure = plots.explained(large_view(picture, card.preprocessing), seen, heat, titles)
+    _write(f"explain-{image.stem}", place, {}, None, said, numbers, figure, as_json, model)
 
 
 @app.command()
 def features(
-    model: Model,
-    data: Annotated[str, typer.Argument(help="A data set's name, or a folder of class folders, or a list.")],
+    model: Trained,
+    data: Annotated[str, typer.Argument(help="A data set's name, a folder with or without class folders, or a list.")],
     images: Images = 2000,
     seed: Seed = 0,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder, as for the others, or a .npz or .parquet file.")
+    ] = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
     """What the network knows of images before it names them: features.npz, and a picture in two dimensions.
 
+    The images need not be of the model's classes.
+
     \b
-    Example:
+    Examples:
       reslearn analyze features runs/mine cifar10 --images 5000
+      reslearn analyze features runs/mine photos --out photos.parquet
     """
-    import numpy as np
-
     from reslearn.analysis import plots
+    from reslearn.analysis.features import check_format, in_two_dimensions, write
     from reslearn.analysis.features import features as compute
-    from reslearn.analysis.features import in_two_dimensions
-    from reslearn.files import write_atomic
 
-    subjects = _open([model], data, images, seed, device)
+    is_file = out is not None and bool(out.suffix) and not out.is_dir()
+    place = _place(out.parent if is_file and out else out, model)
+    file = place / (out.name if is_file and out else "features.npz")
+    check_format(file)
+    subjects = _open([model], data, images, seed, device, any_classes=True)
     name, one = next(iter(subjects.items()))
     rows = compute(one.model, one.images)
-    folder = _folder(out, model)
     labels = one.labels.tolist()
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(
-                file, features=rows.numpy(), labels=np.array(labels), names=np.array(one.names), classes=np.array(one.card.classes)
-            )
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "features.npz", save)
-    figure = plots.features(in_two_dimensions(rows, seed), labels, one.card.classes, f"{name}: {len(rows):,} images of {one.data}")
-    said = [f"features.npz: {len(rows):,} images of {one.data}, {rows.shape[1]} numbers each"]
-    _write("features", subjects, seed, out, model, said, {"shape": list(rows.shape)}, figure, as_json)
+    points, shares = in_two_dimensions(rows, seed)
+    figure = plots.features(points, labels, one.classes, f"{name}: {len(rows):,} images of {one.data}", shares)
+    said = [
+        f"{file.name}: {len(rows):,} images of {one.data}, {rows.shape[1]} numbers each",
+        f"Two directions hold {100 * sum(shares):.0f}% of their variance.",
+    ]
+    numbers = {"shape": list(rows.shape), "shares": shares, "file": file.name}
+    _make(place)
+    write(file, rows, one.names, labels, one.classes)
+    _write(file.stem, place, subjects, seed, said, numbers, figure, as_json)
 
 
-def _open(models: list[Path], data: str | None, images: int, seed: int, device: str) -> "dict[str, Subject]":
+def _open(
+    models: list[Path], data: str | None, images: int, seed: int, device: str, any_classes: bool = False
+) -> "dict[str, Subject]":
     """The subjects by a name that tells them apart."""
     from reslearn.analysis.subject import open_subject
 
-    subjects = [open_subject(model, data, images, seed, device) for model in models]
+    subjects = [open_subject(model, data, images, seed, device, any_classes=any_classes) for model in models]
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         names = [f"{name} ({model})" for name, model in zip(names, models, strict=True)]
@@ -288,40 +310,54 @@ class _progress:
         self.display.stop()
 
 
-def _folder(out: Path | None, model: Path) -> Path:
-    return out or (model / "analysis" if model.is_dir() else Path("analysis"))
+def _place(out: Path | None, model: Path) -> Path:
+    """The folder to write to, not made yet. Raises UserError, before any work is done, where nothing could be written there."""
+    folder = out or (model / "analysis" if model.is_dir() else Path("analysis"))
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write to {folder}: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write to {folder}: no permission, or the disk is read-only")
+    return folder
+
+
+def _make(folder: Path) -> None:
+    from reslearn.files import writing
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write(
     name: str,
+    folder: Path,
     subjects: "dict[str, Subject]",
     seed: int | None,
-    out: Path | None,
-    model: Path,
     said: list[str],
     numbers: Any,
     figure: "Figure",
     as_json: bool,
+    model: Path | None = None,
 ) -> None:
-    """NAME.json and NAME.png, and what was found in lines."""
+    """NAME.json and NAME.png, and what was found in lines. model: where there is no subject."""
     from reslearn.analysis import plots
     from reslearn.files import write_text
     from reslearn.training import runtime
 
-    folder = _folder(out, model)
-    folder.mkdir(parents=True, exist_ok=True)
+    said = said + [f"{which}: {subject.note}" for which, subject in subjects.items() if subject.note]
     result = {
         "analysis": name,
         "command": shlex.join(["reslearn", *sys.argv[1:]]),
-        "data": {which: f"{len(s.labels):,} {s.split} images of {s.data}" for which, s in subjects.items()},
+        "models": {which: subject.facts() for which, subject in subjects.items()} or {str(model): {}},
         "seed": seed,
         "versions": runtime.versions(),
         "findings": said,
         "numbers": numbers,
         "picture": f"{name}.png",
     }
+    _make(folder)
     plots.save(figure, folder / f"{name}.png")
-    write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return

@@ -37,6 +37,12 @@ def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split:
     return split, splits[split]
 
 
+def read_held_out(model: Path) -> dict[str, list[str]]:
+    """The names that the run of a model file or run folder held out of an undivided set; {} where there is no such record."""
+    record = (model if model.is_dir() else model.parent) / "split.json"
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+
+
 def _same(data: DataSet, card: Card) -> bool:
     """Whether the data set is the one that the model was trained on, and its images are called the same."""
     same = card.data.get("fingerprint") == data.fingerprint()
@@ -75,9 +81,8 @@ def evaluate(
     held_out: dict[str, list[str]] = {}
     if not isinstance(model, nn.Module):
         path = Path(model)
-        record = (path if path.is_dir() else path.parent) / "split.json"
         model = load(path, pick_device(device))
-        held_out = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        held_out = read_held_out(path)
     card = getattr(model, "card", None)
     if not isinstance(card, Card):
         raise UserError("evaluate needs a model with a card: one that reslearn.load() made")
@@ -98,10 +103,10 @@ def evaluate(
     seen = single_view(model, source, batch=100, flip=flip, progress=count)
     result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
     result |= {"unreadable": source.bad, "left_out": opened.left_out}
-    return result | ({"note": note} if (note := _note(name, opened, card, held_out)) else {})
+    return result | ({"note": said} if (said := note(name, opened, card, held_out)) else {})
 
 
-def _note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:
+def note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:
     """A warning where a number would look better than it is."""
     if split not in ("all", "train"):
         return ""

@@ -175,15 +175,17 @@ def models(pattern: str = "*") -> list[str]:
 
 
 def spec(name: str) -> Spec:
-    """The row of a network. Besides the table's, `resnetD` and `plainD` of any depth D = 6n + 2 have the CIFAR shape.
+    """The row of a network. Besides the table's, `resnetD`, `plainD` and `preact-resnetD` of any depth D = 6n + 2 have the CIFAR
+    shape.
 
     Raises UserError, naming the nearest known names, for any other name.
     """
     if name in TABLE:
         return TABLE[name]
-    match = re.fullmatch(r"(resnet|plain)([1-9]\d{0,3})", name)
+    match = re.fullmatch(r"(resnet|plain|preact-resnet)([1-9]\d{0,3})", name)
     if match and int(match[2]) >= 8 and (int(match[2]) - 2) % 6 == 0:
-        return _cifar(name, (int(match[2]) - 2) // 6, merge="residual" if match[1] == "resnet" else "plain")
+        kind: dict[str, Any] = {"plain": {"merge": "plain"}, "preact-resnet": {"order": "full", "source": "IM"}}.get(match[1], {})
+        return _cifar(name, (int(match[2]) - 2) // 6, **kind)
     raise UserError(f"no network called '{name}'{did_you_mean(name, TABLE)}")
 
 
