@@ -52,7 +52,8 @@ def test_large_images_go_through_in_pieces_with_the_same_result(monkeypatch: pyt
 def test_only_3x3_layers_count() -> None:
     assert len(responses(create("resnet50", 4).eval(), torch.randn(2, 3, 32, 32))) == 16
     vgg = responses(create("vgg11", 4).eval(), torch.randn(1, 3, 32, 32))
-    assert len(vgg) == 8 and all(r.at == r.layer for r in vgg), "there is no BN"
+    assert [r.layer for r in vgg] == [f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)], "in the order they run"
+    assert all(r.at == r.layer for r in vgg), "there is no BN"
     highway = responses(network("highway-19"), batch()[0])
     assert len(highway) == 18 and not any("gate" in r.layer for r in highway), "a gate is no layer"
     with pytest.raises(UserError, match="has no 3x3 layer"):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from reslearn import UserError, create
 from reslearn.analysis import signal as module
-from reslearn.analysis.parts import stem
+from reslearn.analysis.parts import blocks, head, one_way, stem
 from reslearn.analysis.signal import signal
 from small_nets import batch, network
 
@@ -80,6 +80,20 @@ def test_shortcuts_alone_of_a_net_with_silent_branches_carry_everything() -> Non
     assert found.whole is not None
     assert found.whole == pytest.approx((1, 1, 0), abs=1e-6) and all(step.branch == 0 for step in found.steps)
     assert all(s.identity == pytest.approx(1) and s.branches == pytest.approx(0, abs=1e-6) for s in found.stretches)
+
+
+def test_the_whole_runs_from_the_first_block_to_the_end_across_projections() -> None:
+    model, (images, labels) = network("resnet8", shortcut="B").double(), batch(3)
+    images = images.double()
+    x = stem(model, images).detach().requires_grad_()
+    whole = torch.autograd.grad(F.cross_entropy(_from(model, x), labels), x)[0]
+    y = x
+    for block in blocks(model).values():
+        y = one_way(block, y, branch=False)
+    shortcuts = torch.autograd.grad(F.cross_entropy(head(model, y), labels), x)[0]
+    size = whole.norm()
+    expected = ((whole * shortcuts).sum() / size**2, shortcuts.norm() / size, (whole - shortcuts).norm() / size)
+    assert signal(model, images, labels).whole == pytest.approx([value.item() for value in expected], rel=1e-9)
 
 
 def test_images_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
