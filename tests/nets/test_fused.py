@@ -151,7 +151,7 @@ def test_a_gradient_that_comes_by_the_shortcut_is_added(kernels_on: None, dtype:
     assert fused.for_shortcut(x) is x
 
 
-CONVOLUTIONS = [(3, 16, 16, 8), (9, 32, 16, 6), (1, 16, 64, 4), (17, 64, 64, 8), (2, 48, 32, 2)]
+CONVOLUTIONS = [(3, 16, 16, 8), (9, 32, 16, 12), (1, 16, 64, 8), (17, 64, 64, 8), (2, 48, 32, 9)]
 
 
 def has_bf16() -> bool:
@@ -164,8 +164,9 @@ def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs
         pytest.skip("this processor does not multiply in bf16")
     torch.manual_seed(0)
     module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-    x = tensor(n, inputs, size, size, dtype=torch.bfloat16)
-    grad = torch.randn(n, outputs, size, size).bfloat16()
+    height, width = size, size + size % 2 + 2  # not square
+    x = tensor(n, inputs, height, width, dtype=torch.bfloat16)
+    grad = torch.randn(n, outputs, height, width).bfloat16()
     out = fused.conv(module, x)
     assert "Conv3x3" in type(out.grad_fn).__name__, "our kernel was used"
     out.backward(grad)
@@ -184,14 +185,15 @@ def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("change", ["stride", "bias", "odd", "narrow", "fp32", "eval", "kernel", "frozen"])
+@pytest.mark.parametrize("change", ["stride", "bias", "odd", "narrow", "fp32", "eval", "kernel", "frozen", "small", "circular"])
 def test_other_convolutions_go_pytorchs_way(kernels_on: None, change: str) -> None:
     inputs = 3 if change == "narrow" else 16
-    options = {"stride": 2 if change == "stride" else 1, "bias": change == "bias"}
+    padding = "circular" if change == "circular" else "zeros"
+    options = {"padding_mode": padding, "stride": 2 if change == "stride" else 1, "bias": change == "bias"}
     kernel = 1 if change == "kernel" else 3
     module = nn.Conv2d(inputs, 16, kernel, padding=kernel // 2, **options).to(memory_format=torch.channels_last)
     module.train(change != "eval").requires_grad_(change != "frozen")
-    size = 7 if change == "odd" else 8
+    size = {"odd": 9, "small": 6}.get(change, 8)
     x = tensor(2, inputs, size, size, dtype=torch.float32 if change == "fp32" else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=change != "fp32"):
         out = fused.conv(module, x)

@@ -34,6 +34,7 @@ def result(**change: Any) -> dict[str, Any]:
 
 def test_the_page(tmp_path: Path) -> None:
     (tmp_path / "table6-paper.json").write_text(json.dumps(result(picture="table6-paper.png")))
+    (tmp_path / "other.json").write_text("{}")
     (tmp_path / "first.json").write_text(json.dumps(result(order=0, title="The first", experiment="first")))
     (tmp_path / "table6-paper.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
@@ -51,7 +52,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert "<b>" not in page and "http" not in page.replace("http-equiv", "")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"rows": 3, "scale": "small"}'])
+@pytest.mark.parametrize("text", ["{", '{"experiment": "a", "rows": 3, "scale": "small"}'])
 def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=r"bad\.json"):

@@ -44,9 +44,9 @@ def test_a_difference_of_differences() -> None:
 
 def test_only_the_papers_protocol_is_compared_with_its_number() -> None:
     row = Row("ResNet-20", "resnet20", 8.75, tolerance=0.5)
-    assert judge_row(row, [30.0], "small")["verdict"] == "not comparable"
-    assert judge_row(row, [30.0], "small")["difference"] is None
-    assert judge_row(row, [9.2], "paper")["verdict"] == "holds"
-    assert judge_row(row, [9.3], "paper")["verdict"] == "differs"
-    assert judge_row(row, [9.3], "paper")["difference"] == pytest.approx(0.55)
-    assert judge_row(Row("loss", "resnet20"), [1.0], "paper")["verdict"] == ""
+    assert judge_row(row, [30.0], False)["verdict"] == "not comparable"
+    assert judge_row(row, [30.0], False)["difference"] is None
+    assert judge_row(row, [9.2], True)["verdict"] == "holds"
+    assert judge_row(row, [9.3], True)["verdict"] == "differs"
+    assert judge_row(row, [9.3], True)["difference"] == pytest.approx(0.55)
+    assert judge_row(Row("loss", "resnet20"), [1.0], True)["verdict"] == ""

@@ -53,7 +53,7 @@ def test_a_result(one: dict[str, Any]) -> None:
     assert json.loads((out / "tiny-small.json").read_text()) == result
     assert [row["verdict"] for row in result["rows"]] == ["not comparable", ""]
     assert result["rows"][0]["ours"]["n"] == 2 and result["claims"][0]["effect"]["n"] == 2
-    assert "long has less training error than short" in result["notes"][0]
+    assert "The training error of long falls below that of short" in result["notes"][0]
     for name in ("tiny-small.png", "tiny-small-effects.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     runs = sorted(path.parent for path in (out / "runs").glob("*/seed-*/result.json"))
@@ -74,6 +74,14 @@ def test_what_was_trained_is_not_trained_again_and_is_shared(one: dict[str, Any]
     )
     reproduce(changed, **one)
     assert len(list((one["out"] / "runs").iterdir())) == 4, "another recipe is another run"
+
+
+def test_a_net_that_starts_from_itself_and_other_data_than_the_papers(one: dict[str, Any]) -> None:
+    longer = Training("resnet8", "default", (*SETTINGS, "schedule.lr=0.001"), start="short")
+    planned = Plan({"short": Training("resnet8", "default", SETTINGS), "longer": longer}, rows=(Row("longer", "longer", 10.0),))
+    found = reproduce(replace(TINY, plans={"paper": lambda data: planned}), "paper", **one)
+    assert found["rows"][0]["ours"]["n"] == 1
+    assert found["rows"][0]["verdict"] == "not comparable" and found["deviations"] == ["the data set is images, not cifar10"]
 
 
 def test_a_part_of_it(one: dict[str, Any]) -> None:
@@ -122,12 +130,12 @@ def test_published_weights_beside_table6(real_data: Path, tmp_path: Path) -> Non
     assert row["published"] == 8.75 and row["ours"]["mean"] == pytest.approx(8.27) and row["verdict"] == "holds"
 
 
-def test_which_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_which_data(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.delenv("RESLEARN_DATA", raising=False)
     figure1 = EXPERIMENTS["figure1"]
     assert dataset(figure1, "small", None) == Dataset("fashion-sample", False)
     assert dataset(figure1, "paper", None) == Dataset("cifar10", True)
-    assert dataset(figure1, "small", "cifar100") == Dataset("cifar100", True)
+    assert dataset(figure1, "small", str(images)) == Dataset(str(images), False), "not of CIFAR's size"
 
 
 def test_which_scale() -> None:
@@ -184,6 +192,7 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
         (["models"], "models has no scale 'small': take paper"),
         (["models", "--scale", "paper"], "models needs models to look into: give them with --model"),
         (["table4"], "table4 cannot run: the ImageNet recipes and tests are not there yet"),
+        (["table1", "--out", __file__], "is a file: give a folder"),
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
     ],
 )

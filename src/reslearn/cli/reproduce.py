@@ -65,31 +65,25 @@ def reproduce(
     if (only or models) and len(chosen) > 1:
         raise UserError("--only and --model go with one experiment")
     results: list[dict[str, Any]] = []
+    command = shlex.join(["reslearn", *sys.argv[1:]])
     for each in chosen:
-        again = shlex.join(
-            ["reslearn", "reproduce", each.name, "--scale", scale.value, *(["--seeds", str(seeds)] if seeds else [])]
-        )
+        order = [*EXPERIMENTS].index(each.name)
+        count = seeds if not every or each.trains(scale.value) else None
         try:
             results.append(
-                run(
-                    each,
-                    scale.value,
-                    seeds,
-                    data,
-                    out,
-                    device,
-                    only or (),
-                    models or (),
-                    train,
-                    as_json,
-                    again,
-                    order=[*EXPERIMENTS].index(each.name),
-                )
+                run(each, scale.value, count, data, out, device, only or (), models or (), train, as_json, command, order)
             )
         except Interrupted as signal:
-            raise Interrupted(signal.number, again=shlex.join(["reslearn", *sys.argv[1:]])) from None
+            raise Interrupted(signal.number, again=command) from None
+        except UserError as error:
+            if not every:
+                raise
+            typer.echo(f"reslearn: {error}; going on with the next", err=True)
+            continue
         if not as_json:
             show.print_result(results[-1], out)
+    if not results:
+        raise UserError("none of the experiments could run")
     page = _page(out)
     if as_json:
         typer.echo(json.dumps(results, indent=1))

@@ -24,6 +24,7 @@ SOURCE = Path(__file__).with_name("fused.cpp")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WIDE, LANES = 64, 16  # as in fused.cpp
+MOST_WEIGHTS, LEAST_PIXELS = 64 * 64, 8 * 8
 WEIGHT_GRADIENT = "weight_gradient_bf16"
 
 _library: ctypes.CDLL | None = None
@@ -138,6 +139,9 @@ def _takes(module: nn.Conv2d, x: Tensor) -> bool:
         and module.kernel_size == (3, 3)
         and module.stride == module.padding == module.dilation == (1, 1)
         and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module.in_channels * module.out_channels <= MOST_WEIGHTS  # with more of them oneDNN is faster
+        and x.shape[2] * x.shape[3] >= LEAST_PIXELS
         and module.bias is None
         and module.in_channels % LANES == 0
         and module.out_channels % LANES == 0

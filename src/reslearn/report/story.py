@@ -26,7 +26,8 @@ def write(folder: Path, target: Path) -> Path:
 
     Raises UserError where there is no result, or one cannot be read.
     """
-    results = sorted((_read(path) for path in folder.glob("*.json")), key=lambda one: (one["order"], one["scale"]))
+    found = [result for path in folder.glob("*.json") if (result := _read(path))]
+    results = sorted(found, key=lambda one: (one["order"], one["scale"]))
     if not results:
         raise UserError(f"{folder} holds no results of experiments")
     environment = Environment(
@@ -44,9 +45,12 @@ def write(folder: Path, target: Path) -> Path:
     return target
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any] | None:
+    """A result; None for a file that is something else."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "experiment" not in result:
+            return None
         return {"order": 0, "data": None, "seeds": None, **result, "rows": [*result["rows"]], "scale": str(result["scale"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is no result of an experiment ({type(error).__name__}: {error}); move it elsewhere") from None

@@ -118,6 +118,10 @@ class Experiment:
     small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
     absent: str = ""
 
+    def trains(self, scale: Scale) -> bool:
+        """Whether it trains anything at a scale."""
+        return bool(self.plans[scale](Dataset(self.data)).trainings)
+
 
 def scales(plan: Callable[[Dataset, Scale], Plan], *which: Scale) -> dict[Scale, Callable[[Dataset], Plan]]:
     """A plan at some scales, by default at all."""

@@ -16,7 +16,7 @@ from reslearn.reproduce.experiment import (
     scales,
 )
 from reslearn.reproduce.judge import DIFFERS, HOLDS
-from reslearn.reproduce.recipes import shortened
+from reslearn.reproduce.recipes import deviations, shortened
 
 STEPS = 400  # at small scale
 DEPTHS = (18, 34, 50, 101, 152)
@@ -92,7 +92,7 @@ def _plain_and_residual(data: Dataset, scale: Scale) -> Plan:
         ),
         panels=(Panel("plain", ("plain18", "plain34")), Panel("residual", ("resnet18", "resnet34"))),
         crossings=(("resnet34", "resnet18"),),
-        deviations=SMALL,
+        deviations=deviations(data, scale, *SMALL),
     )
 
 
@@ -109,7 +109,7 @@ def _shortcuts_and_depths(data: Dataset, scale: Scale) -> Plan:
         effects=tuple(
             Effect(f"{label} errs less than plain-34", {"plain-34": 1.0, label: -1.0}) for label in trainings if label != "plain-34"
         ),
-        deviations=(*SMALL, "152 layers are left out"),
+        deviations=(*deviations(data, scale, *SMALL), "152 layers are left out"),
     )
 
 

@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reslearn.reproduce.experiment import METRICS, Effect, Row, Scale
+from reslearn.reproduce.experiment import METRICS, Effect, Row
 
 # Student's t, two-sided 95%, by degrees of freedom
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+T95 += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 NORMAL95 = 1.96
 
 HOLDS, DIFFERS, UNDECIDED, NOT_COMPARABLE = "holds", "differs", "undecided", "not comparable"
@@ -24,13 +25,13 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "std": std, "interval": [mean - half, mean + half], "values": list(values)}
 
 
-def judge_row(row: Row, found: Sequence[float], scale: Scale) -> dict[str, Any]:
-    """A line of the result. Only the paper's own protocol can agree with the paper's number or differ from it."""
+def judge_row(row: Row, found: Sequence[float], comparable: bool) -> dict[str, Any]:
+    """A line of the result. comparable: under the paper's protocol, on its data; else nothing is said of the paper's number."""
     ours = spread(found)
     verdict, difference = NOT_COMPARABLE, None
     if row.published is None:
         verdict = ""
-    elif scale == "paper":
+    elif comparable:
         difference = ours["mean"] - row.published
         verdict = HOLDS if abs(difference) <= row.tolerance else DIFFERS
     return {
@@ -39,7 +40,7 @@ def judge_row(row: Row, found: Sequence[float], scale: Scale) -> dict[str, Any]:
         "published": row.published,
         "ours": ours,
         "difference": difference,
-        "tolerance": row.tolerance if scale == "paper" and row.published is not None else None,
+        "tolerance": row.tolerance if comparable and row.published is not None else None,
         "verdict": verdict,
     }
 

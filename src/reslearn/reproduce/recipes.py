@@ -5,6 +5,12 @@ from reslearn.reproduce.experiment import Dataset, Scale, Training
 SMOKE = ("schedule.steps=2", "schedule.drops=[]", "batch.size=16", "batch.micro=null", "evaluate.every=1", "log.every=1")
 
 
+def deviations(data: Dataset, scale: Scale, *small: str) -> tuple[str, ...]:
+    """What differs from the paper's protocol: `small` at small scale, and the data."""
+    said = {"paper": ("bf16 where the processor has it (the paper: fp32)",), "small": small, "smoke": ("two iterations",)}[scale]
+    return said if data.cifar else (*said, f"the data set is {data.source}, not CIFAR-10")
+
+
 def shortened(net: str, data: Dataset, scale: Scale, steps: int, *settings: str, start: str | None = None) -> Training:
     """The paper's CIFAR training in so many steps: its lr, decay, crops and flips; the lr drops once, after 4/5 of them."""
     if scale == "paper":

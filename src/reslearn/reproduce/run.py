@@ -1,7 +1,7 @@
 """An experiment from its plan to its result: a JSON file and a picture."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ NOT_RUN = "not run"
 def dataset(experiment: Experiment, scale: Scale, asked: str | None) -> Dataset:
     """What an experiment runs on: what is asked for, else its own data set; at smaller scales another one where that is absent."""
     if asked is not None:
-        return Dataset(asked, asked.startswith("cifar"))
+        opened = datasets.open(asked)
+        return Dataset(asked, opened.resident and opened.sizes == (32, 32) and opened.channels == 3)
     if scale == "smoke" and experiment.small_data:
         return Dataset(experiment.small_data, False)
     if scale != "paper" and experiment.small_data and datasets.present(experiment.data) is None:
@@ -73,6 +74,8 @@ def reproduce(
     if planned.of_models is not None and not planned.trainings and not models:
         raise UserError(f"{experiment.name} needs models to look into: give them with --model")
     given = _named(models)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
     out.mkdir(parents=True, exist_ok=True)
     shown = "models" if given else "paper" if planned.measure else scale  # what is only counted has one scale
     name, count = f"{experiment.name}-{shown}", seeds or planned.seeds
@@ -104,8 +107,12 @@ def reproduce(
         chosen = [label for label in planned.trainings if not only or label in only]
         if training:
             train(planned, source, opened, count, out, device, quiet, chosen)
-        found = {label: _finished(cached, count) for label, cached in find(planned, opened, out).items()}
-        _judge(planned, scale, found, result)
+        done = {label: _finished(cached, count) for label, cached in find(planned, opened, out).items()}
+        found = {label: list(folders.values()) for label, folders in done.items()}
+        same_data = opened.name == experiment.data
+        if scale == "paper" and not same_data:
+            result["deviations"].append(f"the data set is {opened.name}, not {experiment.data}")
+        _judge(planned, scale == "paper" and same_data, done, result)
         _draw(planned, found, result, out / f"{name}.png")
         if planned.of_models is not None:
             _take(planned.of_models(_complete(found), source.source, display.say), result, out / f"{name}.png")
@@ -141,28 +148,36 @@ def _complete(found: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
     return there
 
 
-def _finished(cached: Cached, seeds: int) -> list[Path]:
-    """Run folders of the seeds that have been trained to their end."""
-    return [cached.seed(seed) for seed in range(seeds) if cached.done(seed)]
+def _finished(cached: Cached, seeds: int) -> dict[int, Path]:
+    """seed -> run folder, of those that have been trained to their end."""
+    return {seed: cached.seed(seed) for seed in range(seeds) if cached.done(seed)}
 
 
-def _judge(planned: Plan, scale: Scale, found: Mapping[str, Sequence[Path]], result: dict[str, Any]) -> None:
+def _judge(planned: Plan, comparable: bool, done: Mapping[str, Mapping[int, Path]], result: dict[str, Any]) -> None:
+    def shared(labels: Iterable[str]) -> dict[str, list[Path]]:
+        """Run folders of the seeds that all of these labels have."""
+        labels = list(labels)
+        seeds = sorted(set.intersection(*(set(done[label]) for label in labels)))
+        return {label: [done[label][seed] for seed in seeds] for label in labels}
+
     for row in planned.rows:
-        values = [metric(folder, row.metric) for folder in found[row.run]]
+        values = [metric(folder, row.metric) for folder in done[row.run].values()]
         if values:
-            result["rows"].append(judge_row(row, values, scale))
+            result["rows"].append(judge_row(row, values, comparable))
         else:
             result["rows"].append({"what": row.what, "published": row.published, "ours": None, "verdict": NOT_RUN})
     for effect in planned.effects:
-        if all(found[label] for label in effect.terms):
-            values = {label: [metric(folder, effect.metric) for folder in found[label]] for label in effect.terms}
+        found = shared(effect.terms)
+        if all(found.values()):
+            values = {label: [metric(folder, effect.metric) for folder in folders] for label, folders in found.items()}
             result["claims"].append(judge_effect(effect, values))
         else:
             result["claims"].append({"text": effect.text, "effect": None, "verdict": NOT_RUN})
     for deeper, shallower in planned.crossings:
-        if found[deeper] and found[shallower]:
+        found = shared((deeper, shallower))
+        if found[deeper]:
             result["notes"].append(_crossing(deeper, shallower, found))
-    result["runs"] = {label: [folder.parent.name + "/" + folder.name for folder in folders] for label, folders in found.items()}
+    result["runs"] = {label: [f"{f.parent.name}/{f.name}" for f in folders.values()] for label, folders in done.items()}
 
 
 def _crossing(deeper: str, shallower: str, found: Mapping[str, Sequence[Path]]) -> str:
@@ -171,7 +186,7 @@ def _crossing(deeper: str, shallower: str, found: Mapping[str, Sequence[Path]]) 
     for seed, (a, b) in enumerate(zip(found[deeper], found[shallower], strict=False)):
         at = crossing(curve(a), curve(b))
         words.append(f"at iteration {at:,} (seed {seed})" if at is not None else f"not by the end (seed {seed})")
-    return f"{deeper} has less training error than {shallower} from some point on: {', '.join(words)}."
+    return f"The training error of {deeper} falls below that of {shallower}: {', '.join(words)}."
 
 
 def crossing(deeper: Curve, shallower: Curve) -> int | None:

@@ -110,9 +110,11 @@ def _with_starts(plan: Plan, labels: Sequence[str]) -> set[str]:
 
 
 def _start(cached: Cached, found: dict[str, Cached], source: Dataset, seed: int) -> Path | None:
-    """The deepened model that a run starts from, made of its start's result."""
+    """What a run starts from: its start's result, made deeper where this network is another."""
     if cached.training.start is None:
         return None
+    if found[cached.training.start].training.net == cached.training.net:
+        return found[cached.training.start].seed(seed)
     model = cached.folder / f"start-{seed}.safetensors"
     model.parent.mkdir(parents=True, exist_ok=True)
     deepen_model(found[cached.training.start].seed(seed), cached.training.net, model, data=source.source)
