@@ -15,6 +15,10 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class Diverged(UserError):
+    """A training whose loss or gradient is no longer a finite number."""
+
+
 class Interrupted(Exception):
     """A signal asked for the end; what was under way has been saved.
 

@@ -81,6 +81,13 @@ def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong(kernels_on: None) -> None:
+    x, bn = tensor(4, 16, 8, 8, dtype=torch.float32), norm(16)
+    grad = torch.autograd.grad((fused.bn_relu(bn, x, nn.ReLU()) ** 2).sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
 def test_what_is_not_finite_stays_so(kernels_on: None) -> None:
     for dtype in TOLERANCE:
         for poison in (float("nan"), float("inf"), -float("inf")):

@@ -22,8 +22,7 @@ def result(**change: Any) -> dict[str, Any]:
         "see": "The error falls.",
         "scale": "paper",
         "command": "reslearn reproduce table6 --scale paper",
-        "machine": {"processor": "P", "threads": 2, "precision": "bf16"},
-        "versions": {"reslearn": "0", "torch": "2"},
+        "made_on": ["P, 2 threads"],
         "deviations": ["bf16"],
         "rows": [row | {"verdict": "holds"}, {"what": "ResNet-32", "published": 7.51, "ours": None, "verdict": "not run"}],
         "claims": [claim, {"text": "later", "effect": None, "verdict": "not run"}],
@@ -35,11 +34,14 @@ def result(**change: Any) -> dict[str, Any]:
 def test_the_page(tmp_path: Path) -> None:
     (tmp_path / "table6-paper.json").write_text(json.dumps(result(picture="table6-paper.png")))
     (tmp_path / "other.json").write_text("{}")
-    (tmp_path / "first.json").write_text(json.dumps(result(order=0, title="The first", experiment="first")))
+    (tmp_path / "first.json").write_text(
+        json.dumps(result(order=0, title="The first", experiment="first", made_on=["Q", "P, 2 threads"]))
+    )
     (tmp_path / "table6-paper.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
     assert page.index("The first") < page.index("By depth")
     for shown in (
+        "Made on Q; P, 2 threads.",
         "8.75",
         "9.04 ± 0.10",
         "+0.29",
@@ -58,6 +60,18 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"bad\.json"):
         story.write(tmp_path, tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize("key", story.PARTS)
+def test_a_result_that_is_not_whole_is_named(tmp_path: Path, key: str) -> None:
+    (tmp_path / "half.json").write_text(json.dumps({name: value for name, value in result().items() if name != key}))
+    with pytest.raises(UserError, match=rf"half\.json: is no whole result of an experiment: '{key}' is missing"):
+        story.write(tmp_path, tmp_path / "index.html")
+
+
+def test_how_many_intervals_would_miss(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(result(claims=40 * result()["claims"][:1])))
+    assert "Of 40 intervals at 95%, about 2 would miss" in story.write(tmp_path, tmp_path / "index.html").read_text()
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:

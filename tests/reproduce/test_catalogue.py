@@ -44,11 +44,15 @@ def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
     for effect in plan.effects:
         assert sum(effect.terms.values()) == 0, "an effect is a difference"
     earlier: set[str] = set()
+    recipes: set[tuple[str, str | None]] = set()
     for label, training in plan.trainings.items():
         recipe, _ = resolve(CIFAR if data.cifar else OTHER, training.recipe, training.net, training.settings, 0)
         assert recipe.net.name == training.net
         assert training.start is None or training.start in earlier
         earlier.add(label)
+        done_to_it = (recipe.model_dump_json(), training.start)
+        assert done_to_it not in recipes, f"{label} is trained as another label is"
+        recipes.add(done_to_it)
         if scale == "smoke":
             assert recipe.schedule.steps == 2 and recipe.batch.size == 16
         elif scale == "small":
@@ -73,6 +77,19 @@ def test_table6_is_the_papers_row_by_row() -> None:
     }
     recipe = resolve(CIFAR, "cifar10-paper", "resnet110", plan.trainings["resnet110"].settings, 0)[0]
     assert recipe.schedule.steps == 64_000 and recipe.schedule.warmup_lr == 0.01
+
+
+def test_other_published_numbers() -> None:
+    published = {}
+    for name in ("im-table1", "im-table2", "im-table3", "stochastic-depth"):
+        rows = EXPERIMENTS[name].plans["paper"](Dataset("cifar10")).rows
+        published[name] = [row.published for row in rows if row.metric == "test_error"]
+    assert published == {
+        "im-table1": [6.61, 12.35, 8.70, 12.86, 6.91, 12.22, None],
+        "im-table2": [6.61, 8.17, 7.84, 6.71, 6.37],
+        "im-table3": [6.61, 6.37, 5.93, 5.46, 7.61, 4.92],
+        "stochastic-depth": [6.41, 5.25],
+    }
 
 
 def test_absent_ones_say_why_and_others_have_a_text() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from reslearn import UserError, cli
+from reslearn import UserError, cli, train
 from reslearn.reproduce.anatomy import measure_lesions, measure_responses
 from reslearn.reproduce.catalogue import EXPERIMENTS
-from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Panel, Plan, Row, Training
+from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Measured, Panel, Plan, Row, Training
 from reslearn.reproduce.run import crossing, dataset, plan, reproduce
 from reslearn.reproduce.runs import Curve, metric
 from reslearn.weights.imports import import_weights
@@ -53,7 +53,7 @@ def test_a_result(one: dict[str, Any]) -> None:
     assert json.loads((out / "tiny-small.json").read_text()) == result
     assert [row["verdict"] for row in result["rows"]] == ["not comparable", ""]
     assert result["rows"][0]["ours"]["n"] == 2 and result["claims"][0]["effect"]["n"] == 2
-    assert "The training error of long falls below that of short" in result["notes"][0]
+    assert "The training error of long does not fall below that of short by the end, in any seed." in result["notes"]
     for name in ("tiny-small.png", "tiny-small-effects.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     runs = sorted(path.parent for path in (out / "runs").glob("*/seed-*/result.json"))
@@ -150,6 +150,8 @@ def test_where_one_curve_falls_below_another_for_good() -> None:
     high = Curve([(1, 8.0), (2, 6.0), (3, 6.0), (4, 4.0), (5, 4.0), (6, 1.0)], [])
     assert crossing(low, high) == 4
     assert crossing(high, low) is None
+    late = Curve([(step, 5.0 if step < 20 else 3.0) for step in range(1, 21)], [])
+    assert crossing(late, Curve([(step, 4.0) for step in range(1, 21)], [])) is None, "one point at the end is no crossing"
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -189,8 +191,10 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
         (["figure1", "--all"], "give names or --all, not both"),
         (["--only", "plain20"], "--only, --model and --no-train go with an experiment's name"),
         (["figure1", "table6", "--only", "plain20"], "--only and --model go with one experiment"),
-        (["models"], "models has no scale 'small': take paper"),
-        (["models", "--scale", "paper"], "models needs models to look into: give them with --model"),
+        (["veit", "--model", "x", "--scale", "small"], "--scale does not apply with --model: nothing is trained"),
+        (["veit", "--model", "x", "--no-train"], "--only and --no-train do not apply with --model: nothing is trained"),
+        (["constructed", "--scale", "paper"], "constructed has no scale 'paper': take smoke or small"),
+        (["models"], "models needs models to look into: give them with --model"),
         (["table4"], "table4 cannot run: the ImageNet recipes and tests are not there yet"),
         (["table1", "--out", __file__], "is a file: give a folder"),
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
@@ -205,18 +209,94 @@ def test_errors(
     assert not list(tmp_path.rglob("*.json"))
 
 
+DRIVER = """
+from reslearn import cli
+from reslearn.reproduce import cifar
+cifar.STEPS = 40
+cli.main()
+"""
+
+
 def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
-    words = ["reproduce", "figure1", "--scale", "smoke", "--only", "plain20", "--json"]
+    words = ["reproduce", "figure1", "--data", "fashion-sample", "--only", "plain20", "--seeds", "1", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "reslearn", *words]
+    command = [sys.executable, "-c", DRIVER, *words]
+
+    def logged() -> list[str]:
+        found = list(tmp_path.rglob("metrics.jsonl"))
+        return [line for line in found[0].read_text().splitlines() if '"train"' in line] if found else []
+
     first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while len(logged()) < 3 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=60)[1]
-    if first.returncode:  # else it was done before the signal came
-        assert first.returncode == 143 and "reslearn reproduce figure1" in said and "Traceback" not in said
+    assert first.returncode == 143 and "reproduce figure1" in said and "Traceback" not in said
+    before = logged()
+    assert 3 <= len(before) < 40
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
     rows = json.loads(again.stdout)[0]["rows"]
     assert [row["verdict"] for row in rows[:2]] == ["", ""] and rows[2]["verdict"] == "not run"
+    assert logged()[: len(before)] == before, "it went on, and did not begin anew"
+    assert [json.loads(line)["step"] for line in logged()] == list(range(1, 41))
+
+
+def test_a_training_that_fails_is_a_result(one: dict[str, Any]) -> None:
+    wild = Training("resnet8", "default", (*SETTINGS, "schedule.lr=1e38", "schedule.warmup=0"))
+    planned = replace(tiny(Dataset("")), trainings={**tiny(Dataset("")).trainings, "wild": wild, "on": replace(wild, start="wild")})
+    planned = replace(planned, rows=(*planned.rows, Row("wild, error", "wild"), Row("on, error", "on")))
+    failing = replace(TINY, plans={"small": lambda data: planned})
+    result = reproduce(failing, **one)
+    assert [row["verdict"] for row in result["rows"]] == ["not comparable", "", "failed", "not run"]
+    assert result["claims"][0]["effect"]["n"] == 2
+    assert "wild: its loss stopped being a number (seeds 0, 1); what is said of it is of the others." in result["notes"]
+    before = sorted((path, path.stat().st_mtime_ns) for path in (one["out"] / "runs").rglob("*"))
+    assert reproduce(failing, **one)["rows"] == result["rows"]
+    assert sorted((path, path.stat().st_mtime_ns) for path in (one["out"] / "runs").rglob("*")) == before, "it is not tried again"
+
+
+def test_a_damaged_run_is_named(one: dict[str, Any]) -> None:
+    reproduce(TINY, **one)
+    damaged = next((one["out"] / "runs").glob("*/seed-0/result.json"))
+    damaged.write_text("{")
+    with pytest.raises(UserError, match=r"result\.json is damaged: remove it"):
+        reproduce(TINY, **one)
+    damaged.unlink()
+    assert reproduce(TINY, **one)["rows"][0]["ours"]["n"] == 2
+
+
+def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_data(
+    one: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
+    found = []
+    for i, settings in enumerate(((), ("net.order=relu-only",))):
+        found.append(train(images, "resnet8", "default", (*SETTINGS, *settings), 0, tmp_path / f"run{i}", quiet=True).folder)
+    look = replace(TINY, name="look", plans={"small": lambda data: Plan(of_models=measure_responses)})
+    result = reproduce(look, out=one["out"], models=found, quiet=True)
+    assert [row["what"] for row in result["rows"]] == [
+        "resnet8, mean over its 3x3 layers",
+        "resnet8 order=relu-only, mean over its 3x3 layers",
+    ]
+    assert result["data"] == images.name
+    stale = one["out"] / "look-models-effects.png"
+    stale.write_bytes(b"of another time")
+    assert "effects_picture" not in reproduce(look, out=one["out"], models=found, quiet=True) and not stale.exists()
+
+
+def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = replace(TINY, name="bad", plans={"small": lambda data: Plan({"a": Training("resnet8", "nowhere")})})
+    absent = replace(TINY, name="absent", plans={}, absent="not yet")
+    count = replace(TINY, name="count", plans={"small": lambda data: Plan(measure=lambda *a: Measured([]))})
+    for each in [*EXPERIMENTS]:
+        monkeypatch.delitem(EXPERIMENTS, each)
+    for each in (absent, bad, count, TINY):
+        monkeypatch.setitem(EXPERIMENTS, each.name, each)
+    words = ["reproduce", "--all", "--seeds", "1", "--data", one["data"], "--out", str(one["out"])]
+    assert run_cli(monkeypatch, *words) == 2, "one of them could not run"
+    said = capsys.readouterr()
+    assert "going on with the next" in said.err and "bad" in said.err and "page:" in said.out
+    assert {path.name for path in one["out"].glob("*.json")} == {"count-paper.json", "tiny-small.json"}
+    result = json.loads((one["out"] / "tiny-small.json").read_text())
+    assert result["rows"][0]["ours"]["n"] == 1 and result["command"].startswith("reslearn reproduce --all --seeds 1")
+    assert "A tiny experiment" in (one["out"] / "index.html").read_text()

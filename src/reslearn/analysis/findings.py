@@ -70,12 +70,11 @@ def of_lesion(found: Lesion) -> list[str]:
             f"Without k {what} at random: " + ", ".join(f"{k}: {statistics.fmean(v):.1f}%" for k, v in found.several.items())
         )
     if found.orders:
-        worst_tau, error = min(found.orders)
-        mild_tau, mild = max(pair for pair in found.orders if pair[0] < 1) if worst_tau < 1 else (1.0, found.whole)
-        said.append(
-            f"In another order it errs on {mild:.1f}% (Kendall's tau {mild_tau:.2f}, the least change) "
-            f"to {error:.1f}% (tau {worst_tau:.2f}, the greatest)."
-        )
+        by_tau: dict[float, list[float]] = {}
+        for tau, error in found.orders:
+            by_tau.setdefault(tau, []).append(error)
+        means = [f"{statistics.fmean(by_tau[tau]):.1f}% at {tau:.2f}" for tau in sorted(by_tau, reverse=True) if tau < 1]
+        said.append("In another order, by Kendall's tau to the trained one, it errs on " + ", ".join(means or ["the same"]) + ".")
     return said
 
 

@@ -33,6 +33,17 @@ def residual_blocks(model: nn.Module) -> dict[str, Block]:
     return found
 
 
+def has_shortcuts(model: nn.Module) -> bool:
+    """Whether a network is made of blocks with shortcuts."""
+    return has_blocks(model) and all(block.merge is not None for block in blocks(model).values())
+
+
+def depth(model: nn.Module) -> int:
+    """Layers with weights, as the paper counts them: convolutions and linear layers, without the shortcuts' projections."""
+    layers = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    return sum("downsample" not in name for name in layers)
+
+
 def halves(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     """What a block adds up, in evaluation: its shortcut's part and its branch's, both (N, C, H, W)."""
     x = block.run(block.shared, x)

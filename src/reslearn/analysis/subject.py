@@ -70,7 +70,7 @@ def open_subject(
         return _untrained(str(model), data, images, seed, on)
     net = load(model, on)
     card: Card = net.card  # type: ignore[assignment]
-    given = data or _trained_on(Path(model), card)
+    given = data or trained_on(Path(model), card)
     if given is None:
         raise UserError(f"{model} does not say which images it was trained on: give some with --data")
     if any_classes and (loose := _loose(given)):
@@ -97,7 +97,7 @@ def _is_name(model: str | Path) -> bool:
     return not os.path.exists(model)  # noqa: PTH110  unlike Path's, it takes names that are too long
 
 
-def _trained_on(model: Path, card: Card) -> str | None:
+def trained_on(model: Path, card: Card) -> str | None:
     """The data set that a model was trained on: as its run was told, or by the name that its card has."""
     record = (model if model.is_dir() else model.parent) / "recipe.json"
     if record.is_file():

@@ -4,6 +4,7 @@ which nothing that we set for ours can slow or help.
 """
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -141,6 +142,7 @@ class PlainProcess:
 def _serve(
     pipe: Connection, threads: int, data: str, net: str, options: dict[str, Any], batch: int, device: torch.device, **more: Any
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked gets it too, and ends this process
     torch.set_num_threads(threads)
     loop = plain_loop(datasets.open(data), net, options, batch, device, **more)
     try:
@@ -150,7 +152,7 @@ def _serve(
                 loop.step()
             limits.wait_for(device)
             pipe.send(time.perf_counter() - started)
-    except EOFError:  # whoever asked has gone
+    except (EOFError, OSError):  # whoever asked has gone
         pass
     finally:
         loop.close()

@@ -23,12 +23,16 @@ class Scale(StrEnum):
 
 def reproduce(
     names: Annotated[list[str] | None, typer.Argument(help="Experiments; a list of them without any.")] = None,
-    scale: Annotated[Scale, typer.Option("--scale", help="smoke: it runs. small: an effect. paper: its protocol.")] = Scale.small,
+    asked: Annotated[
+        Scale | None, typer.Option("--scale", help="smoke: it runs; small (default): an effect; paper: its own.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All experiments that can run at this scale.")] = False,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many of each training.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="A data set's name or a path, instead of its own.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Train this one of its trainings; read the others.")] = None,
-    models: Annotated[list[Path] | None, typer.Option("--model", help="Look into this model, instead of training.")] = None,
+    models: Annotated[
+        list[Path] | None, typer.Option("--model", help="Look into this model, instead of training; one or more.")
+    ] = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Or only read what has been trained.")] = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and results.")] = Path("reproduction"),
     as_json: Json = False,
@@ -51,6 +55,7 @@ def reproduce(
     from reslearn.reproduce.catalogue import EXPERIMENTS, experiment
     from reslearn.reproduce.run import reproduce as run
 
+    scale = asked or Scale.small
     if names and every:
         raise UserError("give names or --all, not both")
     if not names and not every:
@@ -64,21 +69,40 @@ def reproduce(
         chosen = [e for e in chosen if not e.absent and scale.value in e.plans and e.name != "models"]
     if (only or models) and len(chosen) > 1:
         raise UserError("--only and --model go with one experiment")
+    if models and asked:
+        raise UserError("--scale does not apply with --model: nothing is trained")
+    if [e.name for e in chosen] == ["models"]:
+        scale = Scale.paper  # the only one it has
     results: list[dict[str, Any]] = []
+    missed: list[str] = []
     command = shlex.join(["reslearn", *sys.argv[1:]])
     for each in chosen:
         order = [*EXPERIMENTS].index(each.name)
         count = seeds if not every or each.trains(scale.value) else None
         try:
             results.append(
-                run(each, scale.value, count, data, out, device, only or (), models or (), train, as_json, command, order)
+                run(
+                    each,
+                    scale.value,
+                    seeds=count,
+                    data=data,
+                    out=out,
+                    device=device,
+                    only=only or (),
+                    models=models or (),
+                    training=train,
+                    quiet=as_json,
+                    command=command,
+                    order=order,
+                )
             )
         except Interrupted as signal:
             raise Interrupted(signal.number, again=command) from None
         except UserError as error:
             if not every:
                 raise
-            typer.echo(f"reslearn: {error}; going on with the next", err=True)
+            typer.echo(f"reslearn: {each.name}: {error}; going on with the next", err=True)
+            missed.append(each.name)
             continue
         if not as_json:
             show.print_result(results[-1], out)
@@ -89,6 +113,8 @@ def reproduce(
         typer.echo(json.dumps(results, indent=1))
     else:
         typer.echo(f"page:    {page}")
+    if missed:
+        raise UserError(f"what could not run: {', '.join(missed)}; the reasons are above")
 
 
 def _page(out: Path) -> Path:

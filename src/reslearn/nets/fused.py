@@ -8,14 +8,17 @@ which takes a fifth less time than oneDNN's. Without a compiler, or on another d
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from reslearn.files import cache_folder
@@ -24,7 +27,7 @@ SOURCE = Path(__file__).with_name("fused.cpp")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WIDE, LANES = 64, 16  # as in fused.cpp
-MOST_WEIGHTS, LEAST_PIXELS = 64 * 64, 8 * 8
+MOST_WEIGHTS, LEAST_PIXELS, MOST_THREADS = 64 * 64, 8 * 8, 8
 WEIGHT_GRADIENT = "weight_gradient_bf16"
 
 _library: ctypes.CDLL | None = None
@@ -52,8 +55,9 @@ def enable(on: bool = True) -> str | None:
 
 def _compiled(compiler: str) -> Path:
     """The library, from the cache where this compiler has made it from this source on this processor before."""
-    version = subprocess.run([compiler, "-march=native", "-Q", "--help=target"], capture_output=True, timeout=60).stdout
-    key = hashlib.sha256(b"\n".join([SOURCE.read_bytes(), *map(str.encode, FLAGS), compiler.encode(), version])).hexdigest()
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60).stdout
+    parts = [SOURCE.read_bytes(), *map(str.encode, FLAGS), compiler.encode(), version, _processor().encode()]
+    key = hashlib.sha256(b"\n".join(parts)).hexdigest()
     library = cache_folder() / "kernels" / f"fused-{key[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,14 @@ def _compiled(compiler: str) -> Path:
             subprocess.run([compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=120)
             linked.rename(library)
     return library
+
+
+def _processor() -> str:
+    """What the machine's processor can do: a cache may be shared by machines, and code for one is wrong for another."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -142,6 +154,7 @@ def _takes(module: nn.Conv2d, x: Tensor) -> bool:
         and module.padding_mode == "zeros"
         and module.in_channels * module.out_channels <= MOST_WEIGHTS  # with more of them oneDNN is faster
         and x.shape[2] * x.shape[3] >= LEAST_PIXELS
+        and torch.get_num_threads() <= MOST_THREADS  # more would have nothing to do
         and module.bias is None
         and module.in_channels % LANES == 0
         and module.out_channels % LANES == 0
@@ -184,7 +197,8 @@ class _BnRelu(torch.autograd.Function):
         return y, y.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, y, gamma, beta, mean, invstd = ctx.saved_tensors
         grad, more = ([g.to(x.dtype).contiguous(memory_format=torch.channels_last) for g in grads if g is not None] + [None])[:2]
         if grad is None:
@@ -209,7 +223,8 @@ class _Conv3x3(torch.autograd.Function):
         return F.conv2d(x, narrow, padding=1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, narrow = ctx.saved_tensors
         grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         x_grad = None

@@ -17,6 +17,8 @@ SCALES = {
     "smoke": "smoke test: it shows only that it runs",
 }
 
+VERDICTS = ("holds", "differs", "undecided", "failed", "not comparable", "not run")
+PARTS = ("title", "source", "see", "scale", "command", "made_on", "rows", "claims", "notes", "deviations")
 CURVES = "Lines are means over seeds, bands their range; dashed: training error, bold: held-out error."
 EFFECTS = "Right of zero is what is claimed. Dots are means, bars 95% intervals, rings single seeds."
 
@@ -38,9 +40,10 @@ def write(folder: Path, target: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed}
-    page = environment.get_template("story.html.j2").render(
-        results=[_view(result, folder) for result in results], machine=results[0]["machine"], versions=results[0]["versions"]
-    )
+    views = [_view(result, folder) for result in results]
+    made_on = list(dict.fromkeys(words for result in results for words in result["made_on"]))
+    intervals = sum(bool(claim["effect"] and claim["effect"]["interval"]) for result in results for claim in result["claims"])
+    page = environment.get_template("story.html.j2").render(results=views, made_on=made_on, intervals=intervals)
     write_text(target, page)
     return target
 
@@ -51,14 +54,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "experiment" not in result:
             return None
-        return {"order": 0, "data": None, "seeds": None, **result, "rows": [*result["rows"]], "scale": str(result["scale"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: is no result of an experiment ({type(error).__name__}: {error}); move it elsewhere") from None
+    if missing := [key for key in PARTS if key not in result]:
+        raise UserError(f"{path}: is no whole result of an experiment: '{missing[0]}' is missing; make it again")
+    return {"order": 0, "data": None, "seeds": None, **result}
 
 
 def _view(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     verdicts = [line["verdict"] for line in (*result["rows"], *result["claims"]) if line["verdict"]]
-    counts = {verdict: verdicts.count(verdict) for verdict in ("holds", "differs", "undecided", "not comparable", "not run")}
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
     return {
         **result,
         "anchor": f"{result['experiment']}-{result['scale']}",

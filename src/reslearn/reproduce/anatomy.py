@@ -1,20 +1,21 @@
 """What trained networks look like inside: responses (DRL Figure 7), lesions and paths (Veit et al.), gradients (IM)."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from reslearn.analysis import plots
 from reslearn.analysis.lesion import Lesion, lesion
+from reslearn.analysis.parts import depth, has_shortcuts
 from reslearn.analysis.paths import Paths, paths
 from reslearn.analysis.responses import responses
-from reslearn.analysis.subject import open_subject
+from reslearn.analysis.subject import Subject, open_subject, trained_on
 from reslearn.evaluation.evaluate import evaluate
 from reslearn.nets import spec
-from reslearn.reproduce.cifar import figure1, nets_for
-from reslearn.reproduce.experiment import Dataset, Experiment, Measured, Plan, Row, Say, Scale, scales
+from reslearn.reproduce.cifar import PUBLISHED, figure1, nets_for
+from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Row, Scale, scales
 from reslearn.reproduce.judge import DIFFERS, HOLDS, UNDECIDED, judge_row, spread
 from reslearn.weights.store import read_card
 
@@ -37,51 +38,58 @@ def _line(what: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
     return {"what": what, "metric": metric, "published": None, "ours": spread(values), "verdict": ""}
 
 
-def _is_plain(label: str, models: Models) -> bool:
-    return spec(read_card(models[label][0]).net).merge == "plain"
+def _data(path: Path, look: Look) -> str:
+    return look.data or trained_on(path, read_card(path)) or look.usual
 
 
-def _depth(label: str, models: Models) -> int:
-    return spec(read_card(models[label][0]).net).depth
-
-
-def measure_responses(models: Models, data: str, say: Say) -> Measured:
-    """DRL Figure 7, and its two findings."""
-    means: dict[str, list[float]] = {}
-    first = {}
+def _subjects(models: Models, look: Look) -> Iterator[tuple[str, int, Subject]]:
+    """Label, place among its models, and the model with images to look at."""
     for label, seeds in models.items():
-        means[label] = []
         for i, path in enumerate(seeds):
-            subject = open_subject(path, data, IMAGES, 0)
-            found = responses(subject.model, subject.images)
-            means[label].append(statistics.fmean(response.std for response in found))
-            if i == 0:
-                first[label] = found
-    plain = sorted((label for label in models if _is_plain(label, models)), key=lambda label: _depth(label, models))
-    residual = sorted((label for label in models if label not in plain), key=lambda label: _depth(label, models))
+            look.say(f"looking into {label}: {path}")
+            yield label, i, open_subject(path, _data(path, look), IMAGES, 0, look.device)
+
+
+def measure_responses(models: Models, look: Look) -> Measured:
+    """DRL Figure 7, and its two findings."""
+    means: dict[str, list[float]] = {label: [] for label in models}
+    first, depths, residual, data = {}, {}, [], set()
+    for label, i, subject in _subjects(models, look):
+        found = responses(subject.model, subject.images)
+        means[label].append(statistics.fmean(response.std for response in found))
+        data.add(subject.data)
+        if i == 0:
+            first[label], depths[label] = found, depth(subject.model)
+            residual += [label] if has_shortcuts(subject.model) else []
+    residual.sort(key=depths.__getitem__)
     claims = []
-    for label in plain:
-        if twin := next((r for r in residual if _depth(r, models) == _depth(label, models)), None):
+    for label in sorted(set(models) - set(residual), key=depths.__getitem__):
+        if twin := next((r for r in residual if depths[r] == depths[label]), None):
             values = [a - b for a, b in zip(means[label], means[twin], strict=False)]
             claims.append(claim(f"{twin} responds less than {label}", "mean standard deviation", values))
     for shallow, deep in pairwise(residual):
         values = [a - b for a, b in zip(means[shallow], means[deep], strict=False)]
         claims.append(claim(f"{deep} responds less than {shallow}", "mean standard deviation", values))
     rows = [_line(f"{label}, mean over its 3x3 layers", "standard deviation", values) for label, values in means.items()]
-    return Measured(rows, claims, lambda path: plots.save(plots.responses(first), path), caption="A seed of each net.")
+    return Measured(
+        rows,
+        claims,
+        lambda path: plots.save(plots.responses(first), path),
+        caption="One model of each net; every layer has a point.",
+        data=", ".join(sorted(data)),
+    )
 
 
-def measure_lesions(models: Models, data: str, say: Say) -> Measured:
+def measure_lesions(models: Models, look: Look) -> Measured:
     """Veit et al., section 4: blocks left out and exchanged; and section 5: paths."""
-    found: dict[str, list[tuple[Lesion, Paths | None]]] = {}
-    for label, seeds in models.items():
-        found[label] = []
-        for path in seeds:
-            say(f"taking {label} apart: {path}")
-            subject = open_subject(path, data, IMAGES, 0)
-            cut = lesion(subject.model, subject.images, subject.labels)
-            few = subject.images[:128], subject.labels[:128]
-            found[label].append((cut, None if _is_plain(label, models) else paths(subject.model, *few, draws=24)))
+    found: dict[str, list[tuple[Lesion, Paths | None]]] = {label: [] for label in models}
+    depths, data = {}, set()
+    for label, _, subject in _subjects(models, look):
+        cut = lesion(subject.model, subject.images, subject.labels)
+        few = subject.images[:128], subject.labels[:128]
+        found[label].append((cut, paths(subject.model, *few, draws=24) if has_shortcuts(subject.model) else None))
+        depths[label] = depth(subject.model)
+        data.add(subject.data)
     rows, claims = [], []
     residual = {label: each for label, each in found.items() if each[0][1] is not None}
     for label, each in found.items():
@@ -96,11 +104,11 @@ def measure_lesions(models: Models, data: str, say: Say) -> Measured:
         claims += _of_one(label, each)
     for label, each in found.items():
         if label not in residual and residual:
-            twin = min(residual, key=lambda other: abs(_depth(other, models) - _depth(label, models)))
+            twin = min(residual, key=lambda other: abs(depths[other] - depths[label]))
             pairs = zip(each, residual[twin], strict=False)
             costs = [(_one(a) - a.whole) - (_one(b) - b.whole) for (a, _), (b, _) in pairs]
             claims.append(claim(f"Leaving out one block costs {label} more than {twin}", "points of test error", costs))
-    deepest = max(residual or found, key=lambda label: _depth(label, models))
+    deepest = max(residual or found, key=depths.__getitem__)
     cut, ways = found[deepest][0]
 
     def draw(path: Path) -> None:
@@ -109,8 +117,9 @@ def measure_lesions(models: Models, data: str, say: Say) -> Measured:
             plots.save(plots.paths(ways, deepest), path.with_name(f"{path.stem}-effects.png"))
 
     captions = "Left: each bar is the net without one block. Middle: without several. Right: blocks exchanged."
-    smaller = ("the paper takes 110 layers apart",) if _depth(deepest, models) < 110 else ()
-    return Measured(rows, claims, draw, smaller, captions, "How many paths there are, and what they carry.")
+    smaller = ("the paper takes 110 layers apart",) if depths[deepest] < 110 else ()
+    second = "How many paths there are, and what they carry."
+    return Measured(rows, claims, draw, smaller, captions, second, ", ".join(sorted(data)))
 
 
 def _of_one(label: str, each: Sequence[tuple[Lesion, Paths | None]]) -> list[dict[str, Any]]:
@@ -166,15 +175,19 @@ def _ranked(points: Sequence[tuple[float, float]]) -> float:
     return statistics.fmean(signs) if signs else 0.0
 
 
-def measure_errors(models: Models, data: str, say: Say) -> Measured:
+def measure_errors(models: Models, look: Look) -> Measured:
     """Test errors of models that are there, beside DRL Table 6."""
-    rows = []
+    rows, data = [], set()
     for label, seeds in models.items():
-        net = read_card(seeds[0]).net
-        row = Row(f"{label}, test error", label, spec(net).published.get("CIFAR-10"))
-        results = [evaluate(path, data) for path in seeds]
-        rows.append(judge_row(row, [each["top1_error"] for each in results], all(each["data"] == "cifar10" for each in results)))
-    return Measured(rows, deviations=("the models are given: how they were trained is their authors' word",))
+        card = read_card(seeds[0])
+        published = PUBLISHED.get(card.net, spec(card.net).published.get("CIFAR-10")) if label == card.net else None
+        look.say(f"testing {label}")
+        results = [evaluate(path, _data(path, look), device=look.device) for path in seeds]
+        data |= {each["data"] for each in results}
+        on_cifar = all(each["data"] == "cifar10" for each in results)
+        rows.append(judge_row(Row(f"{label}, test error", label, published), [each["top1_error"] for each in results], on_cifar))
+    given = ("the models are given: how they were trained is their authors' word",)
+    return Measured(rows, deviations=given, data=", ".join(sorted(data)))
 
 
 def _responses(data: Dataset, scale: Scale) -> Plan:

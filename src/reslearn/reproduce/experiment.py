@@ -68,10 +68,22 @@ class Panel:
     runs: tuple[str, ...]
 
 
+class Look(NamedTuple):
+    """How models are looked into. data: a name or path; None for the one that each was trained on, where it says which.
+    usual: for those that do not.
+    """
+
+    data: str | None
+    usual: str
+    device: str
+    say: Say
+
+
 class Measured(NamedTuple):
     """What is measured rather than read from runs: rows and claims as they stand in the result, and a picture's author.
 
     draw(path) writes the picture, and perhaps a second one, PATH-effects.png; the captions say what to see in them.
+    data: the name of what it was measured on.
     """
 
     rows: list[dict[str, Any]]
@@ -80,6 +92,7 @@ class Measured(NamedTuple):
     deviations: tuple[str, ...] = ()
     caption: str = ""
     second_caption: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Plan:
     """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing.
 
     measure: what is found without a network. of_models: what is found in those trained, or in given ones: label -> a model of
-    each seed, and the data's name.
+    each seed.
     """
 
     trainings: Mapping[str, Training] = field(default_factory=dict)
@@ -98,7 +111,7 @@ class Plan:
     crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): when the first one's training error falls below
     deviations: tuple[str, ...] = ()
     measure: Callable[[Dataset, Scale, Say], Measured] | None = None
-    of_models: Callable[[Mapping[str, Sequence[Path]], str, Say], Measured] | None = None
+    of_models: Callable[[Mapping[str, Sequence[Path]], Look], Measured] | None = None
     minutes: float = 0.1
 
 

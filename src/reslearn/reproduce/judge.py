@@ -13,6 +13,7 @@ T95 += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.
 NORMAL95 = 1.96
 
 HOLDS, DIFFERS, UNDECIDED, NOT_COMPARABLE = "holds", "differs", "undecided", "not comparable"
+NOT_RUN, FAILED = "not run", "failed"
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

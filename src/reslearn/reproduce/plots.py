@@ -16,8 +16,9 @@ COLOURS = ("tab:blue", "tab:red", "tab:green", "tab:purple", "tab:orange", "tab:
 
 def _mean(curves: Sequence[list[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
     """steps (n,) and values (seeds, n) at the steps that all curves have."""
-    shared = sorted(set.intersection(*(set(dict(curve)) for curve in curves)))
-    return np.array(shared), np.array([[dict(curve)[step] for step in shared] for curve in curves])
+    by_step = [dict(curve) for curve in curves]
+    shared = sorted(set.intersection(*map(set, by_step)))
+    return np.array(shared), np.array([[each[step] for step in shared] for each in by_step])
 
 
 def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: Path) -> None:
@@ -48,22 +49,24 @@ def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: 
 
 
 def effects(claims: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each effect with its interval and its seeds; right of zero is what is claimed."""
-    figure = Figure(figsize=(8.5, 0.8 + 0.5 * len(claims)), layout="constrained")
-    axis = figure.subplots()
-    for at, claim in enumerate(reversed(claims)):
-        effect = claim["effect"]
-        colour = {"holds": "tab:green", "differs": "tab:red"}.get(claim["verdict"], "tab:gray")
-        if effect["interval"]:
-            axis.plot(effect["interval"], [at, at], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
-        axis.plot(effect["values"], [at] * effect["n"], "o", color=colour, ms=4, mfc="none")
-        axis.plot(effect["mean"], at, "o", color=colour, ms=7)
-    axis.axvline(0, color="black", lw=0.8)
-    axis.set_yticks(range(len(claims)), [_wrapped(claim["text"]) for claim in reversed(claims)], fontsize=8)
-    units = sorted({claim["metric"] for claim in claims})
-    axis.set_xlabel(f"effect on {' / '.join(units)}  (dot: mean, bar: 95% interval, rings: seeds)", fontsize=8)
-    axis.set_ylim(-0.6, len(claims) - 0.4)
-    axis.grid(alpha=0.3, axis="x")
+    """Each effect with its interval and its seeds, those in one unit on one axis; right of zero is what is claimed."""
+    units = {metric: [claim for claim in claims if claim["metric"] == metric] for metric in {c["metric"]: None for c in claims}}
+    heights = [0.8 + 0.5 * len(those) for those in units.values()]
+    figure = Figure(figsize=(8.5, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(units), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axis, (metric, those) in zip(axes, units.items(), strict=True):
+        for at, claim in enumerate(reversed(those)):
+            effect = claim["effect"]
+            colour = {"holds": "tab:green", "differs": "tab:red"}.get(claim["verdict"], "tab:gray")
+            if effect["interval"]:
+                axis.plot(effect["interval"], [at, at], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
+            axis.plot(effect["values"], [at] * effect["n"], "o", color=colour, ms=4, mfc="none")
+            axis.plot(effect["mean"], at, "o", color=colour, ms=7)
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set_yticks(range(len(those)), [_wrapped(claim["text"]) for claim in reversed(those)], fontsize=8)
+        axis.set_xlabel(f"effect on {metric}", fontsize=8)
+        axis.set_ylim(-0.6, len(those) - 0.4)
+        axis.grid(alpha=0.3, axis="x")
     _save(figure, path)
 
 

@@ -10,14 +10,16 @@ from reslearn.device import pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.files import write_text
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import Dataset, Experiment, Measured, Plan, Scale
-from reslearn.reproduce.judge import judge_effect, judge_row
-from reslearn.reproduce.runs import Cached, Curve, curve, find, metric, train
+from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale
+from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
+from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, train
 from reslearn.training import runtime
 from reslearn.training.display import Display
+from reslearn.training.run import read_facts
 from reslearn.weights.store import read_card
 
-NOT_RUN = "not run"
+# Options of a net that is the paper's all the same: how it began, and which of four pixels shortcut A takes.
+SAME = (("zero_init_last_gamma", True), ("zero_init_last_gamma", False), ("shortcut", "A-centred"))
 
 
 def dataset(experiment: Experiment, scale: Scale, asked: str | None) -> Dataset:
@@ -44,6 +46,7 @@ def plan(experiment: Experiment, scale: Scale, source: Dataset) -> Plan:
 def reproduce(
     experiment: Experiment,
     scale: Scale = "small",
+    *,
     seeds: int | None = None,
     data: str | None = None,
     out: Path = Path("reproduction"),
@@ -58,9 +61,9 @@ def reproduce(
     """Run an experiment and write OUT/NAME-SCALE.json and .png. Returns what the JSON holds.
 
     seeds: how many of each training; the plan's own number unless given. data: a name or path. only: labels of the trainings
-    to run; the others are read where they are there. models: model files or run folders to look into, instead of trainings;
-    the result is NAME-models. training: False reads only. Raises UserError for what cannot be used,
-    Interrupted after a signal: called again, it goes on. order: where it stands on the page.
+    to run; the others are read where they are there. models: model files or run folders to look into, instead of trainings, on
+    `data` or on what each was trained on; the result is NAME-models. training: False reads only. command: as the page shows it.
+    order: where it stands there. Raises UserError for what cannot be used, Interrupted after a signal: called again, it goes on.
     """
     source = dataset(experiment, scale, data)
     planned = plan(experiment, scale, source)
@@ -71,6 +74,8 @@ def reproduce(
         raise UserError(f"{experiment.name} trains nothing{' with --model' if models else ''}: --seeds does not apply")
     if models and planned.of_models is None:
         raise UserError(f"{experiment.name} does not look into models: leave --model out")
+    if models and (only or not training):
+        raise UserError("--only and --no-train do not apply with --model: nothing is trained")
     if planned.of_models is not None and not planned.trainings and not models:
         raise UserError(f"{experiment.name} needs models to look into: give them with --model")
     given = _named(models)
@@ -88,8 +93,7 @@ def reproduce(
         "see": experiment.see,
         "scale": shown,
         "command": command,
-        "machine": runtime.machine(on, pick_precision("auto", on), "auto"),
-        "versions": runtime.versions(),
+        "made_on": [_made_on(runtime.machine(on, pick_precision("auto", on), "auto"), runtime.versions())],
         "deviations": list(planned.deviations),
         "rows": [],
         "claims": [],
@@ -99,33 +103,54 @@ def reproduce(
     if planned.measure is not None:
         _take(planned.measure(source, scale, display.say), result, out / f"{name}.png")
     elif given and planned.of_models is not None:
-        result |= {"data": source.source, "deviations": [], "runs": {label: list(map(str, each)) for label, each in given.items()}}
-        _take(planned.of_models(given, source.source, display.say), result, out / f"{name}.png")
+        result |= {"deviations": [], "runs": {label: list(map(str, each)) for label, each in given.items()}}
+        _take(planned.of_models(given, Look(data, source.source, device, display.say)), result, out / f"{name}.png")
     else:
         opened = datasets.open(source.source)
         result |= {"data": opened.name, "seeds": count}
         chosen = [label for label in planned.trainings if not only or label in only]
         if training:
             train(planned, source, opened, count, out, device, quiet, chosen)
-        done = {label: _finished(cached, count) for label, cached in find(planned, opened, out).items()}
+        cached = find(planned, opened, out)
+        done = {label: {s: each.seed(s) for s in range(count) if each.done(s)} for label, each in cached.items()}
+        failed = {label: [s for s in range(count) if each.failed(s)] for label, each in cached.items()}
         found = {label: list(folders.values()) for label, folders in done.items()}
+        facts = [read_facts(folder) for folders in found.values() for folder in folders]
+        if facts:
+            result["made_on"] = _distinct(_made_on(each["machine"], each["versions"]) for each in facts)
         same_data = opened.name == experiment.data
         if scale == "paper" and not same_data:
             result["deviations"].append(f"the data set is {opened.name}, not {experiment.data}")
-        _judge(planned, scale == "paper" and same_data, done, result)
+        _judge(planned, scale == "paper" and same_data, done, failed, result)
         _draw(planned, found, result, out / f"{name}.png")
         if planned.of_models is not None:
-            _take(planned.of_models(_complete(found), source.source, display.say), result, out / f"{name}.png")
+            _take(
+                planned.of_models(_complete(done), Look(source.source, source.source, device, display.say)),
+                result,
+                out / f"{name}.png",
+            )
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
 def _named(models: Sequence[Path]) -> dict[str, list[Path]]:
-    """Given models by the names of their networks."""
+    """Given models by their networks: the name, and the options that make it another one."""
     found: dict[str, list[Path]] = {}
     for path in models:
-        found.setdefault(read_card(path).net, []).append(path)
+        card = read_card(path)
+        options = [f"{key}={value}" for key, value in sorted(card.options.items()) if (key, value) not in SAME]
+        found.setdefault(" ".join([card.net, *options]), []).append(path)
     return found
+
+
+def _made_on(machine: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
+    """Where and with what, in words."""
+    how = f"{machine['processor']}, {machine['threads']} threads, {machine['precision']}"
+    return f"{how}, reslearn {versions['reslearn']}, torch {versions['torch']}"
+
+
+def _distinct(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
 
 
 def _take(measured: Measured, result: dict[str, Any], picture: Path) -> None:
@@ -133,48 +158,55 @@ def _take(measured: Measured, result: dict[str, Any], picture: Path) -> None:
     result["rows"] += measured.rows
     result["claims"] += measured.claims
     result["deviations"] += measured.deviations
+    result |= {"data": measured.data} if measured.data else {}
     if measured.draw is not None:
-        measured.draw(picture)
         second = picture.with_name(f"{picture.stem}-effects.png")
+        second.unlink(missing_ok=True)  # of an earlier time
+        measured.draw(picture)
         result |= {"picture": picture.name, "caption": measured.caption, "second_caption": measured.second_caption}
         result |= {"effects_picture": second.name} if second.exists() else {}
 
 
-def _complete(found: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
-    """Those that have been trained. Raises UserError where there is none."""
-    there = {label: folders for label, folders in found.items() if folders}
-    if not there:
+Done = Mapping[str, Mapping[int, Path]]  # label -> seed -> the folder of a run that has come to its end
+
+
+def _shared(done: Done, labels: Iterable[str]) -> dict[str, list[Path]]:
+    """Run folders of the seeds that all of these labels have."""
+    labels = list(labels)
+    seeds = sorted(set.intersection(*(set(done[label]) for label in labels)))
+    return {label: [done[label][seed] for seed in seeds] for label in labels}
+
+
+def _complete(done: Done) -> dict[str, list[Path]]:
+    """What has been trained, with the seeds that all of it has. Raises UserError where there is none."""
+    there = [label for label, folders in done.items() if folders]
+    found = _shared(done, there) if there else {}
+    if not any(found.values()):
         raise UserError("none of its networks has been trained yet: leave --no-train out, or give models with --model")
-    return there
+    return found
 
 
-def _finished(cached: Cached, seeds: int) -> dict[int, Path]:
-    """seed -> run folder, of those that have been trained to their end."""
-    return {seed: cached.seed(seed) for seed in range(seeds) if cached.done(seed)}
-
-
-def _judge(planned: Plan, comparable: bool, done: Mapping[str, Mapping[int, Path]], result: dict[str, Any]) -> None:
-    def shared(labels: Iterable[str]) -> dict[str, list[Path]]:
-        """Run folders of the seeds that all of these labels have."""
-        labels = list(labels)
-        seeds = sorted(set.intersection(*(set(done[label]) for label in labels)))
-        return {label: [done[label][seed] for seed in seeds] for label in labels}
-
+def _judge(planned: Plan, comparable: bool, done: Done, failed: Mapping[str, list[int]], result: dict[str, Any]) -> None:
     for row in planned.rows:
         values = [metric(folder, row.metric) for folder in done[row.run].values()]
         if values:
             result["rows"].append(judge_row(row, values, comparable))
         else:
-            result["rows"].append({"what": row.what, "published": row.published, "ours": None, "verdict": NOT_RUN})
+            verdict = FAILED if failed[row.run] else NOT_RUN
+            result["rows"].append({"what": row.what, "published": row.published, "ours": None, "verdict": verdict})
+    for label, numbers in failed.items():
+        if numbers:
+            seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+            result["notes"].append(f"{label}: its loss stopped being a number ({seeds}); what is said of it is of the others.")
     for effect in planned.effects:
-        found = shared(effect.terms)
+        found = _shared(done, effect.terms)
         if all(found.values()):
             values = {label: [metric(folder, effect.metric) for folder in folders] for label, folders in found.items()}
             result["claims"].append(judge_effect(effect, values))
         else:
             result["claims"].append({"text": effect.text, "effect": None, "verdict": NOT_RUN})
     for deeper, shallower in planned.crossings:
-        found = shared((deeper, shallower))
+        found = _shared(done, (deeper, shallower))
         if found[deeper]:
             result["notes"].append(_crossing(deeper, shallower, found))
     result["runs"] = {label: [f"{f.parent.name}/{f.name}" for f in folders.values()] for label, folders in done.items()}
@@ -182,15 +214,18 @@ def _judge(planned: Plan, comparable: bool, done: Mapping[str, Mapping[int, Path
 
 def _crossing(deeper: str, shallower: str, found: Mapping[str, Sequence[Path]]) -> str:
     """When the deeper net's training error fell below the shallower one's for good, in words."""
-    words = []
-    for seed, (a, b) in enumerate(zip(found[deeper], found[shallower], strict=False)):
-        at = crossing(curve(a), curve(b))
-        words.append(f"at iteration {at:,} (seed {seed})" if at is not None else f"not by the end (seed {seed})")
-    return f"The training error of {deeper} falls below that of {shallower}: {', '.join(words)}."
+    pairs = zip(found[deeper], found[shallower], strict=True)
+    steps = [crossing(curve(a), curve(b)) for a, b in pairs]
+    if not any(steps):
+        return f"The training error of {deeper} does not fall below that of {shallower} by the end, in any seed."
+    words = [f"from iteration {at:,} on" if at is not None else "not by the end" for at in steps]
+    return f"The training error of {deeper} falls below that of {shallower}: {', '.join(words)} (by seed)."
 
 
 def crossing(deeper: Curve, shallower: Curve) -> int | None:
-    """The step from which on the first curve's training error stays below the second's; None where it does not end below."""
+    """The step from which on the first curve's training error stays below the second's, for at least the last tenth of the run;
+    None where it does not.
+    """
     other = dict(shallower.train)
     shared = [(step, error - other[step]) for step, error in deeper.train if step in other]
     at = None
@@ -198,7 +233,7 @@ def crossing(deeper: Curve, shallower: Curve) -> int | None:
         if difference >= 0:
             break
         at = step
-    return at
+    return at if at is not None and at <= (1 - LAST) * shared[-1][0] else None
 
 
 def _draw(planned: Plan, found: Mapping[str, Sequence[Path]], result: dict[str, Any], path: Path) -> None:

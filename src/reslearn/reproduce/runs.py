@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reslearn.data.sets import DataSet
-from reslearn.errors import Interrupted
+from reslearn.errors import Diverged, Interrupted, UserError
 from reslearn.recipes import Recipe, resolve
 from reslearn.reproduce.experiment import Dataset, Metric, Plan, Training
 from reslearn.training import many
@@ -63,6 +63,14 @@ class Cached:
         """Whether a seed has been trained to its end."""
         return (self.seed(seed) / "result.json").exists()
 
+    def failed(self, seed: int) -> bool:
+        """Whether its loss stopped being a number: it would do so again."""
+        return (self.seed(seed) / "nonfinite.json").exists() and not self.done(seed)
+
+    def waits(self, seed: int) -> bool:
+        """Whether there is something left to train."""
+        return not self.done(seed) and not self.failed(seed)
+
 
 @cache
 def _fingerprint(data: DataSet) -> str:
@@ -89,10 +97,12 @@ def train(
     """Train what is missing of a plan's labels; runs that have begun go on. After Interrupted it can be called again."""
     found = find(plan, data, out)
     labels = [label for label in found if label in _with_starts(plan, labels)]
-    missing = [(label, seed) for label in labels for seed in range(seeds) if not found[label].done(seed)]
+    missing = [(label, seed) for label in labels for seed in range(seeds) if found[label].waits(seed)]
     for label in labels:
         cached = found[label]
-        waiting = [seed for seed in range(seeds) if not cached.done(seed)]
+        waiting = [seed for seed in range(seeds) if cached.waits(seed)]
+        if cached.training.start is not None:
+            waiting = [seed for seed in waiting if found[cached.training.start].done(seed)]
         for seed in waiting:
             if not (cached.seed(seed) / "recipe.json").exists():
                 t, start = cached.training, _start(cached, found, source, seed)
@@ -101,7 +111,11 @@ def train(
         titles = [
             f"run {missing.index((label, seed)) + 1} of {len(missing)}, {cached.training.net} seed {seed}" for seed in waiting
         ]
-        _go_on([cached.seed(seed) for seed in waiting], titles, device, quiet)
+        while waiting:
+            with suppress(Diverged):  # a result too; the others go on
+                _go_on([cached.seed(seed) for seed in waiting], titles, device, quiet)
+            left = [(seed, title) for seed, title in zip(waiting, titles, strict=True) if cached.waits(seed)]
+            waiting, titles = [seed for seed, _ in left], [title for _, title in left]
 
 
 def _with_starts(plan: Plan, labels: Sequence[str]) -> set[str]:
@@ -165,9 +179,16 @@ def curve(folder: Path) -> Curve:
     )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged: remove it, and the same command trains on from the last checkpoint") from None
+
+
 def metric(folder: Path, name: Metric) -> float:
     """A finished run's number. Test errors are those of the last weights; where there is no test set, held-out ones."""
-    result = json.loads((folder / "result.json").read_text())
+    result = _read(folder / "result.json")
     if name == "minutes":
         return result["seconds"] / 60
     if name == "test_error":

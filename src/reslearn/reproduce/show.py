@@ -33,7 +33,10 @@ _open = cache(datasets.open)
 
 def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
     """What an experiment takes at a scale: `state` in words, and `seconds` that are left, None where it cannot run."""
+    wanted = asked or experiment.data
     try:
+        if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (asked or scale == "paper"):
+            return {"state": experiment.absent or f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
         source = dataset(experiment, scale, asked)
         planned = plan(experiment, scale, source)
         if planned.of_models is not None and not planned.trainings:
@@ -41,8 +44,6 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         if not planned.trainings:
             done = (out / f"{experiment.name}-paper.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
-        if asked is None and source.source in datasets.NAMES[1:] and datasets.present(source.source) is None:
-            return {"state": f"needs {source.source} (RESLEARN_DATA or a download)", "seconds": None}
         opened = _open(source.source)
     except UserError as error:
         return {"state": str(error).removeprefix(f"{experiment.name} "), "seconds": None}
@@ -98,7 +99,7 @@ def number(value: float | None) -> str:
     """Two decimals; whole numbers and what is counted to more places as they are."""
     if value is None:
         return ""
-    return f"{value:.2f}" if abs(value - round(value, 2)) < 1e-9 or abs(value) >= 0.01 else f"{value:.4f}"
+    return f"{value:.4f}" if abs(value) < 0.01 and abs(value - round(value, 2)) > 1e-9 else f"{value:.2f}"
 
 
 def cells(row: dict[str, Any]) -> Iterator[str]:

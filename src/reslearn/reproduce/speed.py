@@ -30,8 +30,8 @@ def rate(device: str = "auto") -> float:
     key = json.dumps(runtime.machine(on, precision, mode) | runtime.versions(), sort_keys=True)
     path = cache_folder() / "speed.json"
     known: dict[str, float] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
+    with suppress(OSError, ValueError, TypeError):
+        known = {name: float(value) for name, value in dict(json.loads(path.read_text())).items()}
     if key not in known:
         known[key] = _measure(recipe, on, precision)
         with suppress(OSError, UserError):  # a cache that cannot be written is no hindrance

@@ -11,7 +11,7 @@ import torch
 
 from reslearn.data.stream import ahead
 from reslearn.device import autocast, pick_precision
-from reslearn.errors import Interrupted, UserError
+from reslearn.errors import Diverged, Interrupted
 from reslearn.evaluation.protocols import error_and_loss, single_view
 from reslearn.files import fsync_file, write_text, writing
 from reslearn.recipes import Recipe
@@ -137,7 +137,7 @@ class Loop:
         saved = checkpoint.found(self.folder / "checkpoints")
         where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(
+        raise Diverged(
             f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])}{more}, "
             f"all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) in a new run may help"
         ) from error
