@@ -208,6 +208,21 @@ def test_whole_run(tmp_path: Path) -> None:
     assert all(word in page.text for word in ("error, %", "learning rate", "iteration"))  # text, not outlines
 
 
+def test_what_was_analysed_is_in_the_report(tmp_path: Path) -> None:
+    run = build(tmp_path / "run")
+    (run / "analysis").mkdir()
+    said = {"analysis": "responses", "command": "reslearn analyze responses run", "models": {"run": {}}, "findings": ["Little."]}
+    (run / "analysis" / "responses.json").write_text(json.dumps(said))
+    (run / "analysis" / "responses.png").write_bytes((run / "images" / "augmented.png").read_bytes())
+    page = Page(write([run], tmp_path / "report.html"))
+    assert_stands_alone(page)
+    for words in ("How strongly layers respond", "Little.", "reslearn analyze responses run"):
+        assert words in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
+    (run / "analysis" / "responses.png").write_text("no picture")
+    assert len([tag for tag, _ in Page(write([run], tmp_path / "report.html")).tags if tag == "img"]) == 2
+
+
 def test_confusion_and_classes_are_those_of_the_file(tmp_path: Path) -> None:
     page = Page(write([build(tmp_path / "run")], tmp_path / "page.html"))
     metrics = result(CLASSES, 12.34)["last"]["test"]

@@ -74,6 +74,22 @@ def test_how_many_intervals_would_miss(tmp_path: Path) -> None:
     assert "Of 40 intervals at 95%, about 2 would miss" in story.write(tmp_path, tmp_path / "index.html").read_text()
 
 
+def test_analyses_are_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(result()))
+    (tmp_path / "analysis").mkdir()
+    said = {"analysis": "lesion", "command": "reslearn analyze lesion x", "models": {"x": {}}, "findings": ["It errs on <5%."]}
+    (tmp_path / "analysis" / "lesion.json").write_text(json.dumps(said))
+    (tmp_path / "analysis" / "lesion.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "analysis" / "signal.json").write_text("{}")
+    page = story.write(tmp_path, tmp_path / "index.html").read_text()
+    for shown in ("Without blocks, and with blocks exchanged", "It errs on &lt;5%.", "reslearn analyze lesion x", "iVBORw0KGgo="):
+        assert shown in page
+    assert "The signal forward" not in page, "an empty file says nothing"
+    (tmp_path / "analysis" / "signal.json").write_text("{")
+    with pytest.raises(UserError, match=r"signal\.json: is no result of an analysis"):
+        story.write(tmp_path, tmp_path / "index.html")
+
+
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no results"):
         story.write(tmp_path, tmp_path / "index.html")

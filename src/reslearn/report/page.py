@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reslearn.errors import UserError
-from reslearn.report import plots
+from reslearn.report import analyses, plots
 from reslearn.report.runs import Metrics, Run, Snapshot, most_confused, read
 
 GRID_CLASSES = 60  # more rows of a confusion matrix than this cannot be told apart on a screen
@@ -218,6 +218,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "reliability": Markup(plots.reliability(metrics.calibration_bins, f"reliability{index}")) if metrics else "",
         "too_sure": _too_sure(metrics) if metrics else 0.0,
         "worst": worst,
+        "analyses": analyses.read(run.folder / "analysis"),
         "augmented": _picture(run.folder, "images/augmented.png"),
     }
 

@@ -1,6 +1,5 @@
 """A folder of experiments' results to one page that tells what they show, for a reader who has not read the paper."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reslearn.errors import UserError
 from reslearn.files import write_text
+from reslearn.report import analyses
 
 SCALES = {
     "paper": "under the paper's protocol",
@@ -24,7 +24,8 @@ EFFECTS = "Right of zero is what is claimed. Dots are means, bars 95% intervals,
 
 
 def write(folder: Path, target: Path) -> Path:
-    """Writes the page of all results in a folder (NAME-SCALE.json with their pictures). Returns `target`.
+    """Writes the page of all results in a folder (NAME-SCALE.json with their pictures), and of analyses in its folder `analysis`.
+    Returns `target`.
 
     Raises UserError where there is no result, or one cannot be read.
     """
@@ -43,7 +44,9 @@ def write(folder: Path, target: Path) -> Path:
     views = [_view(result, folder) for result in results]
     made_on = list(dict.fromkeys(words for result in results for words in result["made_on"]))
     intervals = sum(bool(claim["effect"] and claim["effect"]["interval"]) for result in results for claim in result["claims"])
-    page = environment.get_template("story.html.j2").render(results=views, made_on=made_on, intervals=intervals)
+    page = environment.get_template("story.html.j2").render(
+        results=views, made_on=made_on, intervals=intervals, analyses=analyses.read(folder / "analysis")
+    )
     write_text(target, page)
     return target
 
@@ -69,19 +72,11 @@ def _view(result: dict[str, Any], folder: Path) -> dict[str, Any]:
         "anchor": f"{result['experiment']}-{result['scale']}",
         "scale_says": SCALES.get(result["scale"], result["scale"]),
         "counts": {verdict: n for verdict, n in counts.items() if n},
-        "pictures": [uri for key in ("picture", "effects_picture") if (uri := _picture(folder, result.get(key)))],
+        "pictures": [uri for key in ("picture", "effects_picture") if (uri := analyses.png(folder, result.get(key)))],
         "captions": [result.get("caption") or CURVES, result.get("second_caption") or EFFECTS]
         if result.get("picture")
         else [EFFECTS],
     }
-
-
-def _picture(folder: Path, name: str | None) -> str | None:
-    """A PNG of the folder as a data URI."""
-    path = folder / Path(name or "").name
-    if not name or not path.is_file():
-        return None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def number(value: float | None) -> str:

@@ -120,9 +120,10 @@ def claim_cells(claim: dict[str, Any]) -> Iterator[str]:
     if effect is None:
         yield ""
     else:
-        interval = " ({:+.2f} to {:+.2f})".format(*effect["interval"]) if effect["interval"] else " (one seed)"
+        interval = " ({:+.2f} to {:+.2f})".format(*effect["interval"]) if effect["interval"] else " (measured once)"
         yield f"{effect['mean']:+.2f}{interval}"
-    yield ", ".join(map(str, claim.get("disagree", []))) or ("none" if effect else "")
+    many = effect is not None and effect["n"] > 1
+    yield (", ".join(map(str, claim.get("disagree", []))) or "none") if many else ""
     yield claim["verdict"]
 
 
