@@ -3,9 +3,24 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from reslearn.data.augment import FLIP, LEFT, TOP, Draws, crop_box, flip_and_crop, resized_crop
+from reslearn.data.augment import (
+    FLIP,
+    LEFT,
+    PCA_VALUES,
+    PCA_VECTORS,
+    SIDE,
+    TOP,
+    Draws,
+    colour_noise,
+    crop_box,
+    flip_and_crop,
+    grown,
+    jittered_crop,
+    resized_crop,
+)
 
 
 def draws(n: int = 64, seed: int = 5) -> Draws:
@@ -71,3 +86,44 @@ def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
     assert not Draws(5, torch.zeros(1000, dtype=torch.int64), indices).mirrored(False).any()
     by_chance = [Draws(5, torch.full((1000,), epoch), indices).mirrored(True) for epoch in range(2)]
     assert 400 < (by_chance[0] == by_chance[1]).sum() < 600
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (500, 320), (256, 256)])
+def test_scale_jitter_is_a_resize_and_a_crop(shape: tuple[int, int]) -> None:
+    """Against the photo resized as a whole and then cut, where the crop falls on whole pixels."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3), np.uint8))
+    image = np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))
+    for side_draw in (0.0, 0.5, 0.999):
+        side = 256 + int(side_draw * (480 - 256 + 1))
+        scale = side / min(shape)
+        height, width = round(shape[0] * scale), round(shape[1] * scale)
+        for top, left in ((0.0, 0.0), (1.0, 1.0)):
+            u = {SIDE: side_draw, TOP: top, LEFT: left}
+            view = jittered_crop(image, u, (224, 224), (256, 480), mirrored=False)
+            whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            cut = whole[-224:, -224:] if top else whole[:224, :224]
+            assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - cut).mean() < 1.0
+            assert torch.equal(jittered_crop(image, u, (224, 224), (256, 480), mirrored=True), view.flip(2))
+
+
+def test_scale_jitter_draws_every_side_of_its_range() -> None:
+    sides = {8 + int(u * 5) for u in (0.0, 0.19, 0.2, 0.45, 0.65, 0.85, 0.9999)}
+    assert sides == {8, 9, 10, 11, 12}
+    tiny = np.zeros((4, 4, 1), np.uint8)
+    assert jittered_crop(tiny, {SIDE: 0.9, TOP: 0.9, LEFT: 0.9}, (8, 8), (8, 12), mirrored=False).shape == (1, 8, 8)
+
+
+def test_colour_noise_has_the_covariance_that_the_eigenvectors_say() -> None:
+    n = 200_000
+    noise = colour_noise(Draws(3, torch.zeros(n, dtype=torch.int64), torch.arange(n)), 0.1).double()
+    vectors, values = torch.tensor(PCA_VECTORS).double(), torch.tensor(PCA_VALUES).double()
+    expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
+    assert noise.mean(0).abs().max() < 1e-3 * 0.2175
+    assert (torch.cov(noise.T) - expected).abs().max() < 0.01 * expected.abs().max()
+    assert (vectors.T @ vectors - torch.eye(3)).abs().max() < 1e-3, "eigenvectors"
+
+
+def test_views_grow_from_a_third_to_five_sixths() -> None:
+    assert [grown((128, 192), done) for done in (0, 0.33, 0.5, 0.6, 0.75, 0.84, 1)] == [128, 128, 160, 160, 192, 192, 192]
+    assert grown((20, 33), 0) == 20 and grown((20, 33), 1) == 33

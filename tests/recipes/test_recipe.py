@@ -1,6 +1,7 @@
 """Recipes: the paper's numbers, what the data decides, settings and files, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from reslearn import UserError
 from reslearn.data import DataSet, Split
 from reslearn.recipes import NAMED, Recipe, change, keys, resolve
+from reslearn.training.schedule import lr
 
 
 def small(n: int = 60_000, size: int = 32, channels: int = 3, name: str = "cifar10", classes: int = 10) -> DataSet:
@@ -28,7 +30,7 @@ def photos(n: int, sizes: tuple[int, int] = (375, 500), weights: tuple[int, ...]
 def test_cifar10_paper_is_section_4_2() -> None:
     recipe, _ = resolve(small(), "cifar10-paper", "resnet56")
     assert (recipe.batch.size, recipe.batch.micro) == (128, 64)
-    assert recipe.schedule.model_dump(exclude={"warmup_until"}) == {
+    assert recipe.schedule.model_dump(exclude={"warmup_until", "lr_batch", "patience"}) == {
         "steps": 64_000,
         "epochs": None,
         "lr": 0.1,
@@ -75,11 +77,29 @@ def test_the_fashion_sets_have_their_recipe_and_all_others_the_default() -> None
 
 def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:
     for name in NAMED:
-        recipe, _ = resolve(small(), name, "resnet20", seed=3)
+        data, net = (photos(5000), "resnet18") if name.startswith("imagenet-") else (small(), "resnet20")
+        recipe, _ = resolve(data, name, net, seed=3)
         path = tmp_path / f"{name}.json"
         path.write_text(recipe.model_dump_json())
-        again, _ = resolve(small(), path)
+        again, _ = resolve(data, path)
         assert again == recipe
+
+
+def test_the_imagenet_recipes_are_the_papers_and_the_classic_one() -> None:
+    paper, _ = resolve(photos(5000), "imagenet-paper")
+    assert paper.data.jitter == (256, 480) and paper.data.size == 224 and paper.data.colour == 0.1
+    assert paper.data.normalise == "pixel-mean" and paper.precise_bn
+    schedule = paper.schedule
+    assert (schedule.steps, schedule.lr, schedule.shape, paper.batch.size) == (600_000, 0.1, "plateau", 256)
+    assert (paper.optimizer.style, paper.optimizer.weight_decay, paper.optimizer.momentum) == ("caffe", 1e-4, 0.9)
+    classic, _ = resolve(photos(1024), "imagenet-classic", settings=["batch.size=512"])
+    rates = [lr(classic.schedule, step, 180, batch=512) for step in (0, 59, 60, 119, 120)]
+    assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002]) and classic.data.crop_scale == (0.08, 1.0)
+    fast, _ = resolve(photos(5000), "imagenet-fast")
+    assert fast.net.zero_init_last_gamma and fast.optimizer.undecayed and fast.ema and fast.data.grow
+    for name in ("imagenet-paper", "imagenet-classic", "imagenet-fast"):
+        with pytest.raises(UserError, match=f"recipe {name} is for photos"):
+            resolve(small(), name)
 
 
 OTHER_VALUES = {  # key -> another value than that of `default`; what it needs besides
@@ -106,6 +126,9 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
     "data.pad": 3,
     "data.pad_with": "mean",
     "data.crop_scale": "[0.5,1.0]",
+    "data.jitter": "[256,480]",
+    "data.grow": "[8,16] data.crop_scale=[0.5,1.0]",
+    "data.colour": 0.1,
     "data.on_bad": "skip",
     "data.workers": 3,
     "data.cache": "off",
@@ -115,17 +138,21 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
     "optimizer.weight_decay": 0.5,
     "optimizer.nesterov": "false",
     "optimizer.style": "caffe",
+    "optimizer.undecayed": "norm-and-bias",
     "optimizer.trunk_lr": "0.1 net.init=m.safetensors",
     "schedule.steps": 7,
     "schedule.epochs": 2.5,
     "schedule.lr": 0.3,
+    "schedule.lr_batch": 64,
     "schedule.shape": "cosine",
+    "schedule.patience": "3 schedule.shape=plateau",
     "schedule.drops": "[3,4] schedule.shape=steps",
     "schedule.warmup": 0.1,
     "schedule.warmup_lr": "0.01 schedule.warmup=0",
     "schedule.warmup_until": "70.0 schedule.warmup_lr=0.01 schedule.warmup=0",
     "loss.label_smoothing": 0.2,
     "loss.class_weights": "auto",
+    "precise_bn": 3,
     "ema": 0.9,
     "precision": "fp32",
     "step": "eager",
@@ -239,7 +266,7 @@ def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
     [
         ("{", "is not valid json"),
         ("[1]", "does not hold a recipe"),
-        ('{"bass": 1}', "'net"),
+        ('{"bass": 1}', "no key 'bass'; did you mean 'base'?"),
         ('{"base": "cifar"}', "no base recipe 'cifar'; did you mean 'cifar10-"),
         ('{"base": "default", "sched": {}}', "no key 'sched'"),
         ('{"base": "default", "schedule": {"lrr": 1}}', "no key 'schedule.lrr'; did you mean 'schedule.lr'"),
@@ -253,10 +280,31 @@ def test_a_recipe_file_that_cannot_be_is_one_clear_line(tmp_path: Path, content:
     assert said.strip("'") in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", ["data.pad=4", "data.normalise=pixel-mean", "data.size=none", "data.pad_with=mean"])
+@pytest.mark.parametrize("setting", ["data.pad=4", "data.size=none", "data.pad_with=mean"])
 def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
     with pytest.raises(UserError):
         resolve(photos(100), settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "line"),
+    [
+        (small(), ["data.jitter=[40,48]"], "data.jitter applies to photos"),
+        (small(), ["data.colour=0.1"], "data.colour applies to photos"),
+        (photos(100), ["data.jitter=[256,480]"], "give jitter or crop_scale, not both"),
+        (photos(100), ["data.crop_scale=null", "data.jitter=[64,480]"], "jitter must be two sizes in px, size <= low"),
+        (photos(100), ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"], "cache=on does not go with jitter"),
+        (photos(100), ["data.grow=[96,64]"], "grow must be two sizes in px"),
+        (photos(100), ["data.grow=[64,96]", "data.normalise=pixel-mean"], "grow does not go with normalise=pixel-mean"),
+        (photos(100), ["schedule.patience=3"], "patience applies to shape 'plateau'"),
+        (photos(100), ["schedule.shape=plateau", "data.val=0"], "schedule.shape=plateau watches the error on held-out images"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[0.5,20]"], "drops must be rising numbers of steps, or rising shares"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[2.5]"], "drops must be rising numbers of steps, or rising shares"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(data: DataSet, settings: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=re.escape(line)):
+        resolve(data, settings=settings)
 
 
 def test_recipes_are_frozen() -> None:

@@ -38,6 +38,19 @@ def test_cosine_and_warmup_in_steps() -> None:
     assert lr(schedule, 999, 1000) < 1e-4
 
 
+def test_lr_in_proportion_to_the_batch_and_drops_as_shares() -> None:
+    schedule = Schedule(epochs=90, lr=0.1, lr_batch=256, drops=(1 / 3, 2 / 3))
+    rates = [lr(schedule, step, 900, batch=512) for step in (0, 299, 300, 599, 600, 899)]
+    assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
+    assert lr(schedule, 0, 900, batch=32) == pytest.approx(0.0125)
+
+
+def test_a_plateau_divides_by_ten() -> None:
+    schedule = Schedule(steps=100, lr=0.1, shape="plateau", warmup=10)
+    rates = [lr(schedule, step, 100, dropped=dropped) for step, dropped in ((4, 0), (10, 0), (99, 0), (50, 1), (50, 2))]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.01, 0.001])
+
+
 def test_epochs_become_steps() -> None:
     assert Schedule(epochs=2).total(images=1000, batch=128) == 16
     assert Schedule(epochs=0.001).total(images=10, batch=128) == 1

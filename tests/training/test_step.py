@@ -111,3 +111,19 @@ def test_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runtime, "requires", lambda name: ["numpy", "torch==1.0.0"])
     with pytest.raises(UserError, match=r"torch .* and torchvision .* do not match \(it needs torch 1.0.0\)"):
         runtime.check_versions()
+
+
+def test_what_does_not_decay() -> None:
+    model = create("resnet8", 3)
+    optimizer = make_optimizer(model, Optimizer(weight_decay=0.1, undecayed="norm-and-bias", momentum=0), 0.5)
+    decayed = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {name: decayed[id(p)] for name, p in model.named_parameters()} == {
+        name: 0.0 if "bn" in name or name.endswith("bias") else 0.1 for name, p in model.named_parameters()
+    }
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        shrunk = before[name] * (1 if "bn" in name or name.endswith("bias") else 0.95)
+        assert torch.allclose(parameter, shrunk, atol=1e-7), name

@@ -52,7 +52,7 @@ class OurLoop:
 
     def __init__(self, recipe: Recipe, device: torch.device, mode: str, data: datasets.DataSet) -> None:
         splits, _ = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-        sources = make_sources(data, splits, recipe.data, device, lambda what, done, total: None)
+        sources = make_sources(data, splits, recipe, device, lambda what, done, total: None)
         self.recipe, self.device, self.source = recipe, device, sources.train
         model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device).train()
         self.state, self.precision = State(model, recipe), pick_precision(recipe.precision, device)

@@ -12,7 +12,11 @@ from torch import Tensor
 from reslearn.data.draws import uniform
 
 Flip = bool | Literal["alternate"]
-FLIP, TOP, LEFT, AREA, ASPECT = range(5)  # which draw is which
+FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOUR = range(7)  # which draw is which; colour takes four
+# Of the pixels of ImageNet's training images, RGB on the scale [0, 1] (as Krizhevsky et al., 2012, section 4.1, describe them):
+# a row of eigenvectors for each colour, and the eigenvalues' roots.
+PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+PCA_VALUES = (0.2175, 0.0188, 0.0045)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,40 @@ def crop_box(height: int, width: int, scale: tuple[float, float], u: dict[int, f
     w, h = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
     left, top = (width - w) * u[LEFT], (height - h) * u[TOP]
     return left, top, left + w, top + h
+
+
+def jittered_crop(image: np.ndarray, u: dict[int, float], size: tuple[int, int], sides: tuple[int, int], mirrored: bool) -> Tensor:
+    """One photo's training view by scale jitter (DRL 3.4): the shorter side becomes one of low..high px, each as likely, and a crop
+    of `size` is taken anywhere. uint8 (H, W, C) -> uint8 (C, height, width).
+    """
+    height, width, channels = image.shape
+    side = sides[0] + int(u[SIDE] * (sides[1] - sides[0] + 1))
+    scale = min(height, width) / side  # photo's px for one of the view
+    box_width, box_height = min(size[1] * scale, width), min(size[0] * scale, height)
+    left, top = u[LEFT] * (width - box_width), u[TOP] * (height - box_height)
+    pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    box = (left, top, left + box_width, top + box_height)
+    view = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
+    return torch.from_numpy(np.array((view[:, ::-1] if mirrored else view).transpose(2, 0, 1), order="C"))
+
+
+def colour_noise(draws: Draws, deviation: float) -> Tensor:
+    """What PCA colour noise adds to the colours of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
+    u = [draws.uniform(COLOUR + i) for i in range(4)]
+    radius = [(-2 * (1 - v).log()).sqrt() for v in (u[0], u[2])]  # Box and Muller, 1958
+    angles = [(2 * math.pi * v) for v in (u[1], u[3])]
+    normal = torch.stack([radius[0] * angles[0].cos(), radius[0] * angles[0].sin(), radius[1] * angles[1].cos()], 1)
+    values = torch.tensor(PCA_VALUES, device=normal.device)
+    return (deviation * normal * values) @ torch.tensor(PCA_VECTORS, device=normal.device).T
+
+
+def grown(size: tuple[int, int], done: float) -> int:
+    """The side of training views when a share `done` of training is over: small until a third, then rising evenly to its end
+    at 5/6, in multiples of 32 px where both are (progressive resizing, as Howard used it for DAWNBench, 2018).
+    """
+    share = min(max((done - 1 / 3) / (5 / 6 - 1 / 3), 0.0), 1.0)
+    step = 32 if not (size[0] % 32 or size[1] % 32) else 1
+    return size[0] + round((size[1] - size[0]) * share / step) * step
 
 
 def resized_crop(

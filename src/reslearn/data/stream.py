@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from reslearn.data.augment import AREA, ASPECT, LEFT, TOP, Draws, Flip, resized_crop
+from reslearn.data.augment import AREA, ASPECT, LEFT, SIDE, TOP, Draws, Flip, colour_noise, grown, jittered_crop, resized_crop
 from reslearn.data.images import read
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
@@ -50,7 +50,8 @@ class Photos:
 
     cache: these files, the split's among them, are kept as shrunk pixels in the user's cache folder, so that each photo is
     decoded once, whatever the split; the pixels are the same either way. on_bad: "skip" leaves files that cannot be decoded
-    out of the split, "error" raises UserError naming them.
+    out of the split, "error" raises UserError naming them. jitter, grow, colour: see recipes.recipe.Data; epochs: of the whole
+    training, over which views grow.
     """
 
     def __init__(
@@ -60,6 +61,10 @@ class Photos:
         *,
         flip: Flip = False,
         crop_scale: tuple[float, float] | None = None,
+        jitter: tuple[int, int] | None = None,
+        grow: tuple[int, int] | None = None,
+        epochs: float = 1.0,
+        colour: float | None = None,
         cache: Sequence[Path] = (),
         on_bad: str = "error",
         workers: int = 2,
@@ -70,6 +75,7 @@ class Photos:
         self.preprocessing, self.device, self.workers = preprocessing, device, max(workers, 1)
         self.flip: Flip = flip
         self.crop_scale, self.on_bad = crop_scale, on_bad
+        self.jitter, self.grow, self.epochs, self.colour = jitter, grow, epochs, colour
         self.normalise = preprocessing.normaliser(device)
         self.bad: dict[str, str] = {}  # name -> why it could not be read
         self.holes: set[int] = set()
@@ -125,18 +131,30 @@ class Photos:
 
     def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cropped, flipped and normalised, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
-        u = {k: draws.uniform(k).tolist() for k in (TOP, LEFT, AREA, ASPECT)}
-        mirrored = draws.mirrored(self.flip).tolist()
-        seen = [self._train_view(i, {k: u[k][j] for k in u}, mirrored[j]) for j, i in enumerate(draws.indices.tolist())]
+        u = {k: draws.uniform(k).tolist() for k in (TOP, LEFT, AREA, ASPECT, SIDE)}
+        mirrored, size = draws.mirrored(self.flip).tolist(), self._train_size(int(draws.epochs[0]))
+        seen = [self._train_view(i, {k: u[k][j] for k in u}, mirrored[j], size) for j, i in enumerate(draws.indices.tolist())]
         views, places = zip(*seen, strict=True)
-        return self.normalise(torch.stack(views).to(self.device)), self.labels[list(places)]
+        images = self.normalise(torch.stack(views).to(self.device))
+        if self.colour is not None:
+            images += colour_noise(draws.to(images.device), self.colour)[:, :, None, None] * (255 * self.normalise.scale)
+        return images, self.labels[list(places)]
 
-    def _train_view(self, i: int, u: dict[int, float], mirrored: bool) -> tuple[Tensor, int]:
+    def _train_size(self, epoch: int) -> tuple[int, int]:
+        """(height, width) of the training views of a batch that begins in an epoch."""
+        if self.grow is None:
+            return self.preprocessing.size
+        side = grown(self.grow, epoch / self.epochs)
+        return side, side
+
+    def _train_view(self, i: int, u: dict[int, float], mirrored: bool, size: tuple[int, int]) -> tuple[Tensor, int]:
         """A view of photo i and i; or of the next one that can be read, and which that is."""
         for place in (j % len(self) for j in range(i, i + len(self))):
             try:
-                image = self.image(place)
-                return resized_crop(image, u, self.preprocessing.size, scale=self.crop_scale, mirrored=mirrored), place
+                if self.jitter is not None:  # of the whole photo: no smaller one holds every size
+                    image = read(self.files[place], self.preprocessing.channels)
+                    return jittered_crop(image, u, size, self.jitter, mirrored), place
+                return resized_crop(self.image(place), u, size, scale=self.crop_scale, mirrored=mirrored), place
             except UserError as error:
                 if self.on_bad == "error":
                     raise

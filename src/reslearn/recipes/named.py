@@ -13,6 +13,7 @@ from reslearn.recipes.cifar import cifar10_paper
 from reslearn.recipes.cifar_fast import cifar10_fast
 from reslearn.recipes.default import default
 from reslearn.recipes.fashion import fashion
+from reslearn.recipes.imagenet import imagenet_classic, imagenet_fast, imagenet_paper
 from reslearn.recipes.recipe import Recipe, change, read_file, validate
 
 # name -> (data, net or None) -> (values, what it chose and why)
@@ -21,6 +22,9 @@ NAMED: dict[str, Callable[[DataSet, str | None], tuple[dict[str, Any], list[str]
     "cifar10-paper": cifar10_paper,
     "default": default,
     "fashion": fashion,
+    "imagenet-classic": imagenet_classic,
+    "imagenet-fast": imagenet_fast,
+    "imagenet-paper": imagenet_paper,
 }
 
 
@@ -112,13 +116,16 @@ def _check_applies(recipe: Recipe, data: DataSet) -> None:
     if not data.resident:
         if d.pad:
             raise UserError(f"data.pad={d.pad} {small_only}")
-        if d.normalise == "pixel-mean":
-            raise UserError("data.normalise=pixel-mean applies to small images of one size; use channel")
         if d.size is None:
             raise UserError("data.size is needed for photos: the side, in px, of what the network sees, such as data.size=128")
-    elif d.crop_scale is not None or d.cache == "on":
-        key = "crop_scale" if d.crop_scale is not None else "cache"
+    elif key := next((key for key in ("crop_scale", "jitter", "colour") if getattr(d, key) is not None), None) or (
+        "cache" if d.cache == "on" else None
+    ):
         raise UserError(f"data.{key} applies to photos; '{data.name}' has small images, which stay in memory: use data.pad")
+    if d.colour is not None and data.channels != 3:
+        raise UserError(f"data.colour applies to colour photos; those of '{data.name}' are grey")
+    if recipe.schedule.shape == "plateau" and not d.val and "val" not in data.splits:
+        raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
     if row.build is not None:
         _check_takes(recipe, data)
     size = d.size or min(data.sizes)

@@ -76,6 +76,9 @@ class Data(Section):
     pad: int = Field(default=0, ge=0, le=64)  # px on each side, then a random crop of the image's size (small images)
     pad_with: Literal["black", "mean"] = "black"
     crop_scale: tuple[float, float] | None = None  # share of a photo's area that a random crop takes (photos)
+    jitter: tuple[int, int] | None = None  # px: the shorter side is drawn from this range, then a crop of `size` (DRL 3.4; photos)
+    grow: tuple[int, int] | None = None  # px: training views grow from one size to the other as training goes on (photos)
+    colour: float | None = Field(default=None, gt=0, le=1)  # deviation of PCA colour noise (Krizhevsky et al., 2012; photos)
     on_bad: Literal["error", "skip"] = "error"  # a file that is no image
     workers: int = Field(default=0, ge=0, le=64)  # threads that prepare batches ahead of time
     cache: Literal["auto", "on", "off"] = "auto"  # shrunk photos in the cache folder
@@ -86,6 +89,16 @@ class Data(Section):
             raise ValueError("crop_scale must be two shares, 0 < low <= high <= 1")
         if self.pad_with == "mean" and not self.pad:
             raise ValueError("pad_with applies with pad above 0")
+        if self.jitter is not None and self.crop_scale is not None:
+            raise ValueError("give jitter or crop_scale, not both")
+        if self.jitter is not None and not (self.size or 8) <= self.jitter[0] <= self.jitter[1] <= 4096:
+            raise ValueError("jitter must be two sizes in px, size <= low <= high <= 4096")
+        if self.jitter is not None and self.cache == "on":
+            raise ValueError("cache=on does not go with jitter: what is cached is shrunk to one size")
+        if self.grow is not None and (self.crop_scale is None or not 8 <= self.grow[0] <= self.grow[1] <= 1024):
+            raise ValueError("grow must be two sizes in px, 8 <= from <= to <= 1024, and goes with crop_scale")
+        if self.grow is not None and self.normalise == "pixel-mean":
+            raise ValueError("grow does not go with normalise=pixel-mean, which is for one size")
         return self
 
 
@@ -105,13 +118,14 @@ class Batch(Section):
 class Optimizer(Section):
     """SGD with momentum. style: "pytorch" is v = m v + g, w -= lr v; "caffe" is v = m v + lr g, w -= v.
 
-    The two differ for about ten steps after each change of lr. Every parameter is decayed, as in the paper.
+    The two differ for about ten steps after each change of lr. Every parameter is decayed, as in the paper, unless `undecayed`.
     """
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     nesterov: bool = False
     style: Literal["pytorch", "caffe"] = "pytorch"
+    undecayed: Literal["norm-and-bias"] | None = None  # no decay of gammas, betas and biases (He et al., 2019, section 3.1)
     trunk_lr: float = Field(default=1.0, gt=0, le=1)  # share of lr for all but the last layer, when fine-tuning (net.init)
 
     @model_validator(mode="after")
@@ -127,8 +141,10 @@ class Schedule(Section):
     steps: int | None = Field(default=None, ge=1, le=10**9)
     epochs: float | None = Field(default=None, gt=0, le=1e6)
     lr: float = Field(default=0.1, gt=0)
-    shape: Literal["steps", "cosine", "one-cycle"] = "steps"
-    drops: tuple[int, ...] = ()  # "steps": the steps after which lr is divided by 10
+    lr_batch: int | None = Field(default=None, ge=1)  # lr is for batches of this size, and in proportion (Goyal et al., 2017)
+    shape: Literal["steps", "cosine", "one-cycle", "plateau"] = "steps"
+    drops: tuple[int | float, ...] = ()  # "steps": the steps, or shares of the run, after which lr is divided by 10
+    patience: int | None = Field(default=None, ge=1)  # "plateau": lr / 10 after so many evaluations without a lower error; 5
     warmup: float = Field(default=0, ge=0)  # a share of the run below 1, or a number of steps, of linear rise
     warmup_lr: float | None = Field(default=None, gt=0)  # this lr until the training error is below warmup_until (DRL 4.2)
     warmup_until: float | None = Field(default=None, gt=0, lt=100)  # percent; 80 unless given
@@ -137,8 +153,11 @@ class Schedule(Section):
     def _one_length(self) -> "Schedule":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        if list(self.drops) != sorted(set(self.drops)) or any(d < 1 for d in self.drops):
-            raise ValueError("drops must be rising numbers of steps")
+        share = all(0 < d < 1 for d in self.drops)
+        if list(self.drops) != sorted(set(self.drops)) or not (share or all(d >= 1 and d == int(d) for d in self.drops)):
+            raise ValueError("drops must be rising numbers of steps, or rising shares of the run below 1")
+        if self.patience is not None and self.shape != "plateau":
+            raise ValueError(f"patience applies to shape 'plateau', not to '{self.shape}'")
         if self.drops and self.shape != "steps":
             raise ValueError(f"drops applies to shape 'steps', not to '{self.shape}'")
         if self.warmup and self.warmup_lr is not None:
@@ -189,6 +208,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     loss: Loss = Loss()
+    precise_bn: int | None = Field(default=None, ge=1)  # batches that BN's statistics are averaged over after training (DRL 3.4)
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     recompute: bool = False  # blocks are computed again in the backward pass instead of kept: less memory, more time
@@ -233,7 +253,7 @@ def _explain(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return f"no key '{key}'{did_you_mean(key, keys())}"
+        return f"no key '{key}'{did_you_mean(key, [*keys(), 'base'])}"
     if first["type"] == "missing":
         return f'no {key}: give it, or begin with a base, such as base = "default"'
     message = first["msg"].removeprefix("Value error, ")

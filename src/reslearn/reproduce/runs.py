@@ -83,7 +83,8 @@ def find(plan: Plan, data: DataSet, out: Path) -> dict[str, Cached]:
     fingerprint = _fingerprint(data)
     for label, training in plan.trainings.items():
         recipe, _ = resolve(data, training.recipe, training.net, training.settings, 0)
-        facts = {"recipe": recipe.model_dump(mode="json"), "data": fingerprint}
+        # What a recipe leaves unset is left out, so that a key that comes new to recipes changes no hash.
+        facts = {"recipe": recipe.model_dump(mode="json", exclude_none=True), "data": fingerprint}
         if training.start is not None:
             facts["start"] = found[training.start].folder.name
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

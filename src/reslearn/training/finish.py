@@ -18,6 +18,7 @@ from reslearn.files import write_atomic, write_text
 from reslearn.recipes import Recipe
 from reslearn.training import runtime
 from reslearn.training.loop import Loop
+from reslearn.training.precise_bn import settle_bn
 from reslearn.training.setup import Source, Sources, make_model
 from reslearn.weights.store import Card, save
 
@@ -100,8 +101,10 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
     if state.best and p.best_step != p.step:  # first: should the last weights have gone astray, the best ones are kept
         model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
         model.load_state_dict(state.best)
+        settle_bn(model, loop, stop)
         best = numbers(model)[0]
         save(model, folder / "best.safetensors", card(best))
+    settle_bn(state.evaluated, loop, stop)
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,

@@ -25,6 +25,7 @@ from reslearn.training.step import NonFinite, make_criterion, set_lr
 from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, make_stepper
 
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
+PATIENCE = 5  # evaluations without a lower error that are a plateau
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
 EVAL_BATCH = (250, 1000)  # images at once on a CPU, on a GPU
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
@@ -99,7 +100,7 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         p, recipe = self.state.progress, self.recipe
-        p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended)
+        p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
         runtime.seed_step(recipe.seed, p.step)
         try:
@@ -207,12 +208,25 @@ class Loop:
         )
         error, loss = error_and_loss(seen.logits, seen.labels)
         self.state.keep_best(error, loss)
+        self._watch_plateau(error)
         p.evaluated_at = p.step
         p.seconds += (seconds := time.perf_counter() - started)
         line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
         line |= {"loss": loss, "top1_error": error}
         self._write(line | {"time": {"seconds": round(seconds, 3)}})
         self.display.evaluation(line)
+
+    def _watch_plateau(self, error: float) -> None:
+        """DRL 3.4: lr "is divided by 10 when the error plateaus"."""
+        p, schedule = self.state.progress, self.recipe.schedule
+        if schedule.shape != "plateau":
+            return
+        if p.plateau_error is None or error < p.plateau_error:
+            p.plateau_error, p.plateau_waited = error, 0
+        else:
+            p.plateau_waited += 1
+        if p.plateau_waited == (schedule.patience or PATIENCE):
+            p.plateau_waited, p.dropped = 0, p.dropped + 1
 
     def _checkpoint_due(self) -> bool:
         p, every = self.state.progress, self.recipe.checkpoint.every

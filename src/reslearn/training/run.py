@@ -131,7 +131,7 @@ def begin(
     _check_held_out(opened, settings, resolved)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
     with display:
-        sources = make_sources(opened, splits, resolved.data, on, display.progress, view)
+        sources = make_sources(opened, splits, resolved, on, display.progress, view)
     total = resolved.schedule.total(len(sources.train), resolved.batch.size)
     if warmup_steps(resolved.schedule, total) >= total > 1:
         raise UserError(f"schedule.warmup={resolved.schedule.warmup:g} is no shorter than the run's {total:,} steps")
@@ -178,7 +178,7 @@ def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job
     splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
     preprocessing = Preprocessing.model_validate(facts["preprocessing"])
     with display:
-        sources = make_sources(opened, splits, recipe.data, on, display.progress, preprocessing)
+        sources = make_sources(opened, splits, recipe, on, display.progress, preprocessing)
     mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
     here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
     before = facts["machine"] | facts["versions"]
@@ -283,7 +283,7 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
             display.say(f"{section:<11}{shown}")
     display.say(f"run      {folder}, {loop.total:,} steps" + (f", from step {s:,}" if (s := loop.state.progress.step) else ""))
     schedule = recipe.schedule
-    if schedule.drops and schedule.drops[0] >= loop.total:
+    if schedule.drops and loop.total <= schedule.drops[0]:
         display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
     if loop.sources.val is None:
         display.say("note     no image could be held out: too few a class; the final numbers are of the training images")

@@ -10,21 +10,25 @@ def warmup_steps(schedule: Schedule, total: int) -> int:
     return round(schedule.warmup * total) if schedule.warmup < 1 else round(schedule.warmup)
 
 
-def lr(schedule: Schedule, step: int, total: int, warmup_ended: int | None = None) -> float:
+def lr(schedule: Schedule, step: int, total: int, warmup_ended: int | None = None, *, batch: int = 1, dropped: int = 0) -> float:
     """The learning rate of step `step` (from 0) of `total`.
 
+    batch: images a step, which counts with `lr_batch`. dropped: how often a "plateau" has divided it by 10.
     warmup_ended: the step at which the measured training error first fell below `warmup_until`; with `warmup_lr` set, the
     rate stays there until then (DRL 4.2: ResNet-110). The drops count from the start of the run, warm-up included.
     "one-cycle" rises and falls linearly (Smith and Topin, 2017); "cosine": Loshchilov and Hutter, 2017, one period.
     """
     if schedule.warmup_lr is not None and (warmup_ended is None or step < warmup_ended):
         return schedule.warmup_lr
+    top = schedule.lr * batch / schedule.lr_batch if schedule.lr_batch else schedule.lr
     rise = warmup_steps(schedule, total)
     if step < rise:
-        return schedule.lr * (step + 1) / rise
+        return top * (step + 1) / rise
     done = (step - rise) / max(total - rise, 1)  # share of the rest that is over: [0, 1)
     if schedule.shape == "one-cycle":
-        return schedule.lr * (1 - done)
+        return top * (1 - done)
     if schedule.shape == "cosine":
-        return schedule.lr * (1 + math.cos(math.pi * done)) / 2
-    return schedule.lr * 0.1 ** sum(step >= drop for drop in schedule.drops)
+        return top * (1 + math.cos(math.pi * done)) / 2
+    if schedule.shape == "plateau":
+        return top * 0.1**dropped
+    return top * 0.1 ** sum(step >= (drop if drop >= 1 else round(drop * total)) for drop in schedule.drops)

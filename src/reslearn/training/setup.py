@@ -47,27 +47,32 @@ def _preprocessing(data: DataSet, recipe: Data) -> Preprocessing:
 def make_sources(
     data: DataSet,
     splits: dict[str, Split],
-    recipe: Data,
+    recipe: Recipe,
     device: torch.device,
     progress: Callable[[str, int, int], None],
     preprocessing: Preprocessing | None = None,
 ) -> Sources:
     """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
-    view = preprocessing or _preprocessing(data, recipe)
+    how, batch = recipe.data, recipe.batch.size
+    view = preprocessing or _preprocessing(data, how)
     files = [file for split in data.splits.values() for file in split.files or ()]
-    keep = recipe.cache == "on" or (recipe.cache == "auto" and cache_fits(len(files), view, data.sizes))
+    keep = how.cache == "on" or (how.cache == "auto" and not how.jitter and cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
-            return Resident(split, view, flip=recipe.flip, pad=recipe.pad, pad_with=recipe.pad_with, device=device)
+            return Resident(split, view, flip=how.flip, pad=how.pad, pad_with=how.pad_with, device=device)
         return Photos(
             split,
             view,
-            flip=recipe.flip,
-            crop_scale=recipe.crop_scale,
+            flip=how.flip,
+            crop_scale=how.crop_scale,
+            jitter=how.jitter,
+            grow=how.grow,
+            epochs=recipe.schedule.total(len(split), batch) * batch / max(len(split), 1),
+            colour=how.colour,
             cache=files if keep else (),
-            on_bad=recipe.on_bad,
-            workers=recipe.workers,
+            on_bad=how.on_bad,
+            workers=how.workers,
             device=device,
             progress=progress,
         )
@@ -76,7 +81,7 @@ def make_sources(
     if empty := next((name for name, made in sources.items() if not len(made)), None):
         raise UserError(f"'{data.name}': none of the {len(splits[empty])} images of {empty} can be read")
     if preprocessing is None:
-        view = measure(sources["train"], view, recipe.normalise)
+        view = measure(sources["train"], view, how.normalise)
         for each in sources.values():
             each.normalise = view.normaliser(device)
     return Sources(sources["train"], sources.get("val"), sources.get("test"), view, len(data.classes))

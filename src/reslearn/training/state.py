@@ -27,6 +27,9 @@ class Progress:
     warmup_wrong: int = 0  # over the present window of warm-up steps
     warmup_seen: int = 0
     warmup_ended: int | None = None
+    plateau_error: float | None = None  # lowest held-out error so far, percent, of a schedule that watches it
+    plateau_waited: int = 0  # evaluations since
+    dropped: int = 0  # times that lr has been divided by 10 for it
     best_step: int | None = None
     best_error: float = 0.0  # percent, on the held-out images at best_step
     best_loss: float = 0.0

@@ -51,6 +51,8 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
     groups: list[dict[str, Any]] = [{"params": trainable, "share": 1.0}]
     if recipe.trunk_lr != 1:
         groups = [{"params": trainable[:-2], "share": recipe.trunk_lr}, {"params": trainable[-2:], "share": 1.0}]
+    if recipe.undecayed is not None:
+        groups = [part for group in groups for part in _by_decay(group, recipe.weight_decay)]
     for group in groups:
         group["rate"] = group["share"] * lr
         group["lr"] = torch.tensor(group["rate"], device=device) if device.type == "cuda" else group["rate"]
@@ -64,6 +66,14 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
     for parameter in trainable if recipe.momentum else []:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _by_decay(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
+    """A group as two: weights, which decay, and gammas, betas and biases, which do not."""
+    weights = [p for p in group["params"] if p.ndim > 1]
+    others = [p for p in group["params"] if p.ndim <= 1]
+    parts = ({**group, "params": weights, "weight_decay": decay}, {**group, "params": others, "weight_decay": 0.0})
+    return [part for part in parts if part["params"]]
 
 
 @torch.no_grad()
