@@ -8,7 +8,7 @@ import torch
 
 import reslearn
 from reslearn.data.augment import Draws, colour_noise
-from reslearn.data.draws import Order
+from reslearn.data.draws import Order, view_seed
 from reslearn.data.stream import Photos
 from reslearn.nets.resnet import ResNet
 from reslearn.training.run import Run
@@ -47,7 +47,7 @@ def test_bn_is_settled_as_an_average_over_the_batches_that_would_come_next(photo
     means, variances = [], []
     for i in range(3):  # 4 steps of 8 images have gone by, so 8 of 4
         epochs, indices = Order(0, len(source), 4)[8 + i]
-        images, _ = source.train_batch(Draws(0, epochs, indices))
+        images, _ = source.train_batch(Draws(view_seed(0), epochs, indices))
         out = torch.nn.functional.conv2d(images, model.conv1.weight, stride=2, padding=3).detach()
         means.append(out.mean((0, 2, 3)))
         variances.append(out.var((0, 2, 3)))

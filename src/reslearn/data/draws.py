@@ -61,6 +61,11 @@ def integer(seed: int, *counters: int) -> int:
     return int(_shift(_key(seed, *counters), 1))
 
 
+def view_seed(seed: int) -> int:
+    """The seed of what augmentation draws in a run."""
+    return integer(seed, 0xA06)
+
+
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """The order in which an epoch visits n images: int64 (n,)."""
     generator = torch.Generator().manual_seed(integer(seed, 0x0EDE, epoch))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reslearn.data.augment import Draws
-from reslearn.data.draws import Order, integer
+from reslearn.data.draws import Order, view_seed
 from reslearn.data.sets import DataSet
 from reslearn.evaluation.metrics import metrics
 from reslearn.evaluation.protocols import Seen, single_view
@@ -41,7 +41,7 @@ def save_augmented_sheet(folder: Path, recipe: Recipe, source: Source) -> None:
     """RUN/images/augmented.png: the first training images as the network sees them."""
     rows, columns = SHEET
     epochs, indices = Order(recipe.seed, len(source), rows * columns)[0]
-    views, _ = source.train_batch(Draws(integer(recipe.seed, 0xA06), epochs, indices))
+    views, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs, indices))
     pixels = F.pad(source.normalise.invert(views).cpu(), (1, 1, 1, 1), value=255)
     sheet = torch.cat([torch.cat(list(row), 2) for row in pixels.split(columns)], 1)
     _save_picture(sheet, folder / "images" / "augmented.png")

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.augment import Draws
-from reslearn.data.draws import Order
+from reslearn.data.draws import Order, view_seed
 from reslearn.training import runtime
 from reslearn.training.loop import Loop
 
@@ -32,7 +32,7 @@ def settle_bn(model: nn.Module, loop: Loop, stop: runtime.Stop) -> None:
         for i in range(recipe.precise_bn):
             stop.check()
             epochs, indices = order[first + i]
-            images, _ = source.train_batch(Draws(recipe.seed, epochs.to(loop.device), indices.to(loop.device)))
+            images, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs.to(loop.device), indices.to(loop.device)))
             model(images.contiguous(memory_format=torch.channels_last))
             loop.display.progress("averaging BN", i + 1, recipe.precise_bn)
     finally:

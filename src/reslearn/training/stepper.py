@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.data.augment import Draws
-from reslearn.data.draws import Order, integer
+from reslearn.data.draws import Order, view_seed
 from reslearn.data.resident import Resident
 from reslearn.device import autocast
 from reslearn.errors import UserError
@@ -108,7 +108,7 @@ class HostStepper:
     ) -> None:
         self.source, self.state, self.criterion, self.model = source, state, criterion, model
         self.order = Order(recipe.seed, len(source), recipe.batch.size)
-        self.seed, self.micro = integer(recipe.seed, 0xA06), recipe.batch.micro
+        self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
@@ -157,7 +157,7 @@ class DeviceStepper:
     ) -> None:
         self.source, self.state, self.criterion, self.model = source, state, criterion, model
         self.order = Order(recipe.seed, len(source), recipe.batch.size)
-        self.seed, self.micro = integer(recipe.seed, 0xA06), recipe.batch.micro
+        self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
