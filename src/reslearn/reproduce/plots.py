@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from reslearn.files import write_atomic
 from reslearn.reproduce.experiment import Panel
@@ -39,6 +40,7 @@ def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: 
                     axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         axis.set_title(panel.title)
         axis.set_xlabel("iterations")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     # As in the paper, the beginning of a long run is cut off rather than its end made small.
