@@ -75,6 +75,7 @@ def reproduce(
         scale = Scale.paper  # the only one it has
     results: list[dict[str, Any]] = []
     missed: list[str] = []
+    page = out
     command = shlex.join(["reslearn", *sys.argv[1:]])
     for each in chosen:
         order = [*EXPERIMENTS].index(each.name)
@@ -104,11 +105,11 @@ def reproduce(
             typer.echo(f"reslearn: {each.name}: {error}; going on with the next", err=True)
             missed.append(each.name)
             continue
+        page = _page(out)
         if not as_json:
             show.print_result(results[-1], out)
     if not results:
         raise UserError("none of the experiments could run")
-    page = _page(out)
     if as_json:
         typer.echo(json.dumps(results, indent=1))
     else:

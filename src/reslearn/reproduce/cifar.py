@@ -144,7 +144,7 @@ def constructed(data: Dataset, scale: Scale) -> Plan:
         ),
         deviations=(
             *_deviations(data, scale),
-            f"then {more} iterations at lr 0.01; the paper describes the net, and does not train it",
+            f"then {'two' if scale == 'smoke' else more} iterations at lr 0.01; the paper describes the net, and does not train it",
         ),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from reslearn.files import write_atomic
 from reslearn.reproduce.experiment import Panel
@@ -22,11 +22,12 @@ def _mean(curves: Sequence[list[tuple[int, float]]]) -> tuple[np.ndarray, np.nda
     return np.array(shared), np.array([[each[step] for step in shared] for each in by_step])
 
 
-def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: Path) -> None:
+def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: Path, title: str) -> None:
     """Error by iteration, a panel beside the other; lines are means over seeds, bands the range of the seeds."""
     panels = [Panel(p.title, tuple(label for label in p.runs if found.get(label))) for p in panels]
     panels = [p for p in panels if p.runs]
     figure = Figure(figsize=(5.2 * len(panels), 4.1), layout="constrained")
+    figure.suptitle(title, fontsize=9, color="dimgray")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         for colour, label in zip(COLOURS, panel.runs, strict=False):
@@ -40,6 +41,7 @@ def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: 
                     axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         axis.set_title(panel.title)
         axis.set_xlabel("iterations")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
@@ -66,7 +68,8 @@ def effects(claims: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(effect["mean"], at, "o", color=colour, ms=7)
         axis.axvline(0, color="black", lw=0.8)
         axis.set_yticks(range(len(those)), [_wrapped(claim["text"]) for claim in reversed(those)], fontsize=8)
-        axis.set_xlabel(f"effect on {metric}", fontsize=8)
+        unit = metric.replace(", %", ", points")
+        axis.set_xlabel(f"{unit}; right of 0: as the claim says", fontsize=8)
         axis.set_ylim(-0.6, len(those) - 0.4)
         axis.grid(alpha=0.3, axis="x")
     _save(figure, path)

@@ -205,7 +205,7 @@ def _judge(planned: Plan, comparable: bool, done: Done, failed: Mapping[str, lis
             result["claims"].append(judge_effect(effect, values))
         else:
             result["claims"].append({"text": effect.text, "effect": None, "verdict": NOT_RUN})
-    for deeper, shallower in planned.crossings:
+    for deeper, shallower in planned.crossings if result["scale"] != "smoke" else ():
         found = _shared(done, (deeper, shallower))
         if found[deeper]:
             result["notes"].append(_crossing(deeper, shallower, found))
@@ -239,7 +239,8 @@ def crossing(deeper: Curve, shallower: Curve) -> int | None:
 def _draw(planned: Plan, found: Mapping[str, Sequence[Path]], result: dict[str, Any], path: Path) -> None:
     drawn = {label: [curve(folder) for folder in folders] for label, folders in found.items()}
     if any(drawn.get(label) for panel in planned.panels for label in panel.runs):
-        plots.curves(planned.panels, drawn, path)
+        made = f"{result['source']}, scale {result['scale']}: {result['data']}, {result['seeds']} seed"
+        plots.curves(planned.panels, drawn, path, made + "s" * (result["seeds"] > 1))
         result["picture"] = path.name
     if claims := [claim for claim in result["claims"] if claim["effect"]]:
         effects = path.with_name(f"{path.stem}-effects.png")

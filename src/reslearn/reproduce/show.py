@@ -83,7 +83,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
         table.add_row(*cells(row))
     _print(table)
     if result["claims"]:
-        table = Table("effect", "mean (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
+        table = Table("claim", "in its favour (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
         for claim in result["claims"]:
             table.add_row(*claim_cells(claim))
         _print(table)
