@@ -70,7 +70,7 @@ def test_features_and_explain(
     result = json.loads(printed[printed.index("{") :])
     heat = np.array(result["numbers"]["heat"])
     assert result["numbers"]["class"] == "Sandal" and heat.shape == (28, 28) and heat.min() >= 0 and heat.max() <= 1
-    assert (tmp_path / "x" / "explain-one.png").exists()
+    assert (tmp_path / "x" / f"explain-{tmp_path.name}-one-Sandal.png").exists()
 
 
 def test_features_go_to_the_file_that_is_named(
@@ -87,7 +87,7 @@ def test_a_networks_name_stands_for_it_before_training(
     monkeypatch.chdir(tmp_path)
     assert analyze(monkeypatch, "signal", "preact-resnet14", "--data", "fashion-sample", "--images", 8) == 0
     assert "of its size (rounding); of the gradient" in capsys.readouterr().out
-    result = json.loads((tmp_path / "analysis" / "signal.json").read_text())
+    result = json.loads((tmp_path / "analysis" / "preact-resnet14" / "signal.json").read_text())
     facts = result["models"]["preact-resnet14, untrained"]
     assert facts["trained"] is False and facts["images"] == 8 and facts["split"] == "test" and result["seed"] == 0
     assert set(result["versions"]) >= {"reslearn", "torch"}

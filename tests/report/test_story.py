@@ -85,6 +85,11 @@ def test_analyses_are_on_the_page(tmp_path: Path) -> None:
     for shown in ("Without blocks, and with blocks exchanged", "It errs on &lt;5%.", "reslearn analyze lesion x", "iVBORw0KGgo="):
         assert shown in page
     assert "The signal forward" not in page, "an empty file says nothing"
+    for name in ("explain-cat-1", "explain-dog-1"):
+        said |= {"analysis": name, "findings": [f"Of {name}."]}
+        (tmp_path / "analysis" / f"{name}.json").write_text(json.dumps(said))
+    page = story.write(tmp_path, tmp_path / "index.html").read_text()
+    assert page.count("Where the network looks</h2>") == 2 and "Of explain-cat-1." in page and "Of explain-dog-1." in page
     (tmp_path / "analysis" / "signal.json").write_text("{")
     with pytest.raises(UserError, match=r"signal\.json: is no result of an analysis"):
         story.write(tmp_path, tmp_path / "index.html")

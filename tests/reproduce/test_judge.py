@@ -31,15 +31,26 @@ def test_students_t() -> None:
     ],
 )
 def test_an_effect_holds_where_its_interval_is_above_zero(values: list[float], verdict: str, disagree: list[int]) -> None:
-    found = judge_effect(Effect("a above b", {"a": 1.0, "b": -1.0}), {"a": [v + 10 for v in values], "b": [10.0] * len(values)})
+    found = judge_effect(
+        Effect("a above b", {"a": 1.0, "b": -1.0}),
+        {"a": {i: v + 10 for i, v in enumerate(values)}, "b": dict.fromkeys(range(len(values)), 10.0)},
+    )
     assert found["verdict"] == verdict and found["disagree"] == disagree
     assert found["effect"]["values"] == pytest.approx(values)
 
 
 def test_a_difference_of_differences() -> None:
     terms = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
-    found = judge_effect(Effect("", terms), {"a": [9.0, 9.5], "b": [1.0, 1.0], "c": [4.0, 4.0], "d": [2.0, 2.0]})
-    assert found["effect"]["values"] == [6.0, 6.5]
+    found = judge_effect(
+        Effect("", terms), {"a": {0: 9.0, 4: 9.5}, "b": {0: 1.0, 4: 1.0}, "c": {0: 4.0, 4: 4.0}, "d": {0: 2.0, 4: 12.0}}
+    )
+    assert found["disagree"] == [], "16.5 agrees"
+    assert found["effect"]["values"] == [6.0, 16.5]
+
+
+def test_seeds_that_disagree_are_named_by_their_numbers() -> None:
+    found = judge_effect(Effect("", {"a": 1.0, "b": -1.0}), {"a": {0: 3.0, 2: 1.0, 7: 3.0}, "b": {0: 1.0, 2: 1.5, 7: 1.0}})
+    assert found["disagree"] == [2]
 
 
 def test_only_the_papers_protocol_is_compared_with_its_number() -> None:

@@ -53,7 +53,7 @@ def test_a_result(one: dict[str, Any]) -> None:
     assert json.loads((out / "tiny-small.json").read_text()) == result
     assert [row["verdict"] for row in result["rows"]] == ["not comparable", ""]
     assert result["rows"][0]["ours"]["n"] == 2 and result["claims"][0]["effect"]["n"] == 2
-    assert "The training error of long does not fall below that of short by the end, in any seed." in result["notes"]
+    assert "The training error of long does not stay below that of short for the last tenth, in any seed." in result["notes"]
     for name in ("tiny-small.png", "tiny-small-effects.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     runs = sorted(path.parent for path in (out / "runs").glob("*/seed-*/result.json"))

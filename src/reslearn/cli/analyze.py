@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ Trained = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
 Data = Annotated[str | None, typer.Option("--data", help="Its test images; by default the data it was trained on.")]
 Images = Annotated[int, typer.Option("--images", min=2, help="So many of them, drawn by the seed.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/analysis for a run, else ./analysis.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/analysis for a run, else analysis/MODEL.")]
 
 
 @app.callback()
@@ -232,7 +233,9 @@ def explain(
     numbers |= {"predicted": card.classes[predicted], "heat": heat.tolist()}
     titles = (image.name, "as the network sees it", f"what speaks for {card.classes[chosen]}")
     figure = plots.explained(large_view(picture, card.preprocessing), seen, heat, titles)
-    _write(f"explain-{image.stem}", place, {}, None, said, numbers, figure, as_json, model)
+    asked = [] if target is None else [target]
+    name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in ("explain", image.absolute().parent.name, image.stem, *asked))
+    _write(name, place, {}, None, said, numbers, figure, as_json, model)
 
 
 @app.command()
@@ -312,7 +315,7 @@ class _progress:
 
 def _place(out: Path | None, model: Path) -> Path:
     """The folder to write to, not made yet. Raises UserError, before any work is done, where nothing could be written there."""
-    folder = out or (model / "analysis" if model.is_dir() else Path("analysis"))
+    folder = out or (model / "analysis" if model.is_dir() else Path("analysis") / model.stem)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"cannot write to {folder}: {there} is a file")

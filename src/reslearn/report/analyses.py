@@ -23,27 +23,31 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The analyses in a folder in the order of TITLES: title, models (words), findings (sentences), command, picture (a data URI
     or None). Raises UserError for one that is damaged; other JSON files are left alone.
     """
-    found = [(name, _read(folder / f"{name}.json")) for name in TITLES]
-    return [_view(name, result, folder) for name, result in found if result is not None]
+    found = [(path, result) for path in sorted(folder.glob("*.json")) if (result := _read(path)) is not None]
+    found.sort(key=lambda each: [*TITLES].index(_kind(each[1])))
+    return [_view(result, path) for path, result in found]
+
+
+def _kind(result: dict[str, Any]) -> str:
+    """`"explain"` of what is called explain-cat-1, for an image."""
+    return str(result["analysis"]).split("-")[0]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        return result if {"findings", "command", "models"} <= set(result) else None
+        return result if {"analysis", "findings", "command", "models"} <= set(result) and _kind(result) in TITLES else None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is no result of an analysis ({type(error).__name__}: {error}); make it again") from None
 
 
-def _view(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _view(result: dict[str, Any], path: Path) -> dict[str, Any]:
     return {
-        "title": TITLES[name],
+        "title": TITLES[_kind(result)],
         "models": ", ".join(result["models"]),
         "findings": result["findings"],
         "command": result["command"],
-        "picture": png(folder, f"{name}.png"),
+        "picture": png(path.parent, f"{path.stem}.png"),
     }
 
 

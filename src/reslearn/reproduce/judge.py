@@ -46,10 +46,10 @@ def judge_row(row: Row, found: Sequence[float], comparable: bool) -> dict[str, A
     }
 
 
-def judge_effect(effect: Effect, found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """found: of each label, the metric by seed. The claim holds where the interval of the effect is above 0."""
-    seeds = min(len(found[label]) for label in effect.terms)
-    values = [sum(weight * found[label][seed] for label, weight in effect.terms.items()) for seed in range(seeds)]
+def judge_effect(effect: Effect, found: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """found: label -> seed -> the metric, of the same seeds. The claim holds where the interval of the effect is above 0."""
+    seeds = list(found[next(iter(effect.terms))])
+    values = [sum(weight * found[label][seed] for label, weight in effect.terms.items()) for seed in seeds]
     result = spread(values)
     interval = result["interval"]
     verdict = UNDECIDED if interval is None or interval[0] <= 0 <= interval[1] else HOLDS if interval[0] > 0 else DIFFERS
@@ -58,5 +58,5 @@ def judge_effect(effect: Effect, found: Mapping[str, Sequence[float]]) -> dict[s
         "metric": METRICS[effect.metric],
         "effect": result,
         "verdict": verdict,
-        "disagree": [seed for seed, value in enumerate(values) if value * result["mean"] < 0 or value == 0],
+        "disagree": [seed for seed, value in zip(seeds, values, strict=True) if value * result["mean"] < 0 or value == 0],
     }

@@ -170,11 +170,11 @@ def _take(measured: Measured, result: dict[str, Any], picture: Path) -> None:
 Done = Mapping[str, Mapping[int, Path]]  # label -> seed -> the folder of a run that has come to its end
 
 
-def _shared(done: Done, labels: Iterable[str]) -> dict[str, list[Path]]:
-    """Run folders of the seeds that all of these labels have."""
+def _shared(done: Done, labels: Iterable[str]) -> dict[str, dict[int, Path]]:
+    """Run folders by seed, of the seeds that all of these labels have."""
     labels = list(labels)
     seeds = sorted(set.intersection(*(set(done[label]) for label in labels)))
-    return {label: [done[label][seed] for seed in seeds] for label in labels}
+    return {label: {seed: done[label][seed] for seed in seeds} for label in labels}
 
 
 def _complete(done: Done) -> dict[str, list[Path]]:
@@ -183,7 +183,7 @@ def _complete(done: Done) -> dict[str, list[Path]]:
     found = _shared(done, there) if there else {}
     if not any(found.values()):
         raise UserError("none of its networks has been trained yet: leave --no-train out, or give models with --model")
-    return found
+    return {label: list(folders.values()) for label, folders in found.items()}
 
 
 def _judge(planned: Plan, comparable: bool, done: Done, failed: Mapping[str, list[int]], result: dict[str, Any]) -> None:
@@ -201,7 +201,7 @@ def _judge(planned: Plan, comparable: bool, done: Done, failed: Mapping[str, lis
     for effect in planned.effects:
         found = _shared(done, effect.terms)
         if all(found.values()):
-            values = {label: [metric(folder, effect.metric) for folder in folders] for label, folders in found.items()}
+            values = {label: {s: metric(folder, effect.metric) for s, folder in each.items()} for label, each in found.items()}
             result["claims"].append(judge_effect(effect, values))
         else:
             result["claims"].append({"text": effect.text, "effect": None, "verdict": NOT_RUN})
@@ -212,14 +212,13 @@ def _judge(planned: Plan, comparable: bool, done: Done, failed: Mapping[str, lis
     result["runs"] = {label: [f"{f.parent.name}/{f.name}" for f in folders.values()] for label, folders in done.items()}
 
 
-def _crossing(deeper: str, shallower: str, found: Mapping[str, Sequence[Path]]) -> str:
+def _crossing(deeper: str, shallower: str, found: Mapping[str, Mapping[int, Path]]) -> str:
     """When the deeper net's training error fell below the shallower one's for good, in words."""
-    pairs = zip(found[deeper], found[shallower], strict=True)
-    steps = [crossing(curve(a), curve(b)) for a, b in pairs]
-    if not any(steps):
-        return f"The training error of {deeper} does not fall below that of {shallower} by the end, in any seed."
-    words = [f"from iteration {at:,} on" if at is not None else "not by the end" for at in steps]
-    return f"The training error of {deeper} falls below that of {shallower}: {', '.join(words)} (by seed)."
+    steps = {s: crossing(curve(found[deeper][s]), curve(found[shallower][s])) for s in found[deeper]}
+    if not any(steps.values()):
+        return f"The training error of {deeper} does not stay below that of {shallower} for the last tenth, in any seed."
+    words = [f"from iteration {at:,} on (seed {s})" if at is not None else f"not at the end (seed {s})" for s, at in steps.items()]
+    return f"The training error of {deeper} stays below that of {shallower}: {', '.join(words)}."
 
 
 def crossing(deeper: Curve, shallower: Curve) -> int | None:

@@ -109,9 +109,7 @@ def train(
                 t, start = cached.training, _start(cached, found, source, seed)
                 net = None if start is not None else t.net
                 begin(source.source, net, t.recipe, t.settings, seed, cached.seed(seed), device, True, start)
-        titles = [
-            f"run {missing.index((label, seed)) + 1} of {len(missing)}, {cached.training.net} seed {seed}" for seed in waiting
-        ]
+        titles = [f"run {missing.index((label, seed)) + 1} of {len(missing)}, {label}, seed {seed}" for seed in waiting]
         while waiting:
             with suppress(Diverged):  # a result too; the others go on
                 _go_on([cached.seed(seed) for seed in waiting], titles, device, quiet)

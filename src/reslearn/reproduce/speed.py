@@ -1,19 +1,14 @@
-"""How long trainings take on this machine, from one short measurement that is kept."""
+"""How long trainings take on this machine, from one short measurement."""
 
-import json
 import time
-from contextlib import suppress
 from functools import cache
 
 import torch
 
 from reslearn.device import autocast, pick_device, pick_precision
-from reslearn.errors import UserError
-from reslearn.files import cache_folder, write_text
 from reslearn.nets import create, spec
 from reslearn.nets.cost import cost
 from reslearn.recipes import Recipe, validate
-from reslearn.training import runtime
 from reslearn.training.step import make_criterion, make_optimizer, train_step
 from reslearn.training.stepper import pick
 
@@ -21,23 +16,13 @@ STEPS, BATCH = 8, 128
 FIXED = 0.005  # seconds of a step that do not depend on the network
 
 
+@cache
 def rate(device: str = "auto") -> float:
-    """Multiply-adds a second that ResNet-20's training step reaches on this machine, measured once and kept in the cache."""
+    """Multiply-adds a second that ResNet-20's training step reaches on this machine as it is at the moment."""
     on = pick_device(device)
-    precision = pick_precision("auto", on)
     recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}})
-    mode, _ = pick("auto", on, recipe, resident=True)
-    key = json.dumps(runtime.machine(on, precision, mode) | runtime.versions(), sort_keys=True)
-    path = cache_folder() / "speed.json"
-    known: dict[str, float] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = {name: float(value) for name, value in dict(json.loads(path.read_text())).items()}
-    if key not in known:
-        known[key] = _measure(recipe, on, precision)
-        with suppress(OSError, UserError):  # a cache that cannot be written is no hindrance
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(known, indent=1) + "\n")
-    return known[key]
+    pick("auto", on, recipe, resident=True)
+    return _measure(recipe, on, pick_precision("auto", on))
 
 
 def _measure(recipe: Recipe, device: torch.device, precision: str) -> float:
