@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import RandomResizedCrop
 
-from reslearn.data.augment import FLIP, LEFT, TOP, Draws, crop_box, flip_and_crop, resized_crop
+from reslearn.data.augment import FLIP, LEFT, TOP, Draws, crop_boxes, flip_and_crop, training_views
 
 
 def draws(n: int = 64, seed: int = 5) -> Draws:
@@ -39,28 +40,60 @@ def test_every_shift_and_both_sides_come_equally_often() -> None:
     assert abs((d.uniform(FLIP) < 0.5).float().mean().item() - 0.5) < 0.02
 
 
-def test_crop_box_stays_inside_and_has_the_area() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(500):
-        u = dict(enumerate(generator.random(5)))
-        left, top, right, bottom = crop_box(100, 150, (0.35, 1.0), u)
-        assert 0 <= left < right <= 150 and 0 <= top < bottom <= 100
-        assert (right - left) * (bottom - top) <= 15_000 * 1.0001
-        assert 0.7 < (right - left) / (bottom - top) < 1.51  # 3/4 to 4/3, or cut by the image's own 3/2
-    whole = crop_box(100, 100, (1.0, 1.0), {3: 1.0, 4: 0.5, 1: 0.3, 2: 0.9})
-    assert whole == pytest.approx((0, 0, 100, 100))
+def test_crops_are_torchvisions() -> None:
+    """Scale, aspect, place and size against RandomResizedCrop's own, by two-sample Kolmogorov-Smirnov tests."""
+    n = 6000
+    for height, width, scale in ((375, 500, (0.08, 1.0)), (500, 333, (0.35, 1.0)), (64, 400, (0.5, 1.0))):
+        d = Draws(3, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+        ours = crop_boxes(np.array([[height, width]] * n), d, scale)
+        torch.manual_seed(0)
+        image = torch.empty(3, height, width)
+        theirs = np.array([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
+        assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all() and (ours >= 0).all()
+        for what in (
+            lambda b: b[:, 2] * b[:, 3],
+            lambda b: b[:, 3] / b[:, 2],
+            lambda b: b[:, 0],
+            lambda b: b[:, 1],
+            lambda b: b[:, 0] + b[:, 2],
+            lambda b: b[:, 1] + b[:, 3],
+        ):
+            assert distance(what(ours), what(theirs)) < 1.95 * (2 / n) ** 0.5, "p above 0.001"
+        # where no attempt fits, the largest crop in the middle: so many of both that chance alone explains the difference
+        fallback = [(boxes == boxes_in_the_middle(height, width)).all(1).mean() for boxes in (ours, theirs)]
+        assert abs(fallback[0] - fallback[1]) < 0.03
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resized_crop_of_the_whole_is_the_image_flipped_or_not(channels: int) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (16, 16, channels), np.uint8)
-    u = {FLIP: 0.1, TOP: 0.5, LEFT: 0.5, 3: 1.0, 4: 0.5}
-    plain = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=False), plain)
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=True), plain.flip(2))
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=None, mirrored=False), plain)
-    small = resized_crop(image, u, (8, 8), scale=None, mirrored=False)
-    assert torch.equal(small, plain[:, 4:12, 4:12])
+def boxes_in_the_middle(height: int, width: int) -> np.ndarray:
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return np.array([(height - h) // 2, (width - w) // 2, h, w])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference between two samples' distribution functions."""
+    at = np.unique(np.concatenate([a, b]))
+    below = [np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def test_a_crop_depends_on_its_own_draws_alone() -> None:
+    sizes = np.random.default_rng(0).integers(50, 300, (40, 2))
+    d = draws(40)
+    together = crop_boxes(sizes, d, (0.08, 1.0))
+    for i in (0, 7, 39):
+        one = Draws(d.seed, d.epochs[i : i + 1], d.indices[i : i + 1])
+        assert (crop_boxes(sizes[i : i + 1], one, (0.08, 1.0)) == together[i]).all()
+
+
+def test_views_of_the_networks_own_size_come_from_everywhere() -> None:
+    n = 5000
+    d = Draws(1, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    sizes = np.array([[90, 120]] * n)
+    views = training_views(sizes, d, (32, 40), covered=(36, 48), scale=None, flip=True)
+    assert (views[:, :6] == [0, 0, 90, 120, 36, 48]).all()
+    assert sorted(set(views[:, 6])) == list(range(5)) and sorted(set(views[:, 7])) == list(range(9))
+    counts = np.bincount(views[:, 7])
+    assert abs(counts - n / 9).max() < 5 * (n / 9) ** 0.5 and abs(views[:, 8].mean() - 0.5) < 0.03
 
 
 def test_alternating_flips_show_both_sides_in_two_epochs() -> None:

@@ -11,7 +11,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.statistics import measure
-from reslearn.data.stream import Photos, cache_fits
+from reslearn.data.stream import CACHE_BYTES, Photos, cache_fits, shrunk_bytes
 from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.recipes import Recipe
@@ -55,7 +55,10 @@ def make_sources(
     """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
     view = preprocessing or _preprocessing(data, recipe)
     files = [file for split in data.splits.values() for file in split.files or ()]
-    keep = recipe.cache == "on" or (recipe.cache == "auto" and cache_fits(len(files), view, data.sizes))
+    # Whether photos are shrunk first decides what training sees, so that it must not depend on the room on the disk.
+    small = not data.packed and shrunk_bytes(len(files), view, data.sizes) <= CACHE_BYTES
+    direct = recipe.cache == "off" or (recipe.cache == "auto" and not small)
+    keep = not direct and (recipe.cache == "on" or cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
@@ -66,6 +69,7 @@ def make_sources(
             flip=recipe.flip,
             crop_scale=recipe.crop_scale,
             cache=files if keep else (),
+            direct=direct,
             on_bad=recipe.on_bad,
             workers=recipe.workers,
             device=device,
