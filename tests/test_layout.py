@@ -12,11 +12,12 @@ import reslearn
 
 SOURCE = Path(reslearn.__file__).parent
 
-# each part may import those named, and the single files errors, files and device
+# each part may import those named, and the single files errors, files, device and compiler
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "device": set(),
+    "compiler": set(),
     "nets": set(),
     "data": set(),
     "weights": {"nets", "data"},
@@ -44,7 +45,7 @@ def imported(path: Path) -> set[str]:
             found |= {rest[0]} if rest else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("reslearn.")}
-    return found - {"__version__", "UserError", "errors", "files", "device"}
+    return found - {"__version__", "UserError", "errors", "files", "device", "compiler"}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))

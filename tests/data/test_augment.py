@@ -5,22 +5,22 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torchvision.transforms import RandomResizedCrop
 
 from reslearn.data.augment import (
     FLIP,
     LEFT,
     PCA_VALUES,
     PCA_VECTORS,
-    SIDE,
     TOP,
     Draws,
     colour_noise,
-    crop_box,
+    crop_boxes,
     flip_and_crop,
     grown,
-    jittered_crop,
-    resized_crop,
+    training_views,
 )
+from reslearn.data.decode import take
 
 
 def draws(n: int = 64, seed: int = 5) -> Draws:
@@ -54,28 +54,60 @@ def test_every_shift_and_both_sides_come_equally_often() -> None:
     assert abs((d.uniform(FLIP) < 0.5).float().mean().item() - 0.5) < 0.02
 
 
-def test_crop_box_stays_inside_and_has_the_area() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(500):
-        u = dict(enumerate(generator.random(5)))
-        left, top, right, bottom = crop_box(100, 150, (0.35, 1.0), u)
-        assert 0 <= left < right <= 150 and 0 <= top < bottom <= 100
-        assert (right - left) * (bottom - top) <= 15_000 * 1.0001
-        assert 0.7 < (right - left) / (bottom - top) < 1.51  # 3/4 to 4/3, or cut by the image's own 3/2
-    whole = crop_box(100, 100, (1.0, 1.0), {3: 1.0, 4: 0.5, 1: 0.3, 2: 0.9})
-    assert whole == pytest.approx((0, 0, 100, 100))
+def test_crops_are_torchvisions() -> None:
+    """Scale, aspect, place and size against RandomResizedCrop's own, by two-sample Kolmogorov-Smirnov tests."""
+    n = 6000
+    for height, width, scale in ((375, 500, (0.08, 1.0)), (500, 333, (0.35, 1.0)), (64, 400, (0.5, 1.0))):
+        d = Draws(3, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+        ours = crop_boxes(np.array([[height, width]] * n), d, scale)
+        torch.manual_seed(0)
+        image = torch.empty(3, height, width)
+        theirs = np.array([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
+        assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all() and (ours >= 0).all()
+        for what in (
+            lambda b: b[:, 2] * b[:, 3],
+            lambda b: b[:, 3] / b[:, 2],
+            lambda b: b[:, 0],
+            lambda b: b[:, 1],
+            lambda b: b[:, 0] + b[:, 2],
+            lambda b: b[:, 1] + b[:, 3],
+        ):
+            assert distance(what(ours), what(theirs)) < 1.95 * (2 / n) ** 0.5, "p above 0.001"
+        # where no attempt fits, the largest crop in the middle: so many of both that chance alone explains the difference
+        fallback = [(boxes == boxes_in_the_middle(height, width)).all(1).mean() for boxes in (ours, theirs)]
+        assert abs(fallback[0] - fallback[1]) < 0.03
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resized_crop_of_the_whole_is_the_image_flipped_or_not(channels: int) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (16, 16, channels), np.uint8)
-    u = {FLIP: 0.1, TOP: 0.5, LEFT: 0.5, 3: 1.0, 4: 0.5}
-    plain = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=False), plain)
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=(1.0, 1.0), mirrored=True), plain.flip(2))
-    assert torch.equal(resized_crop(image, u, (16, 16), scale=None, mirrored=False), plain)
-    small = resized_crop(image, u, (8, 8), scale=None, mirrored=False)
-    assert torch.equal(small, plain[:, 4:12, 4:12])
+def boxes_in_the_middle(height: int, width: int) -> np.ndarray:
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return np.array([(height - h) // 2, (width - w) // 2, h, w])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference between two samples' distribution functions."""
+    at = np.unique(np.concatenate([a, b]))
+    below = [np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def test_a_crop_depends_on_its_own_draws_alone() -> None:
+    sizes = np.random.default_rng(0).integers(50, 300, (40, 2))
+    d = draws(40)
+    together = crop_boxes(sizes, d, (0.08, 1.0))
+    for i in (0, 7, 39):
+        one = Draws(d.seed, d.epochs[i : i + 1], d.indices[i : i + 1])
+        assert (crop_boxes(sizes[i : i + 1], one, (0.08, 1.0)) == together[i]).all()
+
+
+def test_views_of_the_networks_own_size_come_from_everywhere() -> None:
+    n = 5000
+    d = Draws(1, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    sizes = np.array([[90, 120]] * n)
+    views = training_views(sizes, d, (32, 40), covered=(36, 48), scale=None, flip=True)
+    assert (views[:, :6] == [0, 0, 90, 120, 36, 48]).all()
+    assert sorted(set(views[:, 6])) == list(range(5)) and sorted(set(views[:, 7])) == list(range(9))
+    counts = np.bincount(views[:, 7])
+    assert abs(counts - n / 9).max() < 5 * (n / 9) ** 0.5 and abs(views[:, 8].mean() - 0.5) < 0.03
 
 
 def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
@@ -88,30 +120,27 @@ def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
     assert 400 < (by_chance[0] == by_chance[1]).sum() < 600
 
 
-@pytest.mark.parametrize("shape", [(300, 400), (500, 320), (256, 256)])
-def test_scale_jitter_is_a_resize_and_a_crop(shape: tuple[int, int]) -> None:
-    """Against the photo resized as a whole and then cut, where the crop falls on whole pixels."""
-    generator = np.random.default_rng(0)
-    coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3), np.uint8))
-    image = np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))
-    for side_draw in (0.0, 0.5, 0.999):
-        side = 256 + int(side_draw * (480 - 256 + 1))
-        scale = side / min(shape)
-        height, width = round(shape[0] * scale), round(shape[1] * scale)
-        for top, left in ((0.0, 0.0), (1.0, 1.0)):
-            u = {SIDE: side_draw, TOP: top, LEFT: left}
-            view = jittered_crop(image, u, (224, 224), (256, 480), mirrored=False)
-            whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            cut = whole[-224:, -224:] if top else whole[:224, :224]
-            assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - cut).mean() < 1.0
-            assert torch.equal(jittered_crop(image, u, (224, 224), (256, 480), mirrored=True), view.flip(2))
+@pytest.mark.parametrize("shape", [(300, 400), (500, 320), (256, 256), (40, 30)])
+def test_scale_jitter_is_a_resize_to_a_drawn_side_and_a_crop_anywhere(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    d = draws(200)
+    options = {"covered": (1, 1), "scale": None, "jitter": (256, 480), "flip": True}
+    views = training_views(np.array([shape] * 200), d, (224, 224), **options)
+    assert 256 <= views[:, 4:6].min(1).min() < 262 and 474 < views[:, 4:6].min(1).max() <= 480
+    assert (views[:, 6:8] >= 0).all() and (views[:, 6:8] + 224 <= views[:, 4:6]).all() and set(views[:, 8]) == {0, 1}
+    for view in views[:4]:
+        rows, columns, y, x, mirrored = view[4:].tolist()
+        assert abs(rows / columns - shape[0] / shape[1]) < 0.01
+        whole = Image.fromarray(image).resize((columns, shape[0]), Image.Resampling.BILINEAR)
+        cut = np.asarray(whole.resize((columns, rows), Image.Resampling.BILINEAR))[y : y + 224, x : x + 224]
+        assert np.array_equal(take(image, view, (224, 224)), cut[:, ::-1] if mirrored else cut)
 
 
-def test_scale_jitter_draws_every_side_of_its_range() -> None:
-    sides = {8 + int(u * 5) for u in (0.0, 0.19, 0.2, 0.45, 0.65, 0.85, 0.9999)}
-    assert sides == {8, 9, 10, 11, 12}
-    tiny = np.zeros((4, 4, 1), np.uint8)
-    assert jittered_crop(tiny, {SIDE: 0.9, TOP: 0.9, LEFT: 0.9}, (8, 8), (8, 12), mirrored=False).shape == (1, 8, 8)
+def test_scale_jitter_draws_every_side_of_its_range_as_often() -> None:
+    d = Draws(1, torch.zeros(5000, dtype=torch.int64), torch.arange(5000))
+    views = training_views(np.full((5000, 2), 64), d, (8, 8), covered=(1, 1), scale=None, jitter=(8, 12), flip=False)
+    counts = np.bincount(views[:, 4])[8:]
+    assert len(counts) == 5 and (abs(counts - 1000) < 150).all()
 
 
 def test_colour_noise_has_the_covariance_that_the_eigenvectors_say() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reslearn.files import cache_folder
 from reslearn.nets import fused
 
 
@@ -122,9 +123,9 @@ def test_a_library_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: objec
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if fused.enable():
         pytest.skip("no compiler")
-    first = {p: p.stat().st_mtime_ns for p in (fused.cache_folder() / "kernels").iterdir()}
+    first = {p: p.stat().st_mtime_ns for p in (cache_folder() / "kernels").iterdir()}
     assert len(first) == 1 and fused.enable() is None
-    assert {p: p.stat().st_mtime_ns for p in (fused.cache_folder() / "kernels").iterdir()} == first
+    assert {p: p.stat().st_mtime_ns for p in (cache_folder() / "kernels").iterdir()} == first
     fused.enable(False)
 
 

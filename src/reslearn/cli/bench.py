@@ -53,6 +53,44 @@ def train(
         write_text(out, json.dumps(rows, indent=1) + "\n")
 
 
+@app.command("input")
+def input_(
+    folder: Annotated[str, typer.Argument(help="A folder or list of photos.")],
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that alternate; the medians are printed.")] = 7,
+    images: Annotated[int, typer.Option("--images", min=50, help="Images a round, of each way.")] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Photos decoded and cropped at random: images a CPU-second beside torchvision's two ways, from JPEGs and from a pack.
+
+    \b
+    Examples:
+      reslearn bench input photos
+      reslearn bench input photos --rounds 11 --out input.json
+    """
+    from reslearn.bench.input import bench
+    from reslearn.files import write_text
+    from reslearn.training.display import Display
+
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    with Display(stderr=True) as display:
+        row = bench(folder, rounds, images, display.progress)
+    if as_json:
+        typer.echo(json.dumps(row, indent=1))
+    else:
+        size = " and ".join(f"{bytes_ / 1000:,.0f} kB" for bytes_ in row["bytes_a_photo"])
+        typer.echo(
+            f"{row['photos']:,} photos of {row['folder']}, as they are and packed {size} each: {row['machine']['processor']}"
+        )
+        typer.echo(f"  {rounds} rounds of {row['images_a_round']:,} images, {row['workers']} threads or processes; {row['reader']}")
+        for way in row["ways"]:
+            speed = f"{way['images_per_cpu_s']:>8,.0f} images/CPU-s {way['images_per_s']:>8,.0f} images/s {way['ratio']:>6.2f}x"
+            typer.echo(f"  {way['what']:<38}{speed}")
+    if out is not None:
+        write_text(out, json.dumps(row, indent=1) + "\n")
+
+
 def _print(row: dict[str, Any]) -> None:
     machine, limit, shares = row["machine"], row["limit"], row["shares"]
     typer.echo(f"{row['net']} on {row['data']}, batch {row['batch']}: {machine['processor']}, {machine['threads']} threads")

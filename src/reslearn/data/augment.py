@@ -1,4 +1,4 @@
-"""Training-time augmentation: of a whole batch of small images at once, and of one photo. Every draw is a pure function."""
+"""Training-time augmentation: of a whole batch of small images at once, and of photos. Every draw is a pure function."""
 
 import math
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from reslearn.data.draws import uniform
+from reslearn.data.preprocess import covering
 
 Flip = bool | Literal["alternate"]
 FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOUR = range(7)  # which draw is which; colour takes four
@@ -17,6 +17,7 @@ FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOUR = range(7)  # which draw is which; c
 # a row of eigenvectors for each colour, and the eigenvalues' roots.
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
+ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; the further attempts' draws are that far from the first
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,30 @@ def flip_and_crop(images: Tensor, draws: Draws, *, flip: Flip, pad: int) -> Tens
     return pixels.view_as(images) * inside[:, None].to(images.dtype)
 
 
-def crop_box(height: int, width: int, scale: tuple[float, float], u: dict[int, float]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a random crop of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6).
+def crop_boxes(sizes: np.ndarray, draws: Draws, scale: tuple[float, float]) -> np.ndarray:
+    """Random crops of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6), as torchvision draws them.
 
-    A crop that is too wide or too tall is cut to the image instead of drawn again: a draw must stay a pure function.
+    sizes: the photos' (height, width), int64 (N, 2). Returns top, left, height, width, int64 (N, 4), whole pixels.
+    torchvision's RandomResizedCrop draws up to ten times until the crop is no larger than the photo, and takes the largest
+    in the middle then; so here, where each draw is one of its own.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[AREA])
-    aspect = math.exp((2 * u[ASPECT] - 1) * math.log(4 / 3))
-    w, h = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
-    left, top = (width - w) * u[LEFT], (height - h) * u[TOP]
-    return left, top, left + w, top + h
-
-
-def jittered_crop(image: np.ndarray, u: dict[int, float], size: tuple[int, int], sides: tuple[int, int], mirrored: bool) -> Tensor:
-    """One photo's training view by scale jitter (DRL 3.4): the shorter side becomes one of low..high px, each as likely, and a crop
-    of `size` is taken anywhere. uint8 (H, W, C) -> uint8 (C, height, width).
-    """
-    height, width, channels = image.shape
-    side = sides[0] + int(u[SIDE] * (sides[1] - sides[0] + 1))
-    scale = min(height, width) / side  # photo's px for one of the view
-    box_width, box_height = min(size[1] * scale, width), min(size[0] * scale, height)
-    left, top = u[LEFT] * (width - box_width), u[TOP] * (height - box_height)
-    pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    box = (left, top, left + box_width, top + box_height)
-    view = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
-    return torch.from_numpy(np.array((view[:, ::-1] if mirrored else view).transpose(2, 0, 1), order="C"))
+    height, width = sizes.T.astype(np.float64)
+    h, w = np.minimum(height, np.rint(width / ASPECTS[0])), np.minimum(width, np.rint(height * ASPECTS[1]))
+    top, left = (height - h) // 2, (width - w) // 2
+    places = [draws.uniform(draw).double().numpy() for draw in (TOP, LEFT)]
+    missing = np.ones(len(sizes), bool)
+    for attempt in range(ATTEMPTS):
+        u, v = (draws.uniform(draw + APART * attempt).double().numpy() for draw in (AREA, ASPECT))
+        area, aspect = height * width * (scale[0] + (scale[1] - scale[0]) * u), ASPECTS[0] * (ASPECTS[1] / ASPECTS[0]) ** v
+        tall, wide = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+        fits = missing & (tall > 0) & (wide > 0) & (tall <= height) & (wide <= width)
+        h, w = np.where(fits, tall, h), np.where(fits, wide, w)
+        top = np.where(fits, np.floor(places[0] * (height - h + 1)), top)
+        left = np.where(fits, np.floor(places[1] * (width - w + 1)), left)
+        missing &= ~fits
+        if not missing.any():
+            break
+    return np.stack([top, left, h, w], 1).astype(np.int64)
 
 
 def colour_noise(draws: Draws, deviation: float) -> Tensor:
@@ -111,21 +111,35 @@ def grown(size: tuple[int, int], done: float) -> int:
     return size[0] + round((size[1] - size[0]) * share / step) * step
 
 
-def resized_crop(
-    image: np.ndarray, u: dict[int, float], size: tuple[int, int], *, scale: tuple[float, float] | None, mirrored: bool
-) -> Tensor:
-    """One photo's training view, uint8 (H, W, C) -> uint8 (C, height, width).
+def training_views(
+    sizes: np.ndarray,
+    draws: Draws,
+    size: tuple[int, int],
+    *,
+    covered: tuple[int, int],
+    scale: tuple[float, float] | None,
+    jitter: tuple[int, int] | None = None,
+    flip: Flip,
+) -> np.ndarray:
+    """What training sees of photos: views, int32 (N, 9), as data/decode.py has them.
 
-    u: its draws in [0, 1). scale: the crop's share of the area, or None for a crop of just the network's size.
+    sizes: the photos' (height, width), int64 (N, 2); size: the network's. scale: the crop's share of the area (see crop_boxes),
+    or None for a crop of the network's size from the photo scaled to cover `covered`; or, with jitter, so that its shorter side
+    is one of jitter[0]..jitter[1] px, each as likely (DRL 3.4).
     """
-    height, width, channels = image.shape
+    n = len(sizes)
+    views = np.zeros((n, 9), np.int32)
     if scale is None:
-        top, left = int(u[TOP] * (height - size[0] + 1)), int(u[LEFT] * (width - size[1] + 1))
-        view = image[top : top + size[0], left : left + size[1]]
+        views[:, 2:4] = sizes
+        if jitter is None:
+            views[:, 4:6] = [covering(h, w, *covered) for h, w in sizes.tolist()]
+        else:
+            sides = jitter[0] + (draws.uniform(SIDE).double().numpy() * (jitter[1] - jitter[0] + 1)).astype(int)
+            views[:, 4:6] = [covering(h, w, s, s) for (h, w), s in zip(sizes.tolist(), sides.tolist(), strict=True)]
+        for column, draw, side in ((6, TOP, size[0]), (7, LEFT, size[1])):
+            views[:, column] = draws.uniform(draw).double().numpy() * (views[:, column - 2] - side + 1)
     else:
-        pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-        box = crop_box(height, width, scale, u)
-        view = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)).reshape(*size, channels)
-    if mirrored:
-        view = view[:, ::-1]
-    return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
+        views[:, :4] = crop_boxes(sizes, draws, scale)
+        views[:, 4:6] = size
+    views[:, 8] = draws.mirrored(flip).numpy()
+    return views

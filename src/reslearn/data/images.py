@@ -1,12 +1,14 @@
 """Any image file -> its pixels, or one line that names the file and says why not."""
 
 import gzip
+import io
 import math
 import os
 import stat
 import threading
 import warnings
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,41 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 
+class Held(ABC):
+    """An image that is no file of its own but part of a larger one; its str names both."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """Its size."""
+
+    @abstractmethod
+    def contents(self) -> np.ndarray:
+        """Its bytes, uint8 (N,). Raises UserError where they are not what was written."""
+
+    @abstractmethod
+    def stamp(self) -> list[str | int]:
+        """What changes when the image does."""
+
+
+def contents(path: Path | Held) -> bytes | np.ndarray:
+    """The bytes of an image. Raises UserError as `read` does."""
+    if isinstance(path, Held):
+        return path.contents()
+    with _file(path) as file:
+        try:
+            return file.read()
+        except OSError as why:
+            raise UserError(f"{path}: cannot be read: {why.strerror}") from None
+
+
+def file_bytes(path: Path | Held) -> int:
+    """The size of an image's file, or of its part of one. Raises OSError."""
+    return path.bytes if isinstance(path, Held) else path.stat().st_size
+
+
 def probe(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(height, width, channels) of the image that `read` would give, from the file's header alone.
 
@@ -46,7 +83,7 @@ def probe(path: str | os.PathLike[str]) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GREY_MODES else 3
 
 
-def read(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+def read(path: str | os.PathLike[str] | Held, channels: int) -> np.ndarray:
     """The image as uint8 (height, width, channels), upright; `channels` is 1 (luminance, ITU-R 601) or 3 (RGB).
 
     The format is told by the content (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM). Of an animation, the first frame is taken.
@@ -58,7 +95,7 @@ def read(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
-    with _opened(Path(path)) as image:
+    with _opened(path if isinstance(path, Held) else Path(path)) as image:
         turn = _orientation(image)
         # Pillow widens grey of 2 and 4 bits to 8, but not the grey that means transparent.
         scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1) if image.format == "PNG" and image.tile else 1
@@ -120,7 +157,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path | Held) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read and its size checked. Whatever goes wrong inside comes out as a UserError."""
     with _file(path) as file, _QUIET:
         begins = file.read(16)
@@ -143,8 +180,10 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
             raise UserError(f"{path}: cannot be decoded, damaged or cut short: {why or type(why).__name__}") from None
 
 
-def _file(path: Path) -> BinaryIO:
+def _file(path: Path | Held) -> BinaryIO:
     """The file, open; UserError where it is missing, empty, not a file (a pipe would block) or not ours to read."""
+    if isinstance(path, Held):
+        return io.BytesIO(path.contents().tobytes())
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

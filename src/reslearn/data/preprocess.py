@@ -10,16 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 
+def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image, uint8 (H, W, C), scaled by Pillow (antialiased bilinear), first across, then down.
+
+    Pillow 13 takes the cheaper of the two directions first, older ones always this; they differ by one level here and there.
+    """
+    h, w, channels = image.shape
+    if (h, w) == (height, width):
+        return image
+    pil = Image.fromarray(image[:, :, 0] if channels == 1 else np.ascontiguousarray(image))
+    pil = pil.resize((width, h), Image.Resampling.BILINEAR).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(pil).reshape(height, width, channels)
+
+
+def covering(h: int, w: int, height: int, width: int) -> tuple[int, int]:
+    """The smallest (height, width) of the shape of h x w that covers height x width."""
+    scale = max(height / h, width / w)
+    return max(height, round(h * scale)), max(width, round(w * scale))
+
+
 def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale an image, uint8 (H, W, C), to the smallest size of the same shape that covers height x width (antialiased bilinear)."""
-    h, w, channels = image.shape
-    scale = max(height / h, width / w)
-    size = (max(height, round(h * scale)), max(width, round(w * scale)))
-    if size == (h, w):
-        return image
-    pil = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    resized = np.asarray(pil.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return resized[:, :, None] if channels == 1 else resized
+    h, w, _ = image.shape
+    return scaled(image, *covering(h, w, height, width))
 
 
 def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -65,6 +78,14 @@ class Preprocessing(BaseModel):
     def shrink(self, image: np.ndarray) -> np.ndarray:
         """The scaled image, uint8 (H, W, C), from which crops are taken."""
         return cover(image, *self.covered)
+
+    def centre_views(self, sizes: np.ndarray) -> np.ndarray:
+        """What `fit` sees of photos of these (height, width), int (N, 2), as views, int32 (N, 9), of data/decode.py."""
+        views = np.zeros((len(sizes), 9), np.int32)
+        views[:, 2:4] = sizes
+        views[:, 4:6] = [covering(h, w, *self.covered) for h, w in sizes.tolist()]
+        views[:, 6:8] = (views[:, 4:6] - np.array(self.size)) // 2
+        return views
 
     def fit(self, image: np.ndarray) -> Tensor:
         """The network's view of an image, uint8 (H, W, C) -> uint8 (C, height, width)."""

@@ -10,9 +10,10 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
+from reslearn.data import packed
 from reslearn.data.download import OFFICIAL, locate
 from reslearn.data.folder import Entry, Listing, for_each, read_list, scan
-from reslearn.data.images import probe, read, read_cifar, read_idx
+from reslearn.data.images import Held, file_bytes, probe, read, read_cifar, read_idx
 from reslearn.errors import UserError, did_you_mean
 
 Result = TypeVar("Result")
@@ -42,13 +43,13 @@ class Split:
     """Labelled images: `pixels` in memory, or `files` read when they are asked for (exactly one of the two).
 
     `labels` int64 (N,), indices into DataSet.classes; `names` N names for messages, a relative path or
-    "cifar10/train[17]"; `pixels` uint8 (N, C, H, W); `files` N paths.
+    "cifar10/train[17]"; `pixels` uint8 (N, C, H, W); `files` N paths, or parts of larger files.
     """
 
     labels: np.ndarray
     names: Sequence[str]
     pixels: torch.Tensor | None = None
-    files: tuple[Path, ...] | None = None
+    files: tuple[Path | Held, ...] | None = None
 
     def __post_init__(self) -> None:
         images = self.pixels if self.files is None else self.files
@@ -93,6 +94,11 @@ class DataSet:
         """Whether the pixels are in memory."""
         return all(split.pixels is not None for split in self.splits.values())
 
+    @property
+    def packed(self) -> bool:
+        """Whether the images were written by `reslearn pack`."""
+        return any(isinstance(file, Held) for split in self.splits.values() for file in (split.files or ())[:1])
+
     def fingerprint(self) -> str:
         """A sha256 in hex of what is in the set, whatever the order and the way it is stored.
 
@@ -121,7 +127,7 @@ class DataSet:
         else:
             for file, title, label in zip(split.files or (), split.names, split.labels, strict=True):
                 try:
-                    size = file.stat().st_size
+                    size = file_bytes(file)
                 except OSError as why:
                     raise UserError(f"{file}: is gone since the data set was opened: {why.strerror}") from None
                 yield hashlib.sha256(json.dumps([name, self.classes[label], title, size]).encode()).digest()
@@ -130,10 +136,10 @@ class DataSet:
 def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error") -> DataSet:
     """The data set of this name (see NAMES), or at this path.
 
-    A path is a folder of class folders, with or without train/, val/ and test/ above them; a .csv or .jsonl list; or a
-    folder that holds the official files of a set known by name. A str that is a known name is that set even where a
-    folder is called so: write ./cifar10 for the folder. Unreadable images raise UserError, or are left out with
-    on_bad="skip".
+    A path is a folder of class folders, with or without train/, val/ and test/ above them; a .csv or .jsonl list; a folder
+    that `reslearn pack` has written; or one that holds the official files of a set known by name. A str that is a known name
+    is that set even where a folder is called so: write ./cifar10 for the folder. Unreadable images raise UserError, or are
+    left out with on_bad="skip".
     Raises UserError where there is nothing of the kind, or it is not as it should be.
     """
     if on_bad not in ("error", "skip"):
@@ -153,6 +159,8 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
         raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
     if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
+    if packed.found(path):
+        return _packed(packed.Pack(path))
     held = [
         (name, folder)
         for name, official in OFFICIAL.items()
@@ -212,6 +220,15 @@ def _sift(
         if (entry.split, entry.label) not in kept:
             raise UserError(f"no image of class {entry.label!r} in {entry.split} can be read: {bad[0]}{more}")
     return [entry for entry, _ in good], [result for _, result in good]
+
+
+def _packed(pack: "packed.Pack") -> DataSet:
+    rows = pack.index
+    whole = Split(rows["label"].astype(np.int64), pack.names, None, tuple(packed.Record(pack, row) for row in range(len(rows))))
+    splits = {name: whole.take(rows["split"] == i) for i, name in enumerate(pack.about["splits"])}
+    sizes = int(np.median(rows["height"])), int(np.median(rows["width"]))
+    about = pack.about
+    return DataSet(about["name"], tuple(about["classes"]), about["channels"], splits, about["left_out"], sizes)
 
 
 def _official(name: str, folder: Path) -> DataSet:

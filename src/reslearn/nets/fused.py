@@ -6,13 +6,6 @@ which takes a fifth less time than oneDNN's. Without a compiler, or on another d
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from reslearn.files import cache_folder
+from reslearn.compiler import CannotCompile, load
 
 SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WIDE, LANES = 64, 16  # as in fused.cpp
 MOST_WEIGHTS, LEAST_PIXELS, MOST_THREADS = 64 * 64, 8 * 8, 8
@@ -39,43 +31,13 @@ def enable(on: bool = True) -> str | None:
     _library = None
     if not on:
         return None
-    compiler = next(
-        (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), ""
-    )
-    if not compiler:
-        return "there is no C++ compiler"
     try:
-        _library = _declared(ctypes.CDLL(str(_compiled(compiler))))
-    except subprocess.SubprocessError:
-        return f"{compiler} cannot compile them"
-    except (OSError, AttributeError) as error:
+        _library = _declared(load(SOURCE, ["-fopenmp"]))
+    except CannotCompile as why:
+        return str(why)
+    except AttributeError as error:
         return f"they cannot be loaded ({error})"
     return None
-
-
-def _compiled(compiler: str) -> Path:
-    """The library, from the cache where this compiler has made it from this source on this processor before."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60).stdout
-    parts = [SOURCE.read_bytes(), *map(str.encode, FLAGS), compiler.encode(), version, _processor().encode()]
-    key = hashlib.sha256(b"\n".join(parts)).hexdigest()
-    library = cache_folder() / "kernels" / f"fused-{key[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built, linked = Path(folder) / "fused.o", Path(folder) / "fused.so"
-            subprocess.run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(built)], check=True, capture_output=True, timeout=120)
-            # Linked by hand without the compiler's OpenMP: PyTorch's own, which is loaded already, serves both.
-            subprocess.run([compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=120)
-            linked.rename(library)
-    return library
-
-
-def _processor() -> str:
-    """What the machine's processor can do: a cache may be shared by machines, and code for one is wrong for another."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    return f"{platform.machine()} {platform.processor()}"
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

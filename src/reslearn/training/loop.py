@@ -68,8 +68,9 @@ class Loop:
             part.eval()
         self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
+        stuck = getattr(self.sources.train, "stuck", lambda: "")
         try:
-            with closing(ahead(self.stepper.prepare, range(p.step, self.total), workers)) as batches:
+            with closing(ahead(self.stepper.prepare, range(p.step, self.total), workers, stuck)) as batches:
                 while True:
                     if self._evaluation_due():
                         self._evaluate(stop)

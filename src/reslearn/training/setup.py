@@ -11,7 +11,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.statistics import measure
-from reslearn.data.stream import Photos, cache_fits
+from reslearn.data.stream import CACHE_BYTES, Photos, cache_fits, shrunk_bytes
 from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.recipes import Recipe
@@ -56,7 +56,10 @@ def make_sources(
     how, batch = recipe.data, recipe.batch.size
     view = preprocessing or _preprocessing(data, how)
     files = [file for split in data.splits.values() for file in split.files or ()]
-    keep = how.cache == "on" or (how.cache == "auto" and not how.jitter and cache_fits(len(files), view, data.sizes))
+    # Whether photos are shrunk first decides what training sees, so that it must not depend on the room on the disk.
+    small = not data.packed and shrunk_bytes(len(files), view, data.sizes) <= CACHE_BYTES
+    direct = how.cache == "off" or how.jitter is not None or (how.cache == "auto" and not small)
+    keep = not direct and (how.cache == "on" or cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
@@ -71,6 +74,7 @@ def make_sources(
             epochs=recipe.schedule.total(len(split), batch) * batch / max(len(split), 1),
             colour=how.colour,
             cache=files if keep else (),
+            direct=direct,
             on_bad=how.on_bad,
             workers=how.workers,
             device=device,
