@@ -55,10 +55,10 @@ def make_sources(
     """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
     view = preprocessing or _preprocessing(data, recipe)
     files = [file for split in data.splits.values() for file in split.files or ()]
-    # Whether photos are shrunk first decides what training sees, so that it must not depend on the room on the disk.
+    # Whether photos are shrunk before they are cropped decides what training sees: it must not depend on the room on the disk.
     small = not data.packed and shrunk_bytes(len(files), view, data.sizes) <= CACHE_BYTES
-    direct = recipe.cache == "off" or (recipe.cache == "auto" and not small)
-    keep = not direct and (recipe.cache == "on" or cache_fits(len(files), view, data.sizes))
+    direct = recipe.cache != "on" and not small
+    keep = recipe.cache == "on" or (recipe.cache == "auto" and not direct and cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
