@@ -125,6 +125,7 @@ def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Pro
     files = [str(file) for file in split.files or ()]
     images -= images % BATCH
     threads = torch.get_num_threads()
+    runtime.keep_freed_memory()  # as training does; the DataLoader's workers inherit it
     torch.set_num_threads(1)  # as in a DataLoader's workers
     try:
         with tempfile.TemporaryDirectory() as place:

@@ -117,7 +117,11 @@ class Normaliser:
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels.float().mul_(self.scale).add_(self.shift)
+        scale, shift = self.scale, self.shift
+        if pixels.is_contiguous(memory_format=torch.channels_last):  # a whole row at once, not three numbers
+            width = pixels.shape[3]
+            scale, shift = (t.expand(-1, -1, width).permute(1, 2, 0).contiguous().permute(2, 0, 1) for t in (scale, shift))
+        return pixels.float().mul_(scale).add_(shift)
 
     def invert(self, images: Tensor) -> Tensor:
         """Back to uint8 pixels, for looking at."""

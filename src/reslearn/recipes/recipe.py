@@ -81,7 +81,7 @@ class Data(Section):
     colour: float | None = Field(default=None, gt=0, le=1)  # deviation of PCA colour noise (Krizhevsky et al., 2012; photos)
     on_bad: Literal["error", "skip"] = "error"  # a file that is no image
     workers: int = Field(default=0, ge=0, le=64)  # threads that prepare batches ahead of time
-    cache: Literal["auto", "on", "off"] = "auto"  # shrunk photos in the cache folder
+    cache: Literal["auto", "on", "off"] = "auto"  # shrunk photos in the cache folder; "auto": of small sets
 
     @model_validator(mode="after")
     def _ordered(self) -> "Data":

@@ -56,10 +56,10 @@ def make_sources(
     how, batch = recipe.data, recipe.batch.size
     view = preprocessing or _preprocessing(data, how)
     files = [file for split in data.splits.values() for file in split.files or ()]
-    # Whether photos are shrunk first decides what training sees, so that it must not depend on the room on the disk.
+    # Whether photos are shrunk before they are cropped decides what training sees: it must not depend on the room on the disk.
     small = not data.packed and shrunk_bytes(len(files), view, data.sizes) <= CACHE_BYTES
-    direct = how.cache == "off" or how.jitter is not None or (how.cache == "auto" and not small)
-    keep = not direct and (how.cache == "on" or cache_fits(len(files), view, data.sizes))
+    direct = how.jitter is not None or (how.cache != "on" and not small)
+    keep = how.cache == "on" or (how.cache == "auto" and not direct and cache_fits(len(files), view, data.sizes))
 
     def source(split: Split) -> Source:
         if split.pixels is not None:
