@@ -255,7 +255,8 @@ def single_view(
     """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
     if count() == 1:
         return protocols.single_view(model, source, batch=batch, progress=progress, **how)
-    part, rounds, done = Part(source, batch), -(-len(source) // (batch * count())), 0
+    part: Any = Part(source, batch)
+    rounds, done = -(-len(source) // (batch * count())), 0
 
     def next_round(_: int) -> None:
         nonlocal done
