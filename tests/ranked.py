@@ -53,7 +53,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = create(recipe.net.name, 4, **recipe.net.options())
     model.recompute = recipe.recompute  # type: ignore[assignment]
-    model = synchronised(model) if recipe.batch.sync_bn else model
+    model = synchronised(model, CPU) if recipe.batch.sync_bn else model
     state = State(model.to(memory_format=torch.channels_last).train(), recipe)
     mode, _ = pick(recipe.step, CPU, recipe, resident=True)
     stepper = make_stepper(mode, recipe, images, state, make_criterion(recipe.loss, torch.bincount(images.labels)), "fp32")
@@ -78,7 +78,7 @@ def normalise() -> dict[str, Any]:
     """One BN layer on its rank's part of a batch of large mean: outputs, gradients and statistics."""
     torch.manual_seed(1)
     x, wanted = (torch.randn(12, 3, 5, 5) * 2 + torch.tensor([0.0, 10, -100])[:, None, None] for _ in range(2))
-    layer = synchronised(nn.Sequential(nn.BatchNorm2d(3)))
+    layer = synchronised(nn.Sequential(nn.BatchNorm2d(3)), CPU)
     own = ranks.own(12)
     x = x[own].clone().requires_grad_()
     y = layer(x)

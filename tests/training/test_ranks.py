@@ -36,6 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "arning" not in done.stderr, done.stderr

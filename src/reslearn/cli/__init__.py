@@ -54,7 +54,11 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
     if version:
         typer.echo(f"reslearn {__version__}")
         raise typer.Exit
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    # Before PyTorch is imported: each rank would be told that a flag of DDP costs time, which training/ranks.py has a use for.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if context.invoked_subcommand != "train":
         raise UserError(f"{context.invoked_subcommand} is the work of one process: start it without torchrun")
 
 

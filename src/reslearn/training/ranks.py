@@ -6,6 +6,7 @@ writes is everyone's, and which rank evaluates what does not matter. Each rank t
 are pure functions: the samples and their order are those of one rank.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -149,9 +150,10 @@ def parallel(model: nn.Module) -> nn.Module:
     if count() == 1:
         return model
     on = next(model.parameters()).device
-    return DistributedDataParallel(
-        model, device_ids=[on] if on.type == "cuda" else None, broadcast_buffers=False, find_unused_parameters=True
-    )
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before PyTorch 2.15
+    how: dict[str, Any] = {sync: False, "find_unused_parameters": True}  # buffers: see average
+    return DistributedDataParallel(model, device_ids=[on] if on.type == "cuda" else None, **how)
 
 
 def accumulating(model: Any, last: bool) -> AbstractContextManager[Any]:

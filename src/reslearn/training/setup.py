@@ -90,7 +90,7 @@ def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device
     if recipe.recompute:
         model.recompute = True  # type: ignore[assignment]
     if recipe.batch.sync_bn:
-        model = synchronised(model)
+        model = synchronised(model, device)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

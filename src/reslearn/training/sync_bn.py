@@ -6,26 +6,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.training import ranks
 
 
-def synchronised(model: nn.Module) -> nn.Module:
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with each of its BN layers normalising by all ranks' images together; names and weights stay."""
     if ranks.count() == 1:
         return model
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
-        if isinstance(module, nn.SyncBatchNorm) and module.weight.device.type == "cpu":
-            module.__class__ = OnCpu
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = OnCpu  # the state is the same, and nothing else is
     return model
 
 
-class OnCpu(nn.SyncBatchNorm):
+class OnCpu(_BatchNorm):
     """(N, C, H, W) -> the same, in training by the mean and variance of each channel over all ranks' (N, H, W).
 
     All ranks must hold as many images (Ioffe and Szegedy, 2015, algorithm 1, over the ranks' mini-batches together).
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.dim() == 4
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
