@@ -38,7 +38,7 @@ def start(arguments: list[str], log: Path, cache: Path, restarts: int = 0) -> su
 
 def wait(process: subprocess.Popen, log: Path) -> None:
     if process.wait(timeout=600) != 0:
-        sys.exit(f"a job failed:\n{log.read_text()[-6000:]}")
+        sys.exit(f"a job failed:\n{log.read_text()[:6000]}")
 
 
 def ranks_of(process: subprocess.Popen) -> dict[int, int]:

@@ -59,7 +59,7 @@ def test_two_ranks_see_the_samples_of_one_and_hold_the_same_state(found: Any, ca
 
 def test_synchronised_bn_is_bn_of_the_whole_batch(found: Any) -> None:
     one, (first, second) = found[0]["bn"], (part["bn"] for part in found[1])
-    close = {"rtol": 1e-4, "atol": 1e-4}
+    close = {"rtol": 1e-9, "atol": 1e-9}
     for key in ("y", "x"):
         torch.testing.assert_close(torch.tensor(first[key] + second[key]), torch.tensor(one[key]), **close)
     for key in range(2):

@@ -81,7 +81,10 @@ def joined(device: str = "auto") -> Iterator[None]:
     if backend == "nccl":
         torch.cuda.set_device(own_device(torch.device("cuda")))
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=ANSWER)
+        # torchrun keeps its store when it starts ranks again: without a name of their own they would find the dead ones' addresses.
+        store, number, ranks = next(dist.rendezvous("env://", timeout=ANSWER))
+        store = dist.PrefixStore(f"attempt-{restarts()[0]}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=ANSWER)
     _host = dist.new_group(backend="gloo", timeout=ANSWER)
     try:
         yield
@@ -107,7 +110,7 @@ def _silent(error: RuntimeError) -> str:
         dist.monitored_barrier(_host, NAMING, wait_all_ranks=True)
     except RuntimeError as named:
         error = named
-    return str(error).splitlines()[0].split("] ")[-1].rstrip(".")
+    return str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -35,7 +35,7 @@ class OnCpu(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         each = Gathered.apply(torch.stack([mean, var]))  # (ranks, 2, C)
         mean = each[:, 0].mean(0)
