@@ -7,7 +7,7 @@ from typing import Any
 
 from reslearn import report, training
 from reslearn.files import write_text
-from reslearn.training import Run, many
+from reslearn.training import Run, many, ranks
 
 
 def train(
@@ -57,5 +57,7 @@ def _summed_up(out: Path, runs: list[Run]) -> list[Run]:
 
 
 def _reported(run: Run) -> Run:
+    if not ranks.first():
+        return run
     report.write([run.folder], run.folder / "report.html")
     return run

@@ -9,7 +9,12 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. Its text is one line; the command line prints it and exits with 2."""
+    """Something the user gave cannot be used. Its text is one line; the command line prints it and exits with 2.
+
+    shared: where several processes train, all of them have it, and only the first says so.
+    """
+
+    shared = False
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -17,6 +22,8 @@ class UserError(ValueError):
 
 class Diverged(UserError):
     """A training whose loss or gradient is no longer a finite number."""
+
+    shared = True
 
 
 class Interrupted(Exception):

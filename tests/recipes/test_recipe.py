@@ -134,6 +134,7 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
     "data.cache": "off",
     "batch.size": 40,
     "batch.micro": 8,
+    "batch.sync_bn": "true",
     "optimizer.momentum": 0.5,
     "optimizer.weight_decay": 0.5,
     "optimizer.nesterov": "false",

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -44,11 +45,22 @@ app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
 
 
+def _rank() -> int:
+    """Which of the processes that torchrun has started this one is."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         typer.echo(f"reslearn {__version__}")
         raise typer.Exit
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    # Before PyTorch is imported: each rank would be told that a flag of DDP costs time, which training/ranks.py has a use for.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if context.invoked_subcommand != "train":
+        raise UserError(f"{context.invoked_subcommand} is the work of one process: start it without torchrun")
 
 
 def main() -> None:
@@ -59,7 +71,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        code = _complain(str(error))
+        code = _complain(str(error), error.shared)
     except TyperException as error:  # an unknown command, option or value; or nothing at all, answered by the help
         message = getattr(error, "format_message", error.__str__)()
         code = _complain(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
@@ -73,11 +85,14 @@ def main() -> None:
             raise
         code = _complain("the disk is full: the output could not be written")
     except Interrupted as error:
-        typer.echo(f"reslearn: stopped by {error}; the run is saved, and {error.again} goes on with it", err=True)
+        if not _rank():
+            typer.echo(f"reslearn: stopped by {error}; the run is saved, and {error.again} goes on with it", err=True)
         code = 128 + error.number
     sys.exit(code)
 
 
-def _complain(message: str) -> int:
-    typer.echo(f"reslearn: {message}", err=True)
+def _complain(message: str, shared: bool = False) -> int:
+    """shared: all ranks have it, and the first one says so."""
+    if not (shared and _rank()):
+        typer.echo(f"reslearn: rank {_rank()}: {message}" if _rank() else f"reslearn: {message}", err=True)
     return 2

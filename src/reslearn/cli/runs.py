@@ -57,6 +57,7 @@ def train(
     elif data is None:
         raise UserError("say what to train on: reslearn train DATA (or --resume RUN)")
     from reslearn import api
+    from reslearn.training import ranks
 
     several = resume is not None and bool(api.many.seed_folders(resume))
     if seeds is not None or several:
@@ -75,6 +76,8 @@ def train(
     else:
         assert data is not None
         run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
+    if not ranks.first():
+        return
     _print_result(run.result)
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     typer.echo(f"report   {run.folder / 'report.html'}")

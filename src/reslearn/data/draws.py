@@ -66,6 +66,12 @@ def view_seed(seed: int) -> int:
     return integer(seed, 0xA06)
 
 
+def checksum(start: int, epochs: Tensor, indices: Tensor) -> int:
+    """Of images at the places start, start + 1, ... of the training stream, in [0, 2^32); of parts, it is the sum modulo 2^32."""
+    key = _key(torch.arange(start, start + len(indices)), epochs, indices)
+    return int((torch.as_tensor(key) & 0xFFFFFFFF).sum()) & 0xFFFFFFFF
+
+
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """The order in which an epoch visits n images: int64 (n,)."""
     generator = torch.Generator().manual_seed(integer(seed, 0x0EDE, epoch))

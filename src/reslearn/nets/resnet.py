@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from reslearn.nets import fused
@@ -19,7 +20,7 @@ Pool = Literal["padded", "ceil"]
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """BN normalises by its batch without counting it: it has been counted."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms if norm.num_batches_tracked is not None]
     for norm in norms:
         norm.momentum = 0.0

@@ -103,10 +103,15 @@ class Data(Section):
 
 
 class Batch(Section):
-    """Images a step. micro: the forward and backward passes take this many at once, and so does batch normalisation."""
+    """Images a step, of all ranks together.
+
+    micro: the forward and backward passes take this many at once on each rank, and so does batch normalisation; the gradients of
+    a step are accumulated. sync_bn: batch normalisation takes those of all ranks together.
+    """
 
     size: int = Field(default=128, ge=2, le=65536)
     micro: int | None = Field(default=None, ge=2)
+    sync_bn: bool | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> "Batch":

@@ -15,7 +15,7 @@ from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
 from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, train
 from reslearn.training import runtime
 from reslearn.training.display import Display
-from reslearn.training.run import read_facts
+from reslearn.training.folder import read_facts
 from reslearn.weights.store import read_card
 
 # Options of a net that is the paper's all the same: how it began, and which of four pixels shortcut A takes.

@@ -18,7 +18,8 @@ from reslearn.recipes import Recipe, resolve
 from reslearn.reproduce.experiment import Dataset, Metric, Plan, Training
 from reslearn.training import many
 from reslearn.training.display import Display
-from reslearn.training.run import begin, locked, read_facts, reopen, train_job
+from reslearn.training.folder import locked, read_facts
+from reslearn.training.run import begin, reopen, train_job
 from reslearn.weights.deepened import deepen_model
 
 LAST = 0.1  # training errors are means over this last share of a run

@@ -13,10 +13,10 @@ from reslearn.data.augment import Draws
 from reslearn.data.draws import Order, view_seed
 from reslearn.data.sets import DataSet
 from reslearn.evaluation.metrics import metrics
-from reslearn.evaluation.protocols import Seen, single_view
+from reslearn.evaluation.protocols import Seen
 from reslearn.files import write_atomic, write_text
 from reslearn.recipes import Recipe
-from reslearn.training import runtime
+from reslearn.training import ranks, runtime
 from reslearn.training.loop import Loop
 from reslearn.training.precise_bn import settle_bn
 from reslearn.training.setup import Source, Sources, make_model
@@ -67,7 +67,10 @@ def _held_out(sources: Sources) -> dict[str, Source]:
 
 
 def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
-    """Evaluate the last and the best weights in fp32, write the model files and result.json. Returns the result."""
+    """Evaluate the last and the best weights in fp32, write the model files and result.json. Returns the result.
+
+    All ranks evaluate; the first one writes, and has the worst images in its result.
+    """
     folder, recipe, state, sources = loop.folder, loop.recipe, loop.state, loop.sources
     p = state.progress
     held = _held_out(sources)
@@ -82,7 +85,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
                 stop.check()
                 loop.display.progress(f"evaluating on {name}", done, total)
 
-            seen[name] = single_view(model, source, flip=recipe.evaluate.flip, progress=progress)
+            seen[name] = ranks.single_view(model, source, flip=recipe.evaluate.flip, progress=progress)
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
         return result, seen[shown]
 
@@ -103,7 +106,8 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         model.load_state_dict(state.best)
         settle_bn(model, loop, stop)
         best = numbers(model)[0]
-        save(model, folder / "best.safetensors", card(best))
+        if ranks.first():
+            save(model, folder / "best.safetensors", card(best))
     settle_bn(state.evaluated, loop, stop)
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
@@ -116,15 +120,17 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "last": {"step": p.step, **last},
     }
-    save(state.evaluated, folder / "model.safetensors", card(last))
     if state.best:
         result["best"] = {"step": p.best_step, **(best or last)}
+    bad = {name: ranks.merged(source.bad) for name, source in {"train": sources.train, **held}.items()}
+    if not ranks.first():
+        return result
+    save(state.evaluated, folder / "model.safetensors", card(last))
     if state.best and best is None:
         save(state.evaluated, folder / "best.safetensors", card(last))
     result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
-    bad = {name: source.bad for name, source in {"train": sources.train, **held}.items() if source.bad}
-    if bad:
-        result["unreadable"] = bad
+    if any(bad.values()):
+        result["unreadable"] = {name: reasons for name, reasons in bad.items() if reasons}
     write_text(folder / "result.json", json.dumps(result, indent=1))
     return result
 

@@ -9,13 +9,14 @@ from typing import Any, NoReturn
 
 import torch
 
+from reslearn.data.draws import checksum
 from reslearn.data.stream import ahead
 from reslearn.device import autocast, pick_precision
 from reslearn.errors import Diverged, Interrupted
-from reslearn.evaluation.protocols import error_and_loss, single_view
+from reslearn.evaluation.protocols import error_and_loss
 from reslearn.files import fsync_file, write_text, writing
 from reslearn.recipes import Recipe
-from reslearn.training import checkpoint, runtime
+from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import Board
 from reslearn.training.display import Display
 from reslearn.training.schedule import lr
@@ -55,7 +56,8 @@ class Loop:
         self.stepper.restart(state.progress)
         self.forward = CapturedForward(state.evaluated) if isinstance(self.stepper, DeviceStepper) else None
         self.metrics = folder / "metrics.jsonl"
-        self.board = Board(folder, state.progress.step) if recipe.log.tensorboard else None
+        self.board = Board(folder, state.progress.step) if recipe.log.tensorboard and ranks.first() else None
+        self.stream = 0  # checksum of this rank's images since it was last added up
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
 
@@ -108,16 +110,20 @@ class Loop:
             self.stepper(batch, p)
         except NonFinite as error:
             self._refuse(error)
+        own, size = ranks.own(recipe.batch.size), recipe.batch.size
+        self.stream += checksum(p.step * size + own.start, batch.epochs[own], batch.indices[own])
         p.step += 1
-        p.seen += recipe.batch.size
-        p.warmup_seen += recipe.batch.size
+        p.seen += size
+        p.warmup_seen += size
         self._end_warmup()
 
     def _collect(self) -> None:
+        p = self.state.progress
         try:
-            self.stepper.collect(self.state.progress)
+            self.stepper.collect(p)
         except NonFinite as error:
             self._refuse(error)
+        p.stream, self.stream = (p.stream + int(ranks.total(torch.tensor(self.stream)))) % 2**32, 0
 
     def _end_warmup(self) -> None:
         """DRL 4.2: the low rate ends once the measured training error is below 80%; that it has ended is state."""
@@ -135,7 +141,8 @@ class Loop:
         p = self.state.progress
         step = p.step if error.step is None else error.step
         names = [self.sources.train.names[int(i)] for i in self.stepper.prepare(step).indices]
-        write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
+        if ranks.first():
+            write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
         saved = checkpoint.found(self.folder / "checkpoints")
         where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -152,6 +159,8 @@ class Loop:
         self.display.progress("training", self.state.progress.step, self.total, f"{speed:,.0f} images/s")
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not ranks.first():
+            return
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.state.progress.metrics_bytes = self.metrics.stat().st_size
@@ -160,6 +169,8 @@ class Loop:
 
     def _cut_metrics(self) -> None:
         """Lines after the checkpoint will come again."""
+        if not ranks.first():
+            return
         with writing(self.metrics), self.metrics.open("a") as file:
             there = file.tell()
             if there < self.state.progress.metrics_bytes:
@@ -178,6 +189,7 @@ class Loop:
             "loss": p.loss / p.seen,
             "error": 100 * p.wrong / p.seen,
             "grad_norm": self.stepper.grad_norm,
+            "stream": f"{p.stream:08x}",
         }
         speed = self.interval_images / self.interval_seconds if self.interval_seconds else 0.0
         self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
@@ -198,7 +210,7 @@ class Loop:
         assert self.sources.val is not None
         p, started = self.state.progress, time.perf_counter()
         self._collect()
-        seen = single_view(
+        seen = ranks.single_view(
             self.state.evaluated,
             self.sources.val,
             batch=EVAL_BATCH[self.device.type == "cuda"],
@@ -233,12 +245,14 @@ class Loop:
         p, every = self.state.progress, self.recipe.checkpoint.every
         if p.step == 0 or p.step == self.total:
             return p.step > 0
-        return p.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return p.step % every == 0 if every else bool(ranks.agree(time.monotonic() - self.saved_at > CHECKPOINT_SECONDS))
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step, which is all ranks' state."""
         self._collect()
-        if self.metrics.exists():
-            fsync_file(self.metrics)  # a checkpoint counts its bytes
-        checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
+        if ranks.first():
+            if self.metrics.exists():
+                fsync_file(self.metrics)  # a checkpoint counts its bytes
+            checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
+        ranks.wait(ranks.WRITING)
         self.saved_at = time.monotonic()

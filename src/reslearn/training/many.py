@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from reslearn.errors import Interrupted, UserError
-from reslearn.training import runtime
+from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.finish import finish
-from reslearn.training.run import Job, Run, begin, locked, make_loop, read_facts, reopen, resume
+from reslearn.training.folder import locked, read_facts
+from reslearn.training.run import Job, Run, begin, make_loop, reopen, resume
 
 OVER = object()
 
@@ -33,6 +34,7 @@ def train_seeds(
 
     Each gives the same as alone. Raises what train raises; Interrupted leaves runs that resume_seeds(OUT) goes on with.
     """
+    _alone()
     if seeds < 1:
         raise UserError(f"seeds={seeds}: must be at least 1")
     if out is None:
@@ -45,6 +47,11 @@ def train_seeds(
     return resume_seeds(out, device, quiet)
 
 
+def _alone() -> None:
+    if ranks.asked() > 1:
+        raise UserError("several seeds are trained one after the other, each by one process: start them without torchrun")
+
+
 def seed_folders(folder: str | Path) -> list[Path]:
     """The runs of several seeds in a folder, in their order; none where the folder is something else."""
     found = [path for path in Path(folder).glob("seed-*") if (path / "recipe.json").is_file()]
@@ -53,6 +60,7 @@ def seed_folders(folder: str | Path) -> list[Path]:
 
 def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
     """Go on with the runs of several seeds to their ends."""
+    _alone()
     display, runs = Display(quiet), {}
     waiting = [path for path in seed_folders(folder) if not (path / "result.json").exists()]
     facts = [read_facts(path) for path in waiting]

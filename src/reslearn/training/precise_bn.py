@@ -26,13 +26,14 @@ def settle_bn(model: nn.Module, loop: Loop, stop: runtime.Stop) -> None:
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # the average of all batches
         layer.train()
     try:
         for i in range(recipe.precise_bn):
             stop.check()
             epochs, indices = order[first + i]
             images, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs.to(loop.device), indices.to(loop.device)))
+            for layer in layers:
+                layer.momentum = 1 / (i + 1)  # so that all batches count alike
             model(images.contiguous(memory_format=torch.channels_last))
             loop.display.progress("averaging BN", i + 1, recipe.precise_bn)
     finally:

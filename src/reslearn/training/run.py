@@ -4,15 +4,12 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from reslearn import data as datasets
 from reslearn.data.preprocess import Preprocessing
@@ -26,10 +23,11 @@ from reslearn.nets import spec
 from reslearn.nets.zoo import OPTIONS
 from reslearn.recipes import Recipe, asked_on_bad, resolve, validate
 from reslearn.recipes.recipe import Data
-from reslearn.training import checkpoint, runtime
+from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
 from reslearn.training.finish import finish, save_augmented_sheet
+from reslearn.training.folder import begun, locked, read_facts
 from reslearn.training.loop import Loop
 from reslearn.training.schedule import warmup_steps
 from reslearn.training.setup import Sources, make_model, make_sources, start_from, starting_view
@@ -94,9 +92,18 @@ def train(
     Raises UserError for whatever of these cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM,
     when the run can be resumed.
     """
-    job = begin(data, model, recipe, settings, seed, out, device, quiet, init)
-    with locked(job.folder):
-        return train_job(job)
+    with ranks.joined(device):
+        if (again := begun(out)) is not None:
+            return resume(again, device, quiet)
+        jobs: list[Job] = []
+
+        def start() -> tuple[Path, dict[str, Any]]:
+            jobs.append(begin(data, model, recipe, settings, seed, out, device, quiet, init))
+            return jobs[0].folder, jobs[0].facts
+
+        folder, facts = ranks.by_first(start)
+        with locked(folder):
+            return train_job(jobs[0] if jobs else reopen(folder, facts, device, quiet))
 
 
 def begin(
@@ -111,10 +118,10 @@ def begin(
     init: str | Path | None,
 ) -> Job:
     """A new run in its folder, with its recipe, not yet trained. The arguments are train's."""
-    display = Display(quiet)
+    display = Display(quiet)  # of rank 0, which alone begins runs
     settings = [settings] if isinstance(settings, str) else settings
     runtime.check_versions()
-    on = pick_device(device)
+    on = ranks.own_device(pick_device(device))
     if out is not None:
         _refuse_existing(Path(out))
     opened = datasets.open(data, on_bad=asked_on_bad(recipe, settings))
@@ -129,6 +136,7 @@ def begin(
         check_installed()
     folder = Path(out) if out is not None else free_name(opened, resolved.net.name)
     _check_held_out(opened, settings, resolved)
+    ranks.check(resolved)
     splits, made = divide(opened, val=resolved.data.val, test=resolved.data.test, seed=resolved.seed)
     with display:
         sources = make_sources(opened, splits, resolved, on, display.progress, view)
@@ -142,10 +150,12 @@ def begin(
         "source": _absolute(data),
         "data": _describe(opened, sources),
         "preprocessing": sources.preprocessing.model_dump(mode="json"),
-        "machine": runtime.machine(on, pick_precision(resolved.precision, on), mode),
+        "machine": _machine(on, resolved, mode),
         "versions": runtime.versions(),
         "chose": [*chose, *([note] if note else [])],
     }
+    if (name := ranks.job()) is not None:
+        facts["job"] = name
     _create(folder, facts, made)
     return Job(folder, facts, opened, resolved, sources, on, mode, display)
 
@@ -157,20 +167,27 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
     Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
     """
     folder = Path(folder)
-    facts = read_facts(folder)
-    with locked(folder):
-        if (folder / "result.json").exists():
-            Display(quiet).say(f"{folder} is complete: nothing to resume")
-            return Run(folder, json.loads((folder / "result.json").read_text()))
-        return train_job(reopen(folder, facts, device, quiet))
+    with ranks.joined(device):
+        facts = ranks.by_first(lambda: read_facts(folder))
+        with locked(folder):
+            if result := ranks.by_first(lambda: _result(folder)):
+                Display(quiet or not ranks.first()).say(f"{folder} is complete: nothing to resume")
+                return Run(folder, result)
+            return train_job(reopen(folder, facts, device, quiet))
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    file = folder / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job:
     """A run that has begun, with its data."""
-    display = Display(quiet)
+    display = Display(quiet or not ranks.first())
     runtime.check_versions()
-    on = _same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device)
+    on = ranks.own_device(_same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device))
     recipe = validate(facts["recipe"], str(folder / "recipe.json"))
+    ranks.check(recipe)
     opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
     now = {"fingerprint": opened.fingerprint(), "arrangement": opened.arrangement()}
     if any(facts["data"].get(key, value) != value for key, value in now.items()):
@@ -180,8 +197,8 @@ def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job
     with display:
         sources = make_sources(opened, splits, recipe, on, display.progress, preprocessing)
     mode = _same_step(facts["machine"].get("step", "eager"), on, recipe, sources)
-    here = runtime.machine(on, pick_precision(recipe.precision, on), mode) | runtime.versions()
-    before = facts["machine"] | facts["versions"]
+    here = {"ranks": 1} | _machine(on, recipe, mode) | runtime.versions()
+    before = {"ranks": 1} | facts["machine"] | facts["versions"]
     if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
         display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
     return Job(folder, facts, opened, recipe, sources, on, mode, display)
@@ -191,16 +208,17 @@ def make_loop(job: Job) -> Loop:
     """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
     recipe, display = job.recipe, job.display
     model = make_model(recipe, len(job.data.classes), job.sources.preprocessing.channels, job.device)
-    saved = checkpoint.found(job.folder / "checkpoints")
+    saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
     if recipe.net.init is not None and not saved:  # else the checkpoint has it all
         source = load(recipe.net.init)
         display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), job.data.classes))
     state = State(model, recipe)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
+    ranks.wait(ranks.PREPARING)
     loop = Loop(job.folder, recipe, job.sources, state, job.device, job.mode, display)
     _introduce(job.facts, job.folder, loop, display)
-    if not (job.folder / "images" / "augmented.png").exists():
+    if ranks.first() and not (job.folder / "images" / "augmented.png").exists():
         save_augmented_sheet(job.folder, recipe, job.sources.train)
     return loop
 
@@ -215,6 +233,12 @@ def train_job(job: Job) -> Run:
             return Run(job.folder, finish(loop, job.data, stop))
         except Interrupted as signal:
             raise Interrupted(signal.number, job.folder) from None
+
+
+def _machine(device: torch.device, recipe: Recipe, mode: str) -> dict[str, Any]:
+    """What trains, and how many of them where it is more than one."""
+    machine = runtime.machine(device, pick_precision(recipe.precision, device), mode)
+    return machine | {"ranks": ranks.count()} if ranks.count() > 1 else machine
 
 
 def _same_device(began: str) -> torch.device:
@@ -273,7 +297,8 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     for name, source in loop.sources.named().items():
         for title, reason in list(source.bad.items())[:SHOWN_BAD]:
             display.say(f"         left out: {name} image {title}: {reason}")
-    how = f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['step']} steps"
+    several = f"{machine['ranks']} ranks, " if "ranks" in machine else ""
+    how = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['step']} steps"
     display.say(f"machine  {machine['processor']} ({how})")
     for line in facts["chose"]:
         display.say(f"chose    {line}")
@@ -334,39 +359,3 @@ def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> 
             if made:
                 write_text(fresh / "split.json", json.dumps(made, indent=1, ensure_ascii=False))
             fresh.rename(folder)
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no recipe.json")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {"recipe": dict, "source": str, "data": dict, "machine": dict, "versions": dict, "chose": list}
-        for key, kind in kinds.items():
-            if not isinstance(facts[key], kind):
-                raise TypeError(f"'{key}' is no {kind.__name__}")
-        for key in ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"):
-            facts["data"][key]
-        for key in ("device", "processor", "threads", "precision"):
-            facts["machine"][key]
-        Preprocessing.model_validate(facts["preprocessing"])
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged (preprocessing): the run cannot be resumed") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): the run cannot be resumed") from error
-    return facts
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    with writing(folder / "lock"):
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is at work in {folder}") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -19,6 +19,7 @@ import torch
 from reslearn import __version__
 from reslearn.data.draws import integer
 from reslearn.errors import Interrupted, UserError
+from reslearn.training import ranks
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 deterministic_options: Any = torch.utils.deterministic
@@ -72,8 +73,8 @@ def keep_freed_memory() -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Draws inside the net (dropout, stochastic depth) are a function of (seed, step): no generator state to keep."""
-    number = integer(seed, 0x57E9, step)
+    """Draws inside the net (dropout, stochastic depth) are a function of (seed, step, rank): no generator state to keep."""
+    number = integer(seed, 0x57E9, step, *([ranks.rank()] if ranks.rank() else []))
     torch.default_generator.manual_seed(number)  # torch.manual_seed would spend half a millisecond on devices that are not there
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
@@ -115,18 +116,21 @@ class Stop:
     number: int | None = None
 
     def check(self) -> None:
-        """Raise Interrupted once a signal has come."""
-        if self.number is not None:
-            raise Interrupted(self.number)
+        """Raise Interrupted once a signal has come, to whichever rank."""
+        if number := ranks.agree(self.number or 0):
+            raise Interrupted(number)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request that the loop answers; a second one stops at once."""
+    """Turn the first SIGINT or SIGTERM into a request that the loop answers; a second one stops at once.
+
+    Ranks get the same signal from several sides (the terminal, Slurm, torchrun, which itself stops them after a while).
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
+        if stop.number is not None and ranks.count() == 1:
             raise KeyboardInterrupt
         stop.number = number
 

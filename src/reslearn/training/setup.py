@@ -16,6 +16,7 @@ from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.recipes import Recipe
 from reslearn.recipes.recipe import Data
+from reslearn.training.sync_bn import synchronised
 from reslearn.weights.formats import adapt_head
 from reslearn.weights.store import Card
 
@@ -97,6 +98,8 @@ def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device
     model = create(recipe.net.name, classes, channels, **recipe.net.options())
     if recipe.recompute:
         model.recompute = True  # type: ignore[assignment]
+    if recipe.batch.sync_bn:
+        model = synchronised(model, device)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -35,6 +35,7 @@ class Progress:
     best_loss: float = 0.0
     seconds: float = 0.0
     metrics_bytes: int = 0
+    stream: int = 0  # checksum of all images trained on so far, in their order
 
 
 def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:

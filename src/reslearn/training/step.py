@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from reslearn.recipes.recipe import Loss
 from reslearn.recipes.recipe import Optimizer as OptimizerRecipe
+from reslearn.training import ranks
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -110,12 +111,13 @@ def gradients(
     """Forward and backward. images: (N, C, H, W) float32; labels: int64 (N,); micro: images at once. The weights stay."""
     optimizer.zero_grad(set_to_none=True)
     loss, wrong = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
-    parts = micro or len(images)
-    for x, y in zip(images.split(parts), labels.split(parts), strict=True):
-        with autocast:
-            logits = model(x.contiguous(memory_format=torch.channels_last))
-        part = criterion(logits.float(), y) * (len(x) / len(images))
-        part.backward()
+    xs, ys = images.split(micro or len(images)), labels.split(micro or len(images))
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
+        with ranks.accumulating(model, last=i == len(xs)):
+            with autocast:
+                logits = model(x.contiguous(memory_format=torch.channels_last))
+            part = criterion(logits.float(), y) * (len(x) / len(images))
+            part.backward()
         loss += part.detach()
         wrong += (logits.argmax(1) != y).sum()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -132,8 +134,11 @@ def train_step(
     autocast: AbstractContextManager[Any],
     micro: int | None = None,
 ) -> Outcome:
-    """gradients, then the update. Raises NonFinite before the weights change."""
+    """gradients, then the update. The outcome is that of all ranks' images. Raises NonFinite before the weights change."""
     outcome = gradients(model, images, labels, criterion, optimizer, autocast, micro)
+    if ranks.count() > 1:
+        loss, wrong = ranks.total(torch.stack([outcome.loss.double(), outcome.wrong.double()]))
+        outcome = Outcome(loss / ranks.count(), wrong.long(), outcome.grad_norm)
     if not torch.isfinite(outcome.loss + outcome.grad_norm):
         loss, norm = outcome.loss.item(), outcome.grad_norm.item()
         raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")

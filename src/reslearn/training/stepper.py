@@ -17,14 +17,16 @@ from reslearn.device import autocast
 from reslearn.errors import UserError
 from reslearn.nets import fused, spec
 from reslearn.recipes import Recipe
-from reslearn.training import runtime
+from reslearn.training import ranks, runtime
 from reslearn.training.setup import Source
 from reslearn.training.state import Progress, State
 from reslearn.training.step import Criterion, NonFinite, gradients, train_step
 
 
 class Batch(NamedTuple):
-    """A step's draws, int64 (N,) each; and images float32 (N, C, H, W) with labels int64 (N,) where the host makes them."""
+    """A step's draws, int64 (N,) each; and images float32 (n, C, H, W) with labels int64 (n,) where the host makes them: all N,
+    or a rank's own.
+    """
 
     epochs: Tensor
     indices: Tensor
@@ -66,6 +68,8 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
     why_not_captured = (
         "it is for GPUs"
         if device.type != "cuda"
+        else "several ranks train"
+        if ranks.count() > 1
         else "the images do not lie in memory"
         if not resident
         else "stochastic depth draws on the host (net.per_sample=true would not)"
@@ -93,15 +97,17 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
 
 def make_stepper(mode: str, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str) -> Stepper:
     """mode: from pick."""
-    model: Any = torch.compile(state.model, dynamic=False) if mode == "compiled" else state.model
+    model: Any = ranks.parallel(state.model)
+    if mode == "compiled":
+        model = torch.compile(model, dynamic=False)
     on_gpu = next(state.model.parameters()).device.type == "cuda"
-    if on_gpu and mode in ("captured", "compiled") and isinstance(source, Resident):
+    if on_gpu and ranks.count() == 1 and mode in ("captured", "compiled") and isinstance(source, Resident):
         return DeviceStepper(recipe, source, state, criterion, precision, model)
     return HostStepper(recipe, source, state, criterion, precision, model)
 
 
 class HostStepper:
-    """The host makes each batch, and reads each outcome before the weights change."""
+    """The host makes each batch, or a rank's part of it, and reads each outcome before the weights change."""
 
     def __init__(
         self, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str, model: nn.Module
@@ -112,16 +118,22 @@ class HostStepper:
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
+        # Ranks that normalise by their own images have statistics of their own; their mean is that of all images.
+        frozen = {id(buffer) for part in state.frozen for buffer in part.buffers()}
+        buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point() and id(buffer) not in frozen]
+        self.statistics = [] if recipe.batch.sync_bn else buffers
 
     def prepare(self, step: int) -> Batch:
         epochs, indices = self.order[step]
-        return Batch(epochs, indices, *self.source.train_batch(Draws(self.seed, epochs, indices)))
+        own = ranks.own(len(indices))
+        return Batch(epochs, indices, *self.source.train_batch(Draws(self.seed, epochs[own], indices[own])))
 
     def __call__(self, batch: Batch, progress: Progress) -> None:
         assert batch.images is not None and batch.labels is not None
         outcome = train_step(
             self.model, batch.images, batch.labels, self.criterion, self.state.optimizer, self.autocast, self.micro
         )
+        ranks.average(self.statistics)
         if self.state.ema is not None:
             self.state.ema.set_step(progress.step)
             self.state.ema.update()

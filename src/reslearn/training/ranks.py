@@ -1,0 +1,280 @@
+"""Several processes ("ranks") train one network, as torchrun starts them: torch.distributed, and where it is used. A process
+alone goes through here unchanged.
+
+After each step all ranks hold the same state, bit for bit: weights, velocities, averages, BN's statistics, counts. So what rank 0
+writes is everyone's, and which rank evaluates what does not matter. Each rank takes its slice of every batch, of which the draws
+are pure functions: the samples and their order are those of one rank.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reslearn.errors import Interrupted, UserError
+from reslearn.evaluation import protocols
+from reslearn.evaluation.protocols import Seen, Source
+from reslearn.recipes import Recipe
+
+T = TypeVar("T")
+ANSWER = timedelta(seconds=60)  # a rank that does not answer within a step is dead or hangs
+WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
+PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
+NAMING = timedelta(seconds=10)  # to find out which rank does not answer
+
+_host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
+
+
+def count() -> int:
+    """How many ranks train."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that prints and writes; also before the ranks have joined, and after."""
+    return (rank() if count() > 1 or asked() == 1 else int(os.environ["RANK"])) == 0
+
+
+def asked() -> int:
+    """How many ranks torchrun has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def job() -> str | None:
+    """A name of torchrun's present job, the same in all of its restarts; None without it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{name} of process {os.getppid()}" if name == "none" else name  # "none" is the default, of any job on one host
+
+
+def restarts() -> tuple[int, int]:
+    """How often torchrun has restarted the ranks, and how often it may."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+    done, most = (int(os.environ.get(name, "0")) for name in names)
+    return done, most
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[None]:
+    """The ranks that torchrun has started, together; one process alone as it is. device: as for device.pick_device.
+
+    A rank that is lost ends the others with a UserError that names it, within about a minute.
+    """
+    global _host
+    if _host is not None or (asked() == 1 and count() == 1):
+        yield
+        return
+    if not dist.is_available():
+        raise UserError("this PyTorch cannot train on several ranks: it was built without torch.distributed")
+    backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(own_device(torch.device("cuda")))
+    if not dist.is_initialized():
+        # torchrun keeps its store when it starts ranks again: without a name of their own they would find the dead ones' addresses.
+        store, number, ranks = next(dist.rendezvous("env://", timeout=ANSWER))  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.PrefixStore(f"attempt-{restarts()[0]}", store)  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=ANSWER)
+    _host = dist.new_group(backend="gloo", timeout=ANSWER)
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(f"the ranks have lost each other: {_silent(error)}; the run's last checkpoint is whole") from error
+    except Interrupted:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    global _host
+    dist.destroy_process_group()
+    _host = None
+
+
+def _silent(error: RuntimeError) -> str:
+    """Which ranks do not answer, as rank 0 sees it; on the others, what went wrong."""
+    try:
+        dist.monitored_barrier(_host, NAMING, wait_all_ranks=True)
+    except RuntimeError as named:
+        error = named
+    return str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this rank: a GPU of its own. Raises UserError where there is none."""
+    if asked() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"several ranks train on CPUs or NVIDIA's GPUs, not on {device.type}: give --device cpu")
+    if device.index is not None:
+        raise UserError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= there:
+        raise UserError(f"there is no GPU for rank {local} of this host: start no more ranks than GPUs, --nproc-per-node {there}")
+    return torch.device("cuda", local)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError where ranks cannot share the recipe's batches."""
+    parts, micro = count(), recipe.batch.micro or 1
+    if recipe.batch.size % (parts * micro):
+        each = f"{parts} ranks" if micro == 1 else f"{parts} ranks of micro-batches of {micro}"
+        raise UserError(f"batch.size={recipe.batch.size} cannot be shared by {each}: make it a multiple of {parts * micro}")
+    if parts > 1 and recipe.loss.class_weights == "auto":
+        raise UserError("loss.class_weights=auto, whose mean is over a whole batch, does not go with several ranks: set it to none")
+
+
+def own(images: int) -> slice:
+    """This rank's part of a batch. Micro-batches are the same ones on any number of ranks, and so are those of BN."""
+    share = images // count()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model, with gradients that are the mean over all ranks after a backward pass.
+
+    DDP sends gradients while others are still computed. Looking for parameters that were not used (a block that stochastic depth
+    left out) also keeps it from rearranging its buckets after the first step, after which sums would be taken in another order
+    than in a run that has not been resumed.
+    """
+    if count() == 1:
+        return model
+    on = next(model.parameters()).device
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before PyTorch 2.15
+    how: dict[str, Any] = {sync: False, "find_unused_parameters": True}  # buffers: see average
+    return DistributedDataParallel(model, device_ids=[on] if on.type == "cuda" else None, **how)
+
+
+def accumulating(model: Any, last: bool) -> AbstractContextManager[Any]:
+    """What all but the last micro-batch of a step run in: their gradients travel with the last one's."""
+    return nullcontext() if last or count() == 1 else model.no_sync()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in place, on its device."""
+    if count() > 1:
+        dist.all_reduce(tensor, group=_host if tensor.device.type == "cpu" else None)
+    return tensor
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Make each tensor its mean over all ranks."""
+    if count() == 1 or not tensors:
+        return
+    flat = total(torch.cat([tensor.reshape(-1) for tensor in tensors])) / count()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def agree(number: int) -> int:
+    """The largest of the ranks' numbers: what all of them act on."""
+    if count() == 1:
+        return number
+    asked_for = torch.tensor(number)
+    dist.all_reduce(asked_for, dist.ReduceOp.MAX, _host)
+    return int(asked_for)
+
+
+def wait(most: timedelta) -> None:
+    """Until all ranks are here. Raises RuntimeError naming those that are not, after `most`."""
+    if count() > 1:
+        dist.monitored_barrier(_host, most)
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, in their order."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value, _host)
+    return values
+
+
+def merged(parts: dict[str, str]) -> dict[str, str]:
+    """The entries of all ranks."""
+    return {key: value for part in gather(parts) for key, value in part.items()}
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What work() is on rank 0, for all ranks; a UserError of it is everyone's."""
+    if count() == 1:
+        return work()
+    found: list[Any] = [None, None]
+    if first():
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = error
+    wait(PREPARING)
+    dist.broadcast_object_list(found, 0, _host)
+    if found[1] is not None:
+        found[1].shared = True
+        raise found[1]
+    return found[0]
+
+
+class Part:
+    """Every count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
+
+    def __init__(self, source: Source, batch: int) -> None:
+        starts = range(rank() * batch, len(source), count() * batch)
+        places = [torch.arange(start, min(start + batch, len(source))) for start in starts]
+        self.source, self.places = source, torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
+        self.labels = source.labels.cpu()[self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def holes(self) -> set[int]:
+        return {i for i, place in enumerate(self.places.tolist()) if place in self.source.holes}
+
+    def eval_batch(self, start: int, stop: int) -> Tensor:
+        at = int(self.places[start])
+        return self.source.eval_batch(at, at + stop - start)
+
+
+def single_view(
+    model: nn.Module,
+    source: Any,
+    *,
+    batch: int = 250,
+    progress: Callable[[int], None] = lambda done: None,
+    **how: Any,
+) -> Seen:
+    """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
+    if count() == 1:
+        return protocols.single_view(model, source, batch=batch, progress=progress, **how)
+    part: Any = Part(source, batch)
+    rounds, done = -(-len(source) // (batch * count())), 0
+
+    def next_round(_: int) -> None:
+        nonlocal done
+        done += 1
+        progress(min(done * batch * count(), len(source)))
+
+    seen = protocols.single_view(model, part, batch=batch, progress=next_round, **how) if len(part) else None
+    while done < rounds:
+        next_round(0)
+    own_part = None if seen is None else (seen.logits, seen.labels, part.places[seen.indices])
+    parts = [found for found in gather(own_part) if found is not None]
+    source.holes.update(*gather(source.holes))
+    source.bad = merged(source.bad)
+    logits, labels, places = (torch.cat(list(column)) for column in zip(*parts, strict=True))
+    order = places.argsort()
+    return Seen(logits[order], labels[order], places[order])

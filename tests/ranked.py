@@ -1,0 +1,117 @@
+"""What one rank or several do, for comparison: `torchrun --nproc-per-node 2 ranked.py OUT` writes OUT.0 and OUT.1."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reslearn import create
+from reslearn.data.draws import checksum
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.resident import Resident
+from reslearn.data.sets import Split
+from reslearn.nets import fused
+from reslearn.recipes.recipe import validate
+from reslearn.training import ranks, runtime
+from reslearn.training.state import State
+from reslearn.training.step import make_criterion
+from reslearn.training.stepper import make_stepper, pick
+from reslearn.training.sync_bn import synchronised
+
+STEPS, SIZE, CPU = 30, 32, torch.device("cpu")
+# A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
+RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
+CASES: dict[str, dict[str, Any]] = {
+    "no BN": {"net": {"name": "highway-19"}},
+    "no BN, micro-batches": {"net": {"name": "highway-19"}, "batch": {"size": SIZE, "micro": 8}},
+    "synchronised BN": RESNET | {"batch": {"size": SIZE, "sync_bn": True}},
+    "synchronised BN, recomputed": RESNET | {"batch": {"size": SIZE, "sync_bn": True}, "recompute": True},
+    "BN of micro-batches": RESNET | {"batch": {"size": SIZE, "micro": 16}, "step": "fused"},
+    "stochastic depth": {"net": {"name": "resnet8", "last_survival": 0.3}, "batch": {"size": SIZE, "micro": 8}},
+}
+
+
+def source(images: int = 100) -> Resident:
+    """Small images of four classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 4, (images,), generator=generator)
+    pixels[labels == 1] //= 2
+    split = Split(labels.numpy(), tuple(map(str, range(images))), pixels=pixels)
+    view = Preprocessing(channels=3, size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Resident(split, view, flip=True, pad=2)
+
+
+def train(changes: dict[str, Any]) -> dict[str, Any]:
+    """Losses, the pixels that this rank saw (a hash of each image of each step) and the state at the end."""
+    values = {"data": {"pad": 2}, "batch": {"size": SIZE}, "schedule": {"steps": STEPS, "lr": 0.01}, "ema": 0.9}
+    recipe = validate(values | {"precision": "fp32", "step": "eager"} | changes)
+    images = source()
+    torch.manual_seed(0)
+    model = create(recipe.net.name, 4, **recipe.net.options())
+    model.recompute = recipe.recompute  # type: ignore[assignment]
+    model = synchronised(model, CPU) if recipe.batch.sync_bn else model
+    state = State(model.to(memory_format=torch.channels_last).train(), recipe)
+    mode, _ = pick(recipe.step, CPU, recipe, resident=True)
+    stepper = make_stepper(mode, recipe, images, state, make_criterion(recipe.loss, torch.bincount(images.labels)), "fp32")
+    losses, seen, stream, before = [], [], 0, 0.0
+    for step in range(STEPS):
+        runtime.seed_step(recipe.seed, step)
+        batch, own = stepper.prepare(step), ranks.own(SIZE)
+        assert batch.images is not None
+        seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.images.contiguous()])
+        stream += checksum(step * SIZE + own.start, batch.epochs[own], batch.indices[own])
+        stepper(batch, state.progress)
+        losses.append((state.progress.loss - before) / SIZE)
+        before, state.progress.step = state.progress.loss, step + 1
+    fused.enable(False)
+    whole = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.model.state_dict().items()}
+    average = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.evaluated.state_dict().items()}
+    stream = int(ranks.total(torch.tensor(stream))) % 2**32
+    return {"losses": losses, "seen": seen, "stream": stream, "state": [whole, average], "wrong": state.progress.wrong}
+
+
+def normalise() -> dict[str, Any]:
+    """One BN layer on its rank's part of a batch of large mean: outputs, gradients and statistics."""
+    torch.manual_seed(1)
+    shift = torch.tensor([0.0, 10, -100])[:, None, None]
+    x, wanted = (torch.randn(12, 3, 5, 5, dtype=torch.float64) * 2 + shift for _ in range(2))
+    layer = synchronised(nn.Sequential(nn.BatchNorm2d(3, dtype=torch.float64)), CPU)
+    own = ranks.own(12)
+    x = x[own].clone().requires_grad_()
+    y = layer(x)
+    ((y - wanted[own]) ** 2).sum().backward()
+    assert x.grad is not None
+    gradients = [ranks.total(p.grad.clone()).tolist() for p in layer.parameters() if p.grad is not None]
+    statistics = {name: buffer.tolist() for name, buffer in layer.named_buffers()}
+    return {"y": y.tolist(), "x": x.grad.tolist(), "gradients": gradients, "statistics": statistics}
+
+
+def evaluate(images: int, batch: int) -> dict[str, Any]:
+    """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
+    torch.manual_seed(2)
+    split, model, calls = source(images), create("resnet8", 4), []
+    if ranks.Part(split, batch).places[1:2].tolist() == [1]:
+        split.holes, split.bad = {1}, {"1": "broken"}
+    seen = ranks.single_view(model, split, batch=batch, progress=calls.append)
+    digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in seen.logits]
+    found = {"logits": digests, "labels": seen.labels.tolist(), "indices": seen.indices.tolist()}
+    return found | {"bad": split.bad, "holes": sorted(split.holes), "calls": calls}
+
+
+def everything() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    found = {name: train(changes) for name, changes in CASES.items()}
+    agreed = [ranks.agree(7 * ranks.rank()), ranks.by_first(lambda: 5 + ranks.rank()), ranks.gather(ranks.rank())]
+    sizes = {"103 by 25": evaluate(103, 25), "10 by 25": evaluate(10, 25)}
+    return {"train": found, "bn": normalise(), "agreed": agreed, "evaluate": sizes}
+
+
+if __name__ == "__main__":
+    with ranks.joined("cpu"):
+        Path(f"{sys.argv[1]}.{ranks.rank()}").write_text(json.dumps(everything()))

@@ -1,0 +1,209 @@
+"""Several ranks do what one does: real processes, started by torchrun or by hand as it starts them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drawing import draw_images
+from ranked import CASES, STEPS, everything
+from reslearn import UserError
+from reslearn.data.draws import Order, checksum
+from reslearn.recipes.recipe import validate
+from reslearn.training import many, ranks
+from reslearn.training.folder import begun
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one rank does, and what each of two does."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "reslearn").mkdir()
+    (folder / "reslearn" / "kernels").symlink_to(kernels)
+    command = [*TORCHRUN, str(ROOT / "tests" / "ranked.py"), str(folder / "out")]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "arning" not in done.stderr, done.stderr
+        alone = json.loads(json.dumps(everything()))
+    torch.use_deterministic_algorithms(deterministic)
+    return alone, [json.loads((folder / f"out.{rank}").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_see_the_samples_of_one_and_hold_the_same_state(found: Any, case: str) -> None:
+    one, (a, b) = found[0]["train"][case], (part["train"][case] for part in found[1])
+    assert [x + y for x, y in zip(a["seen"], b["seen"], strict=True)] == one["seen"], "the same pixels in the same order"
+    assert a["stream"] == b["stream"] == one["stream"] != 0
+    assert a["state"] == b["state"], "bit for bit"
+    assert a["losses"] == b["losses"] and a["wrong"] == b["wrong"]
+    if case != "stochastic depth":  # whose gates each rank draws for its own images
+        assert max(abs(x - y) for x, y in zip(a["losses"], one["losses"], strict=True)) < 1e-4
+    assert len(one["losses"]) == STEPS and one["losses"][-1] < one["losses"][0] - 0.01
+
+
+def test_synchronised_bn_is_bn_of_the_whole_batch(found: Any) -> None:
+    one, (first, second) = found[0]["bn"], (part["bn"] for part in found[1])
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    for key in ("y", "x"):
+        torch.testing.assert_close(torch.tensor(first[key] + second[key]), torch.tensor(one[key]), **close)
+    for key in range(2):
+        torch.testing.assert_close(torch.tensor(first["gradients"][key]), torch.tensor(one["gradients"][key]), **close)
+    for name, value in one["statistics"].items():
+        torch.testing.assert_close(torch.tensor(first["statistics"][name]), torch.tensor(value), **close)
+    assert first["statistics"] == second["statistics"]
+
+
+@pytest.mark.parametrize("size", ["103 by 25", "10 by 25"])
+def test_each_image_is_evaluated_once(found: Any, size: str) -> None:
+    one, (first, second) = found[0]["evaluate"][size], (part["evaluate"][size] for part in found[1])
+    for key in ("logits", "labels", "indices", "bad", "holes"):
+        assert first[key] == second[key] == one[key]
+    assert len(one["labels"]) == int(size.split()[0]) - 1, "all but the one that cannot be read"
+    assert first["calls"] == second["calls"] and first["calls"][-1] == one["calls"][-1]
+
+
+def test_ranks_agree(found: Any) -> None:
+    assert found[0]["agreed"] == [0, 5, [0]]
+    assert found[1][0]["agreed"] == found[1][1]["agreed"] == [7, 5, [0, 1]]
+
+
+def test_the_checksum_tells_places_apart_and_adds_up() -> None:
+    epochs, indices = Order(0, 10, 8)[1]
+    whole = checksum(8, epochs, indices)
+    assert (checksum(8, epochs[:3], indices[:3]) + checksum(11, epochs[3:], indices[3:])) % 2**32 == whole
+    assert whole != checksum(8, epochs, indices.flip(0)) != checksum(8, epochs + 1, indices)
+    assert whole != checksum(9, epochs, indices)
+
+
+def start(arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """Two ranks of a training, each a process of ours."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "reslearn", "train", *arguments]
+    each = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    pipe = subprocess.PIPE
+    return [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) for environment in each]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Exit codes, outputs and errors."""
+    texts = [process.communicate(timeout=300) for process in processes]
+    return [process.returncode for process in processes], [out for out, _ in texts], [error for _, error in texts]
+
+
+def weights(run: Path) -> list[bytes]:
+    return [(run / name).read_bytes() for name in ("model.safetensors", "best.safetensors")]
+
+
+def progress(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+SETTINGS = ["schedule.steps=24", "schedule.lr=0.02", "batch.size=8", "ema=0.9", "log.every=1", "checkpoint.every=1000"]
+
+
+def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data = str(draw_images(tmp_path / "images", each=40))
+    arguments = [data, "--model", "resnet8", "--device", "cpu", *(f"--set={setting}" for setting in SETTINGS)]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    codes, outputs, errors = finish(start([*arguments, "--out", str(whole)]))
+    assert codes == [0, 0], errors
+    assert "2 ranks, cpu" in outputs[0] and "report" in outputs[0] and outputs[1] == "", "one rank speaks"
+    metrics = run / "metrics.jsonl"
+    for number, code, to, step in ((signal.SIGTERM, 143, (1,), 3), (signal.SIGINT, 130, (0, 1), 10)):
+        resumed = run.exists()
+        processes = start(["--resume", str(run)] if resumed else [*arguments, "--out", str(run)])
+        while all(p.poll() is None for p in processes) and (not metrics.exists() or len(metrics.read_text().splitlines()) < step):
+            time.sleep(0.005)
+        for rank in to:
+            processes[rank].send_signal(number)
+        codes, _, errors = finish(processes)
+        assert codes == [code, code], errors
+        assert errors[0].count("\n") == 1 and "the run is saved" in errors[0] and errors[1] == "", "one rank speaks"
+        last = progress(run)[-1]["step"]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == f"step-{last:08d}", "no step was lost"
+    assert last < 24, "stopped before its end"
+    codes, _, errors = finish(start(["--resume", str(run)]))
+    assert codes == [0, 0], errors
+    assert weights(run) == weights(whole) and progress(run) == progress(whole)
+    assert not list(run.glob("**/.*partial*"))
+    recorded = json.loads((run / "recipe.json").read_text())
+    assert recorded["machine"]["ranks"] == 2 and "job" not in recorded
+
+
+def test_a_killed_rank_ends_the_job_which_goes_on_bit_for_bit() -> None:
+    script = ROOT / "benchmarks" / "kill_a_rank.py"
+    command = [sys.executable, script, "--runs", "2", "--seed", str(os.getpid())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("2 of 2 identical\n")
+
+
+RECIPE = {"net": {"name": "resnet8"}, "schedule": {"steps": 2}}
+
+
+def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    with pytest.raises(UserError, match=r"batch.size=128 cannot be shared by 3 ranks: make it a multiple of 3$"):
+        ranks.check(validate(RECIPE))
+    with pytest.raises(UserError, match="by 3 ranks of micro-batches of 16: make it a multiple of 48"):
+        ranks.check(validate(RECIPE | {"batch": {"size": 96 - 48 + 16, "micro": 16}}))
+    ranks.check(validate(RECIPE | {"batch": {"size": 96, "micro": 16}}))
+    with pytest.raises(UserError, match="class_weights=auto"):
+        ranks.check(validate(RECIPE | {"batch": {"size": 96}, "loss": {"class_weights": "auto"}}))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="start them without torchrun"):
+        many.train_seeds(2, "fashion-sample", out="nowhere")
+    with pytest.raises(UserError, match="each rank takes a GPU of its own; give --device cuda"):
+        ranks.own_device(torch.device("cuda:1"))
+    with pytest.raises(UserError, match="not on mps"):
+        ranks.own_device(torch.device("mps"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="no GPU for rank 1 of this host: start no more ranks than GPUs, --nproc-per-node 1"):
+        ranks.own_device(torch.device("cuda"))
+    assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_other_commands_are_for_one_process() -> None:
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-m", "reslearn", "models"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr == "reslearn: models is the work of one process: start it without torchrun\n"
+
+
+def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path
+) -> None:
+    from reslearn import train
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    run = train(images, "resnet8", settings=["schedule.steps=2", "batch.size=4"], out=tmp_path / "run", quiet=True, device="cpu")
+    assert begun(run.folder) is None, "nothing has been restarted"
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    with pytest.raises(UserError, match="say where with --out"):
+        begun(None)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert begun(run.folder) == run.folder
+    assert begun(tmp_path / "other") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert begun(run.folder) is None
