@@ -111,7 +111,7 @@ class OnBad(StrEnum):
 
 
 class Protocol(StrEnum):
-    center, ten_crop, multiscale, dense = "center", "10crop", "multiscale", "dense"
+    one, ten, several, dense = "center", "10crop", "multiscale", "dense"
 
 
 Scores = Annotated[Path | None, typer.Option("--scores", help="Write the scores of each image to this .npz file.")]
@@ -123,7 +123,7 @@ def evaluate(
     split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="One view of each image, ten crops, or the whole at several scales or at one.")
-    ] = Protocol.center,
+    ] = Protocol.one,
     scales: Annotated[
         str | None, typer.Option("--scales", help="Shorter sides in pixels for multiscale or dense: 224,256.")
     ] = None,

@@ -181,8 +181,8 @@ def _run(
         source = Resident(test.images, look, device=on) if resident else Photos(test.images, look, on_bad=on_bad, device=on)
         seen = single_view(model, source, batch=100, flip=test.protocol.mirror, progress=count)
     names = tuple(test.images.names[i] for i in seen.indices.tolist())
-    texts = test.called, str(test.protocol), data.name, test.split
-    return Scores(seen.logits.softmax(1), seen.labels, names, test.card.classes, *texts), seen.logits, source.bad
+    said = {"model": test.called, "protocol": str(test.protocol), "data": data.name, "split": test.split}
+    return Scores(seen.logits.softmax(1), seen.labels, names, test.card.classes, **said), seen.logits, source.bad
 
 
 def note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:
