@@ -26,6 +26,7 @@ app = typer.Typer(
 COMMANDS = {
     "train": runs.train,
     "eval": runs.evaluate,
+    "ensemble": runs.ensemble,
     "predict": runs.predict,
     "report": runs.report,
     "pack": packing.pack,

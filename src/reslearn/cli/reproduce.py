@@ -49,6 +49,7 @@ def reproduce(
       reslearn reproduce figure1 --scale small
       reslearn reproduce table6 --scale paper --only resnet20
       reslearn reproduce veit --model runs/resnet56
+      reslearn reproduce table4 --model resnet50.safetensors --data path/to/imagenet
       reslearn reproduce --all --scale small
     """
     from reslearn.reproduce import show
@@ -66,13 +67,13 @@ def reproduce(
         return
     chosen = [experiment(name) for name in names or EXPERIMENTS]
     if every:
-        chosen = [e for e in chosen if not e.absent and scale.value in e.plans and e.name != "models"]
+        chosen = [e for e in chosen if not e.absent and scale.value in e.plans and not e.of_given_models]
     if (only or models) and len(chosen) > 1:
         raise UserError("--only and --model go with one experiment")
     if models and asked:
         raise UserError("--scale does not apply with --model: nothing is trained")
-    if [e.name for e in chosen] == ["models"]:
-        scale = Scale.paper  # the only one it has
+    if asked is None and all(e.of_given_models for e in chosen):
+        scale = Scale.paper  # the only one they have
     results: list[dict[str, Any]] = []
     missed: list[str] = []
     page = out

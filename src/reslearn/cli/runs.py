@@ -1,4 +1,4 @@
-"""train, eval, predict, report: from images to a model, and what it does."""
+"""train, eval, ensemble, predict, report: from images to a model, and what it does."""
 
 import csv
 import json
@@ -113,12 +113,26 @@ class OnBad(StrEnum):
     error, skip = "error", "skip"
 
 
+class Protocol(StrEnum):
+    one, ten, several, dense = "center", "10crop", "multiscale", "dense"
+
+
+Scores = Annotated[Path | None, typer.Option("--scores", help="Write the scores of each image to this .npz file.")]
+
+
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several: an ensemble.")],
     data: Annotated[str, typer.Argument(help="A data set, folder or list, as for train.")],
     split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
+    protocol: Annotated[
+        Protocol, typer.Option("--protocol", help="One view of each image, ten crops, or the whole at several scales or at one.")
+    ] = Protocol.one,
+    scales: Annotated[
+        str | None, typer.Option("--scales", help="Shorter sides in pixels for multiscale or dense: 224,256.")
+    ] = None,
     on_bad: Annotated[OnBad, typer.Option("--on-bad", help="What to do with files that cannot be read.")] = OnBad.error,
-    flip: Annotated[bool, typer.Option("--flip", help="Average each image and its mirror.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Average each view and its mirror.")] = False,
+    scores: Scores = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
@@ -128,15 +142,49 @@ def evaluate(
     Examples:
       reslearn eval runs/mine path/to/folder
       reslearn eval model.safetensors cifar10 --json
+      reslearn eval runs/mine photos --protocol multiscale --scores mine.npz
+      reslearn eval runs/mine runs/larger photos --protocol 10crop
     """
     from reslearn.evaluation.evaluate import evaluate as run
     from reslearn.training.display import Display
 
     display = Display(stderr=True)
     try:
-        result = run(model, data, split, on_bad, device=device, flip=flip, progress=display.progress)
+        given = {"protocol": protocol.value, "scales": _numbers(scales), "scores": scores}
+        result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **given)
     finally:
         display.stop()
+    _print_numbers(result, as_json)
+
+
+def ensemble(
+    files: Annotated[list[Path], typer.Argument(help="Files that reslearn eval --scores has written, of the same images.")],
+    scores: Scores = None,
+    as_json: Json = False,
+) -> None:
+    """What models say together: the mean of scores that eval has saved, without running a model again.
+
+    \b
+    Examples:
+      reslearn ensemble mine.npz larger.npz
+      reslearn ensemble mine.npz larger.npz --scores both.npz --json
+    """
+    from reslearn.evaluation.evaluate import of_scores
+
+    _print_numbers(of_scores(files, scores=scores), as_json)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """Whole numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {text}: write whole numbers with commas between, such as 224,256") from None
+
+
+def _print_numbers(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -1,12 +1,13 @@
 """A model's numbers on a data set."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from reslearn import data as datasets
 from reslearn.data.resident import Resident
@@ -15,8 +16,11 @@ from reslearn.data.stream import Photos
 from reslearn.device import pick_device
 from reslearn.errors import UserError, did_you_mean
 from reslearn.evaluation.metrics import metrics
-from reslearn.evaluation.protocols import single_view
-from reslearn.weights.store import Card, load
+from reslearn.evaluation.protocols import many_views, single_view
+from reslearn.evaluation.scores import Scores, check_target, ensemble, load_scores, save_scores
+from reslearn.evaluation.views import Pictures, Views, check_applies
+from reslearn.evaluation.views import protocol as chosen_protocol
+from reslearn.weights.store import Card, load, read_card
 
 
 def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split: str | None) -> tuple[str, Split]:
@@ -59,8 +63,11 @@ def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
     return Split(table[split.labels], split.names, split.pixels, split.files)
 
 
+Model = nn.Module | str | Path
+
+
 def evaluate(
-    model: nn.Module | str | Path,
+    model: Model | Sequence[Model],
     data: str | Path,
     split: str | None = None,
     on_bad: str = "error",
@@ -68,42 +75,114 @@ def evaluate(
     device: str = "auto",
     flip: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    *,
+    protocol: str = "center",
+    scales: Sequence[int] | None = None,
+    scores: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32 on single views (or `flip`).
+    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32.
 
-    model: of `load`, or a model file or run folder. data: as for `train`. split: "train", "val", "test" or "all"; by default the
-    test split, also the one that the model's run held out. on_bad: "skip" leaves out files that cannot be read and lists them.
-    flip: average the logits of each image and its mirror.
+    model: of `load`, or a model file or run folder; or several, whose scores are averaged. data: as for `train`. split: "train",
+    "val", "test" or "all"; by default the test split, also the one that the model's run held out. on_bad: "skip" leaves out
+    files that cannot be read and lists them.
+    protocol: "center" (one view of each image), "10crop", "dense" or "multiscale", with `scales` in pixels where it takes them
+    (see views.protocol). flip: also the mirror of each view; with "center" the mean is that of the logits, else of the scores.
+    scores: a .npz file for the scores of each image (see scores.save_scores).
     device: for a model file (see device.pick_device). progress(what, done, total) is called as images are done. Besides the
-    metrics: `data`, `split`, `unreadable` {name: reason}, `left_out` {reason: number}, and a `note` where the images may be
-    those that the model was trained on. Raises UserError.
+    metrics: `data`, `split`, `protocol`, `unreadable` {name: reason}, `left_out` {reason: number}, of several models `members`
+    with the errors of each, and a `note` where the images may be those that the model was trained on. Raises UserError.
     """
-    held_out: dict[str, list[str]] = {}
-    if not isinstance(model, nn.Module):
-        path = Path(model)
-        model = load(path, pick_device(device))
-        held_out = read_held_out(path)
-    card = getattr(model, "card", None)
-    if not isinstance(card, Card):
-        raise UserError("evaluate needs a model with a card: one that reslearn.load() made")
     if on_bad not in ("error", "skip"):
         raise UserError(f"on_bad={on_bad!r}: must be 'error' or 'skip'")
+    target = None if scores is None else check_target(Path(scores))
+    models = [model] if isinstance(model, nn.Module | str | Path) else list(model)
+    if not models:
+        raise UserError("evaluate needs at least one model")
+    cards = [_card(each) for each in models]
     opened = datasets.open(data, on_bad=on_bad)  # type: ignore[arg-type]
-    name, chosen = pick_split(opened, card, held_out, split)
-    chosen = relabel(chosen, opened, card.classes)
-    on = next(model.parameters()).device
-    if chosen.pixels is not None:
-        source = Resident(chosen, card.preprocessing, device=on)
-    else:
-        source = Photos(chosen, card.preprocessing, on_bad=on_bad, device=on)
+    how = protocol, None if scales is None else tuple(scales), flip
+    # All of them are looked at before the first one takes its time.
+    tests = [_prepare(each, card, opened, split, how) for each, card in zip(models, cards, strict=True)]
+    runs = [_run(test, opened, pick_device(device), on_bad, progress) for test in tests]
+    members, logits, unreadable = [run[0] for run in runs], runs[0][1], runs[0][2]
+    whole = ensemble(members)
+    result = {"data": opened.name, "split": whole.split, "protocol": whole.protocol}
+    result |= metrics(logits, whole.labels, whole.classes, seed=seed) if len(tests) == 1 else whole.metrics(seed)
+    if target is not None:
+        save_scores(whole, target)
+    result |= {"unreadable": unreadable, "left_out": opened.left_out}
+    result |= {"members": [_member(each, seed) for each in members]} if len(members) > 1 else {}
+    said = next((test.note for test in tests if test.note), "")
+    return result | ({"note": said} if said else {})
+
+
+def of_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Path | None = None) -> dict[str, Any]:
+    """What `evaluate` returns of several models, from files of their scores. Raises UserError."""
+    target = None if scores is None else check_target(Path(scores))
+    members = [load_scores(Path(file)) for file in files]
+    whole = ensemble(members)
+    result = {"data": whole.data, "split": whole.split, "protocol": whole.protocol, **whole.metrics(seed)}
+    if target is not None:
+        save_scores(whole, target)
+    return result | {"unreadable": {}, "left_out": {}, "members": [_member(each, seed) for each in members]}
+
+
+def _member(scores: Scores, seed: int) -> dict[str, Any]:
+    """The errors of one model of an ensemble."""
+    numbers = scores.metrics(seed)
+    errors = {key: numbers[key] for key in ("top1_error", "top1_interval", "top5_error") if key in numbers}
+    return {"model": scores.model, "protocol": scores.protocol, **errors}
+
+
+class Planned(NamedTuple):
+    """A model and what it is to be tested on: images of a split, by a protocol; and what is to be said with the numbers."""
+
+    model: Model
+    called: str
+    card: Card
+    protocol: Views
+    split: str
+    images: Split
+    note: str
+
+
+def _card(model: Model) -> Card:
+    card = getattr(model, "card", None) if isinstance(model, nn.Module) else read_card(model)
+    if not isinstance(card, Card):
+        raise UserError("evaluate needs a model with a card: one that reslearn.load() made")
+    return card
+
+
+def _prepare(model: Model, card: Card, data: DataSet, split: str | None, how: tuple[str, tuple[int, ...] | None, bool]) -> Planned:
+    loaded = isinstance(model, nn.Module)
+    held_out = {} if loaded else read_held_out(Path(model))
+    name, images = pick_split(data, card, held_out, split)
+    images = relabel(images, data, card.classes)
+    asked = chosen_protocol(how[0], card.preprocessing, *how[1:])
+    check_applies(asked, card.preprocessing, data)
+    return Planned(model, card.net if loaded else str(model), card, asked, name, images, note(name, data, card, held_out))
+
+
+def _run(
+    test: Planned, data: DataSet, device: torch.device, on_bad: str, progress: Callable[[str, int, int], None]
+) -> tuple[Scores, Tensor, dict[str, str]]:
+    """Scores, the logits that they are made of, and the files that could not be read, with the reason."""
+    model = test.model if isinstance(test.model, nn.Module) else load(test.model, device)
+    look, on = test.card.preprocessing, next(model.parameters()).device
 
     def count(done: int) -> None:
-        progress(f"evaluating on {name}", done, len(source))
+        progress(f"evaluating {test.called} on {test.split}", done, len(test.images))
 
-    seen = single_view(model, source, batch=100, flip=flip, progress=count)
-    result = {"data": opened.name, "split": name, **metrics(seen.logits, seen.labels, card.classes, seed=seed)}
-    result |= {"unreadable": source.bad, "left_out": opened.left_out}
-    return result | ({"note": said} if (said := note(name, opened, card, held_out)) else {})
+    if test.protocol.name != "center":
+        source = Pictures(test.images, look, on_bad)
+        seen = many_views(model, source, test.protocol, progress=count)
+    else:
+        resident = test.images.pixels is not None
+        source = Resident(test.images, look, device=on) if resident else Photos(test.images, look, on_bad=on_bad, device=on)
+        seen = single_view(model, source, batch=100, flip=test.protocol.mirror, progress=count)
+    names = tuple(test.images.names[i] for i in seen.indices.tolist())
+    said = {"model": test.called, "protocol": str(test.protocol), "data": data.name, "split": test.split}
+    return Scores(seen.logits.softmax(1), seen.labels, names, test.card.classes, **said), seen.logits, source.bad
 
 
 def note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:

@@ -14,8 +14,13 @@ def show(result: dict[str, Any]) -> None:
     """Print the result of `evaluate`."""
     console = Console(highlight=False)
     low, high = result["top1_interval"]
-    console.print(f"{result['data']}, {result['split']} split, {result['n']:,} images", markup=False)
-    console.print(f"top-1 error        {result['top1_error']:6.2f} %   (95% interval {low:.2f} to {high:.2f})")
+    how = "" if result["protocol"] == "center" else f", {result['protocol']}"
+    console.print(f"{result['data']}, {result['split']} split, {result['n']:,} images{how}", markup=False)
+    for member in result.get("members", []):
+        top5 = f"   top-5 error {member['top5_error']:6.2f} %" if "top5_error" in member else ""
+        console.print(f"top-1 error        {member['top1_error']:6.2f} %{top5}   {member['model']} alone", markup=False)
+    together = ", together" if "members" in result else ""
+    console.print(f"top-1 error        {result['top1_error']:6.2f} %   (95% interval {low:.2f} to {high:.2f}{together})")
     if "top5_error" in result:
         console.print(f"top-5 error        {result['top5_error']:6.2f} %")
     console.print(f"calibration error  {result['calibration_error']:6.2f} %")

@@ -131,6 +131,11 @@ class Experiment:
     small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
     absent: str = ""
 
+    @property
+    def of_given_models(self) -> bool:
+        """Whether it only looks into models that are given."""
+        return [*self.plans] == ["paper"] and not self.trains("paper") and self.plans["paper"](Dataset("")).of_models is not None
+
     def trains(self, scale: Scale) -> bool:
         """Whether it trains anything at a scale."""
         return bool(self.plans[scale](Dataset(self.data)).trainings)

@@ -9,6 +9,7 @@ from reslearn import data as datasets
 from reslearn.device import pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.files import write_text
+from reslearn.nets import spec
 from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale
 from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
@@ -138,7 +139,8 @@ def _named(models: Sequence[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in models:
         card = read_card(path)
-        options = [f"{key}={value}" for key, value in sorted(card.options.items()) if (key, value) not in SAME]
+        same = SAME if spec(card.net).shortcut == "A" else SAME[:2]
+        options = [f"{key}={value}" for key, value in sorted(card.options.items()) if (key, value) not in same]
         found.setdefault(" ".join([card.net, *options]), []).append(path)
     return found
 

@@ -34,13 +34,13 @@ _open = cache(datasets.open)
 def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
     """What an experiment takes at a scale: `state` in words, and `seconds` that are left, None where it cannot run."""
     wanted = asked or experiment.data
+    if experiment.of_given_models:
+        return {"state": "needs --model", "seconds": None}
     try:
         if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (asked or scale == "paper"):
             return {"state": experiment.absent or f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
         source = dataset(experiment, scale, asked)
         planned = plan(experiment, scale, source)
-        if planned.of_models is not None and not planned.trainings:
-            return {"state": "needs --model", "seconds": None}
         if not planned.trainings:
             done = (out / f"{experiment.name}-paper.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
