@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import analyze, bench, models, reproduce, runs
+from reslearn.cli import analyze, bench, doctor, models, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": runs.evaluate,
     "predict": runs.predict,
     "report": runs.report,
+    "doctor": doctor.doctor,
     "models": models.models,
     "summary": models.summary,
     "deepen": models.deepen,

@@ -17,7 +17,7 @@ from reslearn.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 # Other names that people give these folders: unknown, they would pass for classes.
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -74,7 +74,7 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
     root = imagenet.inside(root)
     left_out: LeftOut = defaultdict(list)
     folders, loose = _look(root, left_out)
-    parts = {folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS}
+    parts = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
     if parts:
         folders = [folder for folder in folders if not imagenet.is_devkit(folder)]
     if parts and len(parts) < len(folders):
@@ -85,8 +85,8 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
             names = " and ".join(f"{folder.name}/" for folder in parts if parts[folder] == split)
             raise UserError(f"{root}: holds {names}, which both mean {split}: keep one of them")
     left_out["outside a class folder"] += loose if parts else []
-    if not parts and root.name.lower() in _SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
-        parts = {root: _SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
+    if not parts and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
+        parts = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
     train = next((part for part, split in parts.items() if split == "train"), None)
     known = [folder.name for folder in _look(train, defaultdict(list))[0]] if train else []
     entries = []
@@ -165,7 +165,7 @@ def _images_below(top: Path, seen: set[tuple[int, int]], left_out: LeftOut) -> I
             continue
         seen.add(identity)
         folders, images = _look(folder, left_out)
-        inner = next((inner for inner in folders if inner.name.lower() in _SPLIT_FOLDERS), None)
+        inner = next((inner for inner in folders if inner.name.lower() in SPLIT_FOLDERS), None)
         if inner is not None:
             raise UserError(f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/")
         yield from images

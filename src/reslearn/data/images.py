@@ -98,9 +98,18 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Facts, np.ndarray]:
         form = "JPEG" if image.format == "MPO" else str(image.format)  # photos of phones: a JPEG with further ones behind it
         deep = image.mode.startswith(("I", "F")) or bool(image.tile and ";16" in str(image.tile[0].args))
         animated = form != "JPEG" and bool(getattr(image, "is_animated", False))
-        fits = path.suffix.lower() in _SUFFIXES.get(form, f".{form.lower()}").split()
+        fits = path.suffix.lower() in _suffixes(form)
         turn, grey, clear = _orientation(image), image.mode in _GREY_MODES, image.has_transparency_data
         return Facts(form, image.mode, turn, grey, deep, clear, animated, fits), _pixels(image, 3)
+
+
+def suffix_for(form: str) -> str:
+    """What names of a format usually end with: ".jpg" for JPEG."""
+    return _suffixes(form)[0]
+
+
+def _suffixes(form: str) -> list[str]:
+    return _SUFFIXES.get(form, f".{form.lower()}").split()
 
 
 def _pixels(image: ImageFile.ImageFile, channels: int) -> np.ndarray:
