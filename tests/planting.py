@@ -31,10 +31,14 @@ def clean(root: Path) -> Path:
     return root
 
 
-def png_header(height: int, width: int) -> bytes:
-    """A PNG that promises so many pixels and has none."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+def bomb(height: int, width: int) -> bytes:
+    """A PNG of less than a hundred bytes that promises so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -121,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], dict[str, set[str]]]] = {
     "a flipped byte": (flip_a_byte, {"damaged": {f"{X}.png"}}),
     "a header alone": (write(f"{X}.png", b"\x89PNG\r\n\x1a\n"), {"damaged": {f"{X}.png"}}),
     "html": (write(f"{X}.jpg", b"<!DOCTYPE html><title>404</title>"), {"not an image": {f"{X}.jpg"}}),
-    "a bomb": (write(f"{X}.png", png_header(40_000, 40_000)), {"too large": {f"{X}.png"}}),
+    "a bomb": (write(f"{X}.png", bomb(40_000, 40_000)), {"too large": {f"{X}.png"}}),
     "a link to nothing": (broken_link, {"unreadable": {f"{X}.jpg"}}),
     "a pipe": (pipe, {"unreadable": {f"{X}.jpg"}}),
     "a PNG called .jpg": (write(f"{X}.jpg", encoded(NEW, "PNG")), {"wrong suffix": {f"{X}.jpg"}}),

@@ -1,5 +1,6 @@
 """The table of what can be wrong with a data set, and what an examination of one says."""
 
+import unicodedata
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -125,3 +126,8 @@ class Diagnosis:
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("findings", "kept")}
         findings = [{"kind": f.kind, "fault": f.fault, "names": f.names, "detail": f.detail} for f in self.findings]
         return {"clean": self.clean, **plain, "findings": findings}
+
+
+def folded(name: str) -> str:
+    """What two names have in common that differ by case, space around them or the form of their accents alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()

@@ -2,14 +2,13 @@
 
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from reslearn.data.diagnosis import ELONGATED, FEW, IMBALANCE, KINDS, TINY, Diagnosis, Finding, Kept
+from reslearn.data.diagnosis import ELONGATED, FEW, IMBALANCE, KINDS, TINY, Diagnosis, Finding, Kept, folded
 from reslearn.data.folder import Entry
 from reslearn.data.images import IMAGE_SUFFIXES, looks_like_an_image, suffix_for
 from reslearn.data.look import Look, look_at_file, look_at_pixels
@@ -140,9 +139,9 @@ def _of_names(entries: Sequence[Entry]) -> Iterator[Finding]:
     classes: dict[str, set[str]] = defaultdict(set)
     files: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for entry in entries:
-        classes[_folded(entry.label)].add(entry.label)
+        classes[folded(entry.label)].add(entry.label)
         folder, _, name = entry.name.rpartition("/")
-        files[entry.split, folder, _folded(name)].append(entry.name)
+        files[entry.split, folder, folded(name)].append(entry.name)
         if not _is_text(entry.name):
             yield Finding("name not UTF-8", (entry.name,), "its bytes are no text")
         elif not entry.name.isprintable() or any(part != part.strip() for part in entry.name.split("/")):
@@ -153,10 +152,6 @@ def _of_names(entries: Sequence[Entry]) -> Iterator[Finding]:
     for names in files.values():
         if len(set(names)) > 1:
             yield Finding("colliding names", tuple(sorted(set(names))), "one file where case does not matter")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
 def _images(entries: Sequence[Entry], titles: Mapping[str, str]) -> dict[str, dict[str, int]]:

@@ -109,6 +109,7 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
             )
             message += imagenet.what_is_needed(loose, split)
             (problem if parts else refuse)("without classes", [part.relative_to(root).as_posix()], message)
+            continue
         left_out["outside a class folder"] += loose
         for folder in classes:
             files = list(_images_below(folder, {_identity(root), _identity(part)}, left_out))

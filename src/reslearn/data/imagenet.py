@@ -101,12 +101,12 @@ def _usual(wanted: set[str]) -> dict[str, str]:
 def labels_of(images: Sequence[Path], part: Path, root: Path, split: str, classes: Sequence[str]) -> dict[Path, str] | None:
     """The class of each image of a split that lies flat, from the lists beside it; None where there is no list.
 
-    A list is any .csv, .tsv or .txt with the split's name in its own, in `part` or `root`; or an official one in a development kit
-    or up to three folders above. classes: train's. Raises UserError for a list that cannot be used, and for two that disagree.
+    A list is any .csv, .tsv or .txt with the split's name in its own, in `part` or beside it; or an official one in a development
+    kit or up to three folders above. classes: train's. Raises UserError for a list that cannot be used, and for two that disagree.
     """
     for place in dict.fromkeys((part.absolute(), *_places(root))):
         kits = [place, *sorted(path for path in place.glob("*devkit*/data") if path.is_dir())]
-        own = place in (part.absolute(), root.absolute())
+        own = place in (part.absolute(), part.absolute().parent)
         found = [file for kit in kits for file in sorted(kit.iterdir()) if _is_list(file, split, own)]
         read = {file: _read(file, images, classes) for file in found}
         if read:

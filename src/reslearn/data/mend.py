@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from reslearn.data.diagnosis import Diagnosis, Kept
+from reslearn.data.diagnosis import Diagnosis, Kept, folded
 from reslearn.data.folder import SPLIT_FOLDERS
 from reslearn.data.stream import Progress
 from reslearn.errors import UserError
@@ -81,8 +81,8 @@ def _free(folder: Path, file: Path, suffix: str, taken: set[str]) -> str:
     """The file's name with this suffix, or one like it that no other has on any disk; it is taken from then on."""
     stem = file.name.removesuffix(file.suffix)
     name, number = stem + suffix, 1
-    while (folded := f"{folder}/{name}".casefold()) in taken:
+    while (place := folded(f"{folder}/{name}")) in taken:
         number += 1
         name = f"{stem}-{number}{suffix}"
-    taken.add(folded)
+    taken.add(place)
     return name
