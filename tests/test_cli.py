@@ -14,7 +14,7 @@ import reslearn
 from drawing import draw_images
 from reslearn import cli
 
-COMMANDS = ["train", "eval", "predict", "report", "models", "summary", "deepen", "import", "export"]
+COMMANDS = ["train", "eval", "predict", "report", "models", "summary", "deepen", "import", "export", "doctor"]
 
 
 def reslearn_command(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:

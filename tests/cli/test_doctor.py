@@ -33,10 +33,10 @@ def test_a_clean_set_exits_with_0_and_notes_do_not_count(
 ) -> None:
     code, out, _ = run(monkeypatch, capsys, photos)
     assert code == 0 and out.startswith("photos: 2 classes, 12 train + 10 val images, ") and out.endswith("\nnothing wrong\n")
-    assert "  train       cat 6, dog 6\n" in out and "  height      48 to 48, median 48\n" in out and "notes" not in out
+    assert "  train        cat 6, dog 6\n" in out and "  height       48 to 48, median 48\n" in out and "notes" not in out
     NOTES["CMYK"][0](photos)
     code, out, _ = run(monkeypatch, capsys, photos)
-    assert code == 0 and "nothing wrong" in out and "  modes       RGB 22, CMYK 1\n" in out
+    assert code == 0 and "nothing wrong" in out and "  modes        RGB 22, CMYK 1\n" in out
     assert "colour space, 1: not RGB: converted without a colour profile\n    train/cat/x.jpg: CMYK\n" in out
 
 

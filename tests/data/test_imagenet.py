@@ -1,11 +1,14 @@
 """ImageNet's layouts: readable names, and flat validation images with every kind of list, or one line that says what is needed."""
 
+import hashlib
 import sys
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torchvision.datasets.imagenet as torchvision
 
 from planting import encoded, photo
 from reslearn.data import imagenet
@@ -111,15 +114,16 @@ def test_flat_validation_images_have_the_classes_of_their_list(name: str, flat: 
         assert truth(scan(flat / "val")) == list(TRUTH), "the split alone"
 
 
-def test_torchvision_reads_the_same_kit(flat: Path) -> None:
-    torchvision = pytest.importorskip("torchvision.datasets.imagenet")
+def test_torchvision_reads_the_same_kit(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kit_matlab(flat)
-    kit = str(flat / "ILSVRC2012_devkit_t12")
+    with tarfile.open(tmp_path / "kit.tar.gz", "w:gz") as archive:
+        archive.add(flat / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
+    digest = hashlib.md5((tmp_path / "kit.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setitem(torchvision.ARCHIVE_META, "devkit", ("kit.tar.gz", digest))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        numbered, _ = torchvision._parse_meta_mat(kit)
-        order = torchvision._parse_val_groundtruth_txt(kit)
-    assert truth(scan(flat)) == [numbered[number] for number in order]
+        torchvision.parse_devkit_archive(tmp_path)
+    assert truth(scan(flat)) == torchvision.load_meta_file(tmp_path)[1]
 
 
 def kaggle(root: Path) -> Path:

@@ -62,20 +62,20 @@ def _print(found: "Diagnosis") -> None:
     for split, of in found.images.items():
         title = "images" if split == "all" else split
         if len(of) <= CLASSES:
-            typer.echo(f"  {title:<12}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
+            typer.echo(f"  {title:<13}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
         else:
-            typer.echo(f"  {title:<12}{min(of.values()):,} to {max(of.values()):,} a class, of {len(of):,} classes")
+            typer.echo(f"  {title:<13}{min(of.values()):,} to {max(of.values()):,} a class, of {len(of):,} classes")
     for title, amounts in (("formats", found.formats), ("modes", found.modes)):
         if amounts:
-            typer.echo(f"  {title:<12}" + ", ".join(f"{name} {n:,}" for name, n in amounts.items()))
+            typer.echo(f"  {title:<13}" + ", ".join(f"{name} {n:,}" for name, n in amounts.items()))
     for title, span in (("height", found.height), ("width", found.width), ("width/height", found.aspect)):
         if span:
-            typer.echo(f"  {title:<12}{span[0]:,g} to {span[2]:,g}, median {span[1]:,g}")
+            typer.echo(f"  {title:<13}{span[0]:,g} to {span[2]:,g}, median {span[1]:,g}")
     for title, numbers in (("mean", found.mean), ("std", found.std), ("PCA values", found.eigenvalues)):
         if numbers:
-            typer.echo(f"  {title:<12}" + " ".join(f"{x:.4f}" for x in numbers))
+            typer.echo(f"  {title:<13}" + " ".join(f"{x:.4f}" for x in numbers))
     for i, row in enumerate(found.eigenvectors):
-        typer.echo(f"  {'' if i else 'PCA vectors':<12}" + " ".join(f"{x:7.4f}" for x in row))
+        typer.echo(f"  {'' if i else 'PCA vectors':<13}" + " ".join(f"{x:7.4f}" for x in row))
     _list("found", [finding for finding in found.findings if finding.fault])
     _list("notes, which count for nothing", [finding for finding in found.findings if not finding.fault])
     if found.clean:

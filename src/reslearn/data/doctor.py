@@ -46,7 +46,7 @@ def examine(data: str | Path, progress: Progress = lambda what, done, total: Non
     return Diagnosis(
         name=name,
         images=images,
-        bytes=sum(seen.bytes for seen in looks),
+        bytes=sum(seen.length for seen in looks),
         formats=dict(Counter(seen.facts.format for seen in looks if seen.facts).most_common()),
         modes=dict(Counter(seen.facts.mode for seen in looks if seen.facts).most_common()),
         height=spans[0],
@@ -69,7 +69,11 @@ def _in_memory(data: DataSet) -> tuple[tuple[Entry, ...], Callable[[int], Look]]
         for i, label in enumerate(split.labels):
             entries.append(Entry(Path(), split.names[i], name, data.classes[label]))
             arrays.append(split.pixels[i])
-    return tuple(entries), lambda i: look_at_pixels(arrays[i].expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+    def look(i: int) -> Look:
+        return look_at_pixels(arrays[i].expand(3, -1, -1).permute(1, 2, 0).numpy())._replace(length=arrays[i].numel())
+
+    return tuple(entries), look
 
 
 def _look_at_all(

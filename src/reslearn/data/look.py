@@ -25,14 +25,15 @@ _GREY_ROWS = 8  # the smallest block of a JPEG
 class Look(NamedTuple):
     """What one image is.
 
-    wrong: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. content,
+    wrong: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. length: of
+    the file in bytes. content,
     pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colours: float64 (12,), the mean of
     RGB on [0, 1] and of its products RR, RG, ..., BB; None where it cannot be decoded.
     """
 
     wrong: tuple[tuple[str, str], ...] = ()
     size: tuple[int, int] = (0, 0)
-    bytes: int = 0
+    length: int = 0
     content: bytes = b""
     pixels: bytes = b""
     facts: Facts | None = None
@@ -56,14 +57,14 @@ def look_at_file(file: Path) -> Look:
     wrong = [*seen.wrong, *_stored(file, facts)]
     if facts.format == "JPEG" and _ends_in_grey(pixels):
         wrong.append(("truncated", "was cut short and closed: its lower part is the grey of a JPEG that has no more data"))
-    return seen._replace(wrong=tuple(wrong), bytes=size, content=content, facts=facts)
+    return seen._replace(wrong=tuple(wrong), length=size, content=content, facts=facts)
 
 
 def look_at_pixels(pixels: np.ndarray) -> Look:
     """A look at decoded pixels, uint8 (H, W, 3)."""
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{height} x {width}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     first = pixels[0, 0]
     blank = bool((pixels[::16, ::16] == first).all() and (pixels == first).all())
     wrong = (("blank", f"every pixel is {tuple(first.tolist())}"),) if blank else ()
