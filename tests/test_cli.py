@@ -14,7 +14,7 @@ import reslearn
 from drawing import draw_images
 from reslearn import cli
 
-COMMANDS = ["train", "eval", "ensemble", "predict", "report", "models", "summary", "deepen", "import", "export"]
+COMMANDS = ["train", "eval", "ensemble", "predict", "report", "pack", "doctor", "models", "summary", "deepen", "import", "export"]
 
 
 def reslearn_command(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:

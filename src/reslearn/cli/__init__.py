@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import analyze, bench, models, packing, reproduce, runs
+from reslearn.cli import analyze, bench, doctor, models, packing, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": runs.predict,
     "report": runs.report,
     "pack": packing.pack,
+    "doctor": doctor.doctor,
     "models": models.models,
     "summary": models.summary,
     "deepen": models.deepen,

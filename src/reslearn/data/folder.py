@@ -4,24 +4,28 @@ import csv
 import io
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from reslearn.data import imagenet
 from reslearn.data.images import IMAGE_SUFFIXES
 from reslearn.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 # Other names that people give these folders: unknown, they would pass for classes.
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _COLUMNS = ("file", "label", "split")
+LeftOut = defaultdict[str, list[Path]]
+Problem = Callable[[str, Sequence[str], str], None]
+"""What is done about a problem that others survive: (kind, names of what it is about, one line). `refuse` raises UserError."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,24 +41,42 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a list holds: entries by split and name, sorted classes, and counts of what was left out."""
+    """What a folder or a list holds: entries by split and name, sorted labels, what people call them, and what was left out.
+
+    `labels` are what folders are called, or what a list says. `classes` are the same, with readable names for ImageNet's wnids.
+    """
 
     entries: tuple[Entry, ...]
+    labels: tuple[str, ...]
     classes: tuple[str, ...]
-    left_out: dict[str, int]
+    aside: dict[str, tuple[Path, ...]]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many were left out, by reason."""
+        return {reason: len(files) for reason, files in self.aside.items()}
 
 
-def scan(root: Path) -> Listing:
+def refuse(kind: str, names: Sequence[str], message: str) -> None:
+    """The usual answer to a problem: UserError."""
+    raise UserError(message)
+
+
+def scan(root: Path, problem: Problem = refuse) -> Listing:
     """The images of `root/{train,val,test}/CLASS/...`, or of `root/CLASS/...`, whose only split is "all".
 
     Folders below a class folder belong to the class; links to folders are followed, and no folder is read twice for a
-    class. Left out and counted are "hidden" names, files that are "not images" by their suffix, and images "outside a
-    class folder". Raises UserError for a layout that could be meant in two ways, an empty class, or a class that train
-    does not have.
+    class. ImageNet's own layouts are read as well (see imagenet.py). Left out and counted are "hidden" names, files that are
+    "not images" by their suffix, images "outside a class folder" and ImageNet's test images "without a class". Raises UserError
+    for a layout that could be meant in two ways; an "empty class", images "without classes" or a "class not in train" are told
+    to `problem`.
     """
-    left_out: Counter[str] = Counter()
+    root = imagenet.inside(root)
+    left_out: LeftOut = defaultdict(list)
     folders, loose = _look(root, left_out)
-    parts = {folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS}
+    parts = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
+    if parts:
+        folders = [folder for folder in folders if not imagenet.is_devkit(folder)]
     if parts and len(parts) < len(folders):
         beside = f"{next(iter(parts)).name}/ beside {next(folder.name for folder in folders if folder not in parts)}/"
         raise UserError(f"{root}: holds {beside}: let every folder be a class, or each one of train/, val/, test/")
@@ -62,27 +84,59 @@ def scan(root: Path) -> Listing:
         if count > 1:
             names = " and ".join(f"{folder.name}/" for folder in parts if parts[folder] == split)
             raise UserError(f"{root}: holds {names}, which both mean {split}: keep one of them")
-    left_out["outside a class folder"] += len(loose) if parts else 0
+    left_out["outside a class folder"] += loose if parts else []
+    if not parts and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
+        parts = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
+    train = next((part for part, split in parts.items() if split == "train"), None)
+    known = [folder.name for folder in _look(train, defaultdict(list))[0]] if train else []
     entries = []
     for part, split in (parts or {root: "all"}).items():
-        classes, loose = _look(part, left_out) if parts else (folders, loose)
+        classes, loose = _look(part, left_out) if part != root else (folders, loose)
+        if parts and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
+            labels = imagenet.labels_of(flat, part, root, split, known)
+            if labels is not None:
+                entries += [Entry(file, file.relative_to(root).as_posix(), split, label) for file, label in labels.items()]
+                continue
+            if imagenet.is_unlabelled(split, known):
+                left_out["without a class"] += flat
+                continue
+            classes, loose = [], flat
         if not classes:
             flat = f"images lying flat ({len(loose)})" if loose else "no images"
-            raise UserError(
+            message = (
                 f"{part}: holds no class folders, but {flat}: put the images of each class into a folder of its own, "
                 f"as {part / 'cat' / '1.jpg'} and {part / 'dog' / '2.jpg'}, or give a .csv list"
             )
-        left_out["outside a class folder"] += len(loose)
+            message += imagenet.what_is_needed(loose, split)
+            (problem if parts else refuse)("without classes", [part.relative_to(root).as_posix()], message)
+            continue
+        left_out["outside a class folder"] += loose
         for folder in classes:
             files = list(_images_below(folder, {_identity(root), _identity(part)}, left_out))
             if not files:
-                raise UserError(f"{folder}: holds no images: every class needs at least one, so fill or remove this folder")
+                message = f"{folder}: holds no images: every class needs at least one, so fill or remove this folder"
+                problem("empty class", [folder.relative_to(root).as_posix()], message)
             entries += [Entry(file, file.relative_to(root).as_posix(), split, folder.name) for file in files]
-    return _listing(root, entries, left_out)
+    if not entries:
+        raise UserError(f"{root}: holds no images that have a class")
+    return _listing(root, entries, left_out, problem)
 
 
-def _look(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
-    """(folders, image files) directly in `folder`, sorted by name; hidden names and other files are only counted."""
+def _flat(folders: list[Path], loose: list[Path], left_out: LeftOut) -> list[Path]:
+    """The images of a split that has no class folders: in it, or, as in Tiny ImageNet, in its only folder, `images`."""
+    if loose or [folder.name for folder in folders] != ["images"]:
+        return [] if folders else loose
+    aside: LeftOut = defaultdict(list)
+    inner, images = _look(folders[0], aside)
+    if inner:
+        return []
+    for reason, files in aside.items():
+        left_out[reason] += files
+    return images
+
+
+def _look(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
+    """(folders, image files) directly in `folder`, sorted by name; hidden names and other files are left out."""
     folders, images = [], []
     try:
         with os.scandir(folder) as found:
@@ -90,19 +144,19 @@ def _look(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]
         for entry in entries:
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
-                left_out["hidden"] += 1
+                left_out["hidden"].append(path)
             elif path.is_dir() if entry.is_symlink() else entry.is_dir():
                 folders.append(path)
             elif path.suffix.lower() in IMAGE_SUFFIXES:
                 images.append(path)
             else:
-                left_out["not images"] += 1
+                left_out["not images"].append(path)
     except OSError as why:
         raise UserError(f"{folder}: cannot be listed: {why.strerror}") from None
     return folders, images
 
 
-def _images_below(top: Path, seen: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[Path]:
+def _images_below(top: Path, seen: set[tuple[int, int]], left_out: LeftOut) -> Iterator[Path]:
     """The image files at any depth below `top`; folders in `seen`, which grows, are not entered (again)."""
     waiting = [top]
     while waiting:
@@ -112,7 +166,7 @@ def _images_below(top: Path, seen: set[tuple[int, int]], left_out: Counter[str])
             continue
         seen.add(identity)
         folders, images = _look(folder, left_out)
-        inner = next((inner for inner in folders if inner.name.lower() in _SPLIT_FOLDERS), None)
+        inner = next((inner for inner in folders if inner.name.lower() in SPLIT_FOLDERS), None)
         if inner is not None:
             raise UserError(f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/")
         yield from images
@@ -127,11 +181,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read_list(path: Path) -> Listing:
+def read_list(path: Path, problem: Problem = refuse) -> Listing:
     """The images that a list names: .csv with the header file,label[,split], or .jsonl, an object of these keys a line.
 
     Files are relative to the list's folder; split is train, val or test, on every line or on none (then it is "all").
-    UTF-8, with or without a byte-order mark; space around a field is dropped. Raises UserError with line and key.
+    UTF-8, with or without a byte-order mark; space around a field is dropped. Raises UserError with line and key; a "missing
+    file", one "listed twice" and a "class not in train" are told to `problem`.
     """
     try:
         data = path.read_bytes()
@@ -146,21 +201,24 @@ def read_list(path: Path) -> Listing:
     entries: list[Entry] = []
     lines: dict[str, int] = {}  # normalised path -> line
     keys: frozenset[str] = frozenset()
-    missing = []
+    missing: dict[str, str] = {}  # name -> what to say
     for line, row in rows:
         _check_row(f"{path} line {line}", row, keys or row.keys())
         keys = keys or frozenset(row)
-        file = path.parent / row["file"]
-        if lines.setdefault(os.path.normpath(file), line) != line:
-            raise UserError(f"{path} line {line}: {row['file']} is on line {lines[os.path.normpath(file)]} already: remove one")
+        name = row["file"]
+        file = path.parent / name
+        if (before := lines.setdefault(os.path.normpath(file), line)) != line:
+            problem("listed twice", [name], f"{path} line {line}: {name} is on line {before} already: remove one")
         if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for names that no file can have)
-            missing.append(f"{path} line {line}: there is no file {file}")
-        entries.append(Entry(file, row["file"], row.get("split", "all"), row["label"]))
+            missing[name] = f"{path} line {line}: there is no file {file}"
+        else:
+            entries.append(Entry(file, name, row.get("split", "all"), row["label"]))
     if missing:
-        raise UserError(missing[0] + (f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""))
+        more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+        problem("missing file", list(missing), next(iter(missing.values())) + more)
     if not entries:
         raise UserError(f"{path}: names no images: give one a line, as file,label")
-    return _listing(path, entries, Counter())
+    return _listing(path, entries, defaultdict(list), problem)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -225,17 +283,18 @@ def _check_row(where: str, row: Mapping[str, str], keys: Iterable[str]) -> None:
         raise UserError(f"{where}: split is {row['split']!r}, not train, val or test{did_you_mean(row['split'], SPLITS)}")
 
 
-def _listing(where: Path, entries: Iterable[Entry], left_out: Counter[str]) -> Listing:
+def _listing(where: Path, entries: Iterable[Entry], left_out: LeftOut, problem: Problem) -> Listing:
     """Entries in the order of splits and names, and their classes; where there is a train, it must have all of them."""
     entries = tuple(sorted(entries, key=lambda entry: (("all", *SPLITS).index(entry.split), entry.name)))
-    classes = {entry.label for entry in entries}
+    labels = sorted({entry.label for entry in entries})
     trained = {entry.label for entry in entries if entry.split == "train"}
     if trained:
-        for entry in entries:
-            if entry.label not in trained:
-                known = did_you_mean(entry.label, trained)
-                raise UserError(f"{where}: class {entry.label!r} is in {entry.split}, but train has no image of it{known}")
-    return Listing(entries, tuple(sorted(classes)), {reason: n for reason, n in left_out.items() if n > 0})
+        for label, split in dict.fromkeys((entry.label, entry.split) for entry in entries if entry.label not in trained):
+            known = did_you_mean(label, trained)
+            message = f"{where}: class {label!r} is in {split}, but train has no image of it{known}"
+            problem("class not in train", [label], message)
+    aside = {reason: tuple(files) for reason, files in left_out.items() if files}
+    return Listing(entries, tuple(labels), imagenet.readable(labels, where), aside)
 
 
 def for_each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result | UserError]:

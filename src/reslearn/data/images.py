@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,35 @@ IMAGE_SUFFIXES = frozenset(
 # Formats that are data alone. Others that Pillow knows start programs (EPS) or have decoders that few people use.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+
+_SUFFIXES = {"JPEG": ".jpg .jpeg .jpe .jfif", "TIFF": ".tif .tiff", "PPM": ".ppm .pgm .pbm .pnm"}
+
+
+class BadImage(UserError):
+    """A file that cannot be read as an image. `kind`: "unreadable" (not there, no file, not ours), "empty", "not an image",
+    "too large", "truncated" or "damaged".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Facts(NamedTuple):
+    """What a file holds, as it is stored.
+
+    format: JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM. mode: Pillow's (1, L, P, RGB, RGBA, CMYK, I;16, F, ...). orientation: of EXIF,
+    1 to 8, where it is still to be applied. deep: more than 8 bits a value. fits: whether the name's suffix is one of the format.
+    """
+
+    format: str
+    mode: str
+    orientation: int
+    grey: bool
+    deep: bool
+    transparent: bool
+    animated: bool
+    fits: bool
 
 
 class Held(ABC):
@@ -96,21 +125,47 @@ def read(path: str | os.PathLike[str] | Held, channels: int) -> np.ndarray:
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     with _opened(path if isinstance(path, Held) else Path(path)) as image:
-        turn = _orientation(image)
-        # Pillow widens grey of 2 and 4 bits to 8, but not the grey that means transparent.
-        scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1) if image.format == "PNG" and image.tile else 1
-        image.load()
-        if scale > 1 and "transparency" in image.info:
-            image.info["transparency"] *= scale
-        flat: Image.Image = image
-        if image.mode.startswith("I") or image.mode == "F":
-            flat = Image.fromarray(_scaled(image))
-        elif image.has_transparency_data:
-            flat = Image.new("RGBA", image.size, "white")
-            flat.alpha_composite(image.convert("RGBA"))
-        elif image.mode == "LAB":  # which Pillow cannot turn into grey directly
-            flat = image.convert("RGB")
-        pixels = np.array(flat.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
+        return _pixels(image, channels)
+
+
+def inspect(path: str | os.PathLike[str]) -> tuple[Facts, np.ndarray]:
+    """What a file holds, and its pixels as `read` gives them in three channels. Raises BadImage."""
+    path = Path(path)
+    with _opened(path) as image:
+        form = "JPEG" if image.format == "MPO" else str(image.format)  # photos of phones: a JPEG with further ones behind it
+        deep = image.mode.startswith(("I", "F")) or bool(image.tile and ";16" in str(image.tile[0].args))
+        animated = form != "JPEG" and bool(getattr(image, "is_animated", False))
+        fits = path.suffix.lower() in _suffixes(form)
+        turn, grey, clear = _orientation(image), image.mode in _GREY_MODES, image.has_transparency_data
+        return Facts(form, image.mode, turn, grey, deep, clear, animated, fits), _pixels(image, 3)
+
+
+def suffix_for(form: str) -> str:
+    """What names of a format usually end with: ".jpg" for JPEG."""
+    return _suffixes(form)[0]
+
+
+def _suffixes(form: str) -> list[str]:
+    return _SUFFIXES.get(form, f".{form.lower()}").split()
+
+
+def _pixels(image: ImageFile.ImageFile, channels: int) -> np.ndarray:
+    """The upright pixels of an opened image, as `read` describes them."""
+    turn = _orientation(image)
+    # Pillow widens grey of 2 and 4 bits to 8, but not the grey that means transparent.
+    scale = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1) if image.format == "PNG" and image.tile else 1
+    image.load()
+    if scale > 1 and "transparency" in image.info:
+        image.info["transparency"] *= scale
+    flat: Image.Image = image
+    if image.mode.startswith("I") or image.mode == "F":
+        flat = Image.fromarray(_scaled(image))
+    elif image.has_transparency_data:
+        flat = Image.new("RGBA", image.size, "white")
+        flat.alpha_composite(image.convert("RGBA"))
+    elif image.mode == "LAB":  # which Pillow cannot turn into grey directly
+        flat = image.convert("RGB")
+    pixels = np.array(flat.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
     # EXIF 2.3, tag Orientation: 5 to 8 exchange rows and columns, then come the mirrors.
     if turn >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -165,19 +220,28 @@ def _opened(path: Path | Held) -> Iterator[ImageFile.ImageFile]:
             with Image.open(file, formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width} x {image.height} pixels"
-                    raise UserError(f"{path}: {size} are more than the {MAX_PIXELS:,} allowed: make it smaller")
+                    raise BadImage("too large", f"{path}: {size} are more than the {MAX_PIXELS:,} allowed: make it smaller")
                 if 0 in image.size:
-                    raise UserError(f"{path}: not an image: it has no pixels")
+                    raise BadImage("damaged", f"{path}: not an image: it has no pixels")
                 yield image
         except (UserError, MemoryError):
             raise
         except Image.DecompressionBombError as why:
-            raise UserError(f"{path}: more pixels than the {MAX_PIXELS:,} allowed: make it smaller ({why})") from None
+            message = f"{path}: more pixels than the {MAX_PIXELS:,} allowed: make it smaller ({why})"
+            raise BadImage("too large", message) from None
         except UnidentifiedImageError:
             known = ", ".join(_FORMATS)
-            raise UserError(f"{path}: not an image that can be read ({known}): it begins with {begins!r}") from None
+            kind = "damaged" if looks_like_an_image(begins) else "not an image"
+            raise BadImage(kind, f"{path}: not an image that can be read ({known}): it begins with {begins!r}") from None
         except Exception as why:  # Pillow's decoders raise nearly anything on damaged bytes
-            raise UserError(f"{path}: cannot be decoded, damaged or cut short: {why or type(why).__name__}") from None
+            kind = "truncated" if "truncated" in str(why).lower() else "damaged"
+            raise BadImage(kind, f"{path}: cannot be decoded, damaged or cut short: {why or type(why).__name__}") from None
+
+
+def looks_like_an_image(begins: bytes) -> bool:
+    """Whether a file that begins with these bytes (16 are enough) says that it is of a format that is read here."""
+    webp = begins[:4] == b"RIFF" and begins[8:12] == b"WEBP"
+    return webp or begins.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
 
 
 def _file(path: Path | Held) -> BinaryIO:
@@ -187,20 +251,20 @@ def _file(path: Path | Held) -> BinaryIO:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: not an image: it is a folder")
+            raise BadImage("unreadable", f"{path}: not an image: it is a folder")
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not an image: it is a device or a pipe")
+            raise BadImage("unreadable", f"{path}: not an image: it is a device or a pipe")
         if status.st_size == 0:
-            raise UserError(f"{path}: not an image: it is empty (0 bytes)")
+            raise BadImage("empty", f"{path}: not an image: it is empty (0 bytes)")
         return path.open("rb")
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise BadImage("unreadable", f"{path}: there is no such file") from None
     except OSError as why:
-        raise UserError(f"{path}: cannot be opened: {why.strerror}") from None
+        raise BadImage("unreadable", f"{path}: cannot be opened: {why.strerror}") from None
     except ValueError as why:  # a name that no file can have, such as one with a zero byte
-        raise UserError(f"{str(path)!r}: cannot be opened: {why}") from None
+        raise BadImage("unreadable", f"{str(path)!r}: cannot be opened: {why}") from None
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 
 from reslearn.data import packed
 from reslearn.data.download import OFFICIAL, locate
-from reslearn.data.folder import Entry, Listing, for_each, read_list, scan
+from reslearn.data.folder import Entry, Listing, Problem, for_each, read_list, refuse, scan
 from reslearn.data.images import Held, file_bytes, probe, read, read_cifar, read_idx
 from reslearn.errors import UserError, did_you_mean
 
@@ -144,6 +144,15 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
     """
     if on_bad not in ("error", "skip"):
         raise UserError(f"on_bad is {on_bad!r}: write error or skip")
+    found = find(name_or_path)
+    return found if isinstance(found, DataSet) else _load(*found, on_bad)
+
+
+def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple[str, Listing]:
+    """What `open` opens: a set known by name, or what a folder or a list is called and what it lists, not yet read.
+
+    problem: what is done about a mistake that others survive (see folder.py). Raises UserError.
+    """
     if name_or_path == "fashion-sample":
         return _fashion("fashion-sample", _SAMPLES)
     if isinstance(name_or_path, str) and name_or_path in OFFICIAL:
@@ -155,7 +164,7 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
         raise UserError(f"{name_or_path}: cannot be opened: {why}") from None
     if is_there and not is_folder:
         if path.suffix.lower() in (".csv", ".jsonl"):
-            return _load(path.name, read_list(path), on_bad)
+            return path.name, read_list(path, problem)
         raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
     if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
@@ -173,7 +182,7 @@ def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error"
         return _official(*held[0])
     if (path / "data_batch_1").is_file():
         raise UserError(f"{path}: CIFAR's Python version (pickles): get the binary version, {OFFICIAL['cifar10'].sources[0].url}")
-    return _load(path.resolve().name, scan(path), on_bad)
+    return path.resolve().name, scan(path, problem)
 
 
 def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> DataSet:
@@ -192,7 +201,7 @@ def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> Data
 
         kept, rows = _sift(entries, for_each(decode, range(len(entries))), on_bad)
         entries, pixels = kept, torch.from_numpy(memory if len(kept) == len(memory) else memory[rows])
-    index = {label: i for i, label in enumerate(listing.classes)}
+    index = {label: i for i, label in enumerate(listing.labels)}
     whole = Split(
         np.array([index[entry.label] for entry in entries], np.int64),
         tuple(entry.name for entry in entries),

@@ -1,0 +1,104 @@
+"""doctor: what is wrong with a data set, before it is trained on."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reslearn.cli.options import Json
+
+if TYPE_CHECKING:
+    from reslearn.data.diagnosis import Diagnosis, Finding
+
+SHOWN = 5  # findings of a kind that are printed; --json has all
+CLASSES = 20  # more classes than this: the range of their sizes only
+
+
+def doctor(
+    data: Annotated[str, typer.Argument(help="A folder, a list or a name, as for train.")],
+    fix: Annotated[
+        Path | None, typer.Option("--fix", help="Write what is worth keeping: LIST.csv, or FOLDER for a copy. Never overwrites.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every image once and say what is wrong: files, copies, leaks, labels, names, classes.
+
+    Exit code 0 where there is no fault (notes do not count), 1 with faults, 2 where the data cannot be examined at all.
+
+    \b
+    Examples:
+      reslearn doctor photos
+      reslearn doctor photos --fix clean.csv
+      reslearn doctor photos --fix photos-clean --json
+    """
+    from reslearn.data.doctor import examine
+    from reslearn.data.mend import check_target, mend
+    from reslearn.training.display import Display
+
+    if fix is not None:
+        check_target(fix)
+    with Display(stderr=True) as display:
+        found = examine(data, display.progress)
+        if fix is not None:
+            mend(found, fix, display.progress)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+    else:
+        _print(found)
+        if fix is not None:
+            total = sum(n for classes in found.images.values() for n in classes.values())
+            typer.echo(f"wrote {fix}: {len(found.kept):,} of {total:,} images")
+    if not found.clean:
+        raise typer.Exit(1)
+
+
+def _print(found: "Diagnosis") -> None:
+    counts = " + ".join(f"{sum(n.values()):,}{'' if split == 'all' else f' {split}'}" for split, n in found.images.items())
+    classes = list(dict.fromkeys(name for of in found.images.values() for name in of))
+    kinds = f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'}"
+    typer.echo(f"{found.name}: {kinds}, {counts} images, {found.bytes / 1e6:,.1f} MB")
+    for split, of in found.images.items():
+        title = "images" if split == "all" else split
+        if len(of) <= CLASSES:
+            typer.echo(f"  {title:<13}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
+        else:
+            typer.echo(f"  {title:<13}{min(of.values()):,} to {max(of.values()):,} a class, of {len(of):,} classes")
+    for title, amounts in (("formats", found.formats), ("modes", found.modes)):
+        if amounts:
+            typer.echo(f"  {title:<13}" + ", ".join(f"{name} {n:,}" for name, n in amounts.items()))
+    for title, span in (("height", found.height), ("width", found.width), ("width/height", found.aspect)):
+        if span:
+            typer.echo(f"  {title:<13}{span[0]:,g} to {span[2]:,g}, median {span[1]:,g}")
+    for title, numbers in (("mean", found.mean), ("std", found.std), ("PCA values", found.eigenvalues)):
+        if numbers:
+            typer.echo(f"  {title:<13}" + " ".join(f"{x:.4f}" for x in numbers))
+    for i, row in enumerate(found.eigenvectors):
+        typer.echo(f"  {'' if i else 'PCA vectors':<13}" + " ".join(f"{x:7.4f}" for x in row))
+    _list("found", [finding for finding in found.findings if finding.fault])
+    _list("notes, which count for nothing", [finding for finding in found.findings if not finding.fault])
+    if found.clean:
+        typer.echo("nothing wrong")
+
+
+def _list(title: str, findings: "list[Finding]") -> None:
+    from reslearn.data.diagnosis import KINDS
+
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_kind[finding.kind].append(finding)
+    if by_kind:
+        typer.echo(f"{title}:")
+    for kind, some in by_kind.items():
+        row = KINDS[kind]
+        typer.echo(f"  {kind}, {len(some):,}: {row.what}" + (f" (--fix: {row.mended})" if row.mended else ""))
+        for finding in some[:SHOWN]:
+            typer.echo(f"    {_short(finding.names)}" + (f": {finding.detail}" if finding.detail else ""))
+        if len(some) > SHOWN:
+            typer.echo(f"    and {len(some) - SHOWN:,} more, which --json names")
+
+
+def _short(names: tuple[str, ...]) -> str:
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
