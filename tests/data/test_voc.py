@@ -55,7 +55,7 @@ MORE = {
     "infinite": ("not finite", voc_object((1, 1, "1e999", 9))),
     "zero": ("sticks out", voc_object((0, 5, 7, 9))),
     "no box": ("unreadable object", "<object><name>cat</name></object>"),
-    "two boxes": ("unreadable object", GOOD.replace("<name>", "<bndbox/><name>").replace("<bndbox/>", GOOD[8:-26])),
+    "two boxes": ("unreadable object", GOOD.replace("<name>", "<bndbox><xmin>1</xmin></bndbox><name>")),
     "no name": ("unreadable object", GOOD.replace("<name>cat</name>", "")),
     "empty name": ("unreadable object", GOOD.replace("cat", " ")),
     "two names": ("unreadable object", GOOD.replace("<name>", "<name>dog</name><name>")),

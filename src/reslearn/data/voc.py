@@ -109,7 +109,7 @@ def parse_xml(path: Path) -> Element:
         return builder.close()
     except UserError:
         raise
-    except (expat.ExpatError, ValueError, AssertionError) as why:  # ValueError: an encoding that expat cannot read
+    except (expat.ExpatError, ValueError, LookupError, AssertionError) as why:  # an encoding that is unknown, too
         raise UserError(f"{path}: not XML: {why}") from None
 
 

@@ -41,9 +41,7 @@ def class_ap(
                     hit, counted = matches.hit[order, column, t], ~matches.ignored[order, column, t]
                 else:
                     hit, counted = matches.voc_hit[order, t], ~matches.voc_ignored[order, t]
-                result[start : start + rows, j, k] = _ap(
-                    hit & counted, counted, some[:, matches.image[order]], some @ positives, rule
-                )
+                result[start : start + rows, j, k] = _ap(hit & counted, counted, each, total, rule)
     return result
 
 

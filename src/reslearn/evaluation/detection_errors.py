@@ -59,7 +59,7 @@ def count_mistakes(found: list[Mistake]) -> dict[str, int]:
 
 
 def _kind(iou: np.ndarray, same: np.ndarray) -> tuple[Kind, int | None, float]:
-    """(kind, nearest object, IoU with it) of a false alarm; `iou` (G,) is with each object, `same` (G,) tells those of its class."""
+    """(kind, nearest object, IoU with it) of a false alarm; `iou` (G,) with each object, `same` (G,) marks its class's."""
     own, others = np.where(same, iou, -1), np.where(same, -1, iou)
     best_own, best_other = own.max(initial=-1), others.max(initial=-1)
     if _LOW <= best_own < _HIGH:
