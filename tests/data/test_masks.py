@@ -11,6 +11,7 @@ from reslearn.data.masks import Runs, draw, parse, runs_of, turn, unpack
 POINT = st.tuples(st.floats(-8, 40), st.floats(-8, 40))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
 @settings(max_examples=150, deadline=None)
 @given(points=st.lists(POINT, min_size=3, max_size=8), height=st.integers(1, 32), width=st.integers(1, 32), whole=st.booleans())
 def test_polygons_pixel_for_pixel(points: list[tuple[float, float]], height: int, width: int, whole: bool) -> None:
