@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from reslearn.data.boxes import Objects
+from reslearn.data.masks import runs_of
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
 
 
-def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], classes: int) -> dict[str, float]:
+def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], classes: int, kind: str = "bbox") -> dict[str, float]:
     """The twelve numbers in percent, -100 where there is none.
 
     pycocotools knows no difficult objects; one with an area outside every range is ignored, which is what is meant.
@@ -23,8 +24,8 @@ def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], class
 
     annotations, results = [], []
     for i, (objects, given) in enumerate(zip(truth, found, strict=True)):
-        for box, label, hard, crowd, area in zip(
-            objects.boxes, objects.labels, objects.difficult, objects.crowd, objects.areas, strict=True
+        for g, (box, label, hard, crowd, area) in enumerate(
+            zip(objects.boxes, objects.labels, objects.difficult, objects.crowd, objects.areas, strict=True)
         ):
             annotations.append(
                 {
@@ -36,13 +37,19 @@ def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], class
                     "iscrowd": int(crowd),
                 }
             )
+            if kind == "segm":
+                annotations[-1]["segmentation"] = runs((objects.segmentations or ())[g])
         for box, label, score in zip(given["boxes"], given["labels"], given["scores"], strict=True):
             results.append({"image_id": i + 1, "category_id": int(label), "bbox": xywh(box), "score": float(score)})
+        if kind == "segm" and len(given["labels"]):
+            for result, mask in zip(results[-len(given["labels"]) :], given["masks"], strict=True):
+                del result["bbox"]
+                result["segmentation"] = runs(runs_of(np.asarray(mask)))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
             "info": {},
-            "images": [{"id": i + 1} for i in range(len(truth))],
+            "images": [{"id": i + 1, "height": 1, "width": 1} for i in range(len(truth))],
             "categories": [{"id": k + 1} for k in range(classes)],
             "annotations": annotations,
         }
@@ -51,11 +58,19 @@ def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], class
         if not results:
             theirs.dataset = {**coco.dataset, "annotations": []}
             theirs.createIndex()
-        run = COCOeval(coco, theirs, "bbox")
+        run = COCOeval(coco, theirs, kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
     return dict(zip(NAMES, (100 * run.stats).tolist(), strict=True))
+
+
+def runs(segmentation: Any) -> dict[str, Any]:
+    """Our runs as theirs."""
+    from pycocotools import mask
+
+    size = [segmentation.height, segmentation.width]
+    return mask.frPyObjects({"size": size, "counts": segmentation.counts.tolist()}, *size)
 
 
 def xywh(box: Any) -> list[float]:

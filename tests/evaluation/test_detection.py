@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import detection_oracles as oracles
 from reslearn.data.boxes import Objects
+from reslearn.data.masks import runs_of
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import class_ap, coco, compare, detection_metrics, voc
 from reslearn.evaluation.matching import match
@@ -101,6 +102,48 @@ def test_by_hand(truth: list[Objects], found: list[dict[str, Any]]) -> None:
     assert [ours["VOC07"], ours["VOC10"]] == (pytest.approx(np.mean(direct, axis=0).tolist()) if direct else [None, None])
 
 
+def blobs(numbers: np.random.Generator, boxes: np.ndarray, side: int) -> np.ndarray:
+    """bool (N, side, side): ragged masks that fill their boxes in part."""
+    masks = np.zeros((len(boxes), side, side), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, np.clip(boxes, 0, side).astype(int), strict=True):
+        mask[y1:y2, x1:x2] = numbers.random((max(0, y2 - y1), max(0, x2 - x1))) < 0.9
+    return masks
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
+@pytest.mark.parametrize("options", [{}, {"crowds": 0.3, "hard": 0.2}, {"side": 40, "ties": True}])
+def test_coco_of_masks(options: dict[str, Any]) -> None:
+    numbers = np.random.default_rng(0)
+    truth, found = oracles.scene(numbers, **options)
+    side = 2 * options.get("side", 200)
+    ragged = []
+    for objects in truth:
+        masks = blobs(numbers, objects.boxes, side)
+        fields = {name: getattr(objects, name) for name in ("crowd", "difficult", "ids")}
+        areas, drawn = masks.sum(axis=(1, 2)), tuple(runs_of(mask) for mask in masks)
+        ragged.append(Objects.of(objects.boxes, objects.labels, areas=areas, segmentations=drawn, **fields))
+    found = [given | {"masks": blobs(numbers, given["boxes"], side)} for given in found]
+    matches = match(ragged, (given | {"masks": given["masks"][:, None] * 0.6} for given in found), "abc", masks=True)
+    assert all(given.masks is None for given in matches.found)
+    theirs = oracles.pycocotools(ragged, found, 3, "segm")
+    ours = {name: -100 if value is None else value for name, value in coco(matches).items()}
+    assert ours == pytest.approx(theirs, abs=1e-9)
+    assert ours["AP50"] != coco(match(ragged, found, "abc"))["AP50"]
+
+
+def test_masks_that_are_not_there() -> None:
+    square = {"masks": np.ones((1, 60, 60), bool)}
+    with pytest.raises(ValueError, match="image 0: detections without masks"):
+        match([one([A])], [seen(A)], "a", masks=True)
+    with pytest.raises(ValueError, match="image 0: 2 boxes, masks"):
+        match([one([A])], [seen(A, A) | square], "a", masks=True)
+    with pytest.raises(UserError, match="image 0 has objects without a segmentation"):
+        match([one([A])], [seen(A) | square], "a", masks=True)
+    half = one([A, B], segmentations=(runs_of(np.ones((60, 60), bool)), None))
+    with pytest.raises(UserError, match="image 0: object 1 has no segmentation"):
+        match([half], [seen(A) | square], "a", masks=True)
+
+
 def test_what_numbers_mean() -> None:
     perfect = detection_metrics(match([one([A, B])], [seen(A, B)], ["cell"]), resamples=10)
     assert [perfect[k] for k in ("AP", "AP50", "AP75", "VOC07", "VOC10", "AR1", "AR10")] == [100] * 5 + [50, 100]
@@ -190,6 +233,8 @@ def test_bad_arguments() -> None:
         match([], [], "a")
     with pytest.raises(ValueError, match="2 images, but detections of 1"):
         match([one()] * 2, [NONE], "a")
+    with pytest.raises(ValueError, match="2 images, but detections of more"):
+        match([one()] * 2, [NONE] * 3, "a")
     with pytest.raises(ValueError, match="an object of label 2, but there are 1"):
         match([one([A], [2])], [NONE], "a")
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ Level = Literal["file", "object", "note"]
 _ROUNDING = 0.01 + 1e-6
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """One fault of an annotated set.
 
     `index` counts the objects (VOC) or annotations (COCO) of `file` from 0, None where no object is meant. `level` says

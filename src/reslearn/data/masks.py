@@ -98,9 +98,10 @@ def unpack(text: str) -> list[int]:
 
 def runs_of(mask: np.ndarray) -> Runs:
     """bool (H, W) -> its runs."""
+    height, width = mask.shape
     flat = np.concatenate([[False], mask.astype(bool).T.reshape(-1)])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return Runs(*mask.shape, np.diff(np.concatenate([[0], ends, [mask.size]])).astype(np.int64))
+    return Runs(height, width, np.diff(np.concatenate([[0], ends, [mask.size]])).astype(np.int64))
 
 
 def draw(segmentation: Segmentation, height: int, width: int) -> np.ndarray:

@@ -6,13 +6,15 @@ difficult object it counts neither way. COCO (cocoeval.py): it takes the object 
 crowds and objects outside the area range are taken only where nothing else fits, and then it counts neither way.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from reslearn.data.boxes import Objects, box_areas
+from reslearn.data.masks import draw
 from reslearn.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -26,16 +28,21 @@ _LOW, _HIGH = np.array(list(AREAS.values()), np.float64).T
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """N detections in one image: `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores` float64 (N,), any order."""
+    """N detections in one image: `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores` float64 (N,), any order.
+
+    `masks` bool (N, H, W), where there are any: of the image's height and width.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    masks: np.ndarray | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], image: int = 0, classes: int | None = None) -> "Detections":
         """From torchvision's dict of boxes, labels and scores (tensors on any device, arrays or lists).
 
+        Its masks, (N, H, W) or (N, 1, H, W), are taken where they are above 0.5.
         Raises UserError, naming the image, for numbers that are not finite, and ValueError for what does not fit together.
         """
         boxes, labels, scores = (_array(given[key]) for key in ("boxes", "labels", "scores"))
@@ -48,7 +55,13 @@ class Detections:
             raise ValueError(f"image {image}: a detection with x2 < x1 or y2 < y1")
         if len(labels) and not (labels.min() >= 1 and labels.max() <= (classes or labels.max())):
             raise ValueError(f"image {image}: labels from {labels.min()} to {labels.max()}, but classes are 1 to {classes}")
-        return cls(boxes, labels, scores)
+        masks = None
+        if given.get("masks") is not None:
+            masks = _array(given["masks"]) > 0.5
+            masks = masks[:, 0] if masks.ndim == 4 else masks
+            if masks.ndim != 3 or len(masks) != len(boxes):
+                raise ValueError(f"image {image}: {len(boxes)} boxes, masks {masks.shape}")
+        return cls(boxes, labels, scores, masks)
 
 
 def _array(values: Any) -> np.ndarray:
@@ -82,22 +95,25 @@ class Matches:
     voc_positives: np.ndarray
 
 
-def match(truth: Sequence[Objects], found: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Matches:
-    """Match the detections of each image with its objects.
+def match(truth: Sequence[Objects], found: Iterable[Mapping[str, Any]], classes: Sequence[str], *, masks: bool = False) -> Matches:
+    """Match the detections of each image with its objects, by their boxes or their masks.
 
-    `found` has a dict of boxes, labels and scores for each image (see Detections.of). Difficult objects count neither way
-    under both rules, and crowds under VOC's, too. Raises ValueError and UserError as Detections.of does, and UserError
-    where there are no images.
+    `found` gives a dict of boxes, labels, scores (and masks) for each image in turn (see Detections.of); masks are let go
+    with their image. Difficult objects count neither way under both rules, and crowds under VOC's, too. Raises ValueError
+    and UserError as Detections.of does, and UserError where there are no images, or with `masks` an object without one.
     """
     if not truth:
         raise UserError("there are no images to evaluate")
-    if len(truth) != len(found):
-        raise ValueError(f"{len(truth)} images, but detections of {len(found)}")
-    checked = tuple(Detections.of(given, i, len(classes)) for i, given in enumerate(found))
     positives = np.zeros((len(truth), len(classes), len(AREAS)), np.int64)
     voc_positives = np.zeros((len(truth), len(classes)), np.int64)
     parts: list[tuple[np.ndarray, ...]] = [_nothing()]
-    for i, (objects, given) in enumerate(zip(truth, checked, strict=True)):
+    kept = []
+    for i, (objects, raw) in enumerate(zip_longest(truth, found)):
+        if objects is None or raw is None:
+            raise ValueError(f"{len(truth)} images, but detections of {i if raw is None else 'more'}")
+        given = Detections.of(raw, i, len(classes))
+        drawn = _drawn(objects, given, i) if masks else None
+        kept.append(replace(given, masks=None))
         if len(objects) and objects.labels.max() > len(classes):
             raise ValueError(f"image {i}: an object of label {objects.labels.max()}, but there are {len(classes)} classes")
         ignored = objects.difficult | objects.crowd
@@ -108,14 +124,25 @@ def match(truth: Sequence[Objects], found: Sequence[Mapping[str, Any]], classes:
             g = np.flatnonzero(objects.labels == label)
             d = np.flatnonzero(given.labels == label)
             d = d[np.argsort(-given.scores[d], kind="stable")]
-            plain, lenient = overlaps(given.boxes[d], objects.boxes[g], objects.crowd[g])
+            if drawn is None or given.masks is None:
+                areas = box_areas(given.boxes[d])
+                plain, lenient = overlaps(given.boxes[d], objects.boxes[g], objects.crowd[g])
+            else:
+                areas = given.masks[d].sum(axis=(1, 2), dtype=np.float64)
+                plain, lenient = mask_overlaps(given.masks[d], drawn[g], objects.crowd[g])
             hit, neither, taken = _coco(lenient, left_out[g], objects.crowd[g])
-            neither |= ~hit & _outside(box_areas(given.boxes[d]))[:, :, None]
+            neither |= ~hit & _outside(areas)[:, :, None]
             whom = np.where(taken < 0, -1, g[taken] if len(g) else -1)
             n, scores = len(d), given.scores[d]
             parts.append((np.full(n, i), d, np.full(n, label), np.arange(n), scores, hit, neither, whom, *_voc(plain, ignored[g])))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Matches(tuple(classes), tuple(truth), checked, *columns, positives, voc_positives)
+    return Matches(
+        tuple(classes), tuple(truth), tuple(kept), **dict(zip(_COLUMNS, columns, strict=True)),
+        positives=positives, voc_positives=voc_positives,
+    )  # fmt: skip
+
+
+_COLUMNS = ("image", "index", "label", "rank", "score", "hit", "ignored", "taken", "voc_hit", "voc_ignored")
 
 
 def _nothing() -> tuple[np.ndarray, ...]:
@@ -130,10 +157,35 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
-    own = box_areas(boxes)[:, None]
-    union = own + box_areas(others)[None] - shared
-    plain = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
-    return plain, np.divide(shared, np.where(crowd[None], own, union), out=np.zeros_like(shared), where=shared > 0)
+    return _ratios(shared, box_areas(boxes), box_areas(others), crowd)
+
+
+def mask_overlaps(masks: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of masks, bool (D, H, W) and (G, H, W)."""
+    one, other = (np.reshape(some, (len(some), masks[0].size)).astype(np.float32) for some in (masks, others))
+    shared = (one @ other.T).astype(np.float64)  # whole numbers below 2^24, exact in any order
+    return _ratios(shared, one.sum(axis=1, dtype=np.float64), other.sum(axis=1, dtype=np.float64), crowd)
+
+
+def _ratios(shared: np.ndarray, own: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    union = own[:, None] + others[None] - shared
+    parts = (union, np.where(crowd[None], own[:, None], union))
+    plain, lenient = (np.divide(shared, part, out=np.zeros_like(shared), where=shared > 0) for part in parts)
+    return plain, lenient
+
+
+def _drawn(objects: Objects, given: Detections, image: int) -> np.ndarray:
+    """bool (G, H, W), the objects' masks, in the size of the detections'."""
+    if given.masks is None:
+        raise ValueError(f"image {image}: detections without masks")
+    if objects.segmentations is None and len(objects):
+        raise UserError(f"image {image} has objects without a segmentation, so masks cannot be evaluated")
+    drawn = np.zeros((len(objects), *given.masks.shape[1:]), bool)
+    for mask, segmentation, id in zip(drawn, objects.segmentations or (), objects.ids, strict=True):
+        if segmentation is None:
+            raise UserError(f"image {image}: object {id} has no segmentation, so masks cannot be evaluated")
+        mask[:] = draw(segmentation, *mask.shape)
+    return drawn
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:
