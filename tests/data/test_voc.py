@@ -41,6 +41,20 @@ def test_targets_are_torchvisions(tmp_path: Path) -> None:
     assert image.pixels().shape == (*SIZE, 3)
 
 
+def test_a_fingerprint_tells_what_is_in_a_set(tmp_path: Path) -> None:
+    def of(name: str, *objects: str) -> str:
+        return open_boxes(voc(tmp_path / name, {"a": voc_xml(*objects)}))["train"].fingerprint()
+
+    same = of("one", GOOD)
+    assert same == of("two", GOOD)
+    others = [
+        voc_object((1, 1, 10, 11)),
+        voc_object((1, 1, 10, 10), "dog"),
+        GOOD.replace("<name>", "<difficult>1</difficult><name>"),
+    ]
+    assert len({same, *(of(str(i), other) for i, other in enumerate(others))}) == 4
+
+
 OBJECTS = {
     "no area": voc_object((5, 5, 5, 9)),
     "not finite": voc_object((1, "nan", 9, 9)),
@@ -79,22 +93,22 @@ def test_bad_object(tmp_path: Path, kind: str, bad: str) -> None:
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><annotation><size>&y;</size></annotation>'
 FILES = {
-    "wrong size": voc_xml(GOOD, size=(41, 60)),
-    "no size": "<annotation/>",
-    "not XML": voc_xml(GOOD)[:-5],
-    "empty": "",
-    "DOCTYPE": BOMB,
-    "outside entity": '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
-    "other root": "<annotations/>",
-    "encoding": '<?xml version="1.0" encoding="klingon"?><annotation/>',
+    "wrong size: 60 x 41 .*, but a.jpg has 60 x 40 pixels": voc_xml(GOOD, size=(41, 60)),
+    "no <size><height>": "<annotation/>",
+    "not XML: unclosed token": voc_xml(GOOD)[:-5],
+    "not XML: no element found": "",
+    "has a DOCTYPE": BOMB,
+    "DOCTYPE, which annotations do not need": '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
+    "its root is <annotations>": "<annotations/>",
+    "not XML: unknown encoding": '<?xml version="1.0" encoding="klingon"?><annotation/>',
 }
 
 
-@pytest.mark.parametrize("document", FILES.values(), ids=FILES)
-def test_bad_file_stops_under_either_policy(tmp_path: Path, document: str) -> None:
+@pytest.mark.parametrize(("text", "document"), FILES.items())
+def test_bad_file_stops_under_either_policy(tmp_path: Path, text: str, document: str) -> None:
     root = voc(tmp_path, {"a": document, "b": voc_xml(GOOD, OBJECTS["no area"])})
     for bad, others in (("fail", [("object", "Annotations/b.xml", 1)]), ("drop", [])):
-        with pytest.raises(BadBoxes) as caught:
+        with pytest.raises(BadBoxes, match=rf"Annotations/a\.xml: .*{text}") as caught:
             open_boxes(root, bad=bad)  # type: ignore[arg-type]
         assert [(f.level, f.file, f.index) for f in caught.value.findings] == [("file", "Annotations/a.xml", None), *others]
 

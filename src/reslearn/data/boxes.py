@@ -4,6 +4,8 @@
 x1, y1, x2, y2 with x1 < x2 <= W. **Labels** count from 1, as torchvision's detectors want it; 0 is the background.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +53,7 @@ class BadBoxes(UserError):
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
         mend = "" if any(f.level == "file" for f in findings) else " (mend them, or leave these objects out with bad boxes = drop)"
-        super().__init__(f"{len(findings)} faults: {listed}{more}{mend}")
+        super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
         self.findings = tuple(findings)
 
 
@@ -163,6 +165,16 @@ class BoxSet:
         """How many objects of each class there are."""
         each = np.concatenate([np.zeros(0, np.int64)] + [image.objects.labels for image in self.images])
         return dict(zip(self.classes, np.bincount(each, minlength=len(self.classes) + 1)[1:].tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """A sha256 in hex of the classes and of each image's name, size in bytes and objects, in their order."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for image in self.images:
+            those = image.objects
+            digest.update(json.dumps([image.name, image.path.stat().st_size, image.height, image.width, len(those)]).encode())
+            for array in (those.boxes, those.labels, those.difficult, those.crowd, those.areas):
+                digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def faults(self) -> dict[str, int]:
         """How many findings of each kind there are."""
