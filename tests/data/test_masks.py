@@ -60,3 +60,12 @@ def test_polygons_and_runs_turn_alike(orientation: int) -> None:
     upright = (height, width) if orientation < 5 else (width, height)
     turned = draw(turn((corners,), orientation, height, width), *upright)
     np.testing.assert_array_equal(draw(turn(runs_of(stored), orientation, height, width), *upright), turned)
+
+
+def test_what_is_wrong_with_a_polygon() -> None:
+    for numbers, text in (
+        ([1, 2, 3, 4, 5, 6, 7], "polygon 0 has 7 coordinates: it takes pairs"),
+        ([0, 0, 2e6, 0, 0, 5], "reaches 2e"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            parse([numbers], 40, 60)

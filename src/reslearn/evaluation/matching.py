@@ -6,6 +6,7 @@ difficult object it counts neither way. COCO (cocoeval.py): it takes the object 
 crowds and objects outside the area range are taken only where nothing else fits, and then it counts neither way.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -120,21 +121,19 @@ def match(truth: Sequence[Objects], found: Iterable[Mapping[str, Any]], classes:
         left_out = ignored[:, None] | _outside(objects.areas)
         np.add.at(positives[i], objects.labels - 1, ~left_out)
         np.add.at(voc_positives[i], objects.labels - 1, ~ignored)
-        for label in np.unique(given.labels):
-            g = np.flatnonzero(objects.labels == label)
-            d = np.flatnonzero(given.labels == label)
-            d = d[np.argsort(-given.scores[d], kind="stable")]
-            if drawn is None or given.masks is None:
-                areas = box_areas(given.boxes[d])
-                plain, lenient = overlaps(given.boxes[d], objects.boxes[g], objects.crowd[g])
-            else:
-                areas = given.masks[d].sum(axis=(1, 2), dtype=np.float64)
-                plain, lenient = mask_overlaps(given.masks[d], drawn[g], objects.crowd[g])
-            hit, neither, taken = _coco(lenient, left_out[g], objects.crowd[g])
-            neither |= ~hit & _outside(areas)[:, :, None]
-            whom = np.where(taken < 0, -1, g[taken] if len(g) else -1)
-            n, scores = len(d), given.scores[d]
-            parts.append((np.full(n, i), d, np.full(n, label), np.arange(n), scores, hit, neither, whom, *_voc(plain, ignored[g])))
+        order = np.lexsort((-given.scores, given.labels))  # class by class; stable, so that ties stay in their order
+        labels, scores = given.labels[order], given.scores[order]
+        if drawn is None or given.masks is None:
+            areas = box_areas(given.boxes[order])
+            plain, lenient = overlaps(given.boxes[order], objects.boxes, objects.crowd)
+        else:
+            areas = given.masks[order].sum(axis=(1, 2), dtype=np.float64)
+            plain, lenient = mask_overlaps(given.masks[order], drawn, objects.crowd)
+        same = labels[:, None] == objects.labels  # those of other classes are as good as elsewhere
+        hit, neither, taken = _coco(lenient * same, left_out, objects.crowd)
+        neither |= ~hit & _outside(areas)[:, :, None]
+        rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
+        parts.append((np.full(len(labels), i), order, labels, rank, scores, hit, neither, taken, *_voc(plain * same, ignored)))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Matches(
         tuple(classes), tuple(truth), tuple(kept), **dict(zip(_COLUMNS, columns, strict=True)),
@@ -162,7 +161,8 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[
 
 def mask_overlaps(masks: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same of masks, bool (D, H, W) and (G, H, W)."""
-    one, other = (np.reshape(some, (len(some), masks[0].size)).astype(np.float32) for some in (masks, others))
+    pixels = math.prod(masks.shape[1:])
+    one, other = (some.reshape(len(some), pixels).astype(np.float32) for some in (masks, others))
     shared = (one @ other.T).astype(np.float64)  # whole numbers below 2^24, exact in any order
     return _ratios(shared, one.sum(axis=1, dtype=np.float64), other.sum(axis=1, dtype=np.float64), crowd)
 
