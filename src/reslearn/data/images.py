@@ -112,6 +112,16 @@ def probe(path: str | os.PathLike[str]) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GREY_MODES else 3
 
 
+def upright(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(height, width, orientation): the size that `read` would give, and the EXIF orientation, 1 to 8, that it undoes.
+
+    From 5 on, the file stores the image lying, with height and width exchanged. Raises UserError as `probe` does.
+    """
+    with _opened(Path(path)) as image:
+        turn = _orientation(image)
+        return (image.width, image.height, turn) if turn >= 5 else (image.height, image.width, turn)
+
+
 def read(path: str | os.PathLike[str] | Held, channels: int) -> np.ndarray:
     """The image as uint8 (height, width, channels), upright; `channels` is 1 (luminance, ITU-R 601) or 3 (RGB).
 

@@ -180,7 +180,7 @@ def _run(
         resident = test.images.pixels is not None
         source = Resident(test.images, look, device=on) if resident else Photos(test.images, look, on_bad=on_bad, device=on)
         seen = single_view(model, source, batch=100, flip=test.protocol.mirror, progress=count)
-    names = tuple(test.images.names[i] for i in seen.indices.tolist())
+    names = tuple(str(test.images.names[i]) for i in seen.indices.tolist())
     said = {"model": test.called, "protocol": str(test.protocol), "data": data.name, "split": test.split}
     return Scores(seen.logits.softmax(1), seen.labels, names, test.card.classes, **said), seen.logits, source.bad
 

@@ -1,0 +1,77 @@
+"""`open_boxes(path)`: a folder or file of annotated images, whatever its layout, -> its splits as BoxSets."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from reslearn.data.boxes import Bad, BoxSet, Faults, Finding
+from reslearn.data.coco import read_coco
+from reslearn.data.folder import SPLITS
+from reslearn.data.voc import read_voc, splits
+from reslearn.errors import UserError, did_you_mean
+
+_LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt), COCO (annotations/instances_train.json and train/),
+a folder a split with _annotations.coco.json in it, or a .json file with its images beside it"""
+
+
+def open_boxes(
+    path: str | Path, *, bad: Bad = "fail", classes: Sequence[str] | None = None, only: Sequence[str] | None = None
+) -> dict[str, BoxSet]:
+    """The splits of a set with boxes, by name (train, val, test; `only` names others, as VOC's trainval), with one list of classes.
+
+    With `bad="fail"`, any unsound object raises BadBoxes; with "drop" it is left out, or its box cut to the image, and
+    stands in the split's `findings`. A fault of a file (missing, unreadable, a size that is not the image's, an id twice)
+    raises BadBoxes either way. All faults of all splits are in its `findings`. `classes`, a model's for one, gives the
+    labels 1, 2, ...; without it, they are those of the first split, for all.
+    Raises UserError where there is no such set or split.
+    """
+    sets, faults = _read(Path(path), classes, only)
+    everything = Faults([finding for some in faults.values() for finding in some.found])
+    everything.raise_if(bad)
+    if empty := [name for name, one in sets.items() if not any(len(image.objects) for image in one.images)]:
+        raise UserError(f"{path}: {empty[0]} has no objects to learn or to test")
+    return sets
+
+
+def examine(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> list[Finding]:
+    """Every fault of a set, as data, in the order of splits and files. Raises UserError only where there is no such set."""
+    _, faults = _read(Path(path), classes, only)
+    return [finding for some in faults.values() for finding in some.found]
+
+
+def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:
+    if classes is not None and len(set(classes)) < len(classes):
+        raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
+    sources = _sources(root, only)
+    sets, faults = {}, {}
+    for name, (kind, file, images) in sources.items():
+        faults[name] = some = Faults()
+        one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
+        classes = one.classes
+        sets[name] = replace(one, findings=tuple(some.found))
+    return sets, faults
+
+
+def _sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path, Path]]:
+    """(kind, annotation file, folder of images) by split, train first."""
+    if root.is_file() and root.suffix.lower() == ".json":
+        return {"all": ("coco", root, root.parent)}
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder or .json file")
+    found: dict[str, tuple[str, Path, Path]] = {}
+    if (root / "Annotations").is_dir():
+        found = {name: ("voc", root, root) for name in splits(root)}
+    for name in SPLITS:
+        for file in sorted((root / "annotations").glob(f"instances_{name}*.json")):
+            folder = root / file.stem.removeprefix("instances_")
+            found[name] = ("coco", file, folder if folder.is_dir() else root / "images" if (root / "images").is_dir() else root)
+        for folder in (root / name, root / {"val": "valid"}.get(name, name)):
+            if (folder / "_annotations.coco.json").is_file():
+                found[name] = ("coco", folder / "_annotations.coco.json", folder)
+    wanted = [name for name in SPLITS if name in found] if only is None else list(only)
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"{root}: no split {name!r}{did_you_mean(name, found)}")
+    if not wanted:
+        raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
+    return {name: found[name] for name in wanted}

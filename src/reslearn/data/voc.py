@@ -1,0 +1,167 @@
+"""Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt.
+
+VOC counts pixels from 1 and its xmax, ymax are the last pixels inside: x1, y1, x2, y2 here are xmin - 1, ymin - 1, xmax, ymax.
+A box with xmax = xmin is a click without a drag and counts as one without area.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from reslearn.data.boxes import BoxImage, BoxSet, Draft, Faults, place, settle
+from reslearn.data.folder import for_each
+from reslearn.data.images import IMAGE_SUFFIXES
+from reslearn.data.masks import turn_box
+from reslearn.errors import UserError, did_you_mean
+
+MAX_BYTES = 16 << 20
+"""The largest annotation of one image that is read."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+
+
+def splits(root: Path) -> list[str]:
+    """The names in ImageSets/Main, but those of the lists by class (cat_train), which repeat the others."""
+    names = {path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")}
+    return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})
+
+
+def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | None = None) -> BoxSet:
+    """The images of a split with their objects; what is wrong goes into `faults`, whose policy is the caller's.
+
+    `classes` gives the labels 1, 2, ...; without it they are the sorted names in these files. Raises UserError where there
+    is no such split.
+    """
+    stems = _stems(root, split, faults)
+    photos: dict[str, list[Path]] = {}
+    for path in sorted((root / "JPEGImages").glob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            photos.setdefault(path.stem, []).append(path)
+    documents: list[tuple[str, str, Element]] = []
+    trees = for_each(lambda stem: parse_xml(root / "Annotations" / f"{stem}.xml"), stems)
+    for stem, tree in zip(stems, trees, strict=True):
+        file = f"Annotations/{stem}.xml"
+        if isinstance(tree, UserError):
+            faults.add("file", "unreadable annotation", file, None, str(tree))
+        elif tree.tag != "annotation":
+            faults.add("file", "unreadable annotation", file, None, f"its root is <{tree.tag[:40]}>, not <annotation>")
+        else:
+            documents.append((stem, file, tree))
+    if classes is None:
+        classes = sorted({name for _, _, tree in documents for o in tree.findall("object") if (name := _text(o, "name"))})
+    images = []
+    for stem, file, tree in documents:
+        found = photos.get(stem, [root / "JPEGImages" / f"{stem}.jpg"])
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            faults.add("file", "two images", file, None, f"{names} are both its image: remove one")
+        elif image := _image(found[0], stem, file, tree, classes, faults):
+            images.append(image)
+    return BoxSet(f"{root.resolve().name}/{split}", tuple(classes), tuple(images))
+
+
+def _stems(root: Path, split: str, faults: Faults) -> list[str]:
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as why:
+        raise UserError(f"{path}: cannot be read: {why}") from None
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if (stem := line.strip()) and first.setdefault(stem, number) != number:
+            text = f"{stem[:60]} on line {number} is on line {first[stem]} already"
+            faults.add("file", "image twice", f"ImageSets/Main/{split}.txt", None, text)
+    if not first:
+        raise UserError(f"{path}: names no images")
+    return list(first)
+
+
+def parse_xml(path: Path) -> Element:
+    """The document's root. Raises UserError, naming the file, for what is no XML, too large, or has a DOCTYPE.
+
+    Documents with a DOCTYPE can declare entities that grow without end or read other files; annotations have none.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as why:
+        raise UserError(f"{str(path)!r}: cannot be read: {why}") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES >> 20} MB, which no annotation of an image needs")
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: object) -> None:
+        raise UserError(f"{path}: has a DOCTYPE, which annotations do not need and which is not read: remove it")
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+        return builder.close()
+    except UserError:
+        raise
+    except (expat.ExpatError, ValueError, LookupError, AssertionError) as why:  # an encoding that is unknown, too
+        raise UserError(f"{path}: not XML: {why}") from None
+
+
+def _image(path: Path, stem: str, file: str, tree: Element, classes: Sequence[str], faults: Faults) -> BoxImage | None:
+    try:
+        height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
+    except ValueError as why:
+        faults.add("file", "unreadable annotation", file, None, str(why))
+        return None
+    placed = place(path, height, width, file, faults)
+    if placed is None:
+        return None
+    rows, columns, orientation = placed
+    drafts = []
+    for index, element in enumerate(tree.findall("object")):
+        try:
+            name = _one(element, "name")
+            if name not in classes:
+                text = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
+                faults.add("object", "unknown class", file, index, text)
+                continue
+            x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+            difficult = _text(element, "difficult") or "0"
+            if difficult not in ("0", "1"):
+                raise ValueError(f"difficult is {difficult[:40]!r}, not 0 or 1")
+        except ValueError as why:
+            faults.add("object", "unreadable object", file, index, str(why))
+            continue
+        box = turn_box([x1 - 1, y1 - 1, x2, y2], orientation, int(height), int(width))
+        drafts.append(Draft(index, classes.index(name) + 1, box, difficult == "1"))
+    return BoxImage(path, stem, rows, columns, settle(drafts, rows, columns, file, faults, least=1))
+
+
+def _text(element: Element, path: str) -> str:
+    """The text at a path of tags, without the space around it; "" where there is none."""
+    return (element.findtext(path) or "").strip()
+
+
+def _one(element: Element, path: str) -> str:
+    """The text at a path that is there once. Raises ValueError."""
+    found = element.findall(path)
+    if len(found) != 1:
+        raise ValueError(f"{'no' if not found else len(found)} <{path.replace('/', '><')}>")
+    text = (found[0].text or "").strip()
+    if not text:
+        raise ValueError(f"an empty <{path.replace('/', '><')}>")
+    return text
+
+
+def _number(element: Element, path: str) -> float:
+    """The number at a path, as decimals or nan and inf (which are found out later). Raises ValueError."""
+    text = _one(element, path)
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{path.rpartition('/')[2]} is {text[:40]!r}, not a number")
+    return float(text)

@@ -1,0 +1,188 @@
+"""Average precision: VOC's two and COCO's twelve numbers from one run of `match`, with intervals over the images.
+
+Percent everywhere. VOC07's AP is the mean of the best precision at 11 recalls, VOC10's the area below the curve of it
+(Everingham et al. 2015, section 2.2); on the same detections they differ by points. COCO's is the mean at 101 recalls.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from reslearn.evaluation.matching import AREAS, IOUS, Matches
+
+Rule = Literal["coco", "voc-11", "voc-area"]
+RESAMPLES = 1000
+_RECALLS = np.linspace(0, 1, 101)
+_CHUNK = 4_000_000  # numbers in memory at a time
+
+
+def class_ap(
+    matches: Matches, rule: Rule, *, ious: tuple[int, ...] = (0,), area: str = "all", weights: np.ndarray | None = None
+) -> np.ndarray:
+    """AP in 0..1 of each class: float64 (B, len(ious), K), NaN for a class without objects to be found.
+
+    ious: which of matching.IOUS. area: of COCO's ranges. weights: (B, I), how often each image is there in each of B
+    resamples; without it, once (B = 1). COCO's rule counts the best 100 detections of an image and class; VOC's, all.
+    """
+    weights = np.ones((1, len(matches.truth))) if weights is None else weights
+    result = np.full((len(weights), len(ious), len(matches.classes)), np.nan)
+    column = list(AREAS).index(area)
+    for k, order in enumerate(_orders(matches, 100 if rule == "coco" else None)):
+        positives = matches.positives[:, k, column] if rule == "coco" else matches.voc_positives[:, k]
+        if not positives.any():
+            continue
+        rows = max(1, _CHUNK // max(1, len(order)))
+        for start in range(0, len(weights), rows):
+            some = weights[start : start + rows]
+            each, total = some[:, matches.image[order]], some @ positives
+            for j, t in enumerate(ious):
+                if rule == "coco":
+                    hit, counted = matches.hit[order, column, t], ~matches.ignored[order, column, t]
+                else:
+                    hit, counted = matches.voc_hit[order, t], ~matches.voc_ignored[order, t]
+                result[start : start + rows, j, k] = _ap(hit & counted, counted, each, total, rule)
+    return result
+
+
+def class_recall(matches: Matches, *, limit: int = 100, area: str = "all") -> np.ndarray:
+    """The part of the objects that the best `limit` detections of each image and class find: float64 (T, K) in 0..1 or NaN."""
+    column = list(AREAS).index(area)
+    right = (matches.hit & ~matches.ignored)[:, column][matches.rank < limit]
+    found = np.zeros((len(matches.classes), len(IOUS)))
+    np.add.at(found, matches.label[matches.rank < limit] - 1, right)
+    positives = matches.positives[:, :, column].sum(axis=0)[:, None]
+    return np.divide(found, positives, out=np.full(found.shape, np.nan), where=positives > 0).T
+
+
+def _orders(matches: Matches, limit: int | None) -> Iterator[np.ndarray]:
+    """By class, its detections by falling score; those of equal score stay in the order of the images."""
+    for label in range(1, len(matches.classes) + 1):
+        these = np.flatnonzero((matches.label == label) & (matches.rank < (limit or np.inf)))
+        yield these[np.argsort(-matches.score[these], kind="stable")]
+
+
+def _ap(right: np.ndarray, counted: np.ndarray, weights: np.ndarray, positives: np.ndarray, rule: Rule) -> np.ndarray:
+    """(B,) from detections in order: `right` and `counted` bool (D,), weights (B, D), positives (B,).
+
+    Only detections that are right raise the recall, so the curve is needed at those alone. Recalls are compared as counts
+    of objects, which are whole numbers.
+    """
+    hits = np.flatnonzero(right)
+    so_far = np.cumsum(weights * counted, axis=1)[:, hits]
+    found = np.cumsum(weights[:, hits], axis=1)
+    precision = found / np.maximum(so_far, 1)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or above
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if rule == "voc-area":
+            result = (weights[:, hits] * best).sum(axis=1) / positives
+        else:
+            need = _at_least(positives) if rule == "coco" else np.ceil(np.arange(11) * positives[:, None] / 10)
+            step = positives.max() + 2  # every row of `found` above the one before, so that one search does for all
+            rows = step * np.arange(len(found))[:, None]
+            at = np.searchsorted((found + rows).ravel(), (need + rows).ravel()).reshape(need.shape)
+            at -= len(hits) * np.arange(len(found))[:, None]
+            best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
+            result = np.take_along_axis(best, at, axis=1).mean(axis=1)
+    return np.where(positives > 0, result, np.nan)
+
+
+def _at_least(positives: np.ndarray) -> np.ndarray:
+    """(B, 101): the fewest objects k with k / positives >= each recall, in floating point as COCO compares them."""
+    total = np.maximum(positives, 1)[:, None]
+    k = np.ceil(_RECALLS * total)
+    k -= (k > 0) & ((k - 1) / total >= _RECALLS)
+    return k + (k / total < _RECALLS)
+
+
+def coco(matches: Matches) -> dict[str, float | None]:
+    """COCO's twelve numbers, percent; None (there: -1) where no object is in the range.
+
+    AP over all ten thresholds, at 0.5 and 0.75, and by area; the average recall of 1, 10 and 100 detections, and by area.
+    """
+    every = tuple(range(len(IOUS)))
+    ap = class_ap(matches, "coco", ious=every)
+    result = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
+    ranges = [area for area in AREAS if area != "all"]
+    result |= {f"AP_{area}": _mean(class_ap(matches, "coco", ious=every, area=area)) for area in ranges}
+    result |= {f"AR{limit}": _mean(class_recall(matches, limit=limit)) for limit in (1, 10, 100)}
+    return result | {f"AR_{area}": _mean(class_recall(matches, area=area)) for area in ranges}
+
+
+def voc(matches: Matches) -> dict[str, float | None]:
+    """VOC's mean AP at IoU 0.5, percent: `VOC07`, at 11 recalls, and `VOC10`, the area."""
+    return {"VOC07": _mean(class_ap(matches, "voc-11")), "VOC10": _mean(class_ap(matches, "voc-area"))}
+
+
+def detection_metrics(matches: Matches, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Everything, ready for JSON.
+
+    `n` images and `objects`; the numbers of `coco` and `voc`; `intervals`, `{name: [low, high]}` for AP, AP50, AP75, VOC07
+    and VOC10: 95% percentile bootstrap over the images (Efron and Tibshirani 1993, section 13.3), None where there is no
+    number; `per_class`, `[{"class", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10"}]`.
+    """
+    numbers = coco(matches) | voc(matches)
+    means, each = _headline(matches)
+    drawn = _headline(matches, _draws(len(matches.truth), seed, resamples))[0]
+    objects = matches.voc_positives.sum(axis=0).tolist()
+    return {
+        "n": len(matches.truth),
+        "objects": sum(objects),
+        **numbers,
+        "intervals": {name: _interval(values) for name, values in drawn.items()},
+        "per_class": [
+            {"class": label, "objects": objects[k], **{name: _mean(each[name][0, k : k + 1]) for name in means}}
+            for k, label in enumerate(matches.classes)
+        ],
+    }
+
+
+def compare(one: Matches, other: Matches, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+    """`{name: {"one", "other", "difference", "interval"}}` in percent for AP, AP50, AP75, VOC07, VOC10: other - one.
+
+    The bootstrap is paired: every resample takes the same images for both. Raises ValueError unless both are of the same
+    images, objects and classes.
+    """
+    if one.classes != other.classes or not np.array_equal(one.positives, other.positives):
+        raise ValueError("two models can be compared on the same images and classes only")
+    weights = _draws(len(one.truth), seed, resamples)
+    (a, _), (b, _) = _headline(one), _headline(other)
+    (many_a, _), (many_b, _) = _headline(one, weights), _headline(other, weights)
+    return {
+        name: {
+            "one": _mean(a[name]),
+            "other": _mean(b[name]),
+            "difference": _mean(b[name] - a[name]),
+            "interval": _interval(many_b[name] - many_a[name]),
+        }
+        for name in a
+    }
+
+
+def _headline(matches: Matches, weights: np.ndarray | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The five numbers in 0..1, (B,) over all classes and (B, K) by class."""
+    ap = class_ap(matches, "coco", ious=tuple(range(len(IOUS))), weights=weights)
+    each = {"AP": ap.mean(axis=1), "AP50": ap[:, 0], "AP75": ap[:, 5]}
+    each["VOC07"] = class_ap(matches, "voc-11", weights=weights)[:, 0]
+    each["VOC10"] = class_ap(matches, "voc-area", weights=weights)[:, 0]
+    means = {}
+    for name, values in each.items():
+        present = ~np.isnan(values)
+        total, n = np.where(present, values, 0).sum(axis=1), present.sum(axis=1)
+        means[name] = np.divide(total, n, out=np.full(len(values), np.nan), where=n > 0)
+    return means, each
+
+
+def _draws(images: int, seed: int, resamples: int) -> np.ndarray:
+    """(resamples, images): how often each image is drawn."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    present = values[~np.isnan(values)]
+    return 100 * float(present.mean()) if present.size else None
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    present = values[~np.isnan(values)]
+    return [100 * float(end) for end in np.percentile(present, [2.5, 97.5])] if present.size else None

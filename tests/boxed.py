@@ -1,0 +1,67 @@
+"""Annotated sets that tests write for themselves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZE = (40, 60)  # height, width
+
+
+def photo(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> Path:
+    """A grey image of this stored height and width."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.full((*size, 3), 128, np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+    return path
+
+
+def voc_object(box: Sequence[Any], name: str = "cat", more: str = "") -> str:
+    corners = "".join(
+        f"<{tag}>{value}</{tag}>" for tag, value in zip(("ymax", "xmin", "ymin", "xmax"), box_order(box), strict=True)
+    )
+    return f"<object>{more}<bndbox>{corners}</bndbox><name>{name}</name></object>"
+
+
+def box_order(box: Sequence[Any]) -> list[Any]:
+    """xmin, ymin, xmax, ymax -> the order they are written in, which is nobody's: readers must go by the tag."""
+    return [box[3], box[0], box[1], box[2]]
+
+
+def voc_xml(*objects: str, size: tuple[int, int] = SIZE) -> str:
+    return f"<annotation>{''.join(objects)}<size><width>{size[1]}</width><height>{size[0]}</height></size></annotation>"
+
+
+def voc(root: Path, documents: dict[str, str], split: str = "train", orientation: int = 1) -> Path:
+    """A VOC folder with these documents by name, an image for each, and one split of them all."""
+    for name, document in documents.items():
+        photo(root / "JPEGImages" / f"{name}.jpg", orientation=orientation)
+        (root / "Annotations").mkdir(parents=True, exist_ok=True)
+        (root / "Annotations" / f"{name}.xml").write_text(document)
+    (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(documents) + "\n")
+    return root
+
+
+def annotation(id: int = 1, image: int = 1, category: int = 3, bbox: Any = (5, 6, 7, 8), **more: Any) -> dict[str, Any]:
+    return {
+        "id": id,
+        "image_id": image,
+        "category_id": category,
+        "bbox": bbox if not isinstance(bbox, tuple) else list(bbox),
+    } | more
+
+
+def coco(root: Path, annotations: Sequence[Any], **changes: Any) -> Path:
+    """A COCO file with two images (a.jpg, id 1; b.jpg, id 2) and the categories 3 cat and 7 dog; `changes` replace its lists."""
+    for name in ("a.jpg", "b.jpg"):
+        photo(root / name)
+    images = [{"id": i, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]} for i, name in ((2, "b"), (1, "a"))]
+    document = {"images": images, "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}], "annotations": annotations}
+    (root / "set.json").write_text(json.dumps(document | changes))
+    return root / "set.json"
