@@ -31,7 +31,8 @@ def covering(h: int, w: int, height: int, width: int) -> tuple[int, int]:
 
 def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale an image, uint8 (H, W, C), to the smallest size of the same shape that covers height x width (antialiased bilinear)."""
-    return scaled(image, *covering(*image.shape[:2], height, width))
+    h, w, _ = image.shape
+    return scaled(image, *covering(h, w, height, width))
 
 
 def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
