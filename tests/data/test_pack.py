@@ -1,6 +1,7 @@
 """reslearn pack: what comes out is what went in; stopped at any moment it goes on; damage is named."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import reslearn
 from drawing import draw_images
 from reslearn import UserError, cli, data
 from reslearn.data import pack as packing
@@ -209,3 +211,21 @@ def test_an_index_is_as_it_is_said_to_be(folder: Path, tmp_path: Path) -> None:
     ends = made.index["offset"] + made.index["bytes"]
     assert (made.index["offset"][1:] == ends[:-1]).all() and ends[-1] == made.about["bytes"]["shard-00000.bin"]
     assert np.minimum(made.index["height"], made.index["width"]).max() == 64
+
+
+def test_a_run_on_a_pack_is_stopped_and_resumed_bit_for_bit(tmp_path: Path) -> None:
+    draw_images(tmp_path / "photos", size=(90, 120))
+    pack(tmp_path / "photos", tmp_path / "out", Form(48))
+    settings = ["schedule.steps=6", "data.size=32", "batch.size=8", "step=eager", "checkpoint.every=2"]
+    first = reslearn.train(tmp_path / "out", "resnet8", settings=settings, out=tmp_path / "first", quiet=True)
+    again = reslearn.train(tmp_path / "out", "resnet8", settings=settings, out=tmp_path / "again", quiet=True)
+    for name in ("result.json", "model.safetensors"):
+        (again.folder / name).unlink()
+    saved = sorted((again.folder / "checkpoints").iterdir())
+    assert len(saved) > 1
+    for checkpoint in saved[1:]:
+        shutil.rmtree(checkpoint)
+    resumed = reslearn.resume(again.folder, quiet=True)
+    weights = [reslearn.load(run.folder).state_dict() for run in (first, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert reslearn.evaluate(first.folder, tmp_path / "out")["n"] == first.result["last"]["test"]["n"]

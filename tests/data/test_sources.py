@@ -1,7 +1,9 @@
 """What a network is fed: preprocessing, held-out parts, resident images and photos, with and without the cache."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from drawing import draw_images
 from reslearn import UserError, data
+from reslearn.data import decode, stream
 from reslearn.data.augment import Draws
 from reslearn.data.preprocess import Preprocessing, cover
 from reslearn.data.resident import Resident, to_channels
@@ -19,6 +22,9 @@ from reslearn.data.splits import divide, stratified
 from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos, ahead, cache_fits
 from reslearn.files import cache_folder
+from reslearn.recipes.recipe import Data
+from reslearn.training import setup
+from reslearn.training.setup import make_sources
 
 VIEW = Preprocessing(channels=3, size=(32, 48), crop_ratio=0.875, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 DRAWS = Draws(3, torch.zeros(8, dtype=torch.int64), torch.arange(8))
@@ -225,3 +231,53 @@ def test_ahead_keeps_the_order_and_passes_errors_on(workers: int) -> None:
 def test_huge_sets_are_not_cached() -> None:
     assert cache_fits(1000, VIEW, (375, 500))
     assert not cache_fits(10_000_000, VIEW, (375, 500))
+
+
+def test_a_file_that_hangs_ends_it_by_name(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PATIENCE", 0.3)
+    monkeypatch.setattr(stream, "ASK_EVERY", 0.1)
+    split = data.open(photos).splits["all"]
+    source = Photos(split, VIEW, crop_scale=(0.5, 1.0))
+    real, let_go = stream.read, Event()
+
+    def hang(path: Path, channels: int) -> np.ndarray:
+        if path.name == "5.png":
+            let_go.wait(30)
+        return real(path, channels)
+
+    monkeypatch.setattr(stream, "read", hang)
+    started = time.monotonic()
+    batches = ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([i]))), range(24), 2, source.stuck)
+    with pytest.raises(UserError, match=r"a/5\.png: reading it has not ended"):
+        for _ in batches:
+            pass
+    assert time.monotonic() - started < 20, "nobody waits for the thread that hangs"
+    let_go.set()
+
+
+def test_an_error_nobody_expected_ends_it_by_name(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = data.open(photos).splits["all"]
+    source, place = Photos(split, VIEW, crop_scale=(0.5, 1.0), direct=True), list(split.names).index("a/7.png")
+
+    def fail(path: Path, channels: int) -> np.ndarray:
+        raise MemoryError if path.name == "7.png" else UserError("no")
+
+    monkeypatch.setattr(decode, "read", fail)
+    with pytest.raises(RuntimeError, match=r"7\.png: cannot be read: MemoryError"):
+        list(ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place]))), range(3), 2))
+
+
+def test_small_sets_are_shrunk_first_and_large_ones_are_not(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def direct(cache: str) -> tuple[bool, bool]:
+        opened = data.open(photos)
+        recipe = Data(size=32, crop_scale=(0.3, 1.0), cache=cache)
+        source = make_sources(
+            opened, opened.splits | {"train": opened.splits["all"]}, recipe, torch.device("cpu"), lambda *_: None
+        ).train
+        assert isinstance(source, Photos)
+        return source.direct, source.shrunk is not None
+
+    assert [direct(cache) for cache in ("auto", "on", "off")] == [(False, True), (False, True), (False, False)]
+    monkeypatch.setattr(setup, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(stream, "CACHE_BYTES", 1000)
+    assert [direct(cache) for cache in ("auto", "on", "off")] == [(True, False), (False, True), (True, False)]

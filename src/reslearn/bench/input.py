@@ -154,6 +154,7 @@ def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Pro
         torch.set_num_threads(threads)
     first = cpu[next(iter(ways))]
     return {
+        "command": f"reslearn bench input {opened.name} --rounds {rounds} --images {images}",
         "folder": opened.name,
         "photos": len(files),
         "median_size": list(opened.sizes),

@@ -1,0 +1,39 @@
+"""bench input: what it prints and writes; the numbers themselves are the machine's."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from drawing import draw_images
+from reslearn import UserError, cli
+from reslearn.bench.input import bench
+
+
+@pytest.fixture
+def jpegs(tmp_path: Path) -> Path:
+    """Two classes of four JPEGs."""
+    for png in draw_images(tmp_path / "jpegs", each=4, size=(600, 500)).rglob("*.png"):
+        Image.open(png).save(png.with_suffix(".jpg"))
+        png.unlink()
+    return tmp_path / "jpegs"
+
+
+def test_the_command(jpegs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "input.json"
+    words = ["reslearn", "bench", "input", str(jpegs), "--rounds", "1", "--images", "50", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
+    row, said = json.loads(out.read_text()), capsys.readouterr().out
+    assert [way["what"].split(",")[0] for way in row["ways"]].count("reslearn") == 4 and row["photos"] == 8
+    assert row["ways"][0]["ratio"] == 1 and all(way["images_per_cpu_s"] > 0 and way["what"] in said for way in row["ways"])
+    assert row["bytes_a_photo"][1] < row["bytes_a_photo"][0]
+
+
+def test_what_is_no_folder_of_photos_is_refused() -> None:
+    with pytest.raises(UserError, match="bench input takes a folder or list of photos"):
+        bench("fashion-sample")
