@@ -77,6 +77,17 @@ def test_fix_writes_a_list_or_a_copy_that_is_clean(
         assert (code, out) == (2, "") and err == f"reslearn: --fix {target}: is there already: choose another name, or remove it\n"
 
 
+def test_what_was_found_is_printed_even_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "1.jpg").write_bytes(encoded(photo(0), "JPEG"))
+    code, out, err = run(monkeypatch, capsys, tmp_path / "data", "--fix", tmp_path / "clean.csv", "--json")
+    assert code == 2 and "none of its images is worth keeping" in err and not (tmp_path / "clean.csv").exists()
+    assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["contradiction", "few images"]
+
+
 def test_what_cannot_be_examined_exits_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

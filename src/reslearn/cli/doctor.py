@@ -41,15 +41,15 @@ def doctor(
         check_target(fix)
     with Display(stderr=True) as display:
         found = examine(data, display.progress)
-        if fix is not None:
-            mend(found, fix, display.progress)
     if as_json:
         typer.echo(json.dumps(found.as_json()))
     else:
         _print(found)
-        if fix is not None:
-            total = sum(n for classes in found.images.values() for n in classes.values())
-            typer.echo(f"wrote {fix}: {len(found.kept):,} of {total:,} images")
+    if fix is not None:
+        with Display(stderr=True) as display:
+            mend(found, fix, display.progress)
+        total = sum(n for classes in found.images.values() for n in classes.values())
+        typer.echo(f"wrote {fix}: {len(found.kept):,} of {total:,} images", err=as_json)
     if not found.clean:
         raise typer.Exit(1)
 

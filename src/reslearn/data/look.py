@@ -26,9 +26,8 @@ class Look(NamedTuple):
     """What one image is.
 
     wrong: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. length: of
-    the file in bytes. content,
-    pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colours: float64 (12,), the mean of
-    RGB on [0, 1] and of its products RR, RG, ..., BB; None where it cannot be decoded.
+    the file in bytes. content, pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colours:
+    float64 (12,), the mean of RGB on [0, 1] and of its products RR, RG, ..., BB; None where it cannot be decoded.
     """
 
     wrong: tuple[tuple[str, str], ...] = ()
