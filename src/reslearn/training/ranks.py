@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reslearn.errors import Interrupted, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
+from reslearn.nets.merges import StochasticDepth
 from reslearn.recipes import Recipe
 
 T = TypeVar("T")
@@ -141,6 +142,12 @@ def own(images: int) -> slice:
     """This rank's part of a batch. Micro-batches are the same ones on any number of ranks, and so are those of BN."""
     share = images // count()
     return slice(rank() * share, (rank() + 1) * share)
+
+
+def draws(model: nn.Module) -> int:
+    """Whose draws inside the network a rank takes: its own, or, for gates of a whole mini-batch, those of rank 0."""
+    shared = any(isinstance(module, StochasticDepth) and not module.per_sample for module in model.modules())
+    return 0 if shared else rank()
 
 
 def parallel(model: nn.Module) -> nn.Module:
