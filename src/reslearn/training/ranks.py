@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reslearn.errors import Interrupted, UserError
@@ -29,6 +31,7 @@ ANSWER = timedelta(seconds=60)  # a rank that does not answer within a step is d
 WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
 PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
 NAMING = timedelta(seconds=10)  # to find out which rank does not answer
+GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
 
 _host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
 
@@ -83,14 +86,14 @@ def joined(device: str = "auto") -> Iterator[None]:
         torch.cuda.set_device(own_device(torch.device("cuda")))
     if not dist.is_initialized():
         # torchrun keeps its store when it starts ranks again: without a name of their own they would find the dead ones' addresses.
-        store, number, ranks = next(dist.rendezvous("env://", timeout=ANSWER))
-        store = dist.PrefixStore(f"attempt-{restarts()[0]}", store)
+        store, number, ranks = next(rendezvous("env://", timeout=ANSWER))
+        store = PrefixStore(f"attempt-{restarts()[0]}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=ANSWER)
     _host = dist.new_group(backend="gloo", timeout=ANSWER)
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or any(words in str(error) for words in GLOO)):
             raise
         raise UserError(f"the ranks have lost each other: {_silent(error)}; the run's last checkpoint is whole") from error
     except Interrupted:
