@@ -75,7 +75,7 @@ def main() -> None:
         expected = state(folder / "whole")
         for i in range(options.runs):
             how = ("--resume", "--max-restarts")[i % 2]
-            run, step, rank = folder / f"run-{i}", moments.randrange(1, STEPS - 5), moments.randrange(RANKS)
+            run, step, rank = folder / f"run-{i}", moments.randrange(1, STEPS - 5), (i + 1) // 2 % RANKS
             process = start([*command, "--out", str(run)], log, cache, restarts=int(how == "--max-restarts"))
             killed_at = kill(process, run, step, rank)
             began = time.monotonic()

@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "synchronised BN": RESNET | {"batch": {"size": SIZE, "sync_bn": True}},
     "synchronised BN, recomputed": RESNET | {"batch": {"size": SIZE, "sync_bn": True}, "recompute": True},
     "BN of micro-batches": RESNET | {"batch": {"size": SIZE, "micro": 16}, "step": "fused"},
-    "stochastic depth": {"net": {"name": "resnet8", "last_survival": 0.3}, "batch": {"size": SIZE, "micro": 8}},
+    "stochastic depth": RESNET | {"net": {"name": "resnet8", "last_survival": 0.3}, "batch": {"size": SIZE, "sync_bn": True}},
 }
 
 
@@ -60,7 +60,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     stepper = make_stepper(mode, recipe, images, state, make_criterion(recipe.loss, torch.bincount(images.labels)), "fp32")
     losses, seen, stream, before = [], [], 0, 0.0
     for step in range(STEPS):
-        runtime.seed_step(recipe.seed, step)
+        runtime.seed_step(recipe.seed, step, ranks.draws(model))
         batch, own = stepper.prepare(step), ranks.own(SIZE)
         assert batch.images is not None
         seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.images.contiguous()])

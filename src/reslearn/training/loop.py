@@ -57,6 +57,7 @@ class Loop:
         self.forward = CapturedForward(state.evaluated) if isinstance(self.stepper, DeviceStepper) else None
         self.metrics = folder / "metrics.jsonl"
         self.board = Board(folder, state.progress.step) if recipe.log.tensorboard and ranks.first() else None
+        self.draws = ranks.draws(state.model)
         self.stream = 0  # checksum of this rank's images since it was last added up
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
@@ -105,7 +106,7 @@ class Loop:
         p, recipe = self.state.progress, self.recipe
         p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
-        runtime.seed_step(recipe.seed, p.step)
+        runtime.seed_step(recipe.seed, p.step, self.draws)
         try:
             self.stepper(batch, p)
         except NonFinite as error:

@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reslearn.errors import Interrupted, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
+from reslearn.nets.merges import StochasticDepth
 from reslearn.recipes import Recipe
 
 T = TypeVar("T")
@@ -28,6 +31,7 @@ ANSWER = timedelta(seconds=60)  # a rank that does not answer within a step is d
 WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
 PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
 NAMING = timedelta(seconds=10)  # to find out which rank does not answer
+GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
 
 _host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
 
@@ -82,14 +86,14 @@ def joined(device: str = "auto") -> Iterator[None]:
         torch.cuda.set_device(own_device(torch.device("cuda")))
     if not dist.is_initialized():
         # torchrun keeps its store when it starts ranks again: without a name of their own they would find the dead ones' addresses.
-        store, number, ranks = next(dist.rendezvous("env://", timeout=ANSWER))  # pyright: ignore[reportPrivateImportUsage]
-        store = dist.PrefixStore(f"attempt-{restarts()[0]}", store)  # pyright: ignore[reportPrivateImportUsage]
+        store, number, ranks = next(rendezvous("env://", timeout=ANSWER))
+        store = PrefixStore(f"attempt-{restarts()[0]}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=ANSWER)
     _host = dist.new_group(backend="gloo", timeout=ANSWER)
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or any(words in str(error) for words in GLOO)):
             raise
         raise UserError(f"the ranks have lost each other: {_silent(error)}; the run's last checkpoint is whole") from error
     except Interrupted:
@@ -141,6 +145,12 @@ def own(images: int) -> slice:
     """This rank's part of a batch. Micro-batches are the same ones on any number of ranks, and so are those of BN."""
     share = images // count()
     return slice(rank() * share, (rank() + 1) * share)
+
+
+def draws(model: nn.Module) -> int:
+    """Whose draws inside the network a rank takes: its own, or, for gates of a whole mini-batch, those of rank 0."""
+    shared = any(isinstance(module, StochasticDepth) and not module.per_sample for module in model.modules())
+    return 0 if shared else rank()
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -72,9 +72,9 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Draws inside the net (dropout, stochastic depth) are a function of (seed, step, rank): no generator state to keep."""
-    number = integer(seed, 0x57E9, step, *([ranks.rank()] if ranks.rank() else []))
+    number = integer(seed, 0x57E9, step, *([rank] if rank else []))
     torch.default_generator.manual_seed(number)  # torch.manual_seed would spend half a millisecond on devices that are not there
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)

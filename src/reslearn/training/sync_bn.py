@@ -19,7 +19,7 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = OnCpu  # type: ignore[assignment]  # the state is the same, and nothing else is
+            module.__class__ = OnCpu  # type: ignore[assignment]  # the state is the same, and only that
     return model
 
 
