@@ -49,6 +49,8 @@ def create_detector(
     levels = len(body.stages) + 1 if isinstance(body, ResNet) else 0
     if kind == "fpn" or options.get("masks"):
         stages_of(body)
+    if options.get("frozen") and not trained:
+        raise UserError("frozen keeps what a trained network brings: give a model file or folder as net")
     if "batch_norm" not in options:
         options["batch_norm"] = "frozen" if trained else "live"
     settings = make_settings(kind, levels, options)
@@ -60,6 +62,8 @@ def create_detector(
 
 
 def _names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        raise UserError(f"classes={classes!r}: give a list of names, or their number")
     names = tuple(f"class {i}" for i in range(1, classes + 1)) if isinstance(classes, int) else tuple(classes)
     if not names:
         raise UserError(f"classes={classes!r}: a detector needs at least 1 class, beside the background")
