@@ -21,7 +21,7 @@ def detector(net: str = "resnet8", seed: int = 0, classes: int = 3, **options: o
     heads = (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, model.roi_heads.box_predictor.bbox_pred)
     for layer in heads:  # type: ignore[assignment]
         nn.init.normal_(layer.weight, std=0.1)  # type: ignore[arg-type]
-    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)  # type: ignore[arg-type]
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.2)  # type: ignore[arg-type]
     return model.eval()
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from detect.small import pictures, target
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
+from detect.small import pictures, target
 from reslearn.detect import create_detector
 from reslearn.detect.trunk import freeze_batch_norm, settle_batch_norm
 from small_nets import batch, network
@@ -32,7 +32,7 @@ def test_a_pyramid_is_torchvisions_with_the_same_weights(masks: bool) -> None:
         expected = theirs(images)
         for ours in (live, frozen):
             for mine, one in zip(ours(images), expected, strict=True):
-                assert len(one["boxes"]) > 5 and mine.keys() == one.keys()
+                assert len(one["boxes"]) > 3 and mine.keys() == one.keys()
                 for key, tensor in one.items():
                     torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-4)
     targets = [target(images[0], (10, 10, 60, 60), (30, 20, 120, 90)), target(images[1])]
@@ -42,9 +42,10 @@ def test_a_pyramid_is_torchvisions_with_the_same_weights(masks: bool) -> None:
     for part in (theirs, theirs.rpn, theirs.roi_heads):
         part.training = True
     torch.manual_seed(1)
-    assert set(losses) == set(theirs_losses := theirs(images, targets))
+    expected = theirs(images, targets)
+    assert set(losses) == set(expected)
     for name, loss in losses.items():
-        torch.testing.assert_close(loss, theirs_losses[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-4)
     assert not any(module.training for module in live.modules())
 
 

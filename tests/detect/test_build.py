@@ -4,20 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from detect.small import TINY, detector, pictures, target
 from torch import Tensor
 
 import reslearn
+from detect.small import TINY, detector, pictures, target
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import Detector, create_detector
 from reslearn.detect.trunk import split
 from reslearn.nets.zoo import TABLE
 
-STAGED = [name for name, row in TABLE.items() if row.build is None]
+# those of a thousand layers take half a minute each, and differ from their shallower kin in nothing that is cut
+STAGED = [name for name, row in TABLE.items() if row.build is None and row.depth < 400]
 
 
-@pytest.mark.parametrize("name", [*STAGED, "vgg11", "vgg16", "vgg16-bn", "vgg19", "alexnet"])
+@pytest.mark.parametrize("name", [*STAGED, "vgg11", "vgg16", "vgg16-bn", "vgg19"])
 def test_every_network_is_cut_where_its_description_says(name: str) -> None:
     with torch.device("meta"):
         model = create_detector(name, 2)
@@ -75,7 +76,7 @@ def test_full_size_detectors_take_trained_weights_and_a_step(name: str) -> None:
     assert found["boxes"].shape == (len(found["labels"]), 4)
 
 
-REPRESENTATIVE = ["resnet18", "plain18", "preact-resnet18", "resnet8", "plain20", "highway-19", "stochastic-resnet110", "alexnet"]
+REPRESENTATIVE = ["resnet18", "plain18", "preact-resnet18", "resnet8", "plain20", "highway-19", "stochastic-resnet110", "vgg11-bn"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,8 @@ def test_a_few_steps_find_the_object() -> None:
 def test_frozen_parts_and_frozen_batch_norm_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     view = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    reslearn.save(reslearn.create("resnet8", 4), tmp_path / "c.safetensors", Card(net="resnet8", classes=tuple("abcd"), preprocessing=view))
+    card = Card(net="resnet8", classes=tuple("abcd"), preprocessing=view)
+    reslearn.save(reslearn.create("resnet8", 4), tmp_path / "c.safetensors", card)
     options = {**TINY, "anchors": (8, 16)}
     model = create_detector(tmp_path / "c.safetensors", ["x"], frozen=2, **options)
     assert model.settings.batch_norm == "frozen" and model.transform.image_mean == [0.4, 0.5, 0.6]
@@ -163,13 +165,14 @@ def test_a_pixel_mean_becomes_one_of_the_channels(tmp_path: Path) -> None:
     [
         ("resnt50", {}, "no network called 'resnt50'; did you mean"),
         ("densenet121", {}, "no detector on DenseNet"),
+        ("alexnet", {}, "no detector on AlexNet"),
         ("vgg16", {"masks": True}, "masks need a net with stages: VGG has none"),
         ("vgg16", {"kind": "fpn"}, "need a net with stages"),
         ("resnet8", {"kind": "c5"}, "kind='c5': must be one of 'c4', 'fpn'"),
         ("resnet8", {"kind": "fpn", "roi": "pool"}, "roi='pool' is of kind 'c4'"),
-        ("resnet8", {"anchor": (8,)}, "no option 'anchor' of a detector; did you mean 'anchors'?"),
+        ("resnet8", {"min_sizes": 8}, "no option 'min_sizes' of a detector; did you mean 'min_size'"),
         ("resnet8", {"anchors": (8, -1)}, "anchors and ratios must be above 0"),
-        ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "has 4 levels and takes as many anchors, not 2"),
+        ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "has 4 levels and takes as many, not 2"),
         ("resnet8", {"nms": 2}, "detector: nms: Input should be less than or equal to 1"),
         ("resnet8", {"min_size": 900, "max_size": 800}, "max_size=800 is below min_size=900"),
         ("resnet8", {"frozen": 1}, "frozen keeps what a trained network brings"),

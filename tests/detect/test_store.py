@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from detect.small import detector, pictures
 
 import reslearn
+from detect.small import detector, pictures
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, load_detector, save_detector
@@ -41,7 +41,8 @@ def test_a_detector_comes_back_the_same(tmp_path: Path, net: str, options: dict)
 def test_each_kind_of_file_is_opened_by_its_own(tmp_path: Path) -> None:
     save_detector(create_detector("resnet8", ["one"]), tmp_path / "d.safetensors")
     view = Preprocessing(channels=3, size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
-    reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
+    card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
+    reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
     with pytest.raises(UserError, match=r"d\.safetensors holds a detector, not a classification network"):
         reslearn.load(tmp_path / "d.safetensors")
     with pytest.raises(UserError, match=r"c\.safetensors holds a classification network, not a detector"):

@@ -35,7 +35,7 @@ def create_detector(
 ) -> Detector:
     """A detector with a network as its trunk, in training mode; its other layers are new (seed them with torch.manual_seed).
 
-    net: the name of a residual, plain or highway net, VGG or AlexNet, which then is new too; a classification model file or run
+    net: the name of a residual, plain or highway net, or of a VGG, which then is new too; a classification model file or run
     folder of ours, whose weights and normalisation come along; or a network in memory, which is copied. A folder called like a
     network is written ./name. classes: the kinds of objects, by name or number, without background. channels: of the images,
     for a net given by name (3). options: see Settings. batch_norm is "frozen" for a trunk that has been trained (a file, or a

@@ -115,7 +115,8 @@ class Heads(RoIHeads):
         """Of a sample of the regions: loss_classifier, loss_box_reg and, with masks, loss_mask (of regions with an object)."""
         proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
         found, maps = self.regions(features, proposals, shapes)
-        classifier, box = fastrcnn_loss(*self.box_predictor(found), labels, regression)
+        logits, deltas = self.box_predictor(found)
+        classifier, box = fastrcnn_loss(logits, deltas, labels, regression)
         losses = {"loss_classifier": classifier, "loss_box_reg": box}
         if self.has_mask():
             assert targets is not None

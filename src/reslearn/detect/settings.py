@@ -90,5 +90,5 @@ def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:
         where = "".join(f"{part}: " for part in first["loc"][:1])
         raise UserError(f"detector: {where}{first['msg'].removeprefix('Value error, ')}") from error
     if kind == "fpn" and len(made.anchors) != levels:
-        raise UserError(f"anchors: a pyramid on this network has {levels} levels and takes as many anchors, not {len(made.anchors)}")
+        raise UserError(f"anchors: a pyramid on this network has {levels} levels and takes as many, not {len(made.anchors)}")
     return made

@@ -1,16 +1,17 @@
 """Where a classification network is cut for detection, by its own description: what the image shares, what each region gets.
 
-Residual and plain nets: all stages but the last are shared, the last runs on every region (DRL appendix A). VGG and AlexNet: all
-convolutions are shared, pool5 is dropped, and the fully connected layers run on every region.
+Residual and plain nets: all stages but the last are shared, the last runs on every region (DRL appendix A). VGG: all convolutions
+are shared, pool5 is dropped, and the fully connected layers run on every region.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import VGG, AlexNet
+from torchvision.models import VGG
 from torchvision.ops import FrozenBatchNorm2d
 
 from reslearn.errors import UserError
@@ -64,9 +65,9 @@ class LastStage(nn.Module):
 class Convolutions(nn.Module):
     """VGG's convolutions without pool5: (N, C, H, W) -> {"0": (N, 512, H / 16, W / 16)}."""
 
-    def __init__(self, net: VGG | AlexNet) -> None:
+    def __init__(self, net: VGG) -> None:
         super().__init__()
-        self.features = net.features[:-1]
+        self.features = nn.Sequential(*list(net.features.children())[:-1])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"0": self.features(x)}
@@ -75,7 +76,7 @@ class Convolutions(nn.Module):
 class FullyConnected(nn.Module):
     """VGG's fc6 and fc7, with their dropout, on pooled regions: (R, 512, 7, 7) -> (R, 4096)."""
 
-    def __init__(self, net: VGG | AlexNet) -> None:
+    def __init__(self, net: VGG) -> None:
         super().__init__()
         self.classifier = net.classifier[:-1]
 
@@ -106,7 +107,7 @@ def split(net: nn.Module) -> Split:
         parts = [[net.conv1, net.bn1], *([net.get_submodule(stage)] for stage in shared)]
         trunk = Stages(net, tuple(shared), (shared[-1],))
         return Split(trunk, LastStage(net), net.channels[-2], net.strides[-2], 14, net.channels[-1], parts)
-    if isinstance(net, VGG | AlexNet):
+    if isinstance(net, VGG):
         trunk, blocks = Convolutions(net), [[]]
         for module in trunk.features:
             blocks[-1].append(module)
@@ -114,14 +115,12 @@ def split(net: nn.Module) -> Split:
                 blocks.append([])
         convolutions = [module for module in trunk.features if isinstance(module, nn.Conv2d)]
         fc = [module for module in net.classifier if isinstance(module, nn.Linear)]
-        stride = 1
-        for module in trunk.features:
-            step = getattr(module, "stride", 1)
-            stride *= step if isinstance(step, int) else step[0]
-        side = net.avgpool.output_size
-        roi = side if isinstance(side, int) else side[0]
-        return Split(trunk, FullyConnected(net), convolutions[-1].out_channels, stride, int(roi or 7), fc[-2].out_features, blocks)
-    raise UserError(f"no detector on {type(net).__name__}: take a residual, plain or highway net, VGG or AlexNet")
+        stride = 2 ** (len(blocks) - 1)  # its max pools alone have a stride
+        side = fc[0].in_features // convolutions[-1].out_channels  # pixels that fc6 sees
+        return Split(
+            trunk, FullyConnected(net), convolutions[-1].out_channels, stride, math.isqrt(side), fc[-2].out_features, blocks
+        )
+    raise UserError(f"no detector on {type(net).__name__}: take a residual, plain or highway net, or VGG")
 
 
 def stages_of(net: nn.Module) -> ResNet:

@@ -56,7 +56,9 @@ def described(card: Card) -> nn.Module:
         return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
 
 
-def save(model: nn.Module, path: str | Path, card: Card | None = None, *, describe: Callable[[Card], nn.Module] = described) -> Path:
+def save(
+    model: nn.Module, path: str | Path, card: Card | None = None, *, describe: Callable[[Card], nn.Module] = described
+) -> Path:
     """Write a model with its card, whole or not at all. card: the model's own (model.card) unless given. describe: see load.
 
     Raises UserError where there is no card, it does not fit the model, or the file cannot be written.
@@ -144,9 +146,7 @@ def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
         return create(name, classes, size[0], **options), size
 
 
-def load(
-    path: str | Path, device: torch.device | str = "cpu", *, describe: Callable[[Card], nn.Module] = described
-) -> nn.Module:
+def load(path: str | Path, device: torch.device | str = "cpu", *, describe: Callable[[Card], nn.Module] = described) -> nn.Module:
     """The model of a file or run folder, in evaluation mode, with its Card as `model.card`; in float32, whatever the file has.
 
     describe: card -> a module of the shapes that the file must have, on the meta device; of a classification network unless given.
