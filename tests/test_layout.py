@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "reproduce": {"nets", "data", "weights", "recipes", "training", "evaluation", "analysis"},
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
+    "detect": {"nets", "data", "weights"},
     "api": {"training", "report"},
     "cli": {"bench", "reproduce", "analysis", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
     "__main__": {"cli"},

@@ -46,7 +46,8 @@ class ResNet(nn.Module):
     Stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max pool of stride 2 (any input of 32 px or more works);
     stem "cifar" is one 3x3 convolution. Every stage but the first halves the size. pool "ceil" is the Caffe release's: no
     padding, sizes rounded up. last_survival: stochastic depth, linear from 1 to this at the last block (SD, equation 4).
-    State-dict names are torchvision's.
+    State-dict names are torchvision's. `stages` names the stages; `channels` and `strides` (input pixels from one output to the
+    next) tell what each puts out.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class ResNet(nn.Module):
         ceil = pool == "ceil"
         self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil) if large else nn.Identity()
         self.stages = tuple(f"layer{i}" for i in range(1, len(blocks) + 1))
+        self.channels = tuple(width * expansion(body) for width in widths[: len(blocks)])
+        self.strides = tuple((4 if large else 1) * 2**i for i in range(len(blocks)))
         features, done = widths[0], 0
         for i, (stage, n, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
             stage_blocks = []

@@ -3,12 +3,13 @@
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -25,22 +26,40 @@ CARD = "reslearn"  # the key of the card in the safetensors header
 
 
 class Card(BaseModel):
-    """What a model file says of itself."""
+    """What a model file says of itself. detector: of a detector on `net`, its settings; classes are then its kinds of objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     net: str
     options: dict[str, Any] = Field(default_factory=dict)
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=1)
     preprocessing: Preprocessing
+    detector: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
     recipe: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     made_by: str = f"reslearn {__version__}"
 
+    @model_validator(mode="after")
+    def _enough_classes(self) -> "Card":
+        if self.detector is None and len(self.classes) < 2:
+            raise ValueError("classes: a classifier has at least 2")
+        return self
 
-def save(model: nn.Module, path: str | Path, card: Card | None = None) -> Path:
-    """Write a model with its card, whole or not at all. card: the model's own (model.card) unless given.
+
+def described(card: Card) -> nn.Module:
+    """The classification network of a card, without weights (on the meta device). Raises UserError."""
+    if card.detector is not None:
+        raise UserError("holds a detector, not a classification network: reslearn.detect.load_detector opens it")
+    check_options(spec(card.net), card.options)
+    with torch.device("meta"):
+        return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
+
+
+def save(
+    model: nn.Module, path: str | Path, card: Card | None = None, *, describe: Callable[[Card], nn.Module] = described
+) -> Path:
+    """Write a model with its card, whole or not at all. card: the model's own (model.card) unless given. describe: see load.
 
     Raises UserError where there is no card, it does not fit the model, or the file cannot be written.
     """
@@ -50,7 +69,7 @@ def save(model: nn.Module, path: str | Path, card: Card | None = None) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if difference := shape_mismatch(_shapes(_described(card)), _shapes(model)):
+    if difference := shape_mismatch(_shapes(describe(card)), _shapes(model)):
         raise UserError(f"the card says {card.net} with {len(card.classes)} classes, which does not fit the model: {difference}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
@@ -105,13 +124,6 @@ def shape_mismatch(expected: dict[str, torch.Size], found: dict[str, torch.Size]
     return f"'{extra[0]}' does not belong to it" if extra else None
 
 
-def _described(card: Card) -> nn.Module:
-    """The network of a card, without weights. Raises UserError."""
-    check_options(spec(card.net), card.options)
-    with torch.device("meta"):
-        return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
-
-
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
@@ -134,8 +146,10 @@ def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
         return create(name, classes, size[0], **options), size
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load(path: str | Path, device: torch.device | str = "cpu", *, describe: Callable[[Card], nn.Module] = described) -> nn.Module:
     """The model of a file or run folder, in evaluation mode, with its Card as `model.card`; in float32, whatever the file has.
+
+    describe: card -> a module of the shapes that the file must have, on the meta device; of a classification network unless given.
 
     Raises UserError where the file is missing, damaged, without a card, or does not fit the network its card names.
     """
@@ -143,7 +157,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     card = read_card(path)
     on = pick_device(str(device))
     with naming(path):
-        model = _described(card)  # shapes are compared before anything is allocated
+        model = describe(card)  # shapes are compared before anything is allocated
     expected = _shapes(model)
     with safe_open(path, "pt") as file:
         found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -1,0 +1,94 @@
+"""What a detector is, beside its network: every number of it, validated, as its model file carries it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reslearn.errors import UserError, did_you_mean
+
+Kind = Literal["c4", "fpn"]
+Roi = Literal["align", "pool"]
+BatchNorm = Literal["frozen", "live"]
+
+# kind -> what it takes unless told. c4: DRL appendix A and the Faster R-CNN paper, test sizes of PASCAL VOC; fpn: torchvision's.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "c4": {
+        "anchors": (128.0, 256.0, 512.0),
+        "min_size": 600,
+        "max_size": 1000,
+        "ranked": (12000, 6000),
+        "proposals": (2000, 300),
+        "regions": 128,
+        "nms": 0.3,
+    },
+    "fpn": {
+        "min_size": 800,
+        "max_size": 1333,
+        "ranked": (2000, 1000),
+        "proposals": (2000, 1000),
+        "regions": 512,
+        "nms": 0.5,
+    },
+}
+
+
+class Settings(BaseModel):
+    """kind: "c4", one feature map, the net's last stage on every region; "fpn", a pyramid of all stages.
+
+    masks: Mask R-CNN's head as well. roi: how a region is pooled. batch_norm: "frozen" to its statistics, or "live".
+    context: a feature of the whole image beside each region's (DRL appendix B). frozen: 1 keeps the stem (of VGG: conv1) as it
+    is, n + 1 the first n stages too. anchors: sides in px, in fpn one a level; ratios: height to width.
+    min_size, max_size: images are scaled so that the shorter side has min_size px and the longer at most max_size.
+    ranked, proposals: how many proposals in (training, testing) before and after NMS, in fpn ranked of each level.
+    regions: in training, of each image. score, nms, detections: at test, the least score of a detection, the IoU from which the
+    lower of two is dropped, and how many are kept of an image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: Kind = "c4"
+    masks: bool = False
+    roi: Roi = "align"
+    batch_norm: BatchNorm = "live"
+    context: bool = False
+    frozen: int = Field(default=0, ge=0)
+    anchors: tuple[float, ...] = Field(min_length=1)
+    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    min_size: int = Field(ge=16, le=4096)
+    max_size: int = Field(ge=16, le=4096)
+    ranked: tuple[int, int]
+    proposals: tuple[int, int]
+    regions: int = Field(ge=1)
+    score: float = Field(default=0.05, ge=0, lt=1)
+    nms: float = Field(gt=0, le=1)
+    detections: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.kind == "fpn" and self.roi == "pool":
+            raise ValueError("roi='pool' is of kind 'c4': a pyramid is pooled by RoIAlign")
+        if min(self.anchors) <= 0 or min(self.ratios) <= 0:
+            raise ValueError("anchors and ratios must be above 0")
+        if self.max_size < self.min_size:
+            raise ValueError(f"max_size={self.max_size} is below min_size={self.min_size}")
+        if min(*self.ranked, *self.proposals) < 1:
+            raise ValueError("ranked and proposals must be at least 1")
+        return self
+
+
+def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:
+    """Settings of a kind with its defaults. levels: of a pyramid on this net. Raises UserError, naming the option."""
+    if kind not in DEFAULTS:
+        raise UserError(f"kind='{kind}': must be one of {', '.join(map(repr, DEFAULTS))}")
+    if unknown := next((key for key in options if key not in Settings.model_fields), None):
+        raise UserError(f"no option '{unknown}' of a detector{did_you_mean(unknown, Settings.model_fields)}")
+    pyramid = {"anchors": tuple(32.0 * 2**i for i in range(levels))} if kind == "fpn" else {}
+    try:
+        made = Settings(**{**DEFAULTS[kind], **pyramid, **options, "kind": kind})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"][:1])
+        raise UserError(f"detector: {where}{first['msg'].removeprefix('Value error, ')}") from error
+    if kind == "fpn" and len(made.anchors) != levels:
+        raise UserError(f"anchors: a pyramid on this network has {levels} levels and takes as many, not {len(made.anchors)}")
+    return made

@@ -1,0 +1,73 @@
+"""Detectors in files: round trip, and files of another kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import reslearn
+from detect.small import detector, pictures
+from reslearn import Card, UserError
+from reslearn.data.preprocess import Preprocessing
+from reslearn.detect import create_detector, load_detector, save_detector
+from reslearn.weights import read_card
+
+
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [
+        ("resnet8", {"masks": True, "context": True}),
+        ("resnet8", {"kind": "fpn", "masks": True, "batch_norm": "frozen"}),
+        ("resnet8", {"roi": "pool", "channels": 1}),
+    ],
+    ids=["c4", "fpn", "grey"],
+)
+def test_a_detector_comes_back_the_same(tmp_path: Path, net: str, options: dict) -> None:
+    model = detector(net, **options)
+    card = model.card.model_copy(update={"metrics": {"ap": 0.5}})
+    loaded = load_detector(save_detector(model, tmp_path / "d.safetensors", card))
+    images = pictures((40, 56), channels=options.get("channels", 3))
+    with torch.no_grad():
+        (one,), (two,) = model(images), loaded(images)
+    assert len(one["boxes"]) > 0 and all(torch.equal(one[key], two[key]) for key in one)
+    assert loaded.settings == model.settings and loaded.classes == ("class 1", "class 2", "class 3")
+    assert loaded.card.metrics == {"ap": 0.5} and not loaded.training
+    again = save_detector(loaded, tmp_path / "again.safetensors")
+    assert again.read_bytes() == (tmp_path / "d.safetensors").read_bytes()
+
+
+def test_each_kind_of_file_is_opened_by_its_own(tmp_path: Path) -> None:
+    save_detector(create_detector("resnet8", ["one"]), tmp_path / "d.safetensors")
+    view = Preprocessing(channels=3, size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
+    reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
+    with pytest.raises(UserError, match=r"d\.safetensors holds a detector, not a classification network"):
+        reslearn.load(tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=r"c\.safetensors holds a classification network, not a detector"):
+        load_detector(tmp_path / "c.safetensors")
+    assert "detector" not in json.loads(read_card(tmp_path / "c.safetensors").model_dump_json())
+    with pytest.raises(ValueError, match="a classifier has at least 2"):
+        Card(net="resnet8", classes=("a",), preprocessing=view)
+
+
+def test_a_card_with_other_settings_is_one_line(tmp_path: Path) -> None:
+    path = save_detector(create_detector("resnet8", 2), tmp_path / "d.safetensors")
+    tensors, card = safetensors.torch.load_file(path), json.loads(read_card(path).model_dump_json())
+    for change, said in (
+        ({"masks": "maybe"}, "its card is not valid at 'detector.masks'"),
+        ({"turbo": 1}, "its card is not valid at 'detector.turbo'"),
+        ({"context": True}, "does not fit resnet8: 'roi_heads.box_predictor.cls_score.weight' has shape"),
+    ):
+        spoilt = {**card, "detector": {**card["detector"], **change}}
+        safetensors.torch.save_file(tensors, path, {"reslearn": json.dumps(spoilt)})
+        with pytest.raises(UserError, match=said):
+            load_detector(path)
+
+
+def test_a_trunk_without_a_card_cannot_be_saved(tmp_path: Path) -> None:
+    model = create_detector(reslearn.create("resnet8", 2), 2)
+    with pytest.raises(UserError, match="on a network without a card"):
+        save_detector(model, tmp_path / "d.safetensors")
+    assert not list(tmp_path.iterdir())
