@@ -118,7 +118,7 @@ def test_nothing_trained_to_look_into(one: dict[str, Any]) -> None:
     look = replace(
         TINY, plans={"small": lambda data: Plan({"a": Training("resnet8", "default", SETTINGS)}, of_models=measure_responses)}
     )
-    with pytest.raises(UserError, match="none of its networks has been trained yet"):
+    with pytest.raises(UserError, match="none of tiny's networks has been trained"):
         reproduce(look, **one, training=False)
     assert not list(one["out"].glob("*.json"))
 
@@ -187,6 +187,8 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     ("words", "line"),
     [
         (["figure9"], "no experiment called 'figure9'"),
+        (["table1", "--data", "fashion-sample"], "table1 only counts: --data and --no-train do not apply"),
+        (["figure1", "--scale", "smoke", "--no-train"], "none of figure1's networks has been trained in reproduction yet"),
         (["table1", "--seeds", "2"], "table1 trains nothing: --seeds does not apply"),
         (["figure1", "--all"], "give names or --all, not both"),
         (["--only", "plain20"], "--only, --model and --no-train go with an experiment's name"),
@@ -280,6 +282,9 @@ def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_dat
         "resnet8 order=relu-only, mean over its 3x3 layers",
     ]
     assert result["data"] == images.name
+    other = found[0] / "model.safetensors"
+    twice = reproduce(look, out=one["out"], models=[found[0], other], quiet=True)["rows"]
+    assert [row["what"].split(", ")[0] for row in twice] == ["resnet8 (run0)", "resnet8 (model.safetensors)"], "no seeds of one"
     stale = one["out"] / "look-models-effects.png"
     stale.write_bytes(b"of another time")
     assert "effects_picture" not in reproduce(look, out=one["out"], models=found, quiet=True) and not stale.exists()

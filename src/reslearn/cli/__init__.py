@@ -78,6 +78,7 @@ def main() -> None:
         message = getattr(error, "format_message", error.__str__)()
         code = _complain(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
     except (KeyboardInterrupt, typer.Abort):
+        typer.echo("reslearn: stopped", err=True)
         code = 130
     except BrokenPipeError:
         sys.stderr.close()

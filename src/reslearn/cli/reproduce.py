@@ -80,19 +80,20 @@ def reproduce(
     command = shlex.join(["reslearn", *sys.argv[1:]])
     for each in chosen:
         order = [*EXPERIMENTS].index(each.name)
-        count = seeds if not every or each.trains(scale.value) else None
+        idle = every and not each.trains(scale.value)  # what is for trainings is for others than this one
+        count, source = (None, None) if idle else (seeds, data)
         try:
             results.append(
                 run(
                     each,
                     scale.value,
                     seeds=count,
-                    data=data,
+                    data=source,
                     out=out,
                     device=device,
                     only=only or (),
                     models=models or (),
-                    training=train,
+                    training=train or idle,
                     quiet=as_json,
                     command=command,
                     order=order,

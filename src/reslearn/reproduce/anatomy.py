@@ -180,7 +180,7 @@ def measure_errors(models: Models, look: Look) -> Measured:
     rows, data = [], set()
     for label, seeds in models.items():
         card = read_card(seeds[0])
-        published = PUBLISHED.get(card.net, spec(card.net).published.get("CIFAR-10")) if label == card.net else None
+        published = PUBLISHED.get(card.net, spec(card.net).published.get("CIFAR-10")) if label.split(" (")[0] == card.net else None
         look.say(f"testing {label}")
         results = [evaluate(path, _data(path, look), device=look.device) for path in seeds]
         data |= {each["data"] for each in results}

@@ -73,6 +73,8 @@ def reproduce(
         raise UserError(f"{experiment.name} has no training '{wrong[0]}' at scale {scale}; known: {known}")
     if seeds is not None and (models or not planned.trainings):
         raise UserError(f"{experiment.name} trains nothing{' with --model' if models else ''}: --seeds does not apply")
+    if planned.measure is not None and (data is not None or not training):
+        raise UserError(f"{experiment.name} only counts: --data and --no-train do not apply")
     if models and planned.of_models is None:
         raise UserError(f"{experiment.name} does not look into models: leave --model out")
     if models and (only or not training):
@@ -116,6 +118,8 @@ def reproduce(
         done = {label: {s: each.seed(s) for s in range(count) if each.done(s)} for label, each in cached.items()}
         failed = {label: [s for s in range(count) if each.failed(s)] for label, each in cached.items()}
         found = {label: list(folders.values()) for label, folders in done.items()}
+        if not training and not any(found.values()):
+            raise UserError(f"none of {experiment.name}'s networks has been trained in {out} yet: leave --no-train out")
         facts = [read_facts(folder) for folders in found.values() for folder in folders]
         if facts:
             result["made_on"] = _distinct(_made_on(each["machine"], each["versions"]) for each in facts)
@@ -135,14 +139,19 @@ def reproduce(
 
 
 def _named(models: Sequence[Path]) -> dict[str, list[Path]]:
-    """Given models by their networks: the name, and the options that make it another one."""
-    found: dict[str, list[Path]] = {}
+    """Given models by their networks: the name, and the options that make it another one; of several, also the file.
+
+    Each stands for itself: they need not be seeds of one training.
+    """
+    named: list[tuple[str, Path]] = []
     for path in models:
         card = read_card(path)
         same = SAME if spec(card.net).shortcut == "A" else SAME[:2]
         options = [f"{key}={value}" for key, value in sorted(card.options.items()) if (key, value) not in same]
-        found.setdefault(" ".join([card.net, *options]), []).append(path)
-    return found
+        named.append((" ".join([card.net, *options]), path))
+    names = [name for name, _ in named]
+    short = len({path.name for path in models}) == len(models)
+    return {f"{name} ({path.name if short else path})" if names.count(name) > 1 else name: [path] for name, path in named}
 
 
 def _made_on(machine: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
