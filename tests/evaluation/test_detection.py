@@ -90,6 +90,7 @@ BY_HAND: dict[str, Scene] = {
     "ties in an image": ([one([A])], [seen(B, A, HALF, scores=[0.5] * 3)]),
     "on the edges of the ranges": ([one([(0, 0, 32, 32), (0, 0, 96, 96)])], [seen((0, 0, 32, 32), (0, 0, 96, 96))]),
     "no area": ([one([A])], [seen((5, 5, 5, 5), A)]),
+    "overlaps two alike": ([one([(0, 0, 100, 100), (20, 0, 120, 100)])], [seen((10, 0, 110, 100), (20, 0, 120, 100))]),
     "the 101st is right": ([one([A])], [seen(*[B] * 100, A, scores=[1 - 0.001 * k for k in range(101)])]),
 }
 

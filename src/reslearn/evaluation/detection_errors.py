@@ -24,7 +24,7 @@ class Mistake(NamedTuple):
 
 
 def mistakes(matches: Matches) -> list[Mistake]:
-    """The mistakes at IoU 0.5 by COCO's rule, false alarms by falling score, then missed objects.
+    """The mistakes at IoU 0.5 of boxes by COCO's rule, false alarms by falling score, then missed objects.
 
     A false alarm is of (section 2.2, in the order of the authors' program) "location": 0.1 <= IoU < 0.5 with an object of
     its class; "class": IoU >= 0.5 with one of another; "duplicate": IoU >= 0.5 with one of its class, which another
