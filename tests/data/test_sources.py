@@ -22,7 +22,7 @@ from reslearn.data.splits import divide, stratified
 from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos, ahead, cache_fits
 from reslearn.files import cache_folder
-from reslearn.recipes.recipe import Data
+from reslearn.recipes import validate
 from reslearn.training import setup
 from reslearn.training.setup import make_sources
 
@@ -268,16 +268,17 @@ def test_an_error_nobody_expected_ends_it_by_name(photos: Path, monkeypatch: pyt
 
 
 def test_small_sets_are_shrunk_first_and_large_ones_are_not(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def direct(cache: str) -> tuple[bool, bool]:
+    def direct(cache: str, **view: Any) -> tuple[bool, bool]:
         opened = data.open(photos)
-        recipe = Data(size=32, crop_scale=(0.3, 1.0), cache=cache)
-        source = make_sources(
-            opened, opened.splits | {"train": opened.splits["all"]}, recipe, torch.device("cpu"), lambda *_: None
-        ).train
+        how = {"size": 32, "cache": cache} | (view or {"crop_scale": (0.3, 1.0)})
+        recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}, "data": how})
+        splits = opened.splits | {"train": opened.splits["all"]}
+        source = make_sources(opened, splits, recipe, torch.device("cpu"), lambda *_: None).train
         assert isinstance(source, Photos)
         return source.direct, source.shrunk is not None
 
     assert [direct(cache) for cache in ("auto", "on", "off")] == [(False, True), (False, True), (False, False)]
+    assert direct("auto", jitter=(40, 60)) == (True, False), "no shrunk photo holds every size"
     monkeypatch.setattr(setup, "CACHE_BYTES", 1000)
     monkeypatch.setattr(stream, "CACHE_BYTES", 1000)
     assert [direct(cache) for cache in ("auto", "on", "off")] == [(True, False), (False, True), (True, False)]
