@@ -30,7 +30,6 @@ T = TypeVar("T")
 ANSWER = timedelta(seconds=60)  # a rank that does not answer within a step is dead or hangs
 WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
 PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
-NAMING = timedelta(seconds=10)  # to find out which rank does not answer
 GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
 
 _host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
@@ -73,7 +72,7 @@ def restarts() -> tuple[int, int]:
 def joined(device: str = "auto") -> Iterator[None]:
     """The ranks that torchrun has started, together; one process alone as it is. device: as for device.pick_device.
 
-    A rank that is lost ends the others with a UserError that names it, within about a minute.
+    A rank that dies ends the others with a UserError at once, one that hangs within about a minute; torchrun names it.
     """
     global _host
     if _host is not None or (asked() == 1 and count() == 1):
@@ -95,7 +94,8 @@ def joined(device: str = "auto") -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in GLOO)):
             raise
-        raise UserError(f"the ranks have lost each other: {_silent(error)}; the run's last checkpoint is whole") from error
+        what = str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
+        raise UserError(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
     except Interrupted:
         _leave()
         raise
@@ -106,15 +106,6 @@ def _leave() -> None:
     global _host
     dist.destroy_process_group()
     _host = None
-
-
-def _silent(error: RuntimeError) -> str:
-    """Which ranks do not answer, as rank 0 sees it; on the others, what went wrong."""
-    try:
-        dist.monitored_barrier(_host, NAMING, wait_all_ranks=True)
-    except RuntimeError as named:
-        error = named
-    return str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
 
 
 def own_device(device: torch.device) -> torch.device:
