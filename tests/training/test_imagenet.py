@@ -95,6 +95,20 @@ def test_views_grow_and_tests_stay(photos: Path, tmp_path: Path, monkeypatch: py
     assert {size for training, size in seen if not training} == {32}
 
 
+def test_parts_of_a_batch_are_of_one_size(photos: Path) -> None:
+    from reslearn import data as datasets
+    from reslearn.data.preprocess import Preprocessing
+
+    split = datasets.open(str(photos)).splits["all"]
+    view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    source = Photos(split, view, crop_scale=(0.5, 1.0), grow=(32, 64), epochs=2)
+    late = Draws(0, torch.ones(4, dtype=torch.int64), torch.arange(4))
+    assert source.train_batch(late)[0].shape[-1] == 32 and source._train_size(1) == (32, 32)
+    far = Draws(0, torch.full((4,), 2), torch.arange(4))
+    assert source.train_batch(far)[0].shape[-1] == 64
+    assert source.train_batch(Draws(0, far.epochs, far.indices, began=0))[0].shape[-1] == 32
+
+
 def test_colour_noise_is_added_to_the_colours_of_each_photo(photos: Path) -> None:
     from reslearn import data as datasets
     from reslearn.data.preprocess import Preprocessing

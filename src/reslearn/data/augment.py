@@ -22,11 +22,15 @@ ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; the furth
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch draws: who is in it, from which epochs, under which seed. epochs, indices: int64 (N,)."""
+    """What one batch draws: who is in it, from which epochs, under which seed. epochs, indices: int64 (N,).
+
+    began: the epoch in which the batch begins that this is a part of; None where it is whole.
+    """
 
     seed: int
     epochs: Tensor
     indices: Tensor
+    began: int | None = None
 
     def uniform(self, draw: int) -> Tensor:
         """float32 (N,) in [0, 1)."""

@@ -177,7 +177,7 @@ class Photos:
     def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cropped, flipped and normalised, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
         places = draws.indices.tolist()
-        size = self._train_size(int(draws.epochs[0]))
+        size = self._train_size(int(draws.epochs[0]) if draws.began is None else draws.began)
         batch = self._batch(len(places), size)
         bad = self._read(places, self._training(draws, size), batch.numpy(), self._direct_training)
         for j, error in bad.items():

@@ -126,7 +126,8 @@ class HostStepper:
     def prepare(self, step: int) -> Batch:
         epochs, indices = self.order[step]
         own = ranks.own(len(indices))
-        return Batch(epochs, indices, *self.source.train_batch(Draws(self.seed, epochs[own], indices[own])))
+        draws = Draws(self.seed, epochs[own], indices[own], began=int(epochs[0]))
+        return Batch(epochs, indices, *self.source.train_batch(draws))
 
     def __call__(self, batch: Batch, progress: Progress) -> None:
         assert batch.images is not None and batch.labels is not None
