@@ -20,7 +20,7 @@ FEW = ["--set", "schedule.steps=2"]
 def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     words = shlex.split(line, comments=True)
     few = FEW if words[1] == "train" and "--resume" not in words else []
-    few = ["--rounds", "1", "--steps" if words[2] == "train" else "--images", "1"] if words[1] == "bench" else few
+    few = ["--rounds", "1", *(["--steps", "1"] if words[2] == "train" else ["--images", "50"])] if words[1] == "bench" else few
     few = ["--images", "8"] if words[1] == "analyze" and words[2] != "explain" else few
     few = ["--scale", "smoke", "--only", "plain20"] if words[1:3] == ["reproduce", "figure1"] else few
     monkeypatch.setattr(sys, "argv", [*words, *few])

@@ -108,7 +108,8 @@ def _check_same(a: Scores, b: Scores) -> None:
             if x != y:
                 one = {"classes": "class", "names": "image"}[what]
                 told = [f"'{name}'" if name is not None else "none" for name in (x, y)]
-                raise UserError(f"{both}: {one} {i} is {told[0]} of the first and {told[1]} of the second")
+                hint = "; runs with other seeds hold out other images: give images that none has seen" if what == "names" else ""
+                raise UserError(f"{both}: {one} {i} is {told[0]} of the first and {told[1]} of the second{hint}")
     for i in (a.labels != b.labels).nonzero()[:1, 0].tolist():
         x, y = a.classes[a.labels[i]], a.classes[b.labels[i]]
         raise UserError(f"{both}: '{a.names[i]}' is labelled '{x}' in the first and '{y}' in the second")
