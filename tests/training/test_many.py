@@ -45,9 +45,9 @@ def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
         for seed, steps in ((1, 6), (2, 3), (3, 6))
     ]
     for run, job in zip(many.side_by_side(jobs), jobs, strict=True):
-        settings = [*SETTINGS, f"schedule.steps={job.recipe.schedule.steps}"]
+        settings = [*SETTINGS, f"schedule.steps={job.ready.recipe.schedule.steps}"]
         alone = train(
-            images, "resnet8", settings=settings, seed=job.recipe.seed, out=tmp_path / f"alone-{run.folder.name}", quiet=True
+            images, "resnet8", settings=settings, seed=job.ready.recipe.seed, out=tmp_path / f"alone-{run.folder.name}", quiet=True
         )
         assert same(alone.folder, run.folder)
 

@@ -39,6 +39,11 @@ def examine(path: str | Path, *, classes: Sequence[str] | None = None, only: Seq
     return [finding for some in faults.values() for finding in some.found]
 
 
+def split_names(path: str | Path) -> list[str]:
+    """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
+    return list(_sources(Path(path), None))
+
+
 def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:
     if classes is not None and len(set(classes)) < len(classes):
         raise UserError(f"classes {', '.join(classes)}: one of them is there twice")

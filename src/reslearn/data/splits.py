@@ -25,7 +25,7 @@ def stratified(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndarr
     return held
 
 
-def _count(amount: float, images: int, key: str) -> int:
+def held_out(amount: float, images: int, key: str) -> int:
     """A share below 1 of the images, or a number of images."""
     count = round(amount * images) if amount < 1 else round(amount)
     if count >= images > 0:
@@ -49,9 +49,9 @@ def divide(data: DataSet, *, val: float, test: float, seed: int) -> tuple[dict[s
     if "train" not in splits:
         raise UserError(f"'{data.name}' has no training images (only {', '.join(splits)}): add a train/ folder")
     images = len(splits["train"])
-    counts = {name: (_count(amount, images, f"data.{name}"), draw) for name, (amount, draw) in wanted.items()}
-    if (held_out := sum(count for count, _ in counts.values())) >= images > 0:
-        raise UserError(f"data.val and data.test would hold out {held_out} of {images} images: use smaller numbers")
+    counts = {name: (held_out(amount, images, f"data.{name}"), draw) for name, (amount, draw) in wanted.items()}
+    if (together := sum(count for count, _ in counts.values())) >= images > 0:
+        raise UserError(f"data.val and data.test would hold out {together} of {images} images: use smaller numbers")
     for name, (count, draw) in counts.items():
         train = splits["train"]
         held = stratified(train.labels, count, seed, draw)

@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.detector import Detector
-from reslearn.detect.heads import Heads, Pool, pyramid_pool
+from reslearn.detect.heads import Heads, Pool, Proposals, pyramid_pool
 from reslearn.detect.settings import Settings, make_settings
 from reslearn.detect.trunk import Stages, freeze_batch_norm, split, stages_of
 from reslearn.errors import UserError
@@ -44,7 +45,7 @@ def create_detector(
     Raises UserError for an unknown name or option, and for what does not go together.
     """
     names = _names(classes)
-    body, known, view = _trunk(net, channels)
+    body, known, view = trunk(net, channels)
     trained = known.get("trained", False)
     levels = len(body.stages) + 1 if isinstance(body, ResNet) else 0
     if kind == "fpn" or options.get("masks"):
@@ -72,7 +73,7 @@ def _names(classes: int | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
+def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
     """A network of one's own, what is known of it, and how its input is normalised."""
     if isinstance(net, str) and "/" not in net and not net.endswith(".safetensors") and (net in models() or not Path(net).exists()):
         row = spec(net)
@@ -120,7 +121,9 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         halves = split(net)
         shared, head, parts = halves.shared, halves.region, halves.parts
         channels, features = halves.channels, halves.features
-        pool = Pool(s.roi, halves.roi, halves.stride)
+        if s.roi_size is not None and isinstance(net, VGG):
+            raise UserError("roi_size is for networks with stages: VGG's fc6 takes 7 pixels a side")
+        pool = Pool(s.roi, s.roi_size or halves.roi, halves.stride)
         anchors, ratios = (s.anchors,), (s.ratios,)
         if s.masks:  # on the maps of the last stage, which boxes and masks share (Mask R-CNN, figure 4)
             mask_parts = {"mask_predictor": MaskRCNNPredictor(features, PYRAMID, count)}
@@ -142,7 +145,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         generator = AnchorGenerator(anchors, ratios)
     rpn = RegionProposalNetwork(
         generator,
-        RPNHead(channels, generator.num_anchors_per_location()[0]),
+        Proposals(channels, generator.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes, roi_align, roi_pool
 from torchvision.ops.poolers import LevelMapper
 
@@ -42,6 +43,14 @@ def pyramid_pool(side: int, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     return pool
 
 
+class Proposals(RPNHead):
+    """torchvision's, whose numbers are float32 whatever the convolutions compute in: bf16 has no pixels above 256."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = super().forward(x)
+        return [each.float() for each in objectness], [each.float() for each in deltas]
+
+
 class Heads(RoIHeads):
     """torchvision's, with global context, a mask head that shares the last stage with the boxes, and its steps callable one by
     one, as the improvements at test time need them. Targets and losses are torchvision's.
@@ -75,14 +84,14 @@ class Heads(RoIHeads):
 
     def judge(self, found: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Features (R, D) and their boxes (R, 4) -> probabilities (R, K + 1), column 0 is background, and boxes (R, K + 1, 4)."""
-        logits, deltas = self.box_predictor(found)
+        logits, deltas = (each.float() for each in self.box_predictor(found))
         return F.softmax(logits, -1), self.box_coder.decode(deltas, [boxes])
 
     def mask_logits(self, features: Features, boxes: list[Tensor], shapes: list[Shape]) -> Tensor:
         """(R, K + 1, 28, 28), or 14 x 14 on a shared last stage."""
         pooled = self.mask_roi_pool(features, boxes, shapes) if self.mask_roi_pool else self.box_roi_pool(features, boxes, shapes)
         head = self.mask_head or self.box_head.maps
-        return self.mask_predictor(head(pooled))  # type: ignore[operator]
+        return self.mask_predictor(head(pooled)).float()  # type: ignore[operator]
 
     def masks(self, features: Features, found: list[dict[str, Tensor]], shapes: list[Shape]) -> list[Tensor]:
         """Probabilities (R, 1, M, M) of each image's detections, of their own class."""
@@ -115,7 +124,7 @@ class Heads(RoIHeads):
         """Of a sample of the regions: loss_classifier, loss_box_reg and, with masks, loss_mask (of regions with an object)."""
         proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
         found, maps = self.regions(features, proposals, shapes)
-        logits, deltas = self.box_predictor(found)
+        logits, deltas = (each.float() for each in self.box_predictor(found))
         classifier, box = fastrcnn_loss(logits, deltas, labels, regression)
         losses = {"loss_classifier": classifier, "loss_box_reg": box}
         if self.has_mask():
@@ -123,7 +132,7 @@ class Heads(RoIHeads):
             positive = [each > 0 for each in labels]
             boxes, which = ([own[chosen] for own, chosen in zip(all_, positive, strict=True)] for all_ in (proposals, matched))
             if self.mask_head is None and maps is not None:  # they have been through the last stage already
-                logits = self.mask_predictor(maps[torch.cat(positive)])  # type: ignore[operator]
+                logits = self.mask_predictor(maps[torch.cat(positive)]).float()  # type: ignore[operator]
             else:
                 logits = self.mask_logits(features, boxes, shapes)
             masks, classes = ([target[key] for target in targets] for key in ("masks", "labels"))

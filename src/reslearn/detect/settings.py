@@ -35,7 +35,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 class Settings(BaseModel):
     """kind: "c4", one feature map, the net's last stage on every region; "fpn", a pyramid of all stages.
 
-    masks: Mask R-CNN's head as well. roi: how a region is pooled. batch_norm: "frozen" to its statistics, or "live".
+    masks: Mask R-CNN's head as well. roi: how a region is pooled; roi_size: to so many pixels a side (14; with VGG 7).
+    batch_norm: "frozen" to its statistics, or "live".
     context: a feature of the whole image beside each region's (DRL appendix B). frozen: 1 keeps the stem (of VGG: conv1) as it
     is, n + 1 the first n stages too. anchors: sides in px, in fpn one a level; ratios: height to width.
     min_size, max_size: images are scaled so that the shorter side has min_size px and the longer at most max_size.
@@ -49,6 +50,7 @@ class Settings(BaseModel):
     kind: Kind = "c4"
     masks: bool = False
     roi: Roi = "align"
+    roi_size: int | None = Field(default=None, ge=2, le=28)
     batch_norm: BatchNorm = "live"
     context: bool = False
     frozen: int = Field(default=0, ge=0)
@@ -67,6 +69,8 @@ class Settings(BaseModel):
     def _consistent(self) -> "Settings":
         if self.kind == "fpn" and self.roi == "pool":
             raise ValueError("roi='pool' is of kind 'c4': a pyramid is pooled by RoIAlign")
+        if self.kind == "fpn" and self.roi_size is not None:
+            raise ValueError("roi_size is of kind 'c4': a pyramid's layers take 7 pixels a side")
         if min(self.anchors) <= 0 or min(self.ratios) <= 0:
             raise ValueError("anchors and ratios must be above 0")
         if self.max_size < self.min_size:

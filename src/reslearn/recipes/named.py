@@ -1,6 +1,7 @@
 """From what the user asks for to one resolved recipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from reslearn.recipes.cifar_fast import cifar10_fast
 from reslearn.recipes.default import default
 from reslearn.recipes.fashion import fashion
 from reslearn.recipes.imagenet import imagenet_classic, imagenet_fast, imagenet_paper
-from reslearn.recipes.recipe import Recipe, change, read_file, validate
+from reslearn.recipes.recipe import Common, Recipe, change, read_file, validate
 
 # name -> (data, net or None) -> (values, what it chose and why)
 NAMED: dict[str, Callable[[DataSet, str | None], tuple[dict[str, Any], list[str]]]] = {
@@ -28,31 +29,46 @@ NAMED: dict[str, Callable[[DataSet, str | None], tuple[dict[str, Any], list[str]
 }
 
 
+@dataclass(frozen=True)
+class Family:
+    """The recipes of a task. choose: the values of a named one for (name, data, net, start's net section, what is asked for by
+    dotted key). check: raises UserError where a recipe does not go with the data."""
+
+    kind: type[Common]
+    names: Collection[str]
+    usual: Callable[[Any], str]
+    choose: Callable[[str, Any, str | None, dict[str, Any] | None, dict[str, Any]], tuple[dict[str, Any], list[str]]]
+    check: Callable[[Any, Any], None]
+
+
 def resolve(
-    data: DataSet,
+    data: Any,
     recipe: str | Path | None = None,
     net: str | None = None,
     settings: Sequence[str] = (),
     seed: int | None = None,
     start: dict[str, Any] | None = None,
-) -> tuple[Recipe, list[str]]:
+    family: Family | None = None,
+) -> tuple[Any, list[str]]:
     """The recipe of a run, and sentences that say what was chosen from the data.
 
-    recipe: a name, or a .toml or .json file, whose `base` (a name) gives what the file leaves out; None takes "fashion" for the
-    Fashion-MNIST sets and "default" for all others. settings: `key=value`. start: the net section of a run that
-    begins with given weights. Raises UserError naming what is wrong.
+    recipe: a name, or a .toml or .json file, whose `base` (a name) gives what the file leaves out; None takes the family's usual
+    one. settings: `key=value`. start: the net section of a run that begins with given weights. family: classification unless
+    given. Raises UserError naming what is wrong.
     """
+    family = family or CLASSIFICATION
     if recipe is None:
-        recipe = "fashion" if data.name.startswith("fashion-") else "default"
-    file = {} if str(recipe) in NAMED else _read(Path(recipe))
-    net = net or _set_net(settings) or file.get("net", {}).get("name")  # what a recipe chooses is chosen for this network
+        recipe = family.usual(data)
+    file = {} if str(recipe) in family.names else _read(Path(recipe), family.names)
+    asked = _flat(file) | {key: value for key, _, value in (setting.partition("=") for setting in settings)}
+    net = net or asked.get("net.name")  # what a recipe chooses is chosen for this network
     if net is not None:
         spec(net)  # an unknown name is the first thing to hear of
     base = file.pop("base", None) if file else str(recipe)
     values: dict[str, Any] = {}
     chose: list[str] = []
     if base is not None:
-        values, chose = NAMED[base](data, net)
+        values, chose = family.choose(base, data, net, start, asked)
     where = f"recipe {recipe}"
     if file:
         where = str(recipe)
@@ -61,38 +77,44 @@ def resolve(
             values["net"] = {**values.get("net", {}), "name": net}
     if start is not None:  # the network is the one that the weights are of
         values = {**values, "net": {**file.get("net", {}), **start}}
-    resolved = change(validate(values, where), settings)
+    resolved = change(validate(values, where, family.kind), settings)
     if seed is not None:
-        resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed")
-    _check_applies(resolved, data)
+        resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed", family.kind)
+    family.check(resolved, data)
     return resolved, chose
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def asked_on_bad(recipe: str | Path | None, settings: Sequence[str]) -> Literal["error", "skip"]:
     """data.on_bad as it is asked for: it decides how the data set is opened, which comes before the rest of the recipe."""
-    values = {} if recipe is None or str(recipe) in NAMED or not Path(recipe).is_file() else read_file(Path(recipe))
-    section = values.get("data")
-    asked = section.get("on_bad") if isinstance(section, dict) else None
+    return "skip" if asked_for("data.on_bad", recipe, settings) == "skip" else "error"
+
+
+def asked_for(key: str, recipe: str | Path | None, settings: Sequence[str]) -> Any:
+    """What --set or a recipe file says of a key, None where they say nothing: for what must be known before a recipe is made."""
+    values = {} if recipe is None or not Path(recipe).is_file() else read_file(Path(recipe))
+    asked = _flat(values).get(key)
     for setting in settings:
-        key, _, value = setting.partition("=")
-        asked = value if key == "data.on_bad" else asked
-    return "skip" if asked == "skip" else "error"
+        name, _, value = setting.partition("=")
+        asked = value if name == key else asked
+    return asked
 
 
-def _set_net(settings: Sequence[str]) -> str | None:
-    """The network that --set net.name=... names, the last of them."""
-    names = [setting.removeprefix("net.name=") for setting in settings if setting.startswith("net.name=")]
-    return names[-1] if names else None
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, names: Collection[str]) -> dict[str, Any]:
     """A recipe file's values, with a known `base` or none."""
     if not path.exists() and path.suffix not in (".toml", ".json"):
-        raise UserError(f"no recipe or recipe file called '{path}'{did_you_mean(str(path), NAMED)}")
+        raise UserError(f"no recipe or recipe file called '{path}'{did_you_mean(str(path), names)}")
     values = read_file(path)
     base = values.get("base")
-    if base is not None and (not isinstance(base, str) or base not in NAMED):
-        raise UserError(f"{path}: no base recipe '{base}'{did_you_mean(str(base), NAMED)}")
+    if base is not None and (not isinstance(base, str) or base not in names):
+        raise UserError(f"{path}: no base recipe '{base}'{did_you_mean(str(base), names)}")
     if not isinstance(values.get("net", {}), dict):
         raise UserError(f'{path}: net: write it as a table, such as [net] with name = "resnet20"')
     return values
@@ -146,3 +168,12 @@ def _check_takes(recipe: Recipe, data: DataSet) -> None:
             raise UserError(
                 f"{recipe.net.name} cannot take images of {height}x{width} px: use larger ones, or data.size"
             ) from error
+
+
+CLASSIFICATION = Family(
+    Recipe,
+    NAMED,
+    usual=lambda data: "fashion" if data.name.startswith("fashion-") else "default",
+    choose=lambda name, data, net, start, asked: NAMED[name](data, net),
+    check=_check_applies,
+)

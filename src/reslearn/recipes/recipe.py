@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -202,25 +202,30 @@ class Log(Section):
     tensorboard: bool = False
 
 
-class Recipe(Section):
-    """Everything that decides a run. The same recipe, data, seed and machine give the same weights, bit for bit."""
+class Common(Section):
+    """What every run has, whatever it is trained to do."""
 
     name: str = "custom"
     seed: int = Field(default=0, ge=0, lt=2**31)
     net: Net
-    data: Data = Data()
-    batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
-    loss: Loss = Loss()
-    precise_bn: int | None = Field(default=None, ge=1)  # batches that BN's statistics are averaged over after training (DRL 3.4)
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint: Every = Every()
+    log: Log = Log()
+
+
+class Recipe(Common):
+    """Everything that decides a run. The same recipe, data, seed and machine give the same weights, bit for bit."""
+
+    data: Data = Data()
+    batch: Batch = Batch()
+    loss: Loss = Loss()
+    precise_bn: int | None = Field(default=None, ge=1)  # batches that BN's statistics are averaged over after training (DRL 3.4)
     recompute: bool = False  # blocks are computed again in the backward pass instead of kept: less memory, more time
     step: Literal["auto", "eager", "fused", "compiled", "captured"] = "auto"  # how it is run, see training/stepper.py
     evaluate: Evaluate = Evaluate()
-    checkpoint: Every = Every()
-    log: Log = Log()
 
     @model_validator(mode="after")
     def _fine_tuning(self) -> "Recipe":
@@ -231,6 +236,9 @@ class Recipe(Section):
         if self.batch.micro is not None and self.loss.class_weights == "auto":
             raise ValueError("batch.micro does not go with loss.class_weights=auto, whose mean is over a whole batch")
         return self
+
+
+R = TypeVar("R", bound=Common)
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
@@ -245,20 +253,20 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
-def validate(values: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe of nested values, or UserError naming the first key that is wrong, with the nearest known one."""
+def validate(values: dict[str, Any], where: str = "recipe", kind: type[Common] = Recipe) -> Any:
+    """A recipe of that kind of nested values, or UserError naming the first key that is wrong, with the nearest known one."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from error
+        raise UserError(f"{where}: {_explain(error, kind)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Common]) -> str:
     # A key that is not known is why another one is missing.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return f"no key '{key}'{did_you_mean(key, [*keys(), 'base'])}"
+        return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
     if first["type"] == "missing":
         return f'no {key}: give it, or begin with a base, such as base = "default"'
     message = first["msg"].removeprefix("Value error, ")
@@ -279,15 +287,15 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
 
 
-def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+def change(recipe: R, settings: Sequence[str]) -> R:
     """The recipe with `key=value` settings applied; schedule.steps and schedule.epochs replace each other."""
     values = recipe.model_dump()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: write it as key=value, such as --set schedule.epochs=20")
-        if key not in keys():
-            raise UserError(f"--set {setting}: no key '{key}'{did_you_mean(key, keys())}")
+        if key not in (known := keys(type(recipe))):
+            raise UserError(f"--set {setting}: no key '{key}'{did_you_mean(key, known)}")
         *sections, last = key.split(".")
         target = values
         for section in sections:
@@ -295,7 +303,7 @@ def change(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         target[last] = _value(text)
         if key in ("schedule.steps", "schedule.epochs"):
             target["epochs" if last == "steps" else "steps"] = None
-    return validate(values, " ".join(f"--set {setting}" for setting in settings) or "recipe")
+    return validate(values, " ".join(f"--set {setting}" for setting in settings) or "recipe", type(recipe))
 
 
 def read_file(path: Path) -> dict[str, Any]:

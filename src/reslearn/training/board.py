@@ -25,7 +25,7 @@ class Board:
     def write(self, line: dict[str, Any]) -> None:
         """Every number of one line of metrics.jsonl, under its split."""
         group = line.get("split", "train")
-        for key, value in line.items():
+        for key, value in [*line.items(), *line.get("losses", {}).items()]:
             if isinstance(value, float):
                 self.writer.add_scalar(f"{group}/{key}", value, line["step"])
         self.writer.flush()

@@ -9,6 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_SECONDS = 10  # without a terminal, lines of progress come no more often
 
 
+def percent(value: float | None) -> str:
+    """A number in percent that may not be there."""
+    return "none" if value is None else f"{value:.2f}%"
+
+
 class Display:
     """Lines that stay, and progress: how much is done, how fast, how long it will still take."""
 
@@ -56,16 +61,20 @@ class Display:
         if self.bar is None and now - self.trained_at < PLAIN_SECONDS and line["step"] != total:
             return
         self.trained_at = now
+        error = f"train error {line['error']:5.2f}%  " if "error" in line else ""
         self.say(
             f"step {line['step']:>6}/{total}  epoch {line['epoch']:6.2f}  lr {line['lr']:.4f}  loss {line['loss']:.4f}  "
-            f"train error {line['error']:5.2f}%  {images_per_s:,.0f} images/s  {self._left(line['step'], total)}"
+            f"{error}{images_per_s:,.{0 if images_per_s >= 10 else 1}f} images/s  {self._left(line['step'], total)}"
         )
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """One evaluation line of metrics.jsonl."""
-        self.say(
-            f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  held-out error {line['top1_error']:.2f}%  loss {line['loss']:.4f}"
+        found = (
+            f"held-out error {line['top1_error']:.2f}%"
+            if "top1_error" in line
+            else "  ".join(f"held-out {name} {percent(line[name])}" for name in ("AP", "AP50", "AP75"))
         )
+        self.say(f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  {found}  loss {line['loss']:.4f}")
 
     def _left(self, done: int, total: int) -> str:
         if done <= self.began:

@@ -15,15 +15,13 @@ from reslearn.device import autocast, pick_precision
 from reslearn.errors import Diverged, Interrupted
 from reslearn.evaluation.protocols import error_and_loss
 from reslearn.files import fsync_file, write_text, writing
-from reslearn.recipes import Recipe
 from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import Board
 from reslearn.training.display import Display
 from reslearn.training.schedule import lr
-from reslearn.training.setup import Sources
 from reslearn.training.state import State
 from reslearn.training.step import NonFinite, make_criterion, set_lr
-from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, make_stepper
+from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, Stepper, make_stepper
 
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
 PATIENCE = 5  # evaluations without a lower error that are a plateau
@@ -38,8 +36,8 @@ class Loop:
     def __init__(
         self,
         folder: Path,
-        recipe: Recipe,
-        sources: Sources,
+        recipe: Any,
+        sources: Any,
         state: State,
         device: torch.device,
         mode: str,
@@ -51,8 +49,7 @@ class Loop:
         self.total = recipe.schedule.total(self.images, recipe.batch.size)
         self.precision = pick_precision(recipe.precision, device)
         self.device = device
-        criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=sources.classes))
-        self.stepper = make_stepper(mode, recipe, train, state, criterion, self.precision)
+        self.stepper = self.make_stepper(mode)
         self.stepper.restart(state.progress)
         self.forward = CapturedForward(state.evaluated) if isinstance(self.stepper, DeviceStepper) else None
         self.metrics = folder / "metrics.jsonl"
@@ -61,6 +58,11 @@ class Loop:
         self.stream = 0  # checksum of this rank's images since it was last added up
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
+
+    def make_stepper(self, mode: str) -> Stepper:
+        recipe, train = self.recipe, self.sources.train
+        criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=self.sources.classes))
+        return make_stepper(mode, recipe, train, self.state, criterion, self.precision)
 
     def steps(self, stop: runtime.Stop) -> Iterator[None]:
         """Train to the end, one step for each time it is asked. Once a signal asks to stop: save, then raise Interrupted."""
@@ -188,16 +190,21 @@ class Loop:
             "epoch": round(self.epoch(), 4),
             "lr": p.lr,
             "loss": p.loss / p.seen,
-            "error": 100 * p.wrong / p.seen,
+            **self.trained(),
             "grad_norm": self.stepper.grad_norm,
             "stream": f"{p.stream:08x}",
         }
         speed = self.interval_images / self.interval_seconds if self.interval_seconds else 0.0
         self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
         self.display.train(line, self.total, speed)
-        p.loss, p.wrong, p.seen = 0.0, 0, 0
+        p.loss, p.losses, p.wrong, p.seen = 0.0, {}, 0, 0
         self.stepper.restart(p)
         self.interval_images, self.interval_seconds = 0, 0.0
+
+    def trained(self) -> dict[str, Any]:
+        """What a training line says beside the loss, of the steps since the last one."""
+        p = self.state.progress
+        return {"error": 100 * p.wrong / p.seen}
 
     def _evaluation_due(self) -> bool:
         p, every = self.state.progress, self.recipe.evaluate.every
@@ -208,9 +215,22 @@ class Loop:
         return p.step == self.total or (new_epoch if every is None else p.step % every == 0)
 
     def _evaluate(self, stop: runtime.Stop) -> None:
-        assert self.sources.val is not None
         p, started = self.state.progress, time.perf_counter()
         self._collect()
+        error, numbers = self.judge(stop)
+        self.state.keep_best(error, numbers["loss"])
+        self._watch_plateau(error)
+        p.evaluated_at = p.step
+        p.seconds += (seconds := time.perf_counter() - started)
+        line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
+        line |= numbers
+        self._write(line | {"time": {"seconds": round(seconds, 3)}})
+        self.display.evaluation(line)
+
+    def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
+        """The evaluated weights on the held-out images: the error in percent that the best weights have least of, and what a line
+        says of them, `loss` for one."""
+        assert self.sources.val is not None
         seen = ranks.single_view(
             self.state.evaluated,
             self.sources.val,
@@ -221,14 +241,7 @@ class Loop:
             progress=lambda done: stop.check(),
         )
         error, loss = error_and_loss(seen.logits, seen.labels)
-        self.state.keep_best(error, loss)
-        self._watch_plateau(error)
-        p.evaluated_at = p.step
-        p.seconds += (seconds := time.perf_counter() - started)
-        line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
-        line |= {"loss": loss, "top1_error": error}
-        self._write(line | {"time": {"seconds": round(seconds, 3)}})
-        self.display.evaluation(line)
+        return error, {"loss": loss, "top1_error": error}
 
     def _watch_plateau(self, error: float) -> None:
         """DRL 3.4: lr "is divided by 10 when the error plateaus"."""

@@ -11,9 +11,9 @@ import torch
 from reslearn.errors import Interrupted, UserError
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
-from reslearn.training.finish import finish
 from reslearn.training.folder import locked, read_facts
-from reslearn.training.run import Job, Run, begin, make_loop, reopen, resume
+from reslearn.training.run import Run, begin, finish, make_loop, reopen, resume
+from reslearn.training.task import Job
 
 OVER = object()
 
@@ -99,7 +99,7 @@ def side_by_side(jobs: Sequence[Job]) -> list[Run]:
             for loop in loops:
                 loop.save()
             raise Interrupted(signal.number, jobs[0].folder.parent) from None
-        return [Run(job.folder, finish(loop, job.data, stop)) for job, loop in zip(jobs, loops, strict=True)]
+        return [Run(job.folder, finish(job, loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from reslearn.errors import UserError
-from reslearn.recipes import Recipe
 from reslearn.training import checkpoint
 from reslearn.training.ema import Ema
 from reslearn.training.step import make_optimizer, set_lr
@@ -22,6 +21,7 @@ class Progress:
     evaluated_at: int = 0
     lr: float = 0.0
     loss: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)  # the parts of a detector's, by name
     wrong: int = 0
     seen: int = 0
     warmup_wrong: int = 0  # over the present window of warm-up steps
@@ -50,7 +50,7 @@ def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:
 class State:
     """Model, optimizer, average, best weights and progress."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Any) -> None:
         self.model = model
         self.frozen = freeze(model, recipe.net.frozen)
         self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)

@@ -1,0 +1,170 @@
+"""Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from reslearn.data.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
+from reslearn.data.boxes import Bad, BoxSet
+from reslearn.detect.settings import Settings, make_settings
+from reslearn.errors import UserError
+from reslearn.nets import spec
+from reslearn.recipes.named import Family
+from reslearn.recipes.recipe import Batch, Common, Every, Held, Section
+
+Splits = dict[str, BoxSet]
+SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
+LEAST = 12  # px that a small object should have on its shorter side
+
+
+class BoxData(Section):
+    """Which images are held out, and what the network sees of the others."""
+
+    train: str = "train"  # the split to train on; VOC's are train, val, trainval, test
+    val: Held = 0.1  # a share below 1, or a number of images; only where the set has no val split of its own
+    bad: Bad = "fail"  # what happens to unsound boxes: fail, all named, or drop
+    flip: Literal["none", "horizontal", "both"] = "horizontal"  # mirrored by chance; both: upside down as well
+    difficult: bool = True  # whether VOC's difficult objects are trained on
+    workers: int = Field(default=2, ge=0, le=64)  # threads that read images ahead of time
+
+
+class Images(Batch):
+    """Images a step. micro: so many at once, gradients are accumulated."""
+
+    size: int = Field(default=2, ge=1, le=4096)
+    micro: int | None = Field(default=None, ge=1)
+
+
+class DetectRecipe(Common):
+    """Everything that decides the training of a detector. net.init: a classification model that its trunk starts from."""
+
+    batch: Images = Images()
+    data: BoxData = BoxData()
+    detector: Settings
+    step: Literal["auto", "eager", "fused"] = "auto"  # how it is run, see training/stepper.py
+    evaluate: Every = Every()
+
+    @model_validator(mode="after")
+    def _applies(self) -> "DetectRecipe":
+        if self.optimizer.trunk_lr != 1 or self.net.frozen:
+            raise ValueError("net.frozen and optimizer.trunk_lr are of classification: a detector's is detector.frozen")
+        if self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
+            raise ValueError("batch.sync_bn and schedule.warmup_lr are of classification")
+        if self.detector.frozen and self.net.init is None:
+            raise ValueError("detector.frozen keeps what net.init brings: give it as well")
+        return self
+
+
+def levels(net: str) -> int:
+    """Of a feature pyramid on this network."""
+    return len(spec(net).blocks) + 1
+
+
+def _detector(net: str, start: bool, kind: str, **options: Any) -> dict[str, Any]:
+    known = {"batch_norm": "frozen" if start else "live", **options}
+    return make_settings(kind, levels(net), known).model_dump()
+
+
+def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+    """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
+
+    The papers train proposals (60,000 + 20,000 steps) and regions (30,000 + 10,000) in turns; joint training comes close to it.
+    The schedule is that of the joint training in the code that the authors of Faster R-CNN released: lr 0.001, divided by 10 after
+    50,000 steps. DRL reports 76.4 mAP with ResNet-101 and 73.2 with VGG-16, trained on VOC 2007 and 2012.
+    """
+    net = net or "resnet101"
+    return {
+        "name": "voc-paper",
+        "net": {"name": net},
+        "data": {"train": "trainval", "flip": "horizontal", "difficult": False},
+        "detector": _detector(net, start, kind),
+        "batch": {"size": 1},
+        "optimizer": {"momentum": 0.9, "weight_decay": 5e-4},
+        "schedule": {"steps": 70_000, "lr": 1e-3, "shape": "steps", "drops": (5 / 7,)},
+        "evaluate": {"every": 10_000},
+    }, []
+
+
+def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+    """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
+
+    Reported there with ResNet-101 on val: 48.4 AP50, 27.2 AP; with VGG-16 41.5 and 21.2.
+    """
+    net = net or "resnet101"
+    extra = {"anchors": (64.0, 128.0, 256.0, 512.0)} if kind == "c4" else {}
+    return {
+        "name": "coco-paper",
+        "net": {"name": net},
+        "data": {"flip": "horizontal"},
+        "detector": _detector(net, start, kind, **extra),
+        "batch": {"size": 8},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": {"steps": 320_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)},
+        "evaluate": {"every": 20_000},
+    }, []
+
+
+def detect_default(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up."""
+    images, net, chose = data["train"].images, net or "resnet18", []
+    if len(spec(net).blocks) and spec(net).stem != "imagenet":
+        raise UserError(f"{net} halves an image twice only, too little for a detector: take resnet18, resnet50, vgg16-bn, ...")
+    side = _side(data)
+    long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
+    limit = int(np.ceil(side * min(long, 2) / 32) * 32)
+    boxes, sizes = scaled_boxes(images, side, limit)
+    chose.append(f"shorter side {side} px: the smallest tenth of the objects then has {_small(boxes):.0f} px")
+    options: dict[str, Any] = {"min_size": side, "max_size": limit, "proposals": (1000, 300), "ranked": (2000, 1000)}
+    if kind == "c4":
+        shapes = suggest_anchors(boxes, 6)
+        options["anchors"] = tuple(sorted({round(float(np.sqrt(w * h))) * 1.0 for w, h in shapes if w * h >= 1}))
+        recall = anchor_recall(boxes, sizes, [AnchorLevel(16, options["anchors"], (0.5, 1.0, 2.0))]).recall
+        shown = ", ".join(f"{a:g}" for a in options["anchors"])
+        chose.append(f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5")
+    crowded = int(np.percentile([len(image.objects) for image in images], 90))
+    options["regions"] = int(np.clip(2 ** np.ceil(np.log2(4 * max(crowded, 4))), 16, 128))
+    options["detections"] = int(np.clip(4 * max(len(image.objects) for image in images), 100, 1000))
+    chose.append(f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects")
+    epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
+    chose.append(f"{epochs} epochs: {len(images):,} images")
+    return {
+        "name": "detect-default",
+        "net": {"name": net},
+        "data": {"flip": "horizontal"},
+        "detector": _detector(net, start, kind, **options),
+        "batch": {"size": 2},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True, "undecayed": "norm-and-bias"},
+        "schedule": {"epochs": epochs, "lr": 0.005 if start else 0.02, "shape": "cosine", "warmup": 0.1},
+        "log": {"every": 20},
+    }, chose
+
+
+def _small(boxes: np.ndarray) -> float:
+    """Shorter side in px of a small object: the tenth percentile of boxes (N, 4)."""
+    return float(np.percentile((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 10))
+
+
+def _side(data: Splits) -> int:
+    """The smallest of SIDES at which small objects can be seen, no larger than the images."""
+    images = data["train"].images
+    own = int(np.median([min(image.height, image.width) for image in images]))
+    sides = [side for side in SIDES if side <= own] or [own]
+    return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
+
+
+NAMED = {"coco-paper": coco_paper, "detect-default": detect_default, "voc-paper": voc_paper}
+
+
+def _choose(
+    name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    return NAMED[name](data, net, str(asked.get("detector.kind", "c4")), start is not None)
+
+
+def _check(recipe: DetectRecipe, data: Splits) -> None:
+    if recipe.detector.masks and not any(image.objects.segmentations for image in data["train"].images):
+        raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
+
+
+DETECTION = Family(DetectRecipe, NAMED, usual=lambda data: "detect-default", choose=_choose, check=_check)

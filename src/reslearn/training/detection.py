@@ -1,0 +1,240 @@
+"""Detecting objects: what a run of it is made of. The functions are those of a Task."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reslearn.data.annotated import open_boxes, split_names
+from reslearn.data.boxed import Boxed, hold_out
+from reslearn.data.boxes import BoxSet
+from reslearn.data.draws import integer
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.splits import held_out
+from reslearn.detect.build import assemble, trunk
+from reslearn.detect.detector import Detector
+from reslearn.detect.store import save_detector
+from reslearn.errors import UserError
+from reslearn.evaluation.detection import coco, detection_metrics
+from reslearn.evaluation.detection_errors import count_mistakes, mistakes
+from reslearn.files import write_text
+from reslearn.nets import create, spec
+from reslearn.recipes import asked_for, resolve, validate
+from reslearn.recipes.detection import DETECTION, DetectRecipe
+from reslearn.training import ranks, runtime
+from reslearn.training.classification import same_net, start_of
+from reslearn.training.detect_step import DetectStepper, headline, judge
+from reslearn.training.display import Display
+from reslearn.training.loop import Loop
+from reslearn.training.state import State
+from reslearn.training.task import Asked, Job, Ready
+from reslearn.weights.store import Card, load
+
+SHOWN = 8  # findings that are named when a run starts
+KEPT = ("n", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10")  # of the numbers, in a model's card
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A set with boxes as it was opened: its splits by name, with one list of classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, BoxSet]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Images and targets of each split; val and test are None where there is nothing held out."""
+
+    train: Boxed
+    val: Boxed | None
+    test: Boxed | None
+
+    def named(self) -> dict[str, Boxed]:
+        """Those that are there, by their names."""
+        sources = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: source for name, source in sources.items() if source is not None}
+
+
+class DetectLoop(Loop):
+    """The loop, with a detector's steps and numbers."""
+
+    def make_stepper(self, mode: str) -> DetectStepper:  # type: ignore[override]
+        return DetectStepper(self.recipe, self.sources.train, self.state, self.precision)
+
+    def trained(self) -> dict[str, Any]:
+        p = self.state.progress
+        return {"losses": {name: total / p.seen for name, total in p.losses.items()}}
+
+    def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
+        model = self.state.evaluated
+        assert self.sources.val is not None and isinstance(model, Detector)
+        matches, losses = judge(model, self.sources.val, self.precision, self.recipe.seed, lambda done: stop.check())
+        self.state.model.train()
+        numbers = {name: value for name, value in coco(matches).items() if name in ("AP", "AP50", "AP75")}
+        return headline(numbers), {"loss": sum(losses.values()), "losses": losses, **numbers}
+
+
+def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
+    if ranks.asked() > 1:
+        raise UserError("a detector is trained by one process: start it without torchrun")
+    bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
+    train = train or ("trainval" if str(asked.recipe) == "voc-paper" else "train")
+    data = _open(asked.data, train, bad or "fail")
+    start = None if asked.init is None else start_of(asked.init, asked.model)
+    net = start["name"] if start else asked.model
+    opened = {**data.splits, "train": data.splits.get(train, data.splits.get("all", next(iter(data.splits.values()))))}
+    recipe, chose = resolve(opened, asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
+    if recipe.net.init is not None:
+        same_net(recipe)
+        chose.append("normalisation: that of the model it starts from")
+    if "val" in data.splits and (asked_for("data.val", asked.recipe, asked.settings) is not None):
+        raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
+    view = trunk(recipe.net.init or recipe.net.name, None)[2]
+    sources, made = _sources(data, recipe)
+    about = {"data": _describe(data, sources), "preprocessing": view.model_dump(mode="json")}
+    return Ready(data, recipe, sources), chose, made, about
+
+
+def _open(path: str | Path, train: str, bad: Any) -> Annotated:
+    only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
+    splits = open_boxes(path, bad=bad, only=only)
+    return Annotated(str(path), next(iter(splits.values())).classes, splits)
+
+
+def _sources(data: Annotated, recipe: DetectRecipe) -> tuple[Sources, dict[str, list[str]]]:
+    """The splits to train with, and the names of the images that are held out here."""
+    splits, made, how = dict(data.splits), {}, recipe.data
+    own = next((name for name in (how.train, "all") if name in splits), None)
+    if own is None:
+        raise UserError(f"'{data.name}' has no images to train on: no {how.train} (only {', '.join(splits)})")
+    train = splits.pop(own)
+    if "val" not in splits and (count := held_out(how.val, len(train), "data.val")):
+        train, splits["val"] = hold_out(train, count, recipe.seed)
+        made["val"] = [image.name for image in splits["val"].images]
+    if not any(len(image.objects) for image in train.images):
+        raise UserError(f"'{data.name}': the training images have no objects")
+    masks = recipe.detector.masks
+    others = {name: Boxed(split, masks=masks) for name, split in splits.items()}
+    boxed = Boxed(train, flip=how.flip, masks=masks, difficult=how.difficult)
+    return Sources(boxed, others.get("val"), others.get("test")), made
+
+
+def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
+    recipe: DetectRecipe = validate(facts["recipe"], str(folder / "recipe.json"), DetectRecipe)
+    data = _open(facts["source"], recipe.data.train, recipe.data.bad)
+    sources, _ = _sources(data, recipe)
+    if _describe(data, sources)["fingerprint"] != facts["data"]["fingerprint"]:
+        raise UserError(f"the images or boxes of {facts['source']} have changed since {folder} began: start a new run")
+    return Ready(data, recipe, sources)
+
+
+def resident(ready: Ready) -> bool:
+    return False
+
+
+def network(job: Job, *, fresh: bool) -> nn.Module:
+    recipe: DetectRecipe = job.ready.recipe
+    torch.manual_seed(integer(recipe.seed, 0x1217))
+    view = Preprocessing.model_validate(job.facts["preprocessing"])
+    if recipe.net.init is not None and fresh:
+        body = load(recipe.net.init)
+        job.display.say(f"init     starts from the trunk of {recipe.net.init}")
+    else:
+        body = create(recipe.net.name, spec(recipe.net.name).classes, view.channels, **recipe.net.options())
+    model = assemble(body, job.ready.data.classes, recipe.detector, view, None)
+    return model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_loop(job: Job, state: State) -> Loop:
+    return DetectLoop(job.folder, job.ready.recipe, job.ready.sources, state, job.device, job.mode, job.display)
+
+
+def introduce(job: Job) -> list[str]:
+    described = job.facts["data"]
+    counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
+    objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
+    lines = [f"data     {described['name']}: {counts} images; in training {objects}"]
+    findings = [finding for split in job.ready.data.splits.values() for finding in split.findings]
+    lines += [f"         left out or cut: {finding}" for finding in findings[:SHOWN]]
+    if len(findings) > SHOWN:
+        lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
+    return lines
+
+
+def _describe(data: Annotated, sources: Sources) -> dict[str, Any]:
+    faults: dict[str, int] = {}
+    for split in data.splits.values():
+        for kind, n in split.faults().items():
+            faults[kind] = faults.get(kind, 0) + n
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "n": {name: len(source) for name, source in sources.named().items()},
+        "objects": sources.train.split.counts(),
+        "faults": faults,
+        "fingerprint": {name: split.fingerprint() for name, split in data.splits.items()},
+    }
+
+
+def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
+    recipe, state, sources, data = loop.recipe, loop.state, loop.sources, job.ready.data
+    p = state.progress
+    held = {name: source for name, source in sources.named().items() if name != "train"} or {"train": sources.train}
+
+    def numbers(model: nn.Module) -> dict[str, Any]:
+        result = {}
+        for name, source in held.items():
+
+            def progress(done: int, name: str = name, total: int = len(source)) -> None:
+                stop.check()
+                loop.display.progress(f"evaluating on {name}", done, total)
+
+            assert isinstance(model, Detector)
+            matches, losses = judge(model, source, "fp32", recipe.seed, progress)
+            result[name] = detection_metrics(matches, seed=recipe.seed) | {
+                "loss": sum(losses.values()),
+                "losses": losses,
+                "mistakes": count_mistakes(mistakes(matches)),
+            }
+        return result
+
+    def card(numbers: dict[str, Any]) -> Card:
+        return Card(
+            net=recipe.net.name,
+            options=recipe.net.options(),
+            classes=data.classes,
+            preprocessing=Preprocessing.model_validate(job.facts["preprocessing"]),
+            detector=recipe.detector.model_dump(mode="json"),
+            recipe=recipe.model_dump(mode="json"),
+            metrics={split: {key: values[key] for key in KEPT} for split, values in numbers.items()},
+            data={"name": data.name, "fingerprint": job.facts["data"]["fingerprint"]},
+        )
+
+    best: dict[str, Any] | None = None
+    if state.best and p.best_step != p.step:
+        model = network(job, fresh=False)
+        model.load_state_dict(state.best)
+        best = numbers(model)
+        save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
+    last = numbers(state.evaluated)
+    result: dict[str, Any] = {
+        "step": p.step,
+        "epochs": round(loop.epoch(), 4),
+        "seconds": round(p.seconds, 1),
+        "images_per_s": round(p.step * recipe.batch.size / p.seconds, 2) if p.seconds else None,
+        "peak_memory_mb": round(runtime.peak_memory_mb(loop.device)),
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "last": {"step": p.step, **last},
+    }
+    if state.best:
+        result["best"] = {"step": p.best_step, **(best or last)}
+    save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
+    if state.best and best is None:
+        save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]
+    write_text(loop.folder / "result.json", json.dumps(result, indent=1))
+    return result
