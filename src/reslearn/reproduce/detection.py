@@ -16,6 +16,7 @@ RECIPE = (
     "detector.nms=0.5",
     f"schedule.epochs={EPOCHS}",
     "schedule.lr=0.02",
+    "evaluate.every=512",
 )
 SMOKE = ("schedule.steps=2", "detector.min_size=64", "detector.max_size=96", "log.every=1")
 TRUNKS = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "plain34": "plain-34", "vgg16-bn": "VGG-16 with BN"}
