@@ -48,6 +48,11 @@ def test_the_default_is_chosen_from_the_boxes(splits: dict[str, BoxSet]) -> None
     assert len(chose) >= 4 and "IoU >= 0.5" in " ".join(chose)
 
 
+def test_anchors_are_chosen_for_the_size_that_is_asked_for(splits: dict[str, BoxSet]) -> None:
+    usual, twice = made(splits).detector.anchors, made(splits, "detector.min_size=96").detector
+    assert twice.anchors[-1] == pytest.approx(2 * usual[-1], abs=2) and twice.max_size >= 96
+
+
 def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('base = "detect-default"\n[net]\nname = "resnet50"\n[detector]\nkind = "fpn"\nmin_size = 96\n')
@@ -60,7 +65,7 @@ def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
     ("settings", "words"),
     [
         (["detector.min_sice=3"], "did you mean 'detector.min_size'"),
-        (["detector.kind=c5"], "detector.kind"),
+        (["detector.kind=c5"], "kind='c5': must be one of"),
         (["detector.anchors=[0]"], "anchors and ratios must be above 0"),
         (["detector.max_size=20"], "below min_size"),
         (["detector.frozen=2"], "give it as well"),

@@ -74,7 +74,8 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(run: Run, shapes: Path,
 from reslearn.training import train
 train({str(shapes)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | threads)
     wanted = (1, 2, 3)[attempt]
     while process.poll() is None and not list((out / "checkpoints").glob(f"step-{5 * wanted:08d}")):
         time.sleep(0.002)

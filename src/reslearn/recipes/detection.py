@@ -1,5 +1,6 @@
 """Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -108,16 +109,23 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[d
     }, []
 
 
-def detect_default(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
-    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up."""
+def detect_default(
+    data: Splits, net: str | None, kind: str, start: bool, side: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
+
+    side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
+    """
     images, net, chose = data["train"].images, net or "resnet18", []
     with torch.device("meta"):
         stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
-    side = _side(data)
+    if side is None:
+        side = _side(data)
+        small = _small(scaled_boxes(images, side, 10 * side)[0])
+        chose.append(f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px")
     long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
     limit = int(np.ceil(side * min(long, 2) / 32) * 32)
     boxes, sizes = scaled_boxes(images, side, limit)
-    chose.append(f"shorter side {side} px: the smallest tenth of the objects then has {_small(boxes):.0f} px")
     options: dict[str, Any] = {"min_size": side, "max_size": limit, "proposals": (1000, 300), "ranked": (2000, 1000)}
     if kind == "c4":
         options["anchors"] = _anchors(boxes)
@@ -168,13 +176,20 @@ def _side(data: Splits) -> int:
     return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
 
 
-NAMED = {"coco-paper": coco_paper, "detect-default": detect_default, "voc-paper": voc_paper}
+Chosen = tuple[dict[str, Any], list[str]]
+NAMED: dict[str, Callable[..., Chosen]] = {
+    "coco-paper": coco_paper,
+    "detect-default": detect_default,
+    "voc-paper": voc_paper,
+}
 
 
 def _choose(
     name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    return NAMED[name](data, net, str(asked.get("detector.kind", "c4")), start is not None)
+    kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
+    sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
+    return NAMED[name](data, net, kind, start is not None, **sized)
 
 
 def _check(recipe: DetectRecipe, data: Splits) -> None:

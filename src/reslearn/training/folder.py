@@ -14,7 +14,6 @@ from reslearn.errors import UserError
 from reslearn.files import writing
 from reslearn.training import ranks
 
-
 DATA = {  # what the runs of a task say of their data
     "classify": ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"),
     "detect": ("name", "classes", "n", "objects", "faults", "fingerprint"),
