@@ -89,8 +89,8 @@ def _drawn(image: BoxImage, i: int, wrong: Sequence[Mistake], kept: Matches, vie
     for box, colour, thick in sorted(boxes, key=lambda one: one[2]):
         corners = tuple(((box - origin) * scale).round().tolist())
         if thick:  # with a rim, to be seen on any image
-            _rectangle(pen, corners, (255, 255, 255), 6, 1)
-        _rectangle(pen, corners, colour, 4 if thick else 3 if colour == TRUTH else 1, 0)  # a detection on an object: both show
+            _rectangle(pen, corners, (255, 255, 255), 7, 1)
+        _rectangle(pen, corners, colour, 5 if thick else 3 if colour == TRUTH else 1, 0)  # a detection on an object: both show
     return picture
 
 
