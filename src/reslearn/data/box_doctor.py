@@ -95,8 +95,8 @@ class BoxDiagnosis:
 
     images, without_objects: by split. objects: {split: {class: number}}. by_size: {class: {small, medium, large}}. side (square
     root of the area, px), box_aspect (width / height), by class, and objects_per_image: minimum, median, maximum; so height, width
-    and aspect of the images. bytes, formats, modes, mean, std: see diagnosis.Diagnosis. anchors: of the training images' boxes. sets:
-    what could be read; kept: the images of each split that --fix keeps, and suffixes: those that fit better than an image's own.
+    and aspect of the images. bytes, formats, modes, mean, std: see diagnosis.Diagnosis. anchors: of the training images' boxes.
+    sets: what could be read; kept: the images of each split that --fix keeps; suffixes: those that fit better than an image's own.
     """
 
     name: str
