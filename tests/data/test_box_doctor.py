@@ -169,7 +169,8 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     indices = [(one.kind, one.index) for one in found.findings if one.names == ("instances_train.json",)]
     assert indices == [
         ("unreadable image entry", None), ("category twice", None), ("duplicate id", None), ("duplicate id", 13),
-        ("unknown class", 12), ("unknown image", 11), ("unreadable object", 17), ("no area", 10), ("sticks out", 14), ("bad segmentation", 15),
+        ("unknown class", 12), ("unknown image", 11), ("unreadable object", 17), ("no area", 10),
+        ("sticks out", 14), ("bad segmentation", 15),
     ]  # fmt: skip
     assert [one.names for one in found.findings if one.kind == "no such image"] == [("instances_train.json image gone.jpg",)]
     mend_boxes(found, root, tmp_path / "copy")
