@@ -90,11 +90,11 @@ def test_a_review_is_json_and_names_the_worst(scene: tuple[list[Objects], list[d
 
 
 def test_the_largest_missed_of_each_class_comes_first() -> None:
-    truth = [Objects.of([(0, 0, 9, 9), (0, 0, 50, 50), (60, 60, 80, 80)], [1, 1, 2])]
+    truth = [Objects.of([(0, 0, 9, 9), (0, 0, 50, 50), (60, 60, 80, 80), (0, 60, 30, 90)], [1, 1, 2, 1])]
     nothing = {"boxes": [], "labels": [], "scores": []}
     matches = match(truth, [nothing], ["cell", "plate"])
     assert thresholds(matches) == [None, None]
-    assert [m.object for m in worst_mistakes(matches)] == [1, 2, 0]
+    assert [m.object for m in worst_mistakes(matches)] == [1, 2, 3, 0]
     found = review(matches, ["x"])
     assert found["thresholds"][0] == {"class": "cell", "score": None, "precision": None, "recall": None, "f1": None}
     assert found["curves"][0]["precision"] == [0] * 101
