@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reslearn.data.masks import draw
 
-# Okabe and Ito's colours, told apart with every kind of colour blindness (https://jfly.uni-koeln.de/color/), those that stand
-# out most from each other first.
-COLOURS = ((230, 159, 0), (86, 180, 233), (213, 94, 0), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178))
+# Okabe and Ito's colours, told apart with every kind of colour blindness (https://jfly.uni-koeln.de/color/): orange, sky blue,
+# bluish green, reddish purple, yellow, vermilion, blue.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
 DARK = (20, 20, 20)
 TINT = 0.4  # of the colour over a mask
 LEAST = 480  # px: smaller images are enlarged, so that labels fit in
