@@ -28,7 +28,6 @@ SIZES = {"a.png": (48, 64), "b.png": (64, 40), "c.png": (56, 56)}  # height, wid
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["reslearn", "detect", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as left:
         cli.main()
     out, err = capsys.readouterr()
@@ -173,8 +172,10 @@ def test_ladder_has_the_rungs_of_table_9(
         before = row
     assert rungs["baseline"]["gain"] is None and rungs["+ context"]["AP"] is None
     assert rungs["+ multi-scale testing"]["paper"] == {"AP50": 53.8, "AP": 32.5, "of": "COCO val"}
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(monkeypatch, capsys, "ladder", one, data, "--scales", "32,48")
-    assert code == 0 and "at 32, 48 px" in out and "ensemble" not in out and "53.8" in out
+    assert code == 0 and "at 32, 48 px" in out and "ensemble" not in out and "53.8" in out and "32.5" in out
+    assert "…" not in out  # nothing is cut in a narrow terminal
     assert f"trained with{'' if context else 'out'} it" in out
 
 

@@ -79,22 +79,21 @@ def show_ladder(result: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     scales = ", ".join(map(str, result["scales"]))
     console.print(f"{result['data']}, {result['n']:,} images; multi-scale testing at {scales} px")
-    table = _table("", "", "AP50", "gain (95% interval)", "AP", "gain (95% interval)", "ms", "paper: AP50", "AP")
-    for row in result["rungs"]:
-        cells = []
-        for key in ("AP50", "AP"):
+    for key in ("AP50", "AP"):  # two tables: together they are wider than most terminals
+        table = _table("", HEADLINE[key], "%", "gain", "95% interval", "ms an image", "paper %")
+        for row in result["rungs"]:
             gain = row["gain"] and row["gain"][key]
             there = gain and gain["difference"] is not None
-            cells += [_percent(row[key]), f"{gain['difference']:+.2f} ({_interval(gain['interval'])})" if there else ""]
-        time = "" if row["seconds_per_image"] is None else f"{1000 * row['seconds_per_image']:,.0f}"
-        mark = "" if row["paper"]["of"] == "COCO val" else "*"
-        table.add_row(row["name"], *cells, time, f"{row['paper']['AP50']}{mark}", f"{row['paper']['AP']}{mark}")
-    console.print(table)
+            cells = (f"{gain['difference']:+.2f}", _interval(gain["interval"])) if there else ("", "")
+            time = "" if row["seconds_per_image"] is None else f"{1000 * row['seconds_per_image']:,.0f}"
+            mark = "" if row["paper"]["of"] == "COCO val" else "*"
+            table.add_row(row["name"], _percent(row[key]), *cells, time, f"{row['paper'][key]}{mark}")
+        console.print(table)
     if result["context"]:
         console.print("context: this detector was trained with it, so that it is in every rung")
     else:
         console.print("context: this detector was trained without it; it is a property of a detector, not of a test")
-    console.print("box refinement includes box voting; ms: the median time of an image")
+    console.print("box refinement includes box voting; ms an image: the median")
     console.print("paper: ResNet-101 on COCO, Table 9, for the order of gains: other data has other numbers")
     if result["rungs"][-1]["name"] == "ensemble":
         console.print(f"* of three, on {result['rungs'][-1]['paper']['of']}")
@@ -103,7 +102,7 @@ def show_ladder(result: dict[str, Any]) -> None:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title or None, box=SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
     return table
 
 
