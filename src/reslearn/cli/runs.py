@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json
+from reslearn.cli.options import Device, Json, whole_numbers
 from reslearn.errors import UserError
 
 
@@ -150,7 +150,7 @@ def evaluate(
 
     display = Display(stderr=True)
     try:
-        given = {"protocol": protocol.value, "scales": _numbers(scales), "scores": scores}
+        given = {"protocol": protocol.value, "scales": whole_numbers(scales), "scores": scores}
         result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **given)
     finally:
         display.stop()
@@ -172,16 +172,6 @@ def ensemble(
     from reslearn.evaluation.evaluate import of_scores
 
     _print_numbers(of_scores(files, scores=scores), as_json)
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """Whole numbers with commas between."""
-    if text is None:
-        return None
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--scales {text}: write whole numbers with commas between, such as 224,256") from None
 
 
 def _print_numbers(result: dict[str, Any], as_json: bool) -> None:
