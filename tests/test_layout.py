@@ -30,8 +30,22 @@ MAY_IMPORT = {
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "detect": {"nets", "data", "weights"},
+    "localize": {"nets", "data", "weights", "evaluation", "recipes", "training", "detect"},
     "api": {"training", "report"},
-    "cli": {"bench", "reproduce", "analysis", "api", "training", "evaluation", "report", "deploy", "weights", "data", "nets"},
+    "cli": {
+        "bench",
+        "reproduce",
+        "analysis",
+        "api",
+        "training",
+        "evaluation",
+        "report",
+        "deploy",
+        "weights",
+        "data",
+        "nets",
+        "localize",
+    },
     "__main__": {"cli"},
 }
 

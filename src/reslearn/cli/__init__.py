@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import analyze, bench, doctor, models, packing, reproduce, runs
+from reslearn.cli import analyze, bench, doctor, localize, models, packing, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ for name, command in COMMANDS.items():
 
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
+app.add_typer(localize.app, name="localize")
 
 
 def _rank() -> int:
