@@ -83,7 +83,12 @@ def train(
     else:
         assert data is not None and out is not None
         if epochs is not None or lr is not None:
-            plan["schedule"] = {"epochs": epochs or 20, "lr": 0.05 if lr is None else lr, "shape": "cosine", "warmup": 0.05}
+            plan["schedule"] = {
+                "epochs": 20 if epochs is None else epochs,
+                "lr": 0.05 if lr is None else lr,
+                "shape": "cosine",
+                "warmup": 0.05,
+            }
         localize_train(data, out, device=device, say=typer.echo, **plan)
     typer.echo(f"model    {(resume or out or Path()) / 'model.safetensors'}")
 

@@ -27,6 +27,7 @@ from reslearn.localize.evaluate import evaluate
 from reslearn.localize.examples import losses
 from reslearn.localize.net import Localizer, Settings, create_localizer, described, flat, save_localizer
 from reslearn.localize.views import draws_of, of_one_kind, training_crop
+from reslearn.nets import fused
 from reslearn.recipes.recipe import Optimizer, Schedule, Section
 from reslearn.training import checkpoint, runtime
 from reslearn.training.folder import locked
@@ -196,7 +197,12 @@ def _go_on(folder: Path, facts: dict[str, Any], sets: dict[str, BoxSet], device:
         saved = checkpoint.load(found[-1])
         model = described(card).to_empty(device=on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.load_state_dict(saved.model)
-        log = _learn(model.train(), Examples(sets["train"], plan), plan, saved, folder, on, stop, say)
+        if on.type == "cpu":
+            fused.enable()  # where the machine has a compiler
+        try:
+            log = _learn(model.train(), Examples(sets["train"], plan), plan, saved, folder, on, stop, say)
+        finally:
+            fused.enable(False)
         return _finish(model.eval(), sets, plan, facts, folder, log, say)
 
 
