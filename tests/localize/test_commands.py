@@ -23,7 +23,13 @@ from reslearn.localize.train import Examples, make_plan
 from reslearn.localize.views import Single, of_one_kind, view_of
 from reslearn.weights.store import Card
 
-TINY = {"net": "resnet8", "size": 32, "jitter": (32, 48), "batch": 8, "schedule": {"epochs": 12, "lr": 0.03}}
+TINY = {
+    "net": "resnet8",
+    "size": 32,
+    "jitter": (32, 48),
+    "batch": 8,
+    "schedule": {"epochs": 12, "lr": 0.03, "shape": "cosine", "warmup": 0.1},
+}
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
 COLOURS = {"disc": (220, 60, 40), "square": (40, 80, 220)}
 
@@ -71,7 +77,7 @@ def localize(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
     result = json.loads((run / "result.json").read_text())["test"]
-    assert result["n"] == 30 and result["1-crop"]["true_class"]["error"] <= 40 and result["dense"]["true_class"]["error"] <= 30
+    assert result["n"] == 30 and result["1-crop"]["true_class"]["error"] <= 30 and result["dense"]["true_class"]["error"] <= 15
     assert result["dense"]["top1"]["error"] >= result["dense"]["true_class"]["error"]
     untrained = load_localizer(run).train()
     torch.manual_seed(0)

@@ -54,7 +54,7 @@ class Plan(Section):
     jitter: tuple[int, int] = (256, 480)
     anchors: int = Field(default=9, ge=1, le=32)
     batch: int = Field(default=256, ge=1, le=4096)
-    iou: tuple[float, float] = (0.3, 0.7)
+    iou: tuple[float, float] = (0.3, 0.5)
     seed: int = Field(default=0, ge=0)
     schedule: Schedule = Schedule(epochs=20, lr=0.05, shape="cosine", warmup=0.05)
     optimizer: Optimizer = Optimizer()
