@@ -81,17 +81,17 @@ def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
     assert result["dense"]["top1"]["error"] >= result["dense"]["true_class"]["error"]
     untrained = load_localizer(run).train()
     torch.manual_seed(0)
-    fresh = create_localizer("resnet8", untrained.classes, untrained.settings, untrained.card.preprocessing).eval()  # type: ignore[union-attr]
+    fresh = create_localizer("resnet8", untrained.classes, untrained.settings, untrained.card.preprocessing).eval()
     assert evaluate(fresh, shapes)["dense"]["true_class"]["error"] > 2 * result["dense"]["true_class"]["error"] + 20
     card = load_localizer(run).card
-    assert card is not None and card.metrics["test"]["dense"] == result["dense"]["true_class"]["error"]
+    assert card.metrics["test"]["dense"] == result["dense"]["true_class"]["error"]
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 12
 
 
 def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> None:
     """predict and errors against one image after the other, two scales, the better-scored box by hand."""
     model, data = load_localizer(run), open_boxes(shapes)["test"]
-    look = model.card.preprocessing  # type: ignore[union-attr]
+    look = model.card.preprocessing
     truth = of_one_kind(data)
     for scales in (None, (32, 44)):
         scores, boxes = predict(model, data, scales)
@@ -134,7 +134,7 @@ def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp
     model = reslearn.create("resnet8", 3)
     torch.nn.init.zeros_(model.fc.weight)
     model.fc.bias.data = torch.tensor([5.0, 1, 0])
-    view = load_localizer(run).card.preprocessing  # type: ignore[union-attr]
+    view = load_localizer(run).card.preprocessing
     path = reslearn.save(
         model, tmp_path / "c.safetensors", Card(net="resnet8", classes=("square", "other", "disc"), preprocessing=view)
     )
@@ -193,7 +193,7 @@ def test_from_a_classifier_by_command(
     assert localize(monkeypatch, *words, "--jitter", "32,40", "--lr", 0.01, "--device", "cpu") == 0
     assert "true class given, 1 crop" in capsys.readouterr().out
     card = load_localizer("where").card
-    assert card is not None and card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLOURS)
+    assert card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLOURS)
     assert localize(monkeypatch, "eval", "where", shapes, "--scale", 40, "--scale", 48, "--out", "e.json", "--device", "cpu") == 0
     said = capsys.readouterr().out
     assert "dense 40 48" in said and "true class given" in said and "disc" in said

@@ -19,7 +19,7 @@ from reslearn.evaluation.views import of_one_size
 from reslearn.localize.error import localization_errors
 from reslearn.localize.net import Localizer, load_localizer
 from reslearn.localize.views import Single, of_one_kind, view_of
-from reslearn.weights.store import load
+from reslearn.weights.store import Card, load
 
 PIXELS = 1 << 20  # of views that are looked at together
 Progress = Callable[[str, int, int], None]
@@ -38,7 +38,7 @@ def predict(
     scales: shorter sides in px at which the whole image is seen, the best of all places and scales being taken; None: one crop,
     the middle of the image.
     """
-    look = model.card.preprocessing  # type: ignore[union-attr]
+    look = model.card.preprocessing
     device = next(model.parameters()).device
     normalise = look.normaliser(device)
     n, k = len(data), len(model.classes)
@@ -79,7 +79,8 @@ def classify(classifier: str | Path, data: BoxSet, device: torch.device, progres
     Raises UserError where it does not know one of them.
     """
     net = load(classifier, device)
-    look, known = net.card.preprocessing, net.card.classes  # type: ignore[union-attr]
+    card: Card = net.card  # type: ignore[assignment]
+    look, known = card.preprocessing, card.classes
     if missing := next((name for name in data.classes if name not in known), None):
         raise UserError(f"{classifier} knows no class '{missing}': it knows {', '.join(known[:20])}")
     normalise, scores = look.normaliser(device), []
@@ -113,7 +114,7 @@ def evaluate(
         chosen, used = data, split or data.name
     else:
         used, chosen = _open(data, split, model.classes)
-    look = model.card.preprocessing  # type: ignore[union-attr]
+    look = model.card.preprocessing
     if wrong := [scale for scale in scales if not min(look.size) <= scale <= 4096]:
         raise UserError(f"scale {wrong[0]}: must be from {min(look.size)} (what the model sees) to 4096 px")
     truth = of_one_kind(chosen)

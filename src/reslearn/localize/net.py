@@ -46,7 +46,7 @@ class Localizer(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, channels: int, stride: int, settings: Settings, classes: tuple[str, ...], card: Card | None
+        self, trunk: nn.Module, channels: int, stride: int, settings: Settings, classes: tuple[str, ...], card: Card
     ) -> None:
         super().__init__()
         self.settings, self.classes, self.stride, self.card = settings, classes, stride, card
@@ -89,7 +89,7 @@ class Localizer(nn.Module):
         return top, torch.minimum(boxes.clamp(min=0), limits)
 
 
-def _assemble(net: nn.Module, settings: Settings, classes: tuple[str, ...], card: Card | None) -> Localizer:
+def _assemble(net: nn.Module, settings: Settings, classes: tuple[str, ...], card: Card) -> Localizer:
     if isinstance(net, ResNet):
         last = net.stages[-1]
         return Localizer(Stages(net, net.stages, (last,)), net.channels[-1], net.strides[-1], settings, classes, card)

@@ -128,7 +128,7 @@ def train(data: str | Path, out: str | Path, *, device: str = "auto", say: Say =
     model = create_localizer(start if start is not None else made.net or "", sets["train"].classes, settings, view)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"source": str(Path(data).resolve()), "fingerprint": sets["train"].fingerprint(), "plan": made.model_dump(mode="json")}
-    facts |= {"card": json.loads(model.card.model_dump_json()), "versions": runtime.versions()}  # type: ignore[union-attr]
+    facts |= {"card": json.loads(model.card.model_dump_json()), "versions": runtime.versions()}
     # What the network is before the first step is a checkpoint too: a resumed run needs no --init file.
     checkpoint.save(folder / "checkpoints", 0, checkpoint.Checkpoint(model.state_dict(), {}, {"step": 0, "log": []}, {}))
     write_text(folder / "localize.json", json.dumps(facts, indent=1))
@@ -161,7 +161,7 @@ def _open(data: str | Path) -> dict[str, BoxSet]:
     for each in sets.values():
         of_one_kind(each)
     if len(sets["train"].classes) < 2:
-        raise UserError(f"{data}: has one class only, '{sets['train'].classes[0]}'")
+        raise UserError(f"{data}: has one class only, '{', '.join(sets['train'].classes)}'")
     return sets
 
 
@@ -183,7 +183,7 @@ def _anchors(data: BoxSet, plan: Plan) -> tuple[tuple[float, float], ...]:
     some = torch.linspace(0, len(data) - 1, min(len(data), SHAPES)).long()
     crops = Examples(data, plan).crops(torch.zeros_like(some), some)
     shapes = suggest_anchors(np.concatenate([boxes for _, boxes in crops]), plan.anchors, seed=plan.seed)
-    return tuple((round(float(w), 1), round(float(h), 1)) for w, h in shapes)
+    return tuple((round(w, 1), round(h, 1)) for w, h in shapes.tolist())
 
 
 def _go_on(folder: Path, facts: dict[str, Any], sets: dict[str, BoxSet], device: str, say: Say) -> dict[str, Any]:
@@ -220,11 +220,11 @@ def _learn(
     total = plan.schedule.total(len(examples.data), plan.batch)
     every = max(1, len(examples.data) // plan.batch)  # steps: about an epoch
     optimizer = make_optimizer(model, plan.optimizer, plan.schedule.lr)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         if (buffer := saved.state.get(names[parameter])) is not None:
             state["momentum_buffer"].copy_(buffer)
-    normalise, context = model.card.preprocessing.normaliser(on), pick_precision("auto", on)  # type: ignore[union-attr]
+    normalise, context = model.card.preprocessing.normaliser(on), pick_precision("auto", on)
     log: list[dict[str, Any]] = list(saved.facts["log"])
     first = step = int(saved.facts["step"])
 
@@ -289,7 +289,7 @@ def _finish(
         name: {view: result[name][view]["true_class"]["error"] for view in ("1-crop", "dense")} for name in result if name in sets
     }
     data = {"name": sets["train"].name, "fingerprint": facts["fingerprint"]}
-    card = model.card.model_copy(update={"recipe": facts["plan"], "metrics": metrics, "data": data})  # type: ignore[union-attr]
+    card = model.card.model_copy(update={"recipe": facts["plan"], "metrics": metrics, "data": data})
     save_localizer(model, folder / "model.safetensors", card)
     write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
