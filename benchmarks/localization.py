@@ -20,7 +20,7 @@ from reslearn.training import runtime
 SIZE, DENSE, MANY = 96, 110, (112, 128, 144)
 NAMING = [f"data.size={SIZE}", "data.crop_ratio=0.875", "batch.size=32", "schedule.epochs=6"]
 SCHEDULE = {"lr": 0.03, "shape": "cosine", "warmup": 0.05}
-EPOCHS = {"fine-tuned": 10, "from scratch": 6}
+RUNS = {"fine-tuned": {"epochs": 3, "iou": (0.3, 0.5)}, "from scratch": {"epochs": 6, "iou": (0.3, 0.7)}}
 # localization error, %; DRL Table 13 (the true class given; then the top 5 of predicted classes) and Table 14
 PAPER = {
     "true class given": {"VGG-16, 1 crop": 33.1, "ResNet-101, 1 crop": 13.3, "ResNet-101, dense": 11.7},
@@ -28,13 +28,13 @@ PAPER = {
 }
 
 
-def trained(cells: Path, folder: Path, kinds: Path | None, epochs: int) -> None:
+def trained(cells: Path, folder: Path, kinds: Path | None, epochs: int, iou: tuple[float, float]) -> None:
     """A localizer of the cells in a folder, which goes on where it stopped."""
     start = {"net": "resnet18"} if kinds is None else {"init": str(kinds)}
     if (folder / "localize.json").exists():
         resume(folder)
     else:
-        train(cells, folder, **start, size=SIZE, batch=32, schedule={"epochs": epochs, **SCHEDULE})
+        train(cells, folder, **start, size=SIZE, batch=32, iou=iou, schedule={"epochs": epochs, **SCHEDULE})
 
 
 def tested(model: Path, kinds: Path, cells: Path) -> dict:
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("localization"))
     parser.add_argument("--out", type=Path, default=Path("localization.json"))
+    parser.add_argument("--only", choices=RUNS, help="One of the two.")
     given = parser.parse_args()
     cells, kinds = given.work / "cells", given.work / "kinds"
     if not cells.exists():
@@ -63,7 +64,8 @@ def main() -> None:
     if not (kinds / "result.json").exists():
         reslearn.train(str(cells), "resnet18", settings=NAMING, out=kinds)
     result = {
-        "command": f"python benchmarks/localization.py path/to/bccd --work localization --out {given.out}",
+        "command": f"python benchmarks/localization.py path/to/bccd --work localization --out {given.out}"
+        + (f" --only '{given.only}'" if given.only else ""),
         "versions": runtime.versions(),
         "net": "resnet18",
         "size": SIZE,
@@ -72,10 +74,12 @@ def main() -> None:
         "paper": PAPER,
         "ours": {},
     }
-    for name, epochs in EPOCHS.items():
+    for name, how in RUNS.items():
+        if given.only not in (None, name):
+            continue
         folder = given.work / name.replace(" ", "-")
-        trained(cells, folder, kinds if name == "fine-tuned" else None, epochs)
-        result["ours"][name] = {"epochs": epochs, **tested(folder, kinds, cells)}
+        trained(cells, folder, kinds if name == "fine-tuned" else None, **how)
+        result["ours"][name] = {**how, **tested(folder, kinds, cells)}
         write_text(given.out, json.dumps(result, indent=1) + "\n")
         for row in result["ours"][name]["rows"]:
             low, high = row["interval"]
