@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "detect": {"nets", "data", "weights", "evaluation"},
+    "localize": {"nets", "data", "weights", "evaluation", "recipes", "training", "detect"},
     "api": {"training", "report"},
     "cli": {
         "bench",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "weights",
         "data",
         "nets",
+        "localize",
     },
     "__main__": {"cli"},
 }

@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import analyze, bench, detect, doctor, models, packing, reproduce, runs
+from reslearn.cli import analyze, bench, detect, doctor, localize, models, packing, reproduce, runs
 from reslearn.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ for name, command in COMMANDS.items():
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
 app.add_typer(detect.app, name="detect")
+app.add_typer(localize.app, name="localize")
 
 
 def _rank() -> int:
