@@ -28,7 +28,8 @@ from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, mak
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
 PATIENCE = 5  # evaluations without a lower error that are a plateau
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
-EVAL_BATCH = (250, 1000)  # images at once on a CPU, on a GPU
+EVAL_BATCH = (250, 1000)  # images at once in evaluation, on a CPU, on a GPU
+EVAL_PIXELS = 1 << 21  # on a CPU; of photos few at once, so that no rank waits long for another's
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
 
 
@@ -58,6 +59,8 @@ class Loop:
         self.metrics = folder / "metrics.jsonl"
         self.board = Board(folder, state.progress.step) if recipe.log.tensorboard and ranks.first() else None
         self.draws = ranks.draws(state.model)
+        height, width = sources.preprocessing.size
+        self.eval_batch = EVAL_BATCH[1] if device.type == "cuda" else max(min(EVAL_BATCH[0], EVAL_PIXELS // (height * width)), 1)
         self.stream = 0  # checksum of this rank's images since it was last added up
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
@@ -214,7 +217,7 @@ class Loop:
         seen = ranks.single_view(
             self.state.evaluated,
             self.sources.val,
-            batch=EVAL_BATCH[self.device.type == "cuda"],
+            batch=self.eval_batch,
             forward=self.forward,
             flip=self.recipe.evaluate.flip,
             autocast=autocast(self.precision, self.device),
