@@ -310,6 +310,9 @@ def _introduce(facts: dict[str, Any], folder: Path, loop: Loop, display: Display
     schedule = recipe.schedule
     if schedule.drops and loop.total <= schedule.drops[0]:
         display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
+    grow, size = recipe.data.grow, min(loop.sources.preprocessing.size)
+    if grow is not None and grow[1] > size:
+        display.say(f"note     training views grow to {grow[1]} px, beyond the {size} px of tests: data.grow sets them")
     if loop.sources.val is None:
         display.say("note     no image could be held out: too few a class; the final numbers are of the training images")
 
