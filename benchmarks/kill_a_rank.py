@@ -3,8 +3,9 @@
     python benchmarks/kill_a_rank.py --runs 5 --out benchmarks/results/kill_a_rank.json
     python benchmarks/kill_a_rank.py --runs 4 --hang --out benchmarks/results/hang_a_rank.json
 
---hang stops it (SIGSTOP), which nobody is told of, instead of killing it. In turn: the job ends and is started again with --resume; or torchrun starts its ranks again itself (--max-restarts). Each run
-has BN of each rank's own images, micro-batches, an average of the weights, an lr drop and several epochs.
+--hang stops it (SIGSTOP), which nobody is told of, instead of killing it. In turn: the job ends and is started again with
+--resume; or torchrun starts its ranks again itself (--max-restarts). Each run has BN of each rank's own images, micro-batches, an
+average of the weights, an lr drop and several epochs.
 """
 
 import argparse
@@ -61,6 +62,16 @@ def strike(process: subprocess.Popen, run: Path, step: int, rank: int, by: signa
     return max(line["step"] for line in metrics(run))
 
 
+def ended(process: subprocess.Popen) -> int:
+    """The exit code of a job that should end by itself; one that does not is ended with its ranks."""
+    try:
+        return process.wait(timeout=300)
+    except subprocess.TimeoutExpired:
+        for pid in (*ranks_of(process).values(), process.pid):
+            os.kill(pid, signal.SIGKILL)
+        raise
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
@@ -69,10 +80,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     moments, rows = random.Random(options.seed), []
+    # While a checkpoint is written, rank 0 has ten minutes: with --hang there are few.
+    settings = [s.replace("checkpoint.every=4", "checkpoint.every=25") if options.hang else s for s in SETTINGS]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data, cache, log = make_data(folder), folder / "cache", folder / "log"
-        command = [data["small"], "--model", "resnet8", "--recipe", "fashion", "--device", "cpu", *(f"--set={s}" for s in SETTINGS)]
+        command = [data["small"], "--model", "resnet8", "--recipe", "fashion", "--device", "cpu", *(f"--set={s}" for s in settings)]
         wait(start([*command, "--out", str(folder / "whole")], log, cache), log)
         expected = state(folder / "whole")
         for i in range(options.runs):
@@ -84,7 +97,7 @@ def main() -> None:
             began = time.monotonic()
             row = {"how": how, "rank": rank, "signal": by.name, "after_step": struck_at}
             if how == "--resume":
-                code = process.wait(timeout=300)
+                code = ended(process)
                 row["seconds_to_end"] = round(time.monotonic() - began, 1)
                 text = log.read_text()
                 named = rf"rank {rank} has not answered" if options.hang else rf"rank\s*: {rank} .*\n\s*exitcode\s*: -9"

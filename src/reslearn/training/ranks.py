@@ -102,7 +102,7 @@ def joined(device: str = "auto") -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in GLOO)):
             raise
         what = str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
-        if re.search("timed out|timeout", what, re.IGNORECASE) and (silent := _silent()):
+        if re.search("timed out|timeout|failed to pass", what, re.IGNORECASE) and (silent := _silent()):
             which = f"rank {silent[0]} has" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} have"
             what = f"{which} not answered for {ANSWER.total_seconds():.0f} s"
         raise UserError(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
