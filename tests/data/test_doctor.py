@@ -148,14 +148,16 @@ def test_a_set_known_by_name(tmp_path: Path) -> None:
     found = examine("fashion-sample")
     assert {split: sum(n.values()) for split, n in found.images.items()} == {"train": 6000, "test": 1000}
     assert set(kinds(found)) <= {"contradiction", "leak", "duplicate", "blank"} and len(found.mean) == 1
-    with pytest.raises(UserError, match="nothing to write of 'fashion-sample': no image is worth keeping, or they are no files"):
+    with pytest.raises(UserError, match="nothing to write: none of its images is worth keeping, or they are no files"):
         mend(found, tmp_path / "x.csv")
     with pytest.raises(UserError, match="a set known by name, which has no files"):
         check_source("fashion-sample")
 
 
 def test_a_packed_set(photos: Path, tmp_path: Path) -> None:
-    as_png(photos / "train" / "cat" / "again.png", read(photos / "val" / "dog" / "0.jpg", 3))
+    Image.fromarray(read(photos / "val" / "dog" / "0.jpg", 3)).save(photos / "train" / "cat" / "again.png")
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)  # of another size: others stay in memory
+    Image.fromarray(pixels).save(photos / "train" / "dog" / "larger.jpg")
     before, out = examine(photos), tmp_path / "packed"
     made = pack(photos, out, Form(None))
     found = examine(out)

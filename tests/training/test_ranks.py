@@ -155,8 +155,9 @@ def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_f
 def test_a_rank_that_hangs_is_named_by_the_others(tmp_path: Path, hung: int) -> None:
     """Stopped, it says nothing to anybody; where it is rank 0, it keeps the store as well."""
     data, run = str(draw_images(tmp_path / "images", each=40)), tmp_path / "run"
-    quick = "from datetime import timedelta; from reslearn.training import ranks; ranks.ANSWER = timedelta(seconds=8)"
-    program = ["-c", f"{quick}; from reslearn.cli import main; main()"]
+    quick = "import os; os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'; from datetime import timedelta; "
+    quick += "from reslearn.training import ranks; ranks.ANSWER = timedelta(seconds=8); from reslearn.cli import main; main()"
+    program = ["-c", quick]
     settings = [f"--set={setting}" for setting in (*SETTINGS, "schedule.steps=5000")]
     processes = start([data, "--model", "resnet8", "--device", "cpu", *settings, "--out", str(run)], program)
     try:

@@ -46,7 +46,7 @@ def mend(diagnosis: Diagnosis, target: Path, progress: Progress = lambda what, d
     check_target(target)
     kept = diagnosis.kept
     if not kept:
-        raise UserError(f"--fix {target}: nothing to write of '{diagnosis.name}': no image is worth keeping, or they are no files")
+        raise UserError(f"--fix {target}: nothing to write: none of its images is worth keeping, or they are no files")
     if target.suffix:
         write_text(target, _list(kept, target.absolute().parent))
     else:

@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from reslearn.errors import Interrupted, UserError
+from reslearn.errors import Interrupted, Lost, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
 from reslearn.nets.merges import StochasticDepth
@@ -78,8 +78,8 @@ def restarts() -> tuple[int, int]:
 def joined(device: str = "auto") -> Iterator[None]:
     """The ranks that torchrun has started, together; one process alone as it is. device: as for device.pick_device.
 
-    A rank that dies ends the others with a UserError at once, and torchrun names it; one that hangs does so after ANSWER, and the
-    error names it.
+    A rank that dies ends the others with Lost, a UserError, at once, and torchrun names it; one that hangs does so after ANSWER, and
+    the error names it.
     """
     global _host, _store
     if _host is not None or (asked() == 1 and count() == 1):
@@ -105,7 +105,7 @@ def joined(device: str = "auto") -> Iterator[None]:
         if re.search("timed out|timeout|failed to pass", what, re.IGNORECASE) and (silent := _silent()):
             which = f"rank {silent[0]} has" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} have"
             what = f"{which} not answered for {ANSWER.total_seconds():.0f} s"
-        raise UserError(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
+        raise Lost(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
     except Interrupted:
         _leave()
         raise
