@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ T = TypeVar("T")
 # A rank that does not answer within a step is dead or hangs. torchrun gives it half a minute more to end by itself and needs a
 # few seconds of its own: the job is over within 90.
 ANSWER = timedelta(seconds=40)
-MOMENT = timedelta(seconds=3)  # in which all ranks notice that one does not answer
+MOMENT = 3.0  # seconds in which all ranks notice that one does not answer
 WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
 PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
 GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
@@ -78,8 +79,8 @@ def restarts() -> tuple[int, int]:
 def joined(device: str = "auto") -> Iterator[None]:
     """The ranks that torchrun has started, together; one process alone as it is. device: as for device.pick_device.
 
-    A rank that dies ends the others with Lost, a UserError, at once, and torchrun names it; one that hangs does so after ANSWER, and
-    the error names it.
+    A rank that dies ends the others at once with Lost, a UserError, and torchrun names it; one that hangs does so after ANSWER,
+    and the error names it.
     """
     global _host, _store
     if _host is not None or (asked() == 1 and count() == 1):
@@ -116,13 +117,17 @@ def _silent() -> list[int]:
     """The ranks that have not noticed, as this one has, that another does not answer: those that hang."""
     if _store is None:
         return []
-    try:
-        _store.set_timeout(MOMENT)
+    found: list[list[int]] = []
+
+    def ask() -> None:
         _store.set(f"waiting-{rank()}", "")
-        time.sleep(MOMENT.total_seconds())
-        return [other for other in range(count()) if not _store.check([f"waiting-{other}"])]
-    except RuntimeError:  # the host that keeps the store is rank 0's
-        return [0]
+        time.sleep(MOMENT)
+        found.append([other for other in range(count()) if not _store.check([f"waiting-{other}"])])
+
+    asking = Thread(target=ask, daemon=True)  # a store whose host hangs never answers, whatever its timeout
+    asking.start()
+    asking.join(3 * MOMENT)
+    return found[0] if found else [0]  # or rank 0's host, which keeps the store
 
 
 def _leave() -> None:
