@@ -220,6 +220,7 @@ def make_loop(job: Job) -> Loop:
     _introduce(job.facts, job.folder, loop, display)
     if ranks.first() and not (job.folder / "images" / "augmented.png").exists():
         save_augmented_sheet(job.folder, recipe, job.sources.train)
+    ranks.wait(ranks.PREPARING)  # for the sheet: drawing the first picture ever takes a while
     return loop
 
 
