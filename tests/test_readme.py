@@ -16,8 +16,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 FEW = ["--set", "schedule.steps=2"]
 SMALL = {  # recipes for photos of 224 px
-    "imagenet-classic": ["--set", "data.size=64", "--set", "batch.size=8"],
-    "imagenet-fast": ["--set", "data.size=64", "--set", "batch.size=8", "--set", "data.grow=[32,64]"],
+    "imagenet-classic": ["--set", "data.size=64"],
+    "imagenet-fast": ["--set", "data.size=64", "--set", "data.grow=[32,64]"],
 }
 
 
