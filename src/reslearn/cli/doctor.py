@@ -19,7 +19,7 @@ CLASSES = 20  # more classes than this: the range of their sizes only
 
 
 def doctor(
-    data: Annotated[str, typer.Argument(help="A folder, a list or a name, as for train.")],
+    data: Annotated[str, typer.Argument(help="A folder, a list, a packed folder or a name, as for train.")],
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write what is worth keeping: LIST.csv, or FOLDER for a copy. Never overwrites.")
     ] = None,
@@ -47,11 +47,12 @@ def doctor(
     if size is not None:
         raise UserError(f"--size {size} is of sets with boxes, and {data} has none")
     from reslearn.data.doctor import examine
-    from reslearn.data.mend import check_target, mend
+    from reslearn.data.mend import check_source, check_target, mend
     from reslearn.training.display import Display
 
     if fix is not None:
         check_target(fix)
+        check_source(data)
     with Display(stderr=True) as display:
         found = examine(data, display.progress)
     if as_json:

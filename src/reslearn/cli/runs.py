@@ -19,7 +19,10 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="cifar10-paper, cifar10-fast, default, fashion, or a .toml/.json file.")
+        str | None,
+        typer.Option(
+            "--recipe", help="default, fashion, cifar10-paper or -fast, imagenet-paper, -classic or -fast; or a .toml/.json file."
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,

@@ -10,7 +10,7 @@ import numpy as np
 
 from reslearn.data.diagnosis import ELONGATED, FEW, IMBALANCE, KINDS, TINY, Diagnosis, Finding, Kept, folded
 from reslearn.data.folder import Entry
-from reslearn.data.images import IMAGE_SUFFIXES, looks_like_an_image, suffix_for
+from reslearn.data.images import IMAGE_SUFFIXES, Held, looks_like_an_image, suffix_for
 from reslearn.data.look import Look, look_at_file, look_at_pixels
 from reslearn.data.sets import DataSet, find
 from reslearn.data.stream import Progress, ahead
@@ -30,7 +30,7 @@ def examine(data: str | Path, progress: Progress = lambda what, done, total: Non
     found = find(data, lambda kind, names, message: findings.append(Finding(kind, tuple(names), message)))
     if isinstance(found, DataSet):
         name, titles = found.name, {label: label for label in found.classes}
-        entries, look = _in_memory(found)
+        entries, look = _opened(found)
     else:
         name, listing = found
         entries, titles = listing.entries, dict(zip(listing.labels, listing.classes, strict=True))
@@ -61,17 +61,17 @@ def examine(data: str | Path, progress: Progress = lambda what, done, total: Non
     )
 
 
-def _in_memory(data: DataSet) -> tuple[tuple[Entry, ...], Callable[[int], Look]]:
-    """The images of a set known by name as entries without files, and how to look at them."""
-    entries, arrays = [], []
+def _opened(data: DataSet) -> tuple[tuple[Entry, ...], Callable[[int], Look]]:
+    """The images of a set known by name, or of a packed one, as entries without files, and how to look at them."""
+    entries, images = [], []
     for name, split in data.splits.items():
-        assert split.pixels is not None
-        for i, label in enumerate(split.labels):
-            entries.append(Entry(Path(), split.names[i], name, data.classes[label]))
-            arrays.append(split.pixels[i])
+        entries += [Entry(Path(), split.names[i], name, data.classes[label]) for i, label in enumerate(split.labels)]
+        images += [*(split.pixels if split.files is None else split.files)]  # type: ignore[misc]  # one of them is there
 
     def look(i: int) -> Look:
-        return look_at_pixels(arrays[i].expand(3, -1, -1).permute(1, 2, 0).numpy())._replace(length=arrays[i].numel())
+        if isinstance(images[i], Held):
+            return look_at_file(images[i])
+        return look_at_pixels(images[i].expand(3, -1, -1).permute(1, 2, 0).numpy())._replace(length=images[i].numel())
 
     return tuple(entries), look
 
