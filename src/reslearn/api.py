@@ -20,8 +20,9 @@ def train(
     device: str = "auto",
     quiet: bool = False,
     init: str | Path | None = None,
+    task: str = "classify",
 ) -> Run:
-    """Train a network on images and write a run folder with its model, numbers and report.
+    """Train a network on images, or a detector (task="detect") on images with boxes; write a run folder with model, numbers, report.
 
     The arguments are those of reslearn.training.train; `run.result` is what result.json holds. Raises UserError for whatever
     cannot be used, Interrupted after SIGINT or SIGTERM.
@@ -29,7 +30,7 @@ def train(
     >>> run = train("fashion-sample", "resnet20", settings=["schedule.epochs=2"], out="runs/first")  # doctest: +SKIP
     >>> run.result["last"]["test"]["top1_error"]  # doctest: +SKIP
     """
-    return _reported(training.train(data, model, recipe, settings, seed, out, device, quiet, init))
+    return _reported(training.train(data, model, recipe, settings, seed, out, device, quiet, init, task))
 
 
 def resume(run: str | Path, device: str = "auto", quiet: bool = False) -> Run:

@@ -1,4 +1,4 @@
-"""detect: detectors on annotated sets and on images."""
+"""detect: detectors trained on annotated sets, tested there, and used on images."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reslearn.data.boxes import BoxSet
     from reslearn.detect import Detector
 
-app = typer.Typer(help="Find objects: detectors tested, compared and used.", no_args_is_help=True)
+app = typer.Typer(help="Find objects: detectors trained, tested, compared and used.", no_args_is_help=True)
 
 
 class BadBoxes(StrEnum):
@@ -35,7 +35,53 @@ Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testin
 
 @app.callback()
 def _group() -> None:
-    """Detectors tested, compared and used."""
+    """Detectors trained, tested, compared and used."""
+
+
+@app.command(no_args_is_help=True)
+def train(
+    data: Annotated[Path | None, typer.Argument(help="A VOC folder, a COCO folder or a COCO .json file.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The trunk, such as resnet18, resnet50 or vgg16-bn.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="detect-default, voc-paper, coco-paper, or a .toml/.json file.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="A classification model or run that the trunk starts from.")] = None,
+    bad_boxes: Annotated[
+        BadBoxes | None, typer.Option("--bad-boxes", help="Objects that are unsound: leave them out, or stop (the default).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a detector on images with boxes (and masks); or go on with an interrupted run.
+
+    \b
+    Examples:
+      reslearn detect train bccd --bad-boxes drop --out runs/cells
+      reslearn detect train bccd --model resnet50 --init resnet50.safetensors
+      reslearn detect train coco --model resnet50 --set detector.kind=fpn --set detector.masks=true
+      reslearn detect train VOC2007 --recipe voc-paper --init runs/imagenet
+      reslearn detect train --resume runs/cells
+    """
+    given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}
+    extra = [name for name, value in given.items() if value] + ["--bad-boxes"] * (bad_boxes is not None)
+    if resume is not None and (extra or seed is not None):
+        raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
+    if resume is None and data is None:
+        raise UserError("say what to train on: reslearn detect train DATA (or --resume RUN)")
+    from reslearn import api
+
+    if resume is not None:
+        run = api.resume(resume, device=device)
+    else:
+        assert data is not None
+        chosen = [*(settings or ()), *([f"data.bad={bad_boxes.value}"] if bad_boxes else [])]
+        run = api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect")
+    from reslearn.cli.runs import print_run
+
+    print_run(run)
 
 
 @app.command("eval", no_args_is_help=True)

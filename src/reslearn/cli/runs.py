@@ -2,15 +2,19 @@
 
 import csv
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reslearn.cli.options import Device, Json, whole_numbers
 from reslearn.errors import UserError
+
+if TYPE_CHECKING:
+    from reslearn.training import Run
 
 
 def train(
@@ -79,8 +83,12 @@ def train(
     else:
         assert data is not None
         run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
-    if not ranks.first():
-        return
+    if ranks.first():
+        print_run(run)
+
+
+def print_run(run: "Run") -> None:
+    """The numbers of a finished run, and where its files are."""
     _print_result(run.result)
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     typer.echo(f"report   {run.folder / 'report.html'}")
@@ -103,9 +111,18 @@ def _print_result(result: dict[str, Any]) -> None:
         for split, what in (("val", "held-out"), ("test", "test"), ("train", "training (nothing was held out)")):
             if split in result[name]:
                 numbers = result[name][split]
-                low, high = numbers["top1_interval"]
-                interval = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
-                typer.echo(f"result   {what} error {numbers['top1_error']:.2f}%  ({interval}; {title}: step {step:,})")
+                for measure, key, interval in _measures(numbers):
+                    low, high = interval or (math.nan, math.nan)
+                    spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
+                    value = math.nan if numbers[key] is None else numbers[key]
+                    typer.echo(f"result   {what} {measure} {value:.2f}%  ({spread}; {title}: step {step:,})")
+
+
+def _measures(numbers: dict[str, Any]) -> list[tuple[str, str, list[float] | None]]:
+    """(name, key, interval) of the numbers that are printed: of a classifier or of a detector."""
+    if "top1_error" in numbers:
+        return [("error", "top1_error", numbers["top1_interval"])]
+    return [(name, name, numbers["intervals"][name]) for name in ("AP", "AP50", "AP75")]
 
 
 class Split(StrEnum):

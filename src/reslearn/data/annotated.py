@@ -60,7 +60,7 @@ def holds_boxes(path: str | Path) -> bool:
 
 def split_names(path: str | Path) -> list[str]:
     """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
-    return list(_sources(Path(path), None))
+    return list(sources(Path(path), None))
 
 
 def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:

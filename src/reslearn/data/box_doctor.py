@@ -60,7 +60,8 @@ BOX_KINDS = {
 ALL_KINDS = KINDS | BOX_KINDS
 
 
-class BoxFinding(NamedTuple):
+@dataclass(frozen=True)
+class BoxFinding:
     """One thing that was found: a row of ALL_KINDS, the files, images or classes it is about, `index`, that of the object
     (VOC) or annotation (COCO) in the file, and a detail."""
 
@@ -230,11 +231,11 @@ def _nearly_one(image: BoxImage, classes: Sequence[str]) -> Iterator[BoxFinding]
     high = np.minimum(those.boxes[:, None, 2:], those.boxes[None, :, 2:])
     shared, areas = np.clip(high - low, 0, None).prod(axis=2), box_areas(those.boxes)
     iou = shared / (areas[:, None] + areas[None] - shared)
-    for i, j in np.argwhere(np.triu(iou >= SAME, 1)):
+    for i, j in np.argwhere(np.triu(iou >= SAME, 1)).tolist():
         if those.crowd[i] or those.crowd[j]:
             continue
         kind = "nearly twice" if those.labels[i] == those.labels[j] else "two classes"
-        names = " and ".join(classes[those.labels[k] - 1] for k in (i, j))
+        names = " and ".join(classes[int(those.labels[k]) - 1] for k in (i, j))
         yield BoxFinding(kind, (image.name,), f"objects {those.ids[i]} and {those.ids[j]}, {names}, IoU {iou[i, j]:.2f}")
 
 

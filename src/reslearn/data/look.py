@@ -74,7 +74,7 @@ def _digest(file: Path | Held) -> tuple[int, bytes]:
     """A file's size in bytes and the digest of its content."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     if isinstance(file, Held):
-        digest.update(file.contents())
+        digest.update(bytes(file.contents()))
         return file.bytes, digest.digest()
     with file.open("rb") as opened:
         while part := opened.read(1 << 20):

@@ -216,4 +216,4 @@ def _packed(file: Any, channels: int, form: Form) -> Packed:
         return bytes(contents(file)), height, width
     shrunk, out = scaled(pixels, *small), io.BytesIO()
     Image.fromarray(shrunk[:, :, 0] if channels == 1 else shrunk).save(out, "JPEG", quality=form.quality, optimize=True)
-    return out.getvalue(), *small
+    return out.getvalue(), small[0], small[1]

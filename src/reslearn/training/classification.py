@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reslearn import data as datasets
+from reslearn.data.annotated import holds_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet
@@ -36,6 +37,8 @@ START_ONLY = (
 
 
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
+    if asked.data not in datasets.NAMES and holds_boxes(asked.data):
+        raise UserError(f"{asked.data} is a set with boxes: reslearn detect train {asked.data} trains a detector on it")
     opened = datasets.open(asked.data, on_bad=asked_on_bad(asked.recipe, asked.settings))
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model

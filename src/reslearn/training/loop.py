@@ -228,16 +228,20 @@ class Loop:
         self._write(line | {"time": {"seconds": round(seconds, 3)}})
         self.display.evaluation(line)
 
+    def eval_batch(self) -> int:
+        """How many images are evaluated at once."""
+        height, width = self.sources.preprocessing.size
+        on_cpu, on_gpu = EVAL_BATCH
+        return on_gpu if self.device.type == "cuda" else max(min(on_cpu, EVAL_PIXELS // (height * width)), 1)
+
     def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
         """The evaluated weights on the held-out images: the error in percent that the best weights have least of, and what a line
         says of them, `loss` for one."""
         assert self.sources.val is not None
-        height, width = self.sources.preprocessing.size
-        most, few = EVAL_BATCH[self.device.type == "cuda"], max(EVAL_PIXELS // (height * width), 1)
         seen = ranks.single_view(
             self.state.evaluated,
             self.sources.val,
-            batch=most if self.device.type == "cuda" else min(most, few),
+            batch=self.eval_batch(),
             forward=self.forward,
             flip=self.recipe.evaluate.flip,
             autocast=autocast(self.precision, self.device),
