@@ -30,13 +30,13 @@ from reslearn.training import resume, train
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import pasting
 
-IMAGES = {"train": 400, "val": 40, "test": 120}
+IMAGES = {"train": 400, "val": 24, "test": 100}
 SIDE = 128  # px
 SETTINGS = [
     "detector.masks=true",
     "detector.roi_size=7",
     "detector.regions=16",
-    "detector.anchors=[24,40,64]",
+    "detector.anchors=[32,48,72]",
     "detector.min_size=128",
     "detector.max_size=128",
     "detector.ranked=[500,300]",
@@ -44,12 +44,12 @@ SETTINGS = [
     "detector.detections=20",
     "batch.size=2",
     "schedule.steps=1200",
-    "schedule.lr=0.02",
+    "schedule.lr=0.03",
     "schedule.shape=cosine",
     "schedule.warmup=0.05",
     "data.workers=1",
     "log.every=25",
-    "evaluate.every=300",
+    "evaluate.every=600",
 ]
 COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 SHOWN, SURE = 15, 0.5  # test images in the picture, and the least score of what is drawn

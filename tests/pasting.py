@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from reslearn.data import sets
 
-CLASSES = ("T-shirt/top", "Trouser", "Dress", "Bag", "Ankle boot")
+CLASSES = ("T-shirt/top", "Trouser", "Bag", "Ankle boot")
+SCALES = (0.4, 0.7)  # of the image's side, that the 28 pixels of an item take before they are turned
 LEAST = 0.6  # of an item must be seen
 _TRIES = 12  # places an item is tried at
 
@@ -90,7 +91,7 @@ _EDGES = {(-1, 0): ((0, 0), (1, 0)), (0, 1): ((1, 0), (0, 1)), (1, 0): ((1, 1), 
 
 def drawn(item: Item, numbers: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """An item as it is pasted into an image of this side: float64 (h, w, 3) on [0, 255] and alpha (h, w) on [0, 1]."""
-    scale = side * numbers.uniform(0.28, 0.55) / 28
+    scale = side * numbers.uniform(*SCALES) / 28
     angle = float(numbers.uniform(-35, 35))
     tint, flip = numbers.uniform(0.25, 1, 3), numbers.random() < 0.5
     size = (round(28 * scale),) * 2
@@ -161,7 +162,7 @@ def paste(root: Path, photos: Sequence[Path], images: Mapping[str, int], *, side
 
 
 def annotation(id: int, image: int, label: int, mask: np.ndarray) -> dict[str, Any]:
-    """COCO's, of an item that is seen at mask; a hole in it (between legs that touch at the feet) is part of it, polygons have none."""
+    """COCO's, of an item that is seen at mask. Polygons have no holes: one between legs that touch is taken as part of it."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     x, y, width, height = columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1
     polygons, _ = outlines(mask)
