@@ -11,6 +11,7 @@ the operations that take longest, before and after compiling. Writes OUT.json. A
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=[], help="folders of photos, as they are or packed")
     parser.add_argument("--workers", type=int, default=16, help="threads that prepare their batches")
     asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     device = pick_device(asked.device)
     rows = []
     for size in asked.size:
@@ -166,12 +168,12 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     result = {
-        "command": "python benchmarks/gpu_imagenet.py",
+        "command": "python " + " ".join(sys.argv),
         "machine": runtime.machine(device, pick_precision("auto", device), "eager and compiled"),
         "versions": runtime.versions(),
         "rows": rows,
     }
-    asked.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    asked.out.with_name(f"{asked.out.name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -65,3 +65,33 @@ def coco(root: Path, annotations: Sequence[Any], **changes: Any) -> Path:
     document = {"images": images, "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}], "annotations": annotations}
     (root / "set.json").write_text(json.dumps(document | changes))
     return root / "set.json"
+
+
+SHAPES = ("square", "disc")
+
+
+def shapes(root: Path, images: int = 8, split: str = "train", size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
+    """A VOC split with one or two bright squares and dark discs in each image, so that there is something to learn."""
+    numbers = np.random.default_rng([seed, len(split)])
+    names = [f"{split}-{i}" for i in range(images)]
+    for name in names:
+        pixels = numbers.integers(90, 150, (*size, 3))
+        objects = []
+        for _ in range(numbers.integers(1, 3)):
+            side = int(numbers.integers(14, 26))
+            top, left = (int(numbers.integers(0, limit - side)) for limit in size)
+            kind = int(numbers.integers(2))
+            rows, columns = np.mgrid[: size[0], : size[1]]
+            inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+            if kind:
+                inside = np.hypot(rows - top - side / 2 + 0.5, columns - left - side / 2 + 0.5) <= side / 2
+            pixels[inside] = 20 if kind else 235
+            objects.append(voc_object((left + 1, top + 1, left + side, top + side), SHAPES[kind]))
+        (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        (root / "Annotations").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "JPEGImages" / f"{name}.png")
+        document = voc_xml(*objects, size=size).replace("<annotation>", f"<annotation><filename>{name}.png</filename>")
+        (root / "Annotations" / f"{name}.xml").write_text(document)
+    (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root

@@ -15,9 +15,14 @@ NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10
 
 
 def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], classes: int, kind: str = "bbox") -> dict[str, float]:
-    """The twelve numbers in percent, -100 where there is none.
+    """The twelve numbers in percent, -100 where there is none."""
+    return dict(zip(NAMES, (100 * evaluated(truth, found, classes, kind).stats).tolist(), strict=True))
 
-    pycocotools knows no difficult objects; one with an area outside every range is ignored, which is what is meant.
+
+def evaluated(truth: Sequence[Objects], found: Sequence[dict[str, Any]], classes: int, kind: str = "bbox") -> Any:
+    """pycocotools' COCOeval, after all its steps.
+
+    It knows no difficult objects; one with an area outside every range is ignored, which is what is meant.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -62,7 +67,7 @@ def pycocotools(truth: Sequence[Objects], found: Sequence[dict[str, Any]], class
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return dict(zip(NAMES, (100 * run.stats).tolist(), strict=True))
+    return run
 
 
 def runs(segmentation: Any) -> dict[str, Any]:

@@ -15,11 +15,16 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 FEW = ["--set", "schedule.steps=2"]
+SMALL = {  # recipes for photos of 224 px
+    "imagenet-classic": ["--set", "data.size=64"],
+    "imagenet-fast": ["--set", "data.size=64", "--set", "data.grow=[32,64]"],
+}
 
 
 def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     words = shlex.split(line, comments=True)
     few = FEW if words[1] == "train" and "--resume" not in words else []
+    few = few + next((small for recipe, small in SMALL.items() if recipe in words), [])
     few = ["--rounds", "1", *(["--steps", "1"] if words[2] == "train" else ["--images", "50"])] if words[1] == "bench" else few
     few = ["--images", "8"] if words[1] == "analyze" and words[2] != "explain" else few
     few = ["--scale", "smoke", "--only", "plain20"] if words[1:3] == ["reproduce", "figure1"] else few

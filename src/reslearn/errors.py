@@ -26,6 +26,10 @@ class Diverged(UserError):
     shared = True
 
 
+class Lost(UserError):
+    """Other processes of the same training are gone, or do not answer. What was shared with them cannot be put away in order."""
+
+
 class Interrupted(Exception):
     """A signal asked for the end; what was under way has been saved.
 

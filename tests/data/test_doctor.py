@@ -16,7 +16,8 @@ from reslearn.data import open as open_data
 from reslearn.data.diagnosis import KINDS, Diagnosis
 from reslearn.data.doctor import examine
 from reslearn.data.images import read
-from reslearn.data.mend import mend
+from reslearn.data.mend import check_source, mend
+from reslearn.data.pack import Form, pack
 from reslearn.errors import UserError
 
 
@@ -147,8 +148,30 @@ def test_a_set_known_by_name(tmp_path: Path) -> None:
     found = examine("fashion-sample")
     assert {split: sum(n.values()) for split, n in found.images.items()} == {"train": 6000, "test": 1000}
     assert set(kinds(found)) <= {"contradiction", "leak", "duplicate", "blank"} and len(found.mean) == 1
-    with pytest.raises(UserError, match="nothing to write of 'fashion-sample': it is a set known by name"):
+    with pytest.raises(UserError, match="nothing to write: none of its images is worth keeping, or they are no files"):
         mend(found, tmp_path / "x.csv")
+    with pytest.raises(UserError, match="a set known by name, which has no files"):
+        check_source("fashion-sample")
+
+
+def test_a_packed_set(photos: Path, tmp_path: Path) -> None:
+    Image.fromarray(read(photos / "val" / "dog" / "0.jpg", 3)).save(photos / "train" / "cat" / "again.png")
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)  # of another size: others stay in memory
+    Image.fromarray(pixels).save(photos / "train" / "dog" / "larger.jpg")
+    before, out = examine(photos), tmp_path / "packed"
+    made = pack(photos, out, Form(None))
+    found = examine(out)
+    assert kinds(found) == kinds(before) == {k: {"train/cat/again.png", "val/dog/0.jpg"} for k in ("leak", "contradiction")}
+    for what in ("name", "images", "bytes", "formats", "height", "width", "mean", "std", "eigenvectors"):
+        assert getattr(found, what) == getattr(before, what), what
+    assert found.kept == ()
+    content = bytearray((out / "shard-00000.bin").read_bytes())
+    content[int(made.index["offset"][3]) + 100] ^= 1
+    (out / "shard-00000.bin").write_bytes(content)
+    assert kinds(examine(out)) == kinds(before) | {"damaged": {made.names[3]}}
+    with pytest.raises(UserError, match="packed: mend the images that it was made of"):
+        check_source(out)
+    assert not check_source(photos)
 
 
 def test_the_sample_of_imagenet(real_data: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -238,6 +238,21 @@ def test_lists_far_above_count_only_where_their_names_are_official(flat: Path) -
     by_rows("../val.csv", row="{file}.JPEG,{wnid}")(flat)
     with pytest.raises(UserError, match="lying flat"):
         scan(flat)
+
+
+def test_a_folder_above_that_may_not_be_listed_is_passed_over(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == flat.parent:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match="need a list beside them"):
+        scan(flat)
+    lines(flat, "val.csv", "file,label", *(f"{name}.JPEG,{wnid}" for name, wnid in zip(VAL, TRUTH, strict=True)))
+    assert truth(scan(flat)) == list(TRUTH)
 
 
 def test_the_thousand_wnids_are_those_of_timm_and_in_torchvisions_order() -> None:

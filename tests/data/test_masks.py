@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as theirs
 
-from reslearn.data.masks import Runs, draw, parse, runs_of, turn, unpack
+from reslearn.data.masks import Runs, draw, pack, parse, runs_of, turn, unpack
 
 POINT = st.tuples(st.floats(-8, 40), st.floats(-8, 40))
 
@@ -38,10 +38,15 @@ def test_runs(height: int, width: int, seed: int, share: float) -> None:
     runs = runs_of(mask)
     np.testing.assert_array_equal(draw(runs, height, width), mask)
     packed = theirs.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-    assert unpack(packed) == runs.counts.tolist()
+    assert unpack(packed) == runs.counts.tolist() and pack(runs.counts) == packed
     for counts in (packed, runs.counts.tolist()):
         parsed = parse({"counts": counts, "size": [height, width]}, height, width)
         assert isinstance(parsed, Runs) and parsed.counts.tolist() == runs.counts.tolist()
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=9))
+def test_any_counts_come_back(counts: list[int]) -> None:
+    assert unpack(pack(counts)) == counts
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=40, max_codepoint=120), max_size=12))

@@ -1,5 +1,6 @@
 """reslearn pack: what comes out is what went in; stopped at any moment it goes on; damage is named."""
 
+import json
 import os
 import shutil
 import signal
@@ -106,8 +107,8 @@ def test_a_flipped_bit_names_shard_and_image(folder: Path, tmp_path: Path, small
 @pytest.mark.parametrize("file", ["index.npy", "names.json", "pack.json", "shard-00000.bin"])
 @pytest.mark.parametrize("damage", ["cut", "missing", "bit"])
 def test_other_damage_is_named(folder: Path, tmp_path: Path, file: str, damage: str) -> None:
-    if (file, damage) in (("shard-00000.bin", "bit"), ("pack.json", "bit")):
-        pytest.skip("the first is seen when the image is read; the second may be a name")
+    if (file, damage) == ("shard-00000.bin", "bit"):
+        pytest.skip("it is seen when the image is read")
     path = tmp_path / "out" / file
     pack(folder, tmp_path / "out")
     if damage == "cut":
@@ -118,6 +119,26 @@ def test_other_damage_is_named(folder: Path, tmp_path: Path, file: str, damage: 
         flip_a_bit(path, path.stat().st_size - 3)
     with pytest.raises(UserError, match="not finished" if (file, damage) == ("pack.json", "missing") else file.replace(".", r"\.")):
         data.open(tmp_path / "out")
+
+
+def test_what_pack_json_says_is_what_was_written(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "pack.json"
+    pack(folder, path.parent)
+    said = json.loads(path.read_text())
+    changed = [{k: v for k, v in said.items() if k != key} for key in said] + [
+        said | {"classes": ["a", "c"]},
+        said | {"bytes": 3},
+        [1],
+    ]
+    for wrong in changed:
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"pack\.json: damaged"):
+            data.open(path.parent)
+    path.write_text(json.dumps(said | {"version": 1}))
+    with pytest.raises(UserError, match="of version 1, not 2: pack the images again"):
+        data.open(path.parent)
+    path.write_text(json.dumps(said))
+    assert len(data.open(path.parent).splits["train"]) == 11
 
 
 def test_it_goes_on_only_with_the_same(folder: Path, tmp_path: Path, images: Path) -> None:
@@ -150,6 +171,43 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(folder: Path, tmp_pat
     opened = data.open(tmp_path / "two")
     assert opened.left_out == {"unreadable": 1} and len(opened.splits["train"]) == 10
     assert "train/b/2.png" not in opened.splits["train"].names
+
+
+def test_a_shard_whose_images_are_all_bad_is_passed_over(folder: Path, tmp_path: Path, small_shards: None) -> None:
+    names = [name for split in data.open(folder).splits.values() for name in split.names]
+    for name in names[8:12]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+    made = pack(folder, tmp_path / "out", on_bad="skip")
+    assert made.about["bytes"]["shard-00002.bin"] == 0 and list(made.names) == names[:8] + names[12:] and made.verify() == []
+    split = data.open(tmp_path / "out").splits["train"]
+    assert [read(file, 3).shape for file in split.files or ()] == [read(folder / name, 3).shape for name in split.names]
+
+
+def test_one_that_is_too_long_for_a_jpeg_keeps_its_bytes(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (67_000, 80), "red").save(folder / "train" / "a" / "long.png")
+    made = pack(folder, tmp_path / "out", Form(79))
+    row = made.names.index("train/a/long.png")
+    assert bytes(made.contents(row)) == (folder / "train" / "a" / "long.png").read_bytes()
+    record = made.index[row]
+    assert (record["height"], record["width"]) == (80, 67_000)
+
+
+def test_a_pack_among_its_own_images_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (folder, folder / "packed", Path("photos/train/a/../packed")):
+        with pytest.raises(UserError, match="lies among the images of"):
+            pack(folder, out)
+    assert sorted(path.name for path in folder.rglob("*") if path.is_dir()) == [
+        "a",
+        "a",
+        "a",
+        "b",
+        "b",
+        "b",
+        "test",
+        "train",
+        "val",
+    ]
 
 
 def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:

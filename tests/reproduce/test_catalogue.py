@@ -11,7 +11,7 @@ from reslearn.recipes import resolve
 from reslearn.reproduce.catalogue import ALIASES, EXPERIMENTS, experiment
 from reslearn.reproduce.experiment import SCALES, Dataset
 
-CASES = [(name, scale) for name, e in EXPERIMENTS.items() for scale in e.plans]
+CASES = [(name, scale) for name, e in EXPERIMENTS.items() if e.task == "classify" for scale in e.plans]
 
 
 def small_set(name: str, channels: int, size: int) -> DataSet:

@@ -80,6 +80,13 @@ def test_a_plateau_of_held_out_error_divides_the_rate(photos: Path, tmp_path: Pa
     assert rates == pytest.approx(expected) and len(set(rates)) > 1
 
 
+def test_views_that_grow_beyond_those_of_tests_are_noted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size, noted in ((48, True), (64, False)):
+        settings = ["schedule.steps=1", "batch.size=8", "data.grow=[32,64]", f"data.size={size}", "data.workers=0"]
+        reslearn.train(photos, "resnet18", "imagenet-fast", settings=settings, out=tmp_path / f"{size}")
+        assert ("training views grow to 64 px, beyond the 48 px of tests" in capsys.readouterr().out) == noted
+
+
 def test_views_grow_and_tests_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, int]] = []
     forward = ResNet.forward

@@ -10,8 +10,8 @@ import typer
 from typer.exceptions import TyperException
 
 from reslearn import __version__
-from reslearn.cli import analyze, bench, doctor, models, packing, reproduce, runs
-from reslearn.errors import Interrupted, UserError
+from reslearn.cli import analyze, bench, detect, doctor, localize, models, packing, reproduce, runs
+from reslearn.errors import Interrupted, Lost, UserError
 
 app = typer.Typer(
     name="reslearn",
@@ -45,6 +45,8 @@ for name, command in COMMANDS.items():
 
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
+app.add_typer(detect.app, name="detect")
+app.add_typer(localize.app, name="localize")
 
 
 def _rank() -> int:
@@ -72,6 +74,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
+    except Lost as error:
+        _complain(str(error))
+        sys.stdout.flush()
+        os._exit(2)  # the usual way out may wait for those that do not answer
     except UserError as error:
         code = _complain(str(error), error.shared)
     except TyperException as error:  # an unknown command, option or value; or nothing at all, answered by the help

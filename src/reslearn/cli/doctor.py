@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reslearn.cli.doctor_boxes import boxes
 from reslearn.cli.options import Json
+from reslearn.errors import UserError
 
 if TYPE_CHECKING:
     from reslearn.data.diagnosis import Diagnosis, Finding
@@ -17,13 +19,16 @@ CLASSES = 20  # more classes than this: the range of their sizes only
 
 
 def doctor(
-    data: Annotated[str, typer.Argument(help="A folder, a list or a name, as for train.")],
+    data: Annotated[str, typer.Argument(help="A folder, a list, a packed folder or a name, as for train.")],
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write what is worth keeping: LIST.csv, or FOLDER for a copy. Never overwrites.")
     ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Of a set with boxes: the size that anchors are tried at, as 600 or 600,1000.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every image once and say what is wrong: files, copies, leaks, labels, names, classes.
+    """Read every image once and say what is wrong: files, copies, leaks, labels, names, classes; boxes, and how anchors fit them.
 
     Exit code 0 where there is no fault (notes do not count), 1 with faults, 2 where the data cannot be examined at all.
 
@@ -32,13 +37,22 @@ def doctor(
       reslearn doctor photos
       reslearn doctor photos --fix clean.csv
       reslearn doctor photos --fix photos-clean --json
+      reslearn doctor voc --size 480 --fix voc-clean
     """
+    from reslearn.data.annotated import holds_boxes
+
+    if holds_boxes(data):
+        boxes(data, fix, size, as_json)
+        return
+    if size is not None:
+        raise UserError(f"--size {size} is of sets with boxes, and {data} has none")
     from reslearn.data.doctor import examine
-    from reslearn.data.mend import check_target, mend
+    from reslearn.data.mend import check_source, check_target, mend
     from reslearn.training.display import Display
 
     if fix is not None:
         check_target(fix)
+        check_source(data)
     with Display(stderr=True) as display:
         found = examine(data, display.progress)
     if as_json:

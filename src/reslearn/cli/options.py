@@ -4,5 +4,17 @@ from typing import Annotated
 
 import typer
 
+from reslearn.errors import UserError
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+
+
+def whole_numbers(text: str | None) -> list[int] | None:
+    """Whole numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {text}: write whole numbers with commas between, such as 224,256") from None

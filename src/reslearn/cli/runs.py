@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json
+from reslearn.cli.options import Device, Json, whole_numbers
 from reslearn.errors import UserError
 
 
@@ -19,7 +19,10 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="cifar10-paper, cifar10-fast, default, fashion, or a .toml/.json file.")
+        str | None,
+        typer.Option(
+            "--recipe", help="default, fashion, cifar10-paper or -fast, imagenet-paper, -classic or -fast; or a .toml/.json file."
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
@@ -150,7 +153,7 @@ def evaluate(
 
     display = Display(stderr=True)
     try:
-        given = {"protocol": protocol.value, "scales": _numbers(scales), "scores": scores}
+        given = {"protocol": protocol.value, "scales": whole_numbers(scales), "scores": scores}
         result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **given)
     finally:
         display.stop()
@@ -172,16 +175,6 @@ def ensemble(
     from reslearn.evaluation.evaluate import of_scores
 
     _print_numbers(of_scores(files, scores=scores), as_json)
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """Whole numbers with commas between."""
-    if text is None:
-        return None
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--scales {text}: write whole numbers with commas between, such as 224,256") from None
 
 
 def _print_numbers(result: dict[str, Any], as_json: bool) -> None:

@@ -35,8 +35,27 @@ def open_boxes(
 
 def examine(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> list[Finding]:
     """Every fault of a set, as data, in the order of splits and files. Raises UserError only where there is no such set."""
-    _, faults = _read(Path(path), classes, only)
-    return [finding for some in faults.values() for finding in some.found]
+    return [finding for one in survey(path, classes=classes, only=only).values() for finding in one.findings]
+
+
+def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> dict[str, BoxSet]:
+    """The splits as `open_boxes` gives them with "drop", whatever is wrong: each one's `findings` say what was left out.
+
+    Raises UserError only where there is no such set.
+    """
+    return _read(Path(path), classes, only)[0]
+
+
+def holds_boxes(path: str | Path) -> bool:
+    """Whether a path looks like a set with boxes, sound or not: a .json file, or a folder with VOC's or COCO's annotations."""
+    try:
+        root = Path(path).expanduser()
+        if root.suffix.lower() == ".json":
+            return True
+        voc = (root / "Annotations").is_dir() and ((root / "JPEGImages").is_dir() or (root / "ImageSets" / "Main").is_dir())
+        return voc or any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
+    except (OSError, RuntimeError, ValueError):  # a name too long or of no user's, a folder that may not be entered
+        return False
 
 
 def split_names(path: str | Path) -> list[str]:
@@ -47,9 +66,8 @@ def split_names(path: str | Path) -> list[str]:
 def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:
     if classes is not None and len(set(classes)) < len(classes):
         raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
-    sources = _sources(root, only)
     sets, faults = {}, {}
-    for name, (kind, file, images) in sources.items():
+    for name, (kind, file, images) in sources(root, only).items():
         faults[name] = some = Faults()
         one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
         classes = one.classes
@@ -57,7 +75,7 @@ def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None)
     return sets, faults
 
 
-def _sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path, Path]]:
+def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path, Path]]:
     """(kind, annotation file, folder of images) by split, train first."""
     if root.is_file() and root.suffix.lower() == ".json":
         return {"all": ("coco", root, root.parent)}

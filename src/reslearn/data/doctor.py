@@ -10,7 +10,7 @@ import numpy as np
 
 from reslearn.data.diagnosis import ELONGATED, FEW, IMBALANCE, KINDS, TINY, Diagnosis, Finding, Kept, folded
 from reslearn.data.folder import Entry
-from reslearn.data.images import IMAGE_SUFFIXES, looks_like_an_image, suffix_for
+from reslearn.data.images import IMAGE_SUFFIXES, Held, looks_like_an_image, suffix_for
 from reslearn.data.look import Look, look_at_file, look_at_pixels
 from reslearn.data.sets import DataSet, find
 from reslearn.data.stream import Progress, ahead
@@ -18,7 +18,7 @@ from reslearn.data.stream import Progress, ahead
 _AT_ONCE = 8  # images that a thread takes, so that Ctrl-C waits for few
 # What ends the names of images that are not read here: phones', the web's, cameras' and editors' own.
 _FOREIGN = re.compile(r"\.(heic|heif|avif|jp2|jxl|svg|psd|ico|tga|exr|hdr|dng|cr2|cr3|nef|arw|orf|raf|raw)", re.IGNORECASE)
-_LOST = frozenset({"unreadable", "empty", "not an image", "truncated", "damaged", "too large", "name not UTF-8"})
+LOST = frozenset({"unreadable", "empty", "not an image", "truncated", "damaged", "too large", "name not UTF-8"})
 
 
 def examine(data: str | Path, progress: Progress = lambda what, done, total: None, workers: int | None = None) -> Diagnosis:
@@ -30,28 +30,28 @@ def examine(data: str | Path, progress: Progress = lambda what, done, total: Non
     found = find(data, lambda kind, names, message: findings.append(Finding(kind, tuple(names), message)))
     if isinstance(found, DataSet):
         name, titles = found.name, {label: label for label in found.classes}
-        entries, look = _in_memory(found)
+        entries, look = _opened(found)
     else:
         name, listing = found
         entries, titles = listing.entries, dict(zip(listing.labels, listing.classes, strict=True))
         look = lambda i: look_at_file(entries[i].file)  # noqa: E731
         findings += _put_aside(listing.aside, Path(data).expanduser())
-    looks, colours = _look_at_all(entries, look, progress, workers or max(os.cpu_count() or 1, 2))
+    looks, colours = look_at_all(entries, look, progress, workers or max(os.cpu_count() or 1, 2))
     grey = found.channels == 1 if isinstance(found, DataSet) else all(seen.facts.grey for seen in looks if seen.facts)
     images = _images(entries, titles)
-    findings += [*_of_files(entries, looks, grey), *_copies(entries, looks), *_of_names(entries), *_balance(images)]
+    findings += [*of_files(entries, looks, grey), *copies(entries, looks), *_of_names(entries), *_balance(images)]
     order = list(KINDS)
-    mean, std, eigenvalues, eigenvectors = _statistics(colours, grey)
-    spans = _spans([seen.size for seen in looks if seen.pixels])
+    mean, std, eigenvalues, eigenvectors = statistics(colours, grey)
+    height, width, aspect = spans([seen.size for seen in looks if seen.pixels])
     return Diagnosis(
         name=name,
         images=images,
         bytes=sum(seen.length for seen in looks),
         formats=dict(Counter(seen.facts.format for seen in looks if seen.facts).most_common()),
         modes=dict(Counter(seen.facts.mode for seen in looks if seen.facts).most_common()),
-        height=spans[0],
-        width=spans[1],
-        aspect=spans[2],
+        height=height,
+        width=width,
+        aspect=aspect,
         mean=mean,
         std=std,
         eigenvalues=eigenvalues,
@@ -61,22 +61,22 @@ def examine(data: str | Path, progress: Progress = lambda what, done, total: Non
     )
 
 
-def _in_memory(data: DataSet) -> tuple[tuple[Entry, ...], Callable[[int], Look]]:
-    """The images of a set known by name as entries without files, and how to look at them."""
-    entries, arrays = [], []
+def _opened(data: DataSet) -> tuple[tuple[Entry, ...], Callable[[int], Look]]:
+    """The images of a set known by name, or of a packed one, as entries without files, and how to look at them."""
+    entries, images = [], []
     for name, split in data.splits.items():
-        assert split.pixels is not None
-        for i, label in enumerate(split.labels):
-            entries.append(Entry(Path(), split.names[i], name, data.classes[label]))
-            arrays.append(split.pixels[i])
+        entries += [Entry(Path(), split.names[i], name, data.classes[label]) for i, label in enumerate(split.labels)]
+        images += [*(split.pixels if split.files is None else split.files)]  # type: ignore[misc]  # one of them is there
 
     def look(i: int) -> Look:
-        return look_at_pixels(arrays[i].expand(3, -1, -1).permute(1, 2, 0).numpy())._replace(length=arrays[i].numel())
+        if isinstance(images[i], Held):
+            return look_at_file(images[i])
+        return look_at_pixels(images[i].expand(3, -1, -1).permute(1, 2, 0).numpy())._replace(length=images[i].numel())
 
     return tuple(entries), look
 
 
-def _look_at_all(
+def look_at_all(
     entries: Sequence[Entry], look: Callable[[int], Look], progress: Progress, workers: int
 ) -> tuple[list[Look], np.ndarray]:
     """A look at each image, and what their colours add up to: float64 (13,), the number of images first (see Look.colours)."""
@@ -96,7 +96,7 @@ def _look_at_all(
     return looks, total
 
 
-def _of_files(entries: Sequence[Entry], looks: Sequence[Look], grey: bool) -> Iterator[Finding]:
+def of_files(entries: Sequence[Entry], looks: Sequence[Look], grey: bool) -> Iterator[Finding]:
     """What is wrong with single images."""
     shorter = [min(seen.size) for seen in looks if seen.pixels]
     usual = float(np.median(shorter)) if shorter else 0
@@ -122,7 +122,7 @@ def _same(looks: Sequence[Look]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _copies(entries: Sequence[Entry], looks: Sequence[Look]) -> Iterator[Finding]:
+def copies(entries: Sequence[Entry], looks: Sequence[Look]) -> Iterator[Finding]:
     """Images that are there more than once, by the bytes of their files or by their pixels."""
     for group in _same(looks):
         names = tuple(entries[i].name for i in group)
@@ -210,7 +210,7 @@ def _begins(file: Path) -> bytes:
         return b""
 
 
-def _spans(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+def spans(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     """(minimum, median, maximum) of the heights, the widths and width / height."""
     if not sizes:
         return (), (), ()
@@ -221,7 +221,7 @@ def _spans(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[float, ...], tuple[f
     return height, width, aspect
 
 
-def _statistics(
+def statistics(
     total: np.ndarray, grey: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[tuple[float, ...], ...]]:
     """Mean, deviation, eigenvalues and eigenvectors of RGB from the sum of all images' colours; empty where there are none."""
@@ -242,7 +242,7 @@ def _statistics(
 
 def _worth_keeping(entries: Sequence[Entry], looks: Sequence[Look]) -> tuple[Kept, ...]:
     """The images without what cannot be read, is there again, or contradicts itself; of classes that train still has."""
-    lost = {i for i, seen in enumerate(looks) if any(kind in _LOST for kind, _ in seen.wrong) or not seen.pixels}
+    lost = {i for i, seen in enumerate(looks) if any(kind in LOST for kind, _ in seen.wrong) or not seen.pixels}
     lost |= {i for i, entry in enumerate(entries) if not _is_text(entry.name)}
     for group in _same(looks):
         readable = sorted(

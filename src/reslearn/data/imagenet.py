@@ -105,9 +105,8 @@ def labels_of(images: Sequence[Path], part: Path, root: Path, split: str, classe
     kit or up to three folders above. classes: train's. Raises UserError for a list that cannot be used, and for two that disagree.
     """
     for place in dict.fromkeys((part.absolute(), *_places(root))):
-        kits = [place, *sorted(path for path in place.glob("*devkit*/data") if path.is_dir())]
         own = place in (part.absolute(), part.absolute().parent)
-        found = [file for kit in kits for file in sorted(kit.iterdir()) if _is_list(file, split, own)]
+        found = [file for file in _beside(place) if _is_list(file, split, own)]
         read = {file: _read(file, images, classes) for file in found}
         if read:
             (first, labels), *others = read.items()
@@ -119,6 +118,15 @@ def labels_of(images: Sequence[Path], part: Path, root: Path, split: str, classe
                         )
             return labels
     return None
+
+
+def _beside(place: Path) -> list[Path]:
+    """The files in a folder, and in development kits there; none where it may not be listed, as /home of a cluster."""
+    try:
+        kits = [place, *sorted(path for path in place.glob("*devkit*/data") if path.is_dir())]
+        return [file for kit in kits for file in sorted(kit.iterdir())]
+    except PermissionError:
+        return []
 
 
 def _is_list(file: Path, split: str, own: bool) -> bool:

@@ -98,14 +98,14 @@ def file_bytes(path: Path | Held) -> int:
     return path.bytes if isinstance(path, Held) else path.stat().st_size
 
 
-def probe(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+def probe(path: str | os.PathLike[str] | Held) -> tuple[int, int, int]:
     """(height, width, channels) of the image that `read` would give, from the file's header alone.
 
     Height and width are those after the EXIF orientation; channels is 1 for grey modes, with or without transparency,
     and 3 for all others. Raises UserError, naming the file, where the header cannot be read or promises more than
     MAX_PIXELS.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path if isinstance(path, Held) else Path(path)) as image:
         height, width = image.height, image.width
         if _orientation(image) >= 5:
             height, width = width, height
@@ -138,14 +138,14 @@ def read(path: str | os.PathLike[str] | Held, channels: int) -> np.ndarray:
         return _pixels(image, channels)
 
 
-def inspect(path: str | os.PathLike[str]) -> tuple[Facts, np.ndarray]:
+def inspect(path: str | os.PathLike[str] | Held) -> tuple[Facts, np.ndarray]:
     """What a file holds, and its pixels as `read` gives them in three channels. Raises BadImage."""
-    path = Path(path)
+    path = path if isinstance(path, Held) else Path(path)
     with _opened(path) as image:
         form = "JPEG" if image.format == "MPO" else str(image.format)  # photos of phones: a JPEG with further ones behind it
         deep = image.mode.startswith(("I", "F")) or bool(image.tile and ";16" in str(image.tile[0].args))
         animated = form != "JPEG" and bool(getattr(image, "is_animated", False))
-        fits = path.suffix.lower() in _suffixes(form)
+        fits = isinstance(path, Held) or path.suffix.lower() in _suffixes(form)  # what is packed has no name of its own
         turn, grey, clear = _orientation(image), image.mode in _GREY_MODES, image.has_transparency_data
         return Facts(form, image.mode, turn, grey, deep, clear, animated, fits), _pixels(image, 3)
 

@@ -165,7 +165,9 @@ class Reader {
             for (int i = 0; i < some;) {
                 JSAMPROW line[ROWS];
                 for (int j = i; j < some; j++) line[j] = lines.data() + size_t(j) * pitch;
-                i += int(jpeg_read_scanlines(&info, line + i, JDIMENSION(some - i)));
+                const int came = int(jpeg_read_scanlines(&info, line + i, JDIMENSION(some - i)));
+                if (came == 0) give_up(reinterpret_cast<j_common_ptr>(&info));
+                i += came;
             }
             scale_across(first - int(from), end - first, pitch, width, v.mirrored, scaled.data() + size_t(row) * spaced(width));
         }

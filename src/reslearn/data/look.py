@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reslearn.data.images import BadImage, Facts, inspect, probe
+from reslearn.data.images import BadImage, Facts, Held, inspect, probe
 
 LARGE = 1 << 24
 """Pixels: of larger images only one is decoded at a time, so that threads cannot fill the memory with them."""
@@ -39,8 +39,8 @@ class Look(NamedTuple):
     colours: np.ndarray | None = None
 
 
-def look_at_file(file: Path) -> Look:
-    """A look at an image file. Raises nothing for bad ones: what is wrong is in the answer."""
+def look_at_file(file: Path | Held) -> Look:
+    """A look at an image file, or a packed image. Raises nothing for bad ones: what is wrong is in the answer."""
     try:
         height, width, _ = probe(file)
         with _LARGE_ONE if height * width > LARGE else nullcontext():
@@ -70,9 +70,12 @@ def look_at_pixels(pixels: np.ndarray) -> Look:
     return Look(wrong, (height, width), pixels.nbytes, b"", digest.digest(), None, _colours(pixels))
 
 
-def _digest(file: Path) -> tuple[int, bytes]:
+def _digest(file: Path | Held) -> tuple[int, bytes]:
     """A file's size in bytes and the digest of its content."""
     digest, size = hashlib.blake2b(digest_size=16), 0
+    if isinstance(file, Held):
+        digest.update(file.contents())
+        return file.bytes, digest.digest()
     with file.open("rb") as opened:
         while part := opened.read(1 << 20):
             digest.update(part)
@@ -80,10 +83,10 @@ def _digest(file: Path) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _stored(file: Path, facts: Facts) -> list[tuple[str, str]]:
+def _stored(file: Path | Held, facts: Facts) -> list[tuple[str, str]]:
     """What the way an image is stored gives to report."""
     found = []
-    if not facts.fits:
+    if not facts.fits and isinstance(file, Path):
         found.append(("wrong suffix", f"a {facts.format} that is called {os.path.splitext(file.name)[1] or file.name}"))  # noqa: PTH122
     if facts.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
         found.append(("colour space", facts.mode))

@@ -96,6 +96,20 @@ def unpack(text: str) -> list[int]:
     return counts
 
 
+def pack(counts: Sequence[int] | np.ndarray) -> str:
+    """Run lengths -> COCO's packed counts: what `unpack` reads."""
+    packed = []
+    for i, count in enumerate(counts):
+        number = int(count) - (int(counts[i - 2]) if i > 2 else 0)
+        while True:
+            bits, number = number & 31, number >> 5
+            last = number == (-1 if bits & 16 else 0)
+            packed.append(chr(48 + bits + (0 if last else 32)))
+            if last:
+                break
+    return "".join(packed)
+
+
 def runs_of(mask: np.ndarray) -> Runs:
     """bool (H, W) -> its runs."""
     height, width = mask.shape

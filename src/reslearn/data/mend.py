@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from reslearn.data import packed
 from reslearn.data.diagnosis import Diagnosis, Kept, folded
 from reslearn.data.folder import SPLIT_FOLDERS
+from reslearn.data.sets import NAMES
 from reslearn.data.stream import Progress
 from reslearn.errors import UserError
 from reslearn.files import write_text, writing
@@ -25,17 +27,26 @@ def check_target(target: Path) -> None:
         raise UserError(f"--fix {target}: there is no folder {target.absolute().parent}")
 
 
+def check_source(data: str | Path) -> None:
+    """Raise UserError where nothing could be written of a data set, because its images are no files."""
+    if data in NAMES:
+        raise UserError(f"--fix does not apply to {data}: it is a set known by name, which has no files")
+    if packed.found(Path(data).expanduser()):
+        raise UserError(
+            f"--fix does not apply to {data}, which is packed: mend the images that it was made of, and pack them again"
+        )
+
+
 def mend(diagnosis: Diagnosis, target: Path, progress: Progress = lambda what, done, total: None) -> None:
     """Write what is worth keeping: FILE.csv is a list that `open` takes, FOLDER a copy in class folders, whole or not at all.
 
     Copies have their splits' folders, the class's label (not its readable name) as theirs, and a suffix that fits their format.
-    Raises UserError where that cannot be.
+    Raises UserError where that cannot be. Of sets that have no files (see check_source), nothing is worth keeping.
     """
     check_target(target)
     kept = diagnosis.kept
     if not kept:
-        what = "none of its images is worth keeping" if diagnosis.findings else "it is a set known by name, which has no files"
-        raise UserError(f"--fix {target}: nothing to write of '{diagnosis.name}': {what}")
+        raise UserError(f"--fix {target}: nothing to write: none of its images is worth keeping, or they are no files")
     if target.suffix:
         write_text(target, _list(kept, target.absolute().parent))
     else:

@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from reslearn.data.images import contents, read
-from reslearn.data.packed import ABOUT, INDEX, INDEX_FILE, NAMES_FILE, PLAN, VERSION, Pack, digest
-from reslearn.data.preprocess import scaled
+from reslearn.data.packed import ABOUT, INDEX, INDEX_FILE, NAMES_FILE, PLAN, VERSION, Pack, digest, sealed_with
+from reslearn.data.preprocess import covering, scaled
 from reslearn.data.sets import DataSet
 from reslearn.data.sets import open as open_set
 from reslearn.data.stream import Progress, ahead
@@ -29,13 +29,14 @@ from reslearn.errors import UserError
 from reslearn.files import fsync_file, fsync_folder, write_atomic, write_text, writing
 
 SHARD_IMAGES = 8192
+LONGEST = 65_500  # pixels of a JPEG's side that libjpeg writes
 Packed = tuple[bytes, int, int]  # a file's bytes, height and width
 
 
 @dataclass(frozen=True)
 class Form:
     """How images are kept: those whose shorter side is above short_side px as JPEG of that size and this quality, others as
-    they are. short_side None: all as they are.
+    they are (as are those that would be too long for a JPEG). short_side None: all as they are.
     """
 
     short_side: int | None = 256
@@ -56,6 +57,9 @@ def pack(
     Every image is decoded once on the way, so that a damaged one is UserError, or left out with on_bad "skip". Raises UserError
     also where `out` holds something else, or was begun from other images or in another form.
     """
+    source = Path(data).expanduser()
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out}: lies among the images of {data}, where it would pass for a class: choose a folder beside it")
     opened = open_set(data, on_bad=on_bad)
     if opened.resident or opened.packed:
         kind = "packed already" if opened.packed else "small images of one size, which stay in memory when they are used"
@@ -163,7 +167,7 @@ def _write(data: DataSet, out: Path, form: Form, on_bad: str, workers: int, prog
         "bytes": {name: (out / name).stat().st_size for name in (*sums, *shards)},
         "sha256": sums | {name: note["sha256"] for name, note in zip(shards, notes, strict=True)},
     }
-    write_text(out / ABOUT, json.dumps(about, indent=1))  # last: with it, all is whole
+    write_text(out / ABOUT, json.dumps(sealed_with(about), indent=1))  # last: with it, all is whole
 
 
 def _complete(data: DataSet, labels: np.ndarray, split_of: np.ndarray) -> None:
@@ -207,10 +211,9 @@ def _packed(file: Any, channels: int, form: Form) -> Packed:
     pixels = read(file, channels)
     height, width = pixels.shape[:2]
     side = form.short_side
-    if side is None or min(height, width) <= side:
+    small = (height, width) if side is None else covering(height, width, side, side)
+    if side is None or min(height, width) <= side or max(small) > LONGEST:
         return bytes(contents(file)), height, width
-    height, width = (side, round(width * side / height)) if height < width else (round(height * side / width), side)
-    small = scaled(pixels, height, width)
-    out = io.BytesIO()
-    Image.fromarray(small[:, :, 0] if channels == 1 else small).save(out, "JPEG", quality=form.quality, optimize=True)
-    return out.getvalue(), height, width
+    shrunk, out = scaled(pixels, *small), io.BytesIO()
+    Image.fromarray(shrunk[:, :, 0] if channels == 1 else shrunk).save(out, "JPEG", quality=form.quality, optimize=True)
+    return out.getvalue(), *small

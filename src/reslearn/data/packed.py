@@ -1,6 +1,6 @@
 """A packed set, read: the bytes of many images in a few large files, with an index; made by data/pack.py.
 
-OUT/pack.json      what it is: classes, splits, shards and the sha256 of every other file; there only once all else is whole
+OUT/pack.json      what it is: classes, splits, shards, the sha256 of every other file and its own; there once all else is whole
 OUT/index.npy      one record an image (see INDEX), memory-mapped
 OUT/names.json     the images' names, a list
 OUT/shard-00000.bin ...    the images' files, end to end, memory-mapped
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.images import Held
+from reslearn.data.images import BadImage, Held
 from reslearn.errors import UserError
 
 ABOUT, INDEX_FILE, NAMES_FILE, PLAN = "pack.json", "index.npy", "names.json", "plan.json"
-VERSION = 1
+VERSION = 2
 INDEX = np.dtype(
     [("shard", "<u4"), ("bytes", "<u4"), ("offset", "<u8"), ("crc", "<u4"), ("label", "<u4")]
     + [("height", "<u4"), ("width", "<u4"), ("split", "<u4")]
@@ -40,18 +40,20 @@ def found(folder: Path) -> bool:
 class Pack:
     """A packed set. about: what pack.json holds; index: INDEX (N,); names: of the N images.
 
-    Raises UserError where a file is missing or not of the size it was, and where the index or the names have changed.
+    Raises UserError where a file is missing or not of the size it was, and where pack.json, the index or the names have changed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            version = self.about["version"]
-        except (OSError, ValueError, KeyError, TypeError) as why:
+            version, sealed = self.about["version"], self.about == sealed_with(self.about)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
             raise UserError(f"{folder / ABOUT}: damaged ({why}): pack the images again") from None
         if version != VERSION:
             raise UserError(f"{folder / ABOUT}: a pack of version {version}, not {VERSION}: pack the images again")
+        if not sealed:
+            raise UserError(f"{folder / ABOUT}: damaged: it does not say what was written; pack the images again")
         for name, size in self.about["bytes"].items():
             self._check_size(folder / name, size)
         for name in (INDEX_FILE, NAMES_FILE):
@@ -71,7 +73,9 @@ class Pack:
     @cached_property
     def shards(self) -> list[np.ndarray]:
         """The bytes of each shard, uint8, memory-mapped."""
-        return [np.memmap(self.folder / name, np.uint8, "r") for name in self.about["shards"]]
+        sizes = self.about["bytes"]  # a shard whose images were all left out is empty, which cannot be mapped
+        files = {name: self.folder / name for name in self.about["shards"]}
+        return [np.memmap(file, np.uint8, "r") if sizes[name] else np.zeros(0, np.uint8) for name, file in files.items()]
 
     def contents(self, row: int) -> np.ndarray:
         """The bytes of an image, uint8 (N,), checked."""
@@ -79,7 +83,9 @@ class Pack:
         start = int(record["offset"])
         data = self.shards[record["shard"]][start : start + int(record["bytes"])]
         if zlib.crc32(data) != record["crc"]:
-            raise UserError(f"{self.title(row)}: damaged: its bytes are not those that were written; pack the images again")
+            raise BadImage(
+                "damaged", f"{self.title(row)}: damaged: its bytes are not those that were written; pack the images again"
+            )
         return data
 
     def title(self, row: int) -> str:
@@ -122,6 +128,12 @@ class Record(Held):
 
     def __str__(self) -> str:
         return self.pack.title(self.row)
+
+
+def sealed_with(about: dict[str, Any]) -> dict[str, Any]:
+    """What pack.json says, with the sha256 of it."""
+    said = {key: value for key, value in about.items() if key != "seal"}
+    return said | {"seal": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def digest(path: Path) -> str:

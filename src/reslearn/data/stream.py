@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -222,15 +222,16 @@ class Photos:
         batch = self._batch(len(places), self.preprocessing.size)
         parts = [part for part in np.array_split(np.arange(len(places)), self.workers) if len(part)]
 
-        def fill(part: np.ndarray) -> None:
+        def fill(number: int) -> None:
+            part = parts[number]
             first, pixels = int(part[0]), batch[part[0] : part[-1] + 1].numpy()
             bad = self._read([places[j] for j in part], self.preprocessing.centre_views, pixels, direct=True)
             for j, error in bad.items():
                 self._missing(places[first + j], error)
                 pixels[j] = 0
 
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(fill, parts))
+        for _ in ahead(fill, range(len(parts)), len(parts), self.stuck):
+            pass
         return self._normalised(batch)
 
     def _batch(self, images: int, size: tuple[int, int]) -> Tensor:

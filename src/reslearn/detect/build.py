@@ -162,7 +162,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=s.regions,
-        positive_fraction=0.25,
+        positive_fraction=s.foreground,
         bbox_reg_weights=None,  # standard deviations of 0.1, 0.1, 0.2, 0.2
         score_thresh=s.score,
         nms_thresh=s.nms,

@@ -41,8 +41,8 @@ class Settings(BaseModel):
     is, n + 1 the first n stages too. anchors: sides in px, in fpn one a level; ratios: height to width.
     min_size, max_size: images are scaled so that the shorter side has min_size px and the longer at most max_size.
     ranked, proposals: how many proposals in (training, testing) before and after NMS, in fpn ranked of each level.
-    regions: in training, of each image. score, nms, detections: at test, the least score of a detection, the IoU from which the
-    lower of two is dropped, and how many are kept of an image.
+    regions: in training, of each image, of which at most the share `foreground` is of objects. score, nms, detections: at test,
+    the least score of a detection, the IoU from which the lower of two is dropped, and how many are kept of an image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -61,6 +61,7 @@ class Settings(BaseModel):
     ranked: tuple[int, int]
     proposals: tuple[int, int]
     regions: int = Field(ge=1)
+    foreground: float = Field(default=0.25, gt=0, le=1)
     score: float = Field(default=0.05, ge=0, lt=1)
     nms: float = Field(gt=0, le=1)
     detections: int = Field(default=100, ge=1)

@@ -55,6 +55,22 @@ def class_recall(matches: Matches, *, limit: int = 100, area: str = "all") -> np
     return np.divide(found, positives, out=np.full(found.shape, np.nan), where=positives > 0).T
 
 
+def class_curves(matches: Matches, *, ious: tuple[int, ...] = (0, 5)) -> np.ndarray:
+    """The best precision at each of COCO's 101 recalls or above, in 0..1: float64 (K, len(ious), 101), 0 at a recall that is not
+    reached, NaN for a class without objects. Their means are `class_ap` by COCO's rule."""
+    result = np.full((len(matches.classes), len(ious), len(_RECALLS)), np.nan)
+    for k, order in enumerate(_orders(matches, 100)):
+        positives = matches.positives[:, k, 0].sum(keepdims=True)
+        for j, t in enumerate(ious if positives.any() else ()):
+            counted = ~matches.ignored[order, 0, t]
+            right = matches.hit[order, 0, t] & counted
+            precision = right.cumsum() / np.maximum(counted.cumsum(), 1)
+            best = np.maximum.accumulate(precision[right][::-1])[::-1]
+            at = np.searchsorted(np.arange(1, len(best) + 1), _at_least(positives)[0])
+            result[k, j] = np.append(best, 0)[at]
+    return result
+
+
 def _orders(matches: Matches, limit: int | None) -> Iterator[np.ndarray]:
     """By class, its detections by falling score; those of equal score stay in the order of the images."""
     for label in range(1, len(matches.classes) + 1):

@@ -82,7 +82,7 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
         "n": n,
         "loss": -float(log_probability.gather(1, truth[:, None]).mean()),
         "top1_error": 100 * wrong / n,
-        "top1_interval": _interval(wrong, n, seed),
+        "top1_interval": interval(wrong, n, seed),
     }
     if k > 5:
         result["top5_error"] = 100 * int((rank > 4).sum()) / n
@@ -97,7 +97,7 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
     return result
 
 
-def _interval(wrong: int, n: int, seed: int) -> list[float]:
+def interval(wrong: int, n: int, seed: int) -> list[float]:
     """95% percentile bootstrap of `100 * wrong / n`, percent.
 
     To resample n images of which `wrong` are wrong, with replacement, is to draw from Binomial(n, wrong / n):

@@ -1,20 +1,24 @@
 """Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from reslearn.data.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
 from reslearn.data.boxes import Bad, BoxSet
 from reslearn.detect.settings import Settings, make_settings
+from reslearn.detect.trunk import split
 from reslearn.errors import UserError
-from reslearn.nets import spec
+from reslearn.nets import create, spec
 from reslearn.recipes.named import Family
 from reslearn.recipes.recipe import Batch, Common, Every, Held, Section
 
 Splits = dict[str, BoxSet]
 SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
+SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
 LEAST = 12  # px that a small object should have on its shorter side
 
 
@@ -105,25 +109,34 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[d
     }, []
 
 
-def detect_default(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
-    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up."""
+def detect_default(
+    data: Splits, net: str | None, kind: str, start: bool, side: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
+
+    side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
+    """
     images, net, chose = data["train"].images, net or "resnet18", []
-    if len(spec(net).blocks) and spec(net).stem != "imagenet":
-        raise UserError(f"{net} halves an image twice only, too little for a detector: take resnet18, resnet50, vgg16-bn, ...")
-    side = _side(data)
+    with torch.device("meta"):
+        stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
+    if side is None:
+        side = _side(data)
+        small = _small(scaled_boxes(images, side, 10 * side)[0])
+        chose.append(f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px")
     long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
     limit = int(np.ceil(side * min(long, 2) / 32) * 32)
     boxes, sizes = scaled_boxes(images, side, limit)
-    chose.append(f"shorter side {side} px: the smallest tenth of the objects then has {_small(boxes):.0f} px")
     options: dict[str, Any] = {"min_size": side, "max_size": limit, "proposals": (1000, 300), "ranked": (2000, 1000)}
     if kind == "c4":
-        shapes = suggest_anchors(boxes, 6)
-        options["anchors"] = tuple(sorted({round(float(np.sqrt(w * h))) * 1.0 for w, h in shapes if w * h >= 1}))
-        recall = anchor_recall(boxes, sizes, [AnchorLevel(16, options["anchors"], (0.5, 1.0, 2.0))]).recall
+        options["anchors"] = _anchors(boxes)
+        recall = anchor_recall(boxes, sizes, [AnchorLevel(stride, options["anchors"])]).recall
         shown = ", ".join(f"{a:g}" for a in options["anchors"])
         chose.append(f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5")
+        if roi > 7 and side <= SMALL:
+            options["roi_size"] = 7
+            chose.append("regions are pooled to 7 x 7 pixels: the images are small")
     crowded = int(np.percentile([len(image.objects) for image in images], 90))
-    options["regions"] = int(np.clip(2 ** np.ceil(np.log2(4 * max(crowded, 4))), 16, 128))
+    options["regions"] = int(np.clip(2 ** np.ceil(np.log2(3 * max(crowded, 4))), 16, 128))
     options["detections"] = int(np.clip(4 * max(len(image.objects) for image in images), 100, 1000))
     chose.append(f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects")
     epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
@@ -140,6 +153,16 @@ def detect_default(data: Splits, net: str | None, kind: str, start: bool) -> tup
     }, chose
 
 
+def _anchors(boxes: np.ndarray) -> tuple[float, ...]:
+    """Sides in px, none within a sixth of another."""
+    sides: list[float] = []
+    for width, height in suggest_anchors(boxes, 6):
+        side = float(max(round(np.sqrt(width * height)), 1))
+        if not sides or side >= sides[-1] * 7 / 6:
+            sides.append(side)
+    return tuple(sides)
+
+
 def _small(boxes: np.ndarray) -> float:
     """Shorter side in px of a small object: the tenth percentile of boxes (N, 4)."""
     return float(np.percentile((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 10))
@@ -153,13 +176,20 @@ def _side(data: Splits) -> int:
     return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
 
 
-NAMED = {"coco-paper": coco_paper, "detect-default": detect_default, "voc-paper": voc_paper}
+Chosen = tuple[dict[str, Any], list[str]]
+NAMED: dict[str, Callable[..., Chosen]] = {
+    "coco-paper": coco_paper,
+    "detect-default": detect_default,
+    "voc-paper": voc_paper,
+}
 
 
 def _choose(
     name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    return NAMED[name](data, net, str(asked.get("detector.kind", "c4")), start is not None)
+    kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
+    sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
+    return NAMED[name](data, net, kind, start is not None, **sized)
 
 
 def _check(recipe: DetectRecipe, data: Splits) -> None:

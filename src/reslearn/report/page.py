@@ -1,23 +1,20 @@
 """Run folders to one HTML page that stands alone: no script, nothing loaded, readable light, dark and printed."""
 
-import base64
-import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reslearn.errors import UserError
-from reslearn.report import analyses, plots
-from reslearn.report.runs import Metrics, Run, Snapshot, most_confused, read
+from reslearn.report import analyses, detection, plots
+from reslearn.report.runs import Metrics, Run, Snapshot, most_confused, open_folders, read_run
+from reslearn.report.shared import SPLITS, cost, net_name, notices, percent, picture, recipe_rows, render, same_data
 
 GRID_CLASSES = 60  # more rows of a confusion matrix than this cannot be told apart on a screen
-SPLITS = {"val": "held-out", "test": "test"}
 
 
 def write(runs: Sequence[Path], target: Path) -> Path:
@@ -27,10 +24,15 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     target: the HTML file; its folder is made, and a reader sees the old page or the new one, never a half.
 
     Raises:
-        UserError: a run folder is missing, given twice or broken, or the page cannot be written.
+        UserError: a run folder is missing, given twice or broken, runs are of different kinds, or the page cannot be written.
     """
     target = Path(target)
-    page = _page(read(runs))
+    folders = open_folders(runs)
+    detectors = [one.setup.detects for one in folders]
+    if any(detectors) and not all(detectors):
+        one, other = folders[detectors.index(True)].label, folders[detectors.index(False)].label
+        raise UserError(f"{one} finds objects, and {other} tells classes apart: they share no page, make one of each kind")
+    page = detection.page(folders) if any(detectors) else _page([read_run(one) for one in folders])
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,85 +47,19 @@ def write(runs: Sequence[Path], target: Path) -> Path:
 
 
 def _page(runs: list[Run]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "count": count, "duration": duration, "text": text}
     several = len(runs) > 1
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         title=f"{len(runs)} runs compared" if several else runs[0].label,
         summary=_compared(runs) if several else _summary(runs[0]),
-        notices=_notices(runs),
+        several=several,
+        notices=notices(runs),
         runs=[_view(run, i) for i, run in enumerate(runs)],
         curves=Markup(plots.curves(runs)),
         splits=sorted({SPLITS.get(run.held_out_split, run.held_out_split) for run in runs}),
         recipe=recipe_rows([run.setup.recipe for run in runs]),
         colours=plots.COLOURS,
     )
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}%"
-
-
-def count(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """`"2 h 13 min"`, `"3 min 20 s"` or `"12.3 s"`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def text(value: Any) -> str:
-    """A value of a JSON file as a reader wants it: strings bare, numbers and the rest as JSON has them."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {text(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list):
-        shown = ", ".join(text(item) for item in value[:12])
-        return f"{shown}, and {len(value) - 12:,} more" if len(value) > 12 else shown or "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def recipe_rows(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`[{"key": "net.name", "values": [one text a recipe], "differs": bool}]`, None for a key that a recipe lacks."""
-    flat = [dict(_flat(recipe)) for recipe in recipes]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    rows = [(key, [one.get(key) for one in flat]) for key in keys]
-    return [{"key": key, "values": values, "differs": len(set(values)) > 1} for key, values in rows]
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in recipe.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", text(value)))
-    return rows
-
-
-def _notices(runs: list[Run]) -> list[str]:
-    notices = []
-    for run in runs:
-        if run.result is None:
-            which = f"{run.label} has" if len(runs) > 1 else "This run has"
-            so_far = f"it has logged {run.step:,} iterations so far" if run.step else "nothing was measured yet"
-            notices.append(f"{which} not finished: {so_far}.")
-    if not _same_data(runs):
-        notices.append("These runs do not share their data: their errors cannot be compared with one another.")
-    return notices
-
-
-def _same_data(runs: Sequence[Run]) -> bool:
-    return len({(run.setup.data.name, run.setup.data.fingerprint) for run in runs}) == 1
 
 
 def _measured(snapshot: Snapshot | None) -> tuple[str, Metrics] | None:
@@ -147,7 +83,7 @@ def _summary(run: Run) -> str:
     classes = f" of {len(data.classes):,} classes" if data.classes else ""
     epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
     done = f", for {run.step:,} iterations{epochs}" if run.step else ""
-    says = f"{_net(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+    says = f"{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
     if result is None:
         return says
     if last := _measured(result.last):
@@ -158,10 +94,7 @@ def _summary(run: Run) -> str:
     if result.best and (best := _measured(result.best)):
         says += f" At iteration {result.best.step:,}, where the held-out error was lowest, it errs on"
         says += f" {percent(best[1].top1_error)} of the {best[0]} images."
-    device = f" on {text(run.setup.machine['device'])}" if "device" in run.setup.machine else ""
-    speed = f", at {result.images_per_s:,.0f} images/s" if result.images_per_s else ""
-    memory = f", with at most {result.peak_memory_mb:,.0f} MB of memory" if result.peak_memory_mb else ""
-    return says + f" Training took {duration(result.seconds)}{device}{speed}{memory}."
+    return says + cost(run)
 
 
 def _compared(runs: list[Run]) -> str:
@@ -175,16 +108,11 @@ def _compared(runs: list[Run]) -> str:
     says += f" After the last iteration the lowest {split} error, {percent(metrics.top1_error)}{interval},"
     says += f" is that of {run.label}."
     changed = {row["key"] for row in recipe_rows([run.setup.recipe for run, _, _ in done]) if row["differs"]}
-    if len(done) > 1 and "seed" in changed and changed <= {"seed", "name"} and _same_data([run for run, _, _ in done]):
+    if len(done) > 1 and "seed" in changed and changed <= {"seed", "name"} and same_data([run for run, _, _ in done]):
         errors = [metrics.top1_error for _, _, metrics in done]
         says += f" Over {len(done)} seeds of one recipe the {split} error is {mean(errors):.2f} ± {stdev(errors):.2f}%"
         says += " (mean ± standard deviation)."
     return says
-
-
-def _net(run: Run) -> str:
-    net = run.setup.recipe.get("net", {})
-    return text(net.get("name", "a network")) if isinstance(net, Mapping) else text(net)
 
 
 def _view(run: Run, index: int) -> dict[str, Any]:
@@ -192,11 +120,11 @@ def _view(run: Run, index: int) -> dict[str, Any]:
     result = run.result
     measured = _measured(result.last) if result else None
     metrics = measured[1] if measured else None
-    worst = [(image, _picture(run.folder, image.image)) for image in result.worst] if result else []
+    worst = [(image, picture(run.folder, image.image)) for image in result.worst] if result else []
     return {
         "label": run.label,
         "colour": index % plots.COLOURS,
-        "net": _net(run),
+        "net": net_name(run),
         "summary": _summary(run),
         "setup": run.setup,
         "result": result,
@@ -219,7 +147,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "too_sure": _too_sure(metrics) if metrics else 0.0,
         "worst": worst,
         "analyses": analyses.read(run.folder / "analysis"),
-        "augmented": _picture(run.folder, "images/augmented.png"),
+        "augmented": picture(run.folder, "images/augmented.png"),
     }
 
 
@@ -240,19 +168,3 @@ def _too_sure(metrics: Metrics) -> float:
     """Mean confidence less accuracy, in percent points: above 0 the network promises more than it keeps."""
     filled = [bin for bin in metrics.calibration_bins if bin.confidence is not None and bin.accuracy is not None]
     return sum(bin.n * ((bin.confidence or 0) - (bin.accuracy or 0)) for bin in filled) / max(1, metrics.n)
-
-
-def _picture(folder: Path, name: str) -> dict[str, Any] | None:
-    """A picture of the run folder as a data URI; None where it is missing, or is anything but a PNG or JPEG inside."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        return None
-    content = path.read_bytes()
-    # The width tells the page whether to enlarge: the pixels of a 32 x 32 image should look like pixels.
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        kind, width = "png", int.from_bytes(content[16:20], "big")
-    elif content.startswith(b"\xff\xd8\xff"):
-        kind, width = "jpeg", 1000
-    else:
-        return None
-    return {"uri": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "width": width}

@@ -21,14 +21,14 @@ from reslearn.report.runs import Bin, Run
 COLOURS = 10  # the page defines so many; more runs begin again
 
 # Stand-ins that matplotlib can parse, replaced in the finished drawing by what it cannot.
-_INK, _LINE = "#010203", "#010204"
+INK, LINE = "#010203", "#010204"
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "reslearn",  # without it every drawing of the same run would differ
     "svg.fonttype": "none",  # text stays text: selectable, searchable, in the page's font
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": LINE,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 7,
@@ -38,10 +38,10 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": _LINE,
+    "grid.color": LINE,
     "grid.linewidth": 0.7,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "lines.solid_capstyle": "round",
@@ -67,35 +67,44 @@ def curves(runs: Sequence[Run]) -> str:
 
     Drawn as Figure 6 of He et al. 2016: dashed lines are training error, bold lines held-out error.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(9.6, 6.4))
         panels = figure.subplots(3, 1, sharex=True, height_ratios=[5, 3, 1], gridspec_kw={"hspace": 0.24})
         figure.subplots_adjust(left=0.055, right=0.97, top=0.955, bottom=0.07)
         error, loss, rate = panels
         for i, run in enumerate(runs):
             for panel, key in ((error, "error"), (loss, "loss")):
-                _line(panel, *thinned(run.train.step, getattr(run.train, key)), _colour(i), bold=False)
-                _line(panel, *thinned(run.held_out.step, getattr(run.held_out, key), 600), _colour(i), bold=True)
+                draw_line(panel, *thinned(run.train.step, getattr(run.train, key)), hue(i), bold=False)
+                draw_line(panel, *thinned(run.held_out.step, getattr(run.held_out, key), 600), hue(i), bold=True)
             step, lr = thinned(run.train.step, run.train.lr, 600)
-            rate.plot(step, lr, color=_colour(i), lw=1.2)
+            rate.plot(step, lr, color=hue(i), lw=1.2)
         if not any(panel.lines for panel in (error, loss)):
             return ""
         for panel in (error, loss):
-            panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            values(panel)
         error.set_title("error, %")
-        error.set_ylim(0, min(100, _settled_top(error)))
+        error.set_ylim(0, min(100, settled_top(error)))
         loss.set_title("loss")
-        loss.set_ylim(0, _settled_top(loss))
+        loss.set_ylim(0, settled_top(loss))
         rate.set_title("learning rate")
-        _rate_scale(rate)
-        rate.set_xlabel("iteration")
-        # A little wider than the curves, so that their last dots are whole.
-        last = max(np.asarray(line.get_xdata())[-1] for panel in (error, loss) for line in panel.lines)
-        rate.set_xlim(0, 1.006 * max(1, last))
-        rate.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        rate.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        return _svg(figure, "curves", "Error, loss and learning rate over the iterations")
+        rate_scale(rate)
+        iterations(rate, [error, loss])
+        return as_svg(figure, "curves", "Error, loss and learning rate over the iterations")
+
+
+def iterations(panel: Axes, panels: Sequence[Axes]) -> None:
+    """The iterations below a panel whose axis `panels` share: a little wider than the curves, so that their last dots are whole."""
+    last = max(np.asarray(line.get_xdata())[-1] for panel in panels for line in panel.lines)
+    panel.set_xlabel("iteration")
+    panel.set_xlim(0, 1.006 * max(1, last))
+    panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def values(panel: Axes) -> None:
+    """Few round values at a panel's side."""
+    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def reliability(bins: Sequence[Bin], name: str) -> str:
@@ -107,32 +116,34 @@ def reliability(bins: Sequence[Bin], name: str) -> str:
     if not filled:
         return ""
     low, high, n, accuracy = (np.array(column) for column in zip(*filled, strict=True))
-    with _style():
+    with style():
         figure = Figure(figsize=(4.2, 3.9))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw={"hspace": 0.28})
         figure.subplots_adjust(left=0.1, right=0.96, top=0.93, bottom=0.115)
-        upper.bar(low, accuracy, width=0.9 * (high - low), align="edge", color=_colour(0), alpha=0.6)
-        upper.plot([0, 100], [0, 100], color=_INK, lw=1.3, ls=(0, (3, 2)), zorder=3)
+        upper.bar(low, accuracy, width=0.9 * (high - low), align="edge", color=hue(0), alpha=0.6)
+        upper.plot([0, 100], [0, 100], color=INK, lw=1.3, ls=(0, (3, 2)), zorder=3)
         upper.set_title("accuracy, %")
         upper.set_ylim(0, 100)
-        lower.bar(low, 100 * n / n.sum(), width=0.9 * (high - low), align="edge", color=_INK, alpha=0.45)
+        lower.bar(low, 100 * n / n.sum(), width=0.9 * (high - low), align="edge", color=INK, alpha=0.45)
         lower.set_title("share of the images, %")
         lower.yaxis.set_major_locator(MaxNLocator(2))
         lower.set_xlim(0, 100)
         lower.set_xlabel("confidence, %")
-        return _svg(figure, name, "Accuracy by confidence")
+        return as_svg(figure, name, "Accuracy by confidence")
 
 
-def _style():
+def style():
+    """The pages' own style of drawing, for a `with`."""
     # Starting from matplotlib's defaults, a matplotlibrc of the user (usetex, a dark style) cannot change the page.
     return matplotlib.style.context(["default", _STYLE])
 
 
-def _colour(i: int) -> str:
+def hue(i: int) -> str:
+    """What stands for the page's colour i in a drawing."""
     return f"#0a0b{i % COLOURS:02x}"
 
 
-def _line(panel: Axes, step: np.ndarray, value: np.ndarray, colour: str, *, bold: bool) -> None:
+def draw_line(panel: Axes, step: np.ndarray, value: np.ndarray, colour: str, *, bold: bool) -> None:
     if len(step) == 0:
         return
     dots = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
@@ -140,7 +151,7 @@ def _line(panel: Axes, step: np.ndarray, value: np.ndarray, colour: str, *, bold
     panel.plot(step, value, color=colour, marker=dots, ms=3.4, **kind)
 
 
-def _settled_top(panel: Axes) -> float:
+def settled_top(panel: Axes) -> float:
     """A top that shows where the curves end rather than where they begin, as Figure 6's axis ends at 20%.
 
     The first tenth of each curve does not count; the lines may leave the panel there.
@@ -153,9 +164,9 @@ def _settled_top(panel: Axes) -> float:
     return 1.08 * highest or 1.0
 
 
-def _rate_scale(panel: Axes) -> None:
-    values = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.zeros(0)])
-    positive = values[values > 0]
+def rate_scale(panel: Axes) -> None:
+    rates = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.zeros(0)])
+    positive = rates[rates > 0]
     if len(positive) == 0:
         panel.set_yticks([])
         return
@@ -172,7 +183,7 @@ def _rate_scale(panel: Axes) -> None:
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def as_svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an SVG element that can stand beside others in one page."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
@@ -183,7 +194,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = svg.replace(_INK, "currentColor").replace(_LINE, "var(--line)")
+    svg = svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
     svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda m: f"var(--c{int(m[1], 16)})", svg)
     # Every drawing numbers its ids alike: those referred to get the drawing's name, the others go.
     used = set(re.findall(r"[\"(]#([\w-]+)", svg))

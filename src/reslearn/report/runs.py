@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reslearn.errors import UserError
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Unknown keys pass: a report of today should open the runs of tomorrow."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, frozen=True)
 
 
-File = TypeVar("File", bound=_Part)
+File = TypeVar("File", bound=Part)
 
 
-class Data(_Part):
+class Data(Part):
     """What the run was trained on; `sizes` is (height, width) in pixels."""
 
     name: str = "unnamed data"
@@ -31,20 +31,38 @@ class Data(_Part):
     sizes: list[int] = []
     n: dict[str, int] = {}
     left_out: dict[str, Any] = {}
+    faults: dict[str, int] = {}
 
 
-class Setup(_Part):
+class Setup(Part):
     """`recipe.json`: all that was known before the first step."""
 
     recipe: dict[str, Any]
+    task: str = ""
     command: str = ""
     data: Data = Data()
     machine: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     chose: list[str] = []
 
+    @property
+    def detects(self) -> bool:
+        """Whether the run is of a detector, which finds objects; else of a classifier."""
+        return "detect" in (self.task, self.recipe.get("task"))
 
-class Bin(_Part):
+
+class Outcome(Part):
+    """`result.json`, which only a finished run has: the part that runs of all kinds share."""
+
+    step: int
+    epochs: float
+    seconds: float
+    images_per_s: float | None = None
+    peak_memory_mb: float | None = None
+    parameters: int | None = None
+
+
+class Bin(Part):
     """One bin of confidence; all but `n` in percent."""
 
     low: float
@@ -54,7 +72,7 @@ class Bin(_Part):
     accuracy: float | None
 
 
-class PerClass(_Part):
+class PerClass(Part):
     """Accuracy of one class, percent; None where the set has no image of it."""
 
     name: str = Field(alias="class")
@@ -62,7 +80,7 @@ class PerClass(_Part):
     accuracy: float | None
 
 
-class Metrics(_Part):
+class Metrics(Part):
     """`evaluation.metrics` as read back; errors and the interval in percent."""
 
     n: int
@@ -84,7 +102,7 @@ class Metrics(_Part):
         return self
 
 
-class Snapshot(_Part):
+class Snapshot(Part):
     """The network at one step, measured."""
 
     step: int
@@ -92,7 +110,7 @@ class Snapshot(_Part):
     test: Metrics | None = None
 
 
-class WorstImage(_Part):
+class WorstImage(Part):
     """An image with a high loss; `probability`, in [0, 1], is that of the true class."""
 
     image: str
@@ -103,15 +121,9 @@ class WorstImage(_Part):
     probability: float
 
 
-class Result(_Part):
-    """`result.json`, which only a finished run has."""
+class Result(Outcome):
+    """`result.json` of a classifier."""
 
-    step: int
-    epochs: float
-    seconds: float
-    images_per_s: float | None = None
-    peak_memory_mb: float | None = None
-    parameters: int | None = None
     last: Snapshot
     best: Snapshot | None = None
     worst: list[WorstImage] = []
@@ -132,25 +144,43 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder. `label` tells it from the others of a report; `result` is None until the run has finished.
-
-    step, epoch: how far it has come; epoch is NaN where nothing tells.
-    """
+class Folder:
+    """A run folder of any kind. `label` tells it from the others of a report."""
 
     folder: Path
     label: str
     setup: Setup
+
+
+@dataclass(frozen=True)
+class AnyRun(Folder):
+    """What runs of all kinds have: `result` is None until the run has finished.
+
+    step, epoch: how far it has come; epoch is NaN where nothing tells.
+    """
+
+    step: int
+    epoch: float
+    result: Outcome | None
+
+
+@dataclass(frozen=True)
+class Run(AnyRun):
+    """A run of a classifier."""
+
+    result: Result | None
     train: Curve
     held_out: Curve
     held_out_split: str
-    step: int
-    epoch: float
-    result: Result | None
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the order given, with labels that differ.
+    """The runs of classifiers, as `open_folders` and `read_run` have them."""
+    return [read_run(folder) for folder in open_folders(folders)]
+
+
+def open_folders(folders: Sequence[Path]) -> list[Folder]:
+    """The run folders in the order given, with labels that differ.
 
     Raises:
         UserError: no folder was given, one is given twice, is missing or is no run folder, or a file in it is broken.
@@ -165,7 +195,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
     setups = [_read_setup(path) for path in paths]
     names = [str(setup.recipe.get("name") or path.name) for setup, path in zip(setups, real, strict=True)]
     labels = _labels(names, real)
-    return [_read_run(path, label, setup) for path, label, setup in zip(paths, labels, setups, strict=True)]
+    return [Folder(path, label, setup) for path, label, setup in zip(paths, labels, setups, strict=True)]
 
 
 def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k: int = 10) -> list[dict[str, Any]]:
@@ -186,33 +216,46 @@ def _read_setup(folder: Path) -> Setup:
         raise UserError(f"{folder}: there is no such run folder")
     if not (folder / "recipe.json").is_file():
         raise UserError(f"{folder}: not a run folder: it has no recipe.json")
-    return _read_json(folder / "recipe.json", Setup)
+    return read_json(folder / "recipe.json", Setup)
 
 
-def _read_run(folder: Path, label: str, setup: Setup) -> Run:
-    result = _read_json(folder / "result.json", Result) if (folder / "result.json").exists() else None
-    lines = _read_lines(folder / "metrics.jsonl")
-    evals: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["event"] == "eval" and line.get("split") != "train":
-            evals.setdefault(str(line.get("split")), []).append(line)
-    # One bold line a run: the split that was followed through training, not the one looked at once at the end.
-    split = max(evals, key=lambda name: (len(evals[name]), name == "val"), default="val")
-    newest = lines[-1] if lines else {}
+def read_run(opened: Folder) -> Run:
+    """A classifier's run. Raises UserError for a broken file."""
+    folder = opened.folder
+    result = read_json(folder / "result.json", Result) if (folder / "result.json").exists() else None
+    lines = read_lines(folder / "metrics.jsonl")
+    split, held_out = followed(lines)
     return Run(
-        folder=folder,
-        label=label,
-        setup=setup,
+        **vars(opened),
         train=_curve((line for line in lines if line["event"] == "train"), "error"),
-        held_out=_curve(evals.get(split, []), "top1_error"),
+        held_out=_curve(held_out, "top1_error"),
         held_out_split=split,
-        step=result.step if result else newest.get("step", 0),
-        epoch=result.epochs if result else _number(newest, "epoch"),
+        **progress(lines, result),
         result=result,
     )
 
 
-def _read_json(path: Path, kind: type[File]) -> File:
+def followed(lines: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """The split that was followed through training, not the one looked at once at the end, and its eval lines."""
+    evals: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["event"] == "eval" and line.get("split") != "train":
+            evals.setdefault(str(line.get("split")), []).append(line)
+    split = max(evals, key=lambda name: (len(evals[name]), name == "val"), default="val")
+    return split, evals.get(split, [])
+
+
+def progress(lines: Sequence[dict[str, Any]], result: Outcome | None) -> dict[str, Any]:
+    """How far a run has come: its step and epoch."""
+    newest = lines[-1] if lines else {}
+    return (
+        {"step": result.step, "epoch": result.epochs}
+        if result
+        else {"step": newest.get("step", 0), "epoch": number(newest, "epoch")}
+    )
+
+
+def read_json(path: Path, kind: type[File]) -> File:
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -225,7 +268,7 @@ def _read_json(path: Path, kind: type[File]) -> File:
         raise UserError(f"{path}: not readable as JSON: {error}") from error
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The train and eval lines of a `metrics.jsonl`, which may be missing or end in the middle of a line."""
     if not path.exists():
         return []
@@ -253,14 +296,18 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _curve(lines: Iterable[dict[str, Any]], error: str) -> Curve:
-    # A resumed run repeats the steps since its last checkpoint: the later line is the one that counts.
-    by_step = {line["step"]: line for line in lines}
-    ordered = [by_step[step] for step in sorted(by_step)]
-    columns = [[_number(line, key) for line in ordered] for key in ("step", error, "loss", "lr")]
+    ordered = in_order(lines)
+    columns = [[number(line, key) for line in ordered] for key in ("step", error, "loss", "lr")]
     return Curve(*(np.array(column, dtype=np.float64) for column in columns))
 
 
-def _number(line: dict[str, Any], key: str) -> float:
+def in_order(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By rising step. A resumed run repeats the steps since its last checkpoint: the later line is the one that counts."""
+    by_step = {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def number(line: dict[str, Any], key: str) -> float:
     value = line.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 

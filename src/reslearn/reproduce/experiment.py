@@ -7,12 +7,16 @@ from typing import Any, Literal, NamedTuple
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
-Metric = Literal["test_error", "train_error", "train_loss", "minutes"]
+Metric = Literal["test_error", "train_error", "train_loss", "minutes", "AP", "AP50", "AP75", "VOC10"]
 METRICS: dict[Metric, str] = {
     "test_error": "test error, %",
     "train_error": "training error, %",
     "train_loss": "training loss",
     "minutes": "training time, minutes",
+    "AP": "test AP at IoU .5 to .95, %",
+    "AP50": "test AP at IoU .5, %",
+    "AP75": "test AP at IoU .75, %",
+    "VOC10": "test AP at IoU .5 by VOC's rule, %",
 }
 Say = Callable[[str], None]
 
@@ -28,13 +32,14 @@ class Dataset(NamedTuple):
 class Training:
     """One line of an experiment: a network under a recipe, for every seed. Runs with the same recipe and data are shared.
 
-    start: the label of a training whose result, made deeper (see weights.deepened), this one starts from.
+    start: the label of a training whose result, made deeper (see weights.deepened), this one starts from. task: see train.
     """
 
     net: str
     recipe: str = "cifar10-paper"
     settings: tuple[str, ...] = ()
     start: str | None = None
+    task: str = "classify"
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing.
+    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing, or of a
+    detector's run.
 
     measure: what is found without a network. of_models: what is found in those trained, or in given ones: label -> a model of
     each seed.
@@ -130,6 +136,7 @@ class Experiment:
     data: str = "cifar10"
     small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
     absent: str = ""
+    task: str = "classify"  # of its trainings; "detect": its data is a set with boxes
 
     @property
     def of_given_models(self) -> bool:

@@ -13,7 +13,7 @@ from reslearn.nets import spec
 from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale
 from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
-from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, train
+from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, open_data, train
 from reslearn.training import runtime
 from reslearn.training.display import Display
 from reslearn.training.folder import read_facts
@@ -25,6 +25,8 @@ SAME = (("zero_init_last_gamma", True), ("zero_init_last_gamma", False), ("short
 
 def dataset(experiment: Experiment, scale: Scale, asked: str | None) -> Dataset:
     """What an experiment runs on: what is asked for, else its own data set; at smaller scales another one where that is absent."""
+    if experiment.task == "detect":
+        return Dataset(asked or experiment.data, False)
     if asked is not None:
         opened = datasets.open(asked)
         return Dataset(asked, opened.resident and opened.sizes == (32, 32) and opened.channels == 3)
@@ -109,7 +111,7 @@ def reproduce(
         result |= {"deviations": [], "runs": {label: list(map(str, each)) for label, each in given.items()}}
         _take(planned.of_models(given, Look(data, source.source, device, display.say)), result, out / f"{name}.png")
     else:
-        opened = datasets.open(source.source)
+        opened = open_data(source.source, experiment.task)
         result |= {"data": opened.name, "seeds": count}
         chosen = [label for label in planned.trainings if not only or label in only]
         if training:
@@ -247,7 +249,8 @@ def crossing(deeper: Curve, shallower: Curve) -> int | None:
 
 
 def _draw(planned: Plan, found: Mapping[str, Sequence[Path]], result: dict[str, Any], path: Path) -> None:
-    drawn = {label: [curve(folder) for folder in folders] for label, folders in found.items()}
+    shown = {label for panel in planned.panels for label in panel.runs}
+    drawn = {label: [curve(folder) for folder in folders] for label, folders in found.items() if label in shown}
     if any(drawn.get(label) for panel in planned.panels for label in panel.runs):
         made = f"{result['source']}, scale {result['scale']}: {result['data']}, {result['seeds']} seed"
         plots.curves(planned.panels, drawn, path, made + "s" * (result["seeds"] > 1))

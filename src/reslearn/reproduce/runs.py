@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -12,11 +13,14 @@ from typing import Any
 
 import torch
 
+from reslearn import data as datasets
 from reslearn.data.sets import DataSet
 from reslearn.errors import Diverged, Interrupted, UserError
-from reslearn.recipes import Recipe, resolve
+from reslearn.recipes import resolve
+from reslearn.recipes.detection import DETECTION
 from reslearn.reproduce.experiment import Dataset, Metric, Plan, Training
-from reslearn.training import many
+from reslearn.training import detection, many
+from reslearn.training.detection import Annotated
 from reslearn.training.display import Display
 from reslearn.training.folder import locked, read_facts
 from reslearn.training.run import begin, reopen, train_job
@@ -53,7 +57,7 @@ class Cached:
     """A training with its folder, in which each seed has one. recipe: of seed 0."""
 
     training: Training
-    recipe: Recipe
+    recipe: Any
     folder: Path
 
     def seed(self, seed: int) -> Path:
@@ -73,17 +77,38 @@ class Cached:
         return not self.done(seed) and not self.failed(seed)
 
 
+Data = DataSet | Annotated
+
+
 @cache
-def _fingerprint(data: DataSet) -> str:
+def _fingerprint(data: Data) -> str:
     return data.fingerprint()
 
 
-def find(plan: Plan, data: DataSet, out: Path) -> dict[str, Cached]:
+@cache
+def open_data(source: str, task: str) -> Data:
+    """What trainings of a task run on. Raises UserError."""
+    if task == "classify":
+        return datasets.open(source)
+    path = Path(source) if Path(source).exists() else Path(os.environ.get("RESLEARN_DATA", "")) / source
+    if not path.exists():
+        raise UserError(f"no set with boxes called '{source}': give its folder, or set RESLEARN_DATA to the folder that holds it")
+    return detection.open_set(path, "train", "drop")
+
+
+def _resolved(training: Training, data: Data) -> Any:
+    if isinstance(data, Annotated):
+        splits = data.to_train("train")
+        return resolve(splits, training.recipe, training.net, training.settings, 0, family=DETECTION)[0]
+    return resolve(data, training.recipe, training.net, training.settings, 0)[0]
+
+
+def find(plan: Plan, data: Data, out: Path) -> dict[str, Cached]:
     """The trainings of a plan by label, each in a folder that is named by the hash of its recipe, its data and its start."""
     found: dict[str, Cached] = {}
     fingerprint = _fingerprint(data)
     for label, training in plan.trainings.items():
-        recipe, _ = resolve(data, training.recipe, training.net, training.settings, 0)
+        recipe = _resolved(training, data)
         # What a recipe leaves unset is left out, so that a key that comes new to recipes changes no hash.
         facts = {"recipe": recipe.model_dump(mode="json", exclude_none=True), "data": fingerprint}
         if training.start is not None:
@@ -93,9 +118,7 @@ def find(plan: Plan, data: DataSet, out: Path) -> dict[str, Cached]:
     return found
 
 
-def train(
-    plan: Plan, source: Dataset, data: DataSet, seeds: int, out: Path, device: str, quiet: bool, labels: Sequence[str]
-) -> None:
+def train(plan: Plan, source: Dataset, data: Data, seeds: int, out: Path, device: str, quiet: bool, labels: Sequence[str]) -> None:
     """Train what is missing of a plan's labels; runs that have begun go on. After Interrupted it can be called again."""
     found = find(plan, data, out)
     labels = [label for label in found if label in _with_starts(plan, labels)]
@@ -109,7 +132,8 @@ def train(
             if not (cached.seed(seed) / "recipe.json").exists():
                 t, start = cached.training, _start(cached, found, source, seed)
                 net = None if start is not None else t.net
-                begin(source.source, net, t.recipe, t.settings, seed, cached.seed(seed), device, True, start)
+                of = source.source if isinstance(data, DataSet) else data.name
+                begin(of, net, t.recipe, t.settings, seed, cached.seed(seed), device, True, start, t.task)
         titles = [f"run {missing.index((label, seed)) + 1} of {len(missing)}, {label}, seed {seed}" for seed in waiting]
         while waiting:
             with suppress(Diverged):  # a result too; the others go on
@@ -156,7 +180,7 @@ def _go_on(folders: Sequence[Path], titles: Sequence[str], device: str, quiet: b
                 raise Interrupted(signal.number) from None
 
 
-def steps(recipe: Recipe, data: DataSet | None = None) -> int:
+def steps(recipe: Any, data: DataSet | None = None) -> int:
     """How many steps a recipe takes (on 45,000 images where no data is at hand)."""
     images = len(data.splits["train"]) if data is not None and "train" in data.splits else 45_000
     return recipe.schedule.total(images, recipe.batch.size)
@@ -191,6 +215,8 @@ def metric(folder: Path, name: Metric) -> float:
     result = _read(folder / "result.json")
     if name == "minutes":
         return result["seconds"] / 60
+    if name in ("AP", "AP50", "AP75", "VOC10"):
+        return result["last"]["test"][name]
     if name == "test_error":
         last = result["last"]
         return next(last[split]["top1_error"] for split in ("test", "val", "train") if split in last)

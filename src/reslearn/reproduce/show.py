@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from reslearn.errors import UserError
 from reslearn.reproduce.catalogue import EXPERIMENTS
 from reslearn.reproduce.experiment import Experiment, Scale
 from reslearn.reproduce.run import dataset, plan
-from reslearn.reproduce.runs import find, steps
+from reslearn.reproduce.runs import find, open_data, steps
 from reslearn.reproduce.speed import seconds
+from reslearn.training.detection import Annotated
 
 WIDE = 120  # columns where there is no terminal
 
@@ -26,9 +26,6 @@ def duration(s: float) -> str:
         if s < limit:
             return f"{s / unit:.1f} {name}" if unit == 3600 else f"{max(1, round(s / unit))} {name}"
     return f"{s / 86_400:.1f} days"
-
-
-_open = cache(datasets.open)
 
 
 def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
@@ -44,12 +41,15 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         if not planned.trainings:
             done = (out / f"{experiment.name}-paper.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
-        opened = _open(source.source)
+        opened = open_data(source.source, experiment.task)
     except UserError as error:
         return {"state": str(error).removeprefix(f"{experiment.name} "), "seconds": None}
     left, done, count = 0.0, 0, seeds or planned.seeds
     for cached in find(planned, opened, out).values():
-        each = seconds(cached.recipe, (opened.channels, *opened.sizes), steps(cached.recipe, opened), device)
+        if isinstance(opened, Annotated):
+            each = 60 * planned.minutes
+        else:
+            each = seconds(cached.recipe, (opened.channels, *opened.sizes), steps(cached.recipe, opened), device)
         here = sum(cached.done(seed) for seed in range(count))
         done, left = done + here, left + (count - here) * each
     total = count * len(planned.trainings)

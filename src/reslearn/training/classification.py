@@ -97,6 +97,9 @@ def introduce(job: Job) -> list[str]:
     for name, source in sources.named().items():
         bad = list(source.bad.items())[:SHOWN_BAD]
         lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
+    grow, size = job.ready.recipe.data.grow, min(sources.preprocessing.size)
+    if grow is not None and grow[1] > size:
+        lines.append(f"note     training views grow to {grow[1]} px, beyond the {size} px of tests: data.grow sets them")
     return lines
 
 

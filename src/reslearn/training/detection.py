@@ -1,5 +1,6 @@
 """Detecting objects: what a run of it is made of. The functions are those of a Task."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,18 @@ class Annotated:
     classes: tuple[str, ...]
     splits: dict[str, BoxSet]
 
+    def to_train(self, train: str) -> dict[str, BoxSet]:
+        """The splits, with the one to train on called train."""
+        first = next(iter(self.splits.values()))
+        return {**self.splits, "train": self.splits.get(train, self.splits.get("all", first))}
+
+    def fingerprint(self) -> str:
+        """A sha256 in hex of what all splits hold."""
+        return hashlib.sha256("".join(split.fingerprint() for split in self.splits.values()).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return id(self)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -90,11 +103,10 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
         raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
     train = train or ("trainval" if str(asked.recipe) == "voc-paper" else "train")
-    data = _open(asked.data, train, bad or "fail")
+    data = open_set(asked.data, train, bad or "fail")
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
-    opened = {**data.splits, "train": data.splits.get(train, data.splits.get("all", next(iter(data.splits.values()))))}
-    recipe, chose = resolve(opened, asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
+    recipe, chose = resolve(data.to_train(train), asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
     if recipe.net.init is not None:
         same_net(recipe)
         chose.append("normalisation: that of the model it starts from")
@@ -106,7 +118,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     return Ready(data, recipe, sources), chose, made, about
 
 
-def _open(path: str | Path, train: str, bad: Any) -> Annotated:
+def open_set(path: str | Path, train: str, bad: Any) -> Annotated:
+    """A set with boxes: all of its splits, or with a split of one's own to train on that one and test."""
     only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
     splits = open_boxes(path, bad=bad, only=only)
     return Annotated(str(path), next(iter(splits.values())).classes, splits)
@@ -146,7 +159,7 @@ def _with_masks(name: str, split: BoxSet) -> None:
 
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
     recipe: DetectRecipe = validate(facts["recipe"], str(folder / "recipe.json"), DetectRecipe)
-    data = _open(facts["source"], recipe.data.train, recipe.data.bad)
+    data = open_set(facts["source"], recipe.data.train, recipe.data.bad)
     sources, _ = _sources(data, recipe)
     if _describe(data, sources)["fingerprint"] != facts["data"]["fingerprint"]:
         raise UserError(f"the images or boxes of {facts['source']} have changed since {folder} began: start a new run")

@@ -85,7 +85,8 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
                 stop.check()
                 loop.display.progress(f"evaluating on {name}", done, total)
 
-            seen[name] = ranks.single_view(model, source, flip=recipe.evaluate.flip, progress=progress)
+            batch = min(loop.eval_batch, 250)
+            seen[name] = ranks.single_view(model, source, batch=batch, flip=recipe.evaluate.flip, progress=progress)
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
         return result, seen[shown]
 

@@ -14,6 +14,11 @@ from reslearn.errors import UserError
 from reslearn.files import writing
 from reslearn.training import ranks
 
+DATA = {  # what the runs of a task say of their data
+    "classify": ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"),
+    "detect": ("name", "classes", "n", "objects", "faults", "fingerprint"),
+}
+
 
 def begun(out: str | Path | None) -> Path | None:
     """The run that torchrun's present job has begun before it was restarted, if that is what has happened."""
@@ -36,7 +41,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         for key, kind in kinds.items():
             if not isinstance(facts[key], kind):
                 raise TypeError(f"'{key}' is no {kind.__name__}")
-        for key in ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"):
+        for key in DATA[facts.get("task", "classify")]:
             facts["data"][key]
         for key in ("device", "processor", "threads", "precision"):
             facts["machine"][key]

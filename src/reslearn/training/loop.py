@@ -26,7 +26,8 @@ from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, Ste
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
 PATIENCE = 5  # evaluations without a lower error that are a plateau
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
-EVAL_BATCH = (250, 1000)  # images at once on a CPU, on a GPU
+EVAL_BATCH = (250, 1000)  # images at once in evaluation, on a CPU, on a GPU
+EVAL_PIXELS = 1 << 21  # on a CPU; of photos few at once, so that no rank waits long for another's
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
 
 
@@ -231,10 +232,12 @@ class Loop:
         """The evaluated weights on the held-out images: the error in percent that the best weights have least of, and what a line
         says of them, `loss` for one."""
         assert self.sources.val is not None
+        height, width = self.sources.preprocessing.size
+        most, few = EVAL_BATCH[self.device.type == "cuda"], max(EVAL_PIXELS // (height * width), 1)
         seen = ranks.single_view(
             self.state.evaluated,
             self.sources.val,
-            batch=EVAL_BATCH[self.device.type == "cuda"],
+            batch=most if self.device.type == "cuda" else min(most, few),
             forward=self.forward,
             flip=self.recipe.evaluate.flip,
             autocast=autocast(self.precision, self.device),
@@ -268,5 +271,5 @@ class Loop:
             if self.metrics.exists():
                 fsync_file(self.metrics)  # a checkpoint counts its bytes
             checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
-        ranks.wait(ranks.WRITING)
+        ranks.wait(ranks.ANSWER if ranks.first() else ranks.WRITING)  # the others have nothing to do but to wait
         self.saved_at = time.monotonic()

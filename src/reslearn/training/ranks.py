@@ -8,9 +8,12 @@ are pure functions: the samples and their order are those of one rank.
 
 import inspect
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -20,19 +23,23 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from reslearn.errors import Interrupted, UserError
+from reslearn.errors import Interrupted, Lost, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
 from reslearn.nets.merges import StochasticDepth
 from reslearn.recipes import Recipe
 
 T = TypeVar("T")
-ANSWER = timedelta(seconds=60)  # a rank that does not answer within a step is dead or hangs
+# A rank that does not answer within a step is dead or hangs. torchrun gives it half a minute more to end by itself and needs a
+# few seconds of its own: the job is over within 90.
+ANSWER = timedelta(seconds=40)
+MOMENT = 3.0  # seconds in which all ranks notice that one does not answer
 WRITING = timedelta(minutes=10)  # of a checkpoint, by rank 0
 PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
 GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
 
 _host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
+_store: Any = None  # where they leave word for each other; kept by torchrun, or by rank 0
 
 
 def count() -> int:
@@ -72,9 +79,10 @@ def restarts() -> tuple[int, int]:
 def joined(device: str = "auto") -> Iterator[None]:
     """The ranks that torchrun has started, together; one process alone as it is. device: as for device.pick_device.
 
-    A rank that dies ends the others with a UserError at once, one that hangs within about a minute; torchrun names it.
+    A rank that dies ends the others at once with Lost, a UserError, and torchrun names it; one that hangs does so after ANSWER,
+    and the error names it.
     """
-    global _host
+    global _host, _store
     if _host is not None or (asked() == 1 and count() == 1):
         yield
         return
@@ -86,8 +94,8 @@ def joined(device: str = "auto") -> Iterator[None]:
     if not dist.is_initialized():
         # torchrun keeps its store when it starts ranks again: without a name of their own they would find the dead ones' addresses.
         store, number, ranks = next(rendezvous("env://", timeout=ANSWER))
-        store = PrefixStore(f"attempt-{restarts()[0]}", store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=ANSWER)
+        _store = PrefixStore(f"attempt-{restarts()[0]}", store)
+        dist.init_process_group(backend, store=_store, rank=number, world_size=ranks, timeout=ANSWER)
     _host = dist.new_group(backend="gloo", timeout=ANSWER)
     try:
         yield
@@ -95,11 +103,31 @@ def joined(device: str = "auto") -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in GLOO)):
             raise
         what = str(error).splitlines()[0].split("cc:")[-1].split("] ", 1)[-1].split(". ")[0].rstrip(".")
-        raise UserError(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
+        if re.search("timed out|timeout|failed to pass", what, re.IGNORECASE) and (silent := _silent()):
+            which = f"rank {silent[0]} has" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} have"
+            what = f"{which} not answered for {ANSWER.total_seconds():.0f} s"
+        raise Lost(f"the ranks have lost each other: {what}; the run's last checkpoint is whole") from error
     except Interrupted:
         _leave()
         raise
     _leave()
+
+
+def _silent() -> list[int]:
+    """The ranks that have not noticed, as this one has, that another does not answer: those that hang."""
+    if _store is None:
+        return []
+    found: list[list[int]] = []
+
+    def ask() -> None:
+        _store.set(f"waiting-{rank()}", "")
+        time.sleep(MOMENT)
+        found.append([other for other in range(count()) if not _store.check([f"waiting-{other}"])])
+
+    asking = Thread(target=ask, daemon=True)  # a store whose host hangs never answers, whatever its timeout
+    asking.start()
+    asking.join(3 * MOMENT)
+    return found[0] if found else [0]  # or rank 0's host, which keeps the store
 
 
 def _leave() -> None:

@@ -171,6 +171,7 @@ def make_loop(job: Job) -> Loop:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
     loop = task.make_loop(job, state)
+    ranks.wait(ranks.PREPARING)  # drawing the first picture ever takes rank 0 a while
     _introduce(job, loop)
     return loop
 

@@ -26,7 +26,8 @@ CARD = "reslearn"  # the key of the card in the safetensors header
 
 
 class Card(BaseModel):
-    """What a model file says of itself. detector: of a detector on `net`, its settings; classes are then its kinds of objects."""
+    """What a model file says of itself. detector, localizer: of one on `net`, its settings; a detector's classes are its kinds of
+    objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +36,7 @@ class Card(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1)
     preprocessing: Preprocessing
     detector: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
+    localizer: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
     recipe: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
@@ -51,6 +53,8 @@ def described(card: Card) -> nn.Module:
     """The classification network of a card, without weights (on the meta device). Raises UserError."""
     if card.detector is not None:
         raise UserError("holds a detector, not a classification network: reslearn.detect.load_detector opens it")
+    if card.localizer is not None:
+        raise UserError("holds a localizer, not a classification network: reslearn localize takes it")
     check_options(spec(card.net), card.options)
     with torch.device("meta"):
         return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)

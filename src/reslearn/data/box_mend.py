@@ -1,0 +1,151 @@
+"""A clean copy of a set with boxes, in its own format: what is sound stays as it was written."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+from reslearn.data.annotated import sources, survey
+from reslearn.data.box_doctor import BoxDiagnosis
+from reslearn.data.boxes import BoxImage, Finding
+from reslearn.data.mend import check_target
+from reslearn.data.stream import Progress
+from reslearn.data.voc import parse_xml
+from reslearn.errors import UserError
+from reslearn.files import writing
+
+
+def check_folder(target: Path) -> None:
+    """Raise UserError where `mend_boxes` could not write: it writes a folder, and never overwrites."""
+    if target.suffix:
+        raise UserError(f"--fix {target}: a set with boxes is copied to a folder: give a name without a suffix")
+    check_target(target)
+
+
+def mend_boxes(
+    diagnosis: BoxDiagnosis, data: str | Path, target: Path, progress: Progress = lambda what, done, total: None
+) -> None:
+    """Copy what is worth keeping of the examined set `data` to a new folder, whole or not at all.
+
+    VOC stays VOC and COCO stays COCO, with every field that is not at fault. Images that cannot be used and further copies of
+    one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError where that cannot be.
+    """
+    check_folder(target)
+    root = Path(data).expanduser()
+    if not any(diagnosis.kept.values()):
+        raise UserError(f"--fix {target}: nothing to write of '{diagnosis.name}': none of its images is worth keeping")
+    total = sum(len(images) for images in diagnosis.kept.values())
+    done = 0
+    with writing(target), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as temporary:
+        fresh = Path(temporary) / target.name
+        for split, (form, file, _) in sources(root, None).items():
+            images = diagnosis.kept[split]
+            findings = [finding for finding in diagnosis.sets[split].findings if finding.level == "object"]
+            if not images:
+                continue
+            names = (
+                _coco(file, fresh, split, images, findings, diagnosis)
+                if form == "coco"
+                else _voc(root, fresh, split, images, findings, diagnosis)
+            )
+            for image, name in zip(images, names, strict=True):
+                name.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(image.path, name)
+                done += 1
+                progress("copying", done, total)
+        again = fresh / f"{root.stem}.json" if root.is_file() else fresh
+        left = [finding for one in survey(again).values() for finding in one.findings if finding.level != "note"]
+        if left:
+            raise UserError(f"--fix {target}: this set cannot be mended by leaving out, its copy still has {left[0]}")
+        check_target(target)
+        fresh.rename(target)
+
+
+def _voc(
+    root: Path, fresh: Path, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: BoxDiagnosis
+) -> list[Path]:
+    """Write a split's list and annotations; where its images belong."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (fresh / folder).mkdir(parents=True, exist_ok=True)
+    (fresh / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image.name}\n" for image in images), encoding="utf-8")
+    sticking = {(finding.file, finding.index) for finding in findings if finding.kind == "sticks out"}
+    for image in images:
+        file = f"Annotations/{image.name}.xml"
+        tree, sound = parse_xml(root / file), set(image.objects.ids.tolist())
+        for index, element in enumerate(tree.findall("object")):
+            if index not in sound:
+                tree.remove(element)
+            elif (file, index) in sticking:
+                _cut(element, tree)
+        (fresh / file).write_bytes(tostring(tree, encoding="utf-8") + b"\n")
+    return [fresh / "JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
+
+
+def _cut(element: Element, tree: Element) -> None:
+    """Cut a box to the size that its annotation gives, before any turning by EXIF. VOC counts from 1 to the last pixel."""
+    for side, axis in (("xmin", "width"), ("ymin", "height"), ("xmax", "width"), ("ymax", "height")):
+        node = element.find(f"bndbox/{side}")
+        assert node is not None
+        node.text = f"{min(max(float(node.text or 0), 1), float(tree.findtext(f'size/{axis}') or 0)):g}"
+
+
+def _coco(
+    file: Path, fresh: Path, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: BoxDiagnosis
+) -> list[Path]:
+    """Write a split's file; where its images belong: a single file beside them, else in the split's folder."""
+    document = json.loads(file.read_bytes().decode("utf-8-sig"))
+    kept = {image.id: image for image in images}
+    sticking = {finding.index for finding in findings if finding.kind == "sticks out"}
+    unsound = {finding.index for finding in findings} - sticking
+    entries, sizes = {}, {}
+    for entry in document["images"]:
+        id = entry.get("id") if isinstance(entry, dict) else None
+        if type(id) is int and id in kept and id not in entries and entry.get("file_name") == kept[id].name:
+            place = PurePosixPath(kept[id].name)
+            if place.is_absolute() or ".." in place.parts:
+                raise UserError(f"--fix: {file}: the image {kept[id].name} is outside its folder, so it has no place in a copy")
+            entries[id], sizes[id] = (
+                entry | {"file_name": _renamed(kept[id].name, kept[id], diagnosis)},
+                (entry["width"], entry["height"]),
+            )
+    annotations = []
+    for index, one in enumerate(document["annotations"]):
+        if index not in unsound and one.get("image_id") in kept:
+            annotations.append(_inside(one, *sizes[one["image_id"]]) if index in sticking else one)
+    document |= {"images": [entries[image.id] for image in images], "annotations": annotations}
+    document["categories"] = _first(document["categories"])
+    whole = split == "all"
+    folder = fresh if whole else fresh / split
+    target = fresh / file.name if whole else fresh / "annotations" / f"instances_{split}.json"
+    for path in (folder, target.parent):
+        path.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document), encoding="utf-8")
+    return [folder / entries[image.id]["file_name"] for image in images]
+
+
+def _inside(annotation: dict[str, Any], width: float, height: float) -> dict[str, Any]:
+    x, y, w, h = annotation["bbox"]
+    left, top = max(x, 0), max(y, 0)
+    return annotation | {"bbox": [left, top, min(x + w, width) - left, min(y + h, height) - top]}
+
+
+def _first(categories: list[Any]) -> list[Any]:
+    """The sound ones, of one id or one name the first."""
+    found: list[Any] = []
+    for one in categories:
+        sound = isinstance(one, dict) and type(one.get("id")) is int and isinstance(one.get("name"), str) and one["name"]
+        if sound and not any(one["id"] == other["id"] or one["name"] == other["name"] for other in found):
+            found.append(one)
+    return found
+
+
+def _renamed(name: str, image: BoxImage, diagnosis: BoxDiagnosis) -> str:
+    """A name with the suffix of the image's format, where another has not that name."""
+    suffix = diagnosis.suffixes.get(image.path)
+    if suffix is None:
+        return name
+    better = name.removesuffix(image.path.suffix) + suffix
+    return name if image.path.with_name(Path(better).name).exists() else better

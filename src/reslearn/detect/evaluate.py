@@ -1,0 +1,163 @@
+"""Detectors on a set with boxes: what they find in each image, how long it takes, and the numbers that come of it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reslearn.data.annotated import open_boxes, split_names
+from reslearn.data.boxes import Bad, BadBoxes, BoxImage, BoxSet
+from reslearn.data.images import read
+from reslearn.data.masks import draw, runs_of
+from reslearn.detect.detector import Detector
+from reslearn.detect.improvements import detect
+from reslearn.detect.store import load_detector
+from reslearn.device import pick_device
+from reslearn.errors import UserError, did_you_mean
+from reslearn.evaluation.detection import detection_metrics
+from reslearn.evaluation.detection_errors import count_mistakes, mistakes
+from reslearn.evaluation.matching import Matches, match
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How to look at images: with one detector or several as an ensemble, and with which of the improvements of `detect`."""
+
+    models: tuple[Detector, ...]
+    refinement: bool = False
+    scales: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Of the images. Raises UserError where the detectors do not agree."""
+        counts = {len(model.transform.image_mean) for model in self.models}  # type: ignore[arg-type]
+        if len(counts) > 1:
+            raise UserError("an ensemble's detectors all look at grey images, or all at coloured ones")
+        return counts.pop()
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What one way found: of each image, in order, a dict of `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores`
+    float64 (N,), best first, and, of detectors with masks, `masks`, N Runs; and the median of the `seconds` that an image
+    took, from pixels in memory to boxes, without reading its file.
+    """
+
+    detections: list[dict[str, Any]]
+    seconds: float
+
+
+def open_detectors(paths: Sequence[str | Path], device: str = "auto") -> tuple[Detector, ...]:
+    """The detectors of files or run folders, that know the same classes. Raises UserError."""
+    on = pick_device(device)
+    models = tuple(load_detector(path, on) for path in paths)
+    for path, model in zip(paths, models, strict=True):
+        if model.classes != models[0].classes:
+            one, other = (", ".join(each.classes) for each in (models[0], model))
+            raise UserError(f"{paths[0]} and {path} know different classes: {one}; and {other}")
+    return models
+
+
+def run_policy(model: str | Path) -> Bad | None:
+    """What a run, given as its folder, did with unsound boxes: "fail" or "drop"; None of a file."""
+    record = Path(model) / "recipe.json"
+    try:
+        policy = json.loads(record.read_text(encoding="utf-8"))["recipe"]["data"]["bad"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return policy if policy in ("fail", "drop") else None
+
+
+def open_split(data: str | Path, classes: Sequence[str], split: str | None = None, bad: Bad = "fail") -> BoxSet:
+    """The images to look at, labelled as `classes` are, a detector's: of the split asked for, else test, else val, else all.
+
+    Raises UserError where there is no such split, or an object of a class that is none of these; BadBoxes for other faults.
+    """
+    if split is None:
+        there = split_names(data)
+        split = next(name for name in ("test", "val", "all", "train") if name in there)
+    try:
+        sets = open_boxes(data, bad=bad, classes=classes, only=[split])
+        if split not in sets:  # a single file has one split, whatever is asked for
+            raise UserError(f"{data}: no split {split!r}{did_you_mean(split, sets)}")
+        return sets[split]
+    except BadBoxes as error:
+        if unknown := [finding for finding in error.findings if finding.kind == "unknown class"]:
+            known = ", ".join(classes)
+            count = f"{len(unknown)} times a class" if len(unknown) > 1 else "a class"
+            raise UserError(f"{data}: {count} that the detector does not know: {unknown[0]}; it knows {known}") from error
+        raise
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, C) as detectors take it: float32 (C, H, W) on [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+
+
+def look(way: Way, image: torch.Tensor) -> dict[str, Any]:
+    """What is found in one image, float (C, H, W) on [0, 1], as in Found."""
+    device = next(way.models[0].parameters()).device
+    raw = detect(way.models, [image.to(device)], refinement=way.refinement, scales=way.scales)[0]
+    found: dict[str, Any] = {
+        "boxes": raw["boxes"].double().cpu().numpy(),
+        "labels": raw["labels"].cpu().numpy(),
+        "scores": raw["scores"].double().cpu().numpy(),
+    }
+    if "masks" in raw:  # as runs: 100 masks of a photo are 30 MB
+        found["masks"] = tuple(runs_of(mask) for mask in (raw["masks"][:, 0] > 0.5).cpu().numpy())
+    return found
+
+
+def find(images: Sequence[BoxImage], ways: Sequence[Way], progress: Progress | None = None) -> list[Found]:
+    """What each way finds in the images. All look at one image before the next, so that their times can be compared.
+
+    progress: called with how many images are done, and of how many. Raises UserError as `read` and `detect` do.
+    """
+    found: list[list[dict[str, Any]]] = [[] for _ in ways]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for done, image in enumerate(images, 1):
+        views = {count: tensor(read(image.path, count)) for count in {way.channels for way in ways}}
+        for i, way in enumerate(ways):
+            began = time.perf_counter()
+            found[i].append(look(way, views[way.channels]))
+            seconds[i].append(time.perf_counter() - began)
+        if progress:
+            progress(done, len(images))
+    return [Found(own, float(np.median(times))) for own, times in zip(found, seconds, strict=True)]
+
+
+def matches(found: Found, data: BoxSet, *, masks: bool = False) -> Matches:
+    """The detections against the objects of the set, by boxes or by masks."""
+    return match([image.objects for image in data.images], _drawn(found, data, masks), data.classes, masks=masks)
+
+
+def _drawn(found: Found, data: BoxSet, masks: bool) -> Iterator[dict[str, Any]]:
+    for own, image in zip(found.detections, data.images, strict=True):
+        plain = {key: own[key] for key in ("boxes", "labels", "scores")}
+        if masks:
+            drawn = [draw(mask, image.height, image.width) for mask in own["masks"]]
+            plain["masks"] = np.stack(drawn) if drawn else np.zeros((0, image.height, image.width), bool)
+        yield plain
+
+
+def numbers(found: Found, data: BoxSet) -> dict[str, Any]:
+    """Everything, ready for JSON: the numbers of detection_metrics and `mistakes` by kind, of boxes; with `masks`, those of masks,
+    where detections and objects have them; `left_out`, the set's faults by kind; and `seconds_per_image`.
+    """
+    boxes = matches(found, data)
+    result = {"data": data.name, **detection_metrics(boxes), "mistakes": count_mistakes(mistakes(boxes))}
+    outlined = all(
+        image.objects.segmentations is not None and None not in image.objects.segmentations
+        for image in data.images
+        if len(image.objects)
+    )
+    if outlined and all("masks" in own for own in found.detections):
+        result["masks"] = detection_metrics(matches(found, data, masks=True))
+    return result | {"left_out": data.faults(), "seconds_per_image": found.seconds}

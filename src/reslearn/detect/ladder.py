@@ -1,0 +1,66 @@
+"""The paper's Table 9 for a detector: what each improvement at test time brings, one rung on the other, and what it costs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from reslearn.data.boxes import BoxSet
+from reslearn.detect.detector import Detector
+from reslearn.detect.evaluate import Progress, Way, find, matches
+from reslearn.detect.improvements import PAPER_SCALES
+from reslearn.evaluation.detection import coco, compare
+
+PAPER_SIDE = 600  # px: the shorter side that the paper's scales go around
+# DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
+TABLE_9 = {
+    "baseline": (48.4, 27.2, "COCO val"),
+    "+ box refinement": (49.9, 29.9, "COCO val"),
+    "+ context": (51.1, 30.0, "COCO val"),
+    "+ multi-scale testing": (53.8, 32.5, "COCO val"),
+    "ensemble": (59.0, 37.4, "COCO test-dev, where multi-scale testing has 55.7 and 34.9"),
+}
+
+
+def default_scales(model: Detector) -> tuple[int, ...]:
+    """The paper's five shorter sides, in proportion to the detector's own."""
+    return tuple(round(side * model.settings.min_size / PAPER_SIDE) for side in PAPER_SCALES)
+
+
+def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> dict[str, Way | None]:
+    """The rungs in order. Context is a property of a detector and no way to test one: it has no way of its own."""
+    rungs: dict[str, Way | None] = {
+        "baseline": Way((model,)),
+        "+ box refinement": Way((model,), True),
+        "+ context": None,
+        "+ multi-scale testing": Way((model,), True, tuple(scales)),
+    }
+    return rungs | ({"ensemble": Way((model, *others), True, tuple(scales))} if others else {})
+
+
+def ladder(
+    model: Detector, data: BoxSet, *, others: Sequence[Detector] = (), scales: Sequence[int] = (), progress: Progress | None = None
+) -> dict[str, Any]:
+    """Ready for JSON: `data`, `n` images, `scales` in px, `context` (whether the detector was trained with it) and `rungs`.
+
+    A rung: `name`; `AP50`, `AP` in percent; `seconds_per_image`, the median; `gain` over the rung before, `{"AP50", "AP"}` of
+    difference and paired 95% interval (None for the first); and `paper`, the same of ResNet-101 in Table 9, with what it is
+    `of`. The rung "+ context" has the paper's numbers alone. others: of an ensemble with the model. scales: of multi-scale
+    testing, the paper's in proportion unless given. Raises UserError as `detect` does.
+    """
+    scales = tuple(scales) or default_scales(model)
+    rungs = ways(model, others, scales)
+    real = {name: way for name, way in rungs.items() if way is not None}
+    found = dict(zip(real, find(data.images, list(real.values()), progress), strict=True))
+    rows, before = [], None
+    for name in rungs:
+        ap50, ap, of = TABLE_9[name]
+        row: dict[str, Any] = {"name": name, "AP50": None, "AP": None, "seconds_per_image": None, "gain": None}
+        if name in found:
+            now = matches(found[name], data)
+            numbers = coco(now)
+            row |= {"AP50": numbers["AP50"], "AP": numbers["AP"], "seconds_per_image": found[name].seconds}
+            if before is not None:
+                gains = compare(before, now)
+                row["gain"] = {key: {what: gains[key][what] for what in ("difference", "interval")} for key in ("AP50", "AP")}
+            before = now
+        rows.append(row | {"paper": {"AP50": ap50, "AP": ap, "of": of}})
+    return {"data": data.name, "n": len(data), "scales": list(scales), "context": model.settings.context, "rungs": rows}

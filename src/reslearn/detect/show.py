@@ -1,0 +1,123 @@
+"""Numbers of detectors, for reading in a terminal."""
+
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+CLASSES = 30  # more classes than this: the worst ones only
+HEADLINE = {
+    "AP": "AP, IoU 0.50 to 0.95",
+    "AP50": "AP50, IoU 0.50",
+    "AP75": "AP75, IoU 0.75",
+    "VOC07": "VOC07, 11 recalls",
+    "VOC10": "VOC10, area",
+}
+AREAS = ("small", "medium", "large")
+MISTAKES = {
+    "class": "another class",
+    "location": "badly placed",
+    "both": "badly placed, of another class",
+    "duplicate": "found twice",
+    "background": "nothing there",
+    "missed": "objects not found",
+}
+
+
+def show_numbers(result: dict[str, Any]) -> None:
+    """Print the result of `evaluate.numbers`."""
+    console = Console(highlight=False, markup=False)
+    time = f"{1000 * result['seconds_per_image']:,.0f} ms an image"
+    console.print(f"{result['data']}, {result['n']:,} images, {result['objects']:,} objects, {time}")
+    if result["left_out"]:
+        console.print("left out or cut: " + ", ".join(f"{kind} {count}" for kind, count in result["left_out"].items()))
+    _numbers(console, "boxes", result)
+    if "masks" in result:
+        _numbers(console, "masks", result["masks"])
+    table = _table("mistakes at IoU 0.5", "", "count")
+    for kind, meaning in MISTAKES.items():
+        table.add_row(meaning, f"{result['mistakes'][kind]:,}")
+    console.print(table)
+
+
+def _numbers(console: Console, what: str, numbers: dict[str, Any]) -> None:
+    console.print()
+    for key, meaning in HEADLINE.items():
+        console.print(f"{what}  {meaning:<21} {_percent(numbers[key])} %{_between(numbers['intervals'][key])}")
+    sizes = "   ".join(f"{area} {_percent(numbers[f'AP_{area}'])}" for area in AREAS)
+    console.print(f"{what}  AP by size            {sizes}")
+    recalls = "   ".join(f"{limit} {_percent(numbers[f'AR{limit}'])}" for limit in (1, 10, 100))
+    console.print(f"{what}  recall of the best    {recalls}")
+    sizes = "   ".join(f"{area} {_percent(numbers[f'AR_{area}'])}" for area in AREAS)
+    console.print(f"{what}  recall by size        {sizes}")
+    rows = [row for row in numbers["per_class"] if row["objects"]]
+    shown = rows if len(rows) <= CLASSES else sorted(rows, key=lambda row: row["AP"] or 0)[:CLASSES]
+    title = f"{what} by class" if shown is rows else f"{what}: the {CLASSES} hardest of {len(rows)} classes"
+    table = _table(title, "class", "objects", *HEADLINE)
+    for row in shown:
+        table.add_row(_plain(row["class"]), f"{row['objects']:,}", *(_percent(row[key]) for key in HEADLINE))
+    console.print(table)
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """Print two detectors side by side: data, n, one, other, seconds_per_image and `numbers`, those of `compare`."""
+    console = Console(highlight=False, markup=False)
+    console.print(f"{result['data']}, {result['n']:,} images")
+    for key, seconds in zip("AB", result["seconds_per_image"], strict=True):
+        console.print(f"{key}  {result[{'A': 'one', 'B': 'other'}[key]]}, {1000 * seconds:,.0f} ms an image")
+    table = _table("", "", "A", "B", "B - A", "95% interval")
+    for key, numbers in result["numbers"].items():
+        difference = numbers["difference"]
+        gain = "-" if difference is None else f"{difference:+.2f}"
+        table.add_row(HEADLINE[key], _percent(numbers["one"]), _percent(numbers["other"]), gain, _interval(numbers["interval"]))
+    console.print(table)
+
+
+def show_ladder(result: dict[str, Any]) -> None:
+    """Print the result of `ladder`."""
+    console = Console(highlight=False, markup=False)
+    scales = ", ".join(map(str, result["scales"]))
+    console.print(f"{result['data']}, {result['n']:,} images; multi-scale testing at {scales} px")
+    for key in ("AP50", "AP"):  # two tables: together they are wider than most terminals
+        table = _table("", HEADLINE[key], "%", "gain", "95% interval", "ms an image", "paper %")
+        for row in result["rungs"]:
+            gain = row["gain"] and row["gain"][key]
+            there = gain and gain["difference"] is not None
+            cells = (f"{gain['difference']:+.2f}", _interval(gain["interval"])) if there else ("", "")
+            time = "" if row["seconds_per_image"] is None else f"{1000 * row['seconds_per_image']:,.0f}"
+            mark = "" if row["paper"]["of"] == "COCO val" else "*"
+            table.add_row(row["name"], _percent(row[key]), *cells, time, f"{row['paper'][key]}{mark}")
+        console.print(table)
+    if result["context"]:
+        console.print("context: this detector was trained with it, so that it is in every rung")
+    else:
+        console.print("context: this detector was trained without it; it is a property of a detector, not of a test")
+    console.print("box refinement includes box voting; ms an image: the median")
+    console.print("paper: ResNet-101 on COCO, Table 9, for the order of gains: other data has other numbers")
+    if result["rungs"][-1]["name"] == "ensemble":
+        console.print(f"* of three, on {result['rungs'][-1]['paper']['of']}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, box=SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "   -  " if value is None else f"{value:6.2f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _between(ends: list[float] | None) -> str:
+    return "" if ends is None else f"   (95% interval {_interval(ends)})"
+
+
+def _plain(text: str) -> str:
+    """Class names may hold what Rich would take for markup."""
+    return text.replace("[", r"\[")

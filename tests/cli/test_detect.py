@@ -1,0 +1,330 @@
+"""reslearn detect eval, compare, ladder and predict: what they print and write, and every mistake in one line."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detect.small import TINY, detector
+from drawing import draw_images
+from reslearn import cli, create
+from reslearn.data.masks import draw, parse
+from reslearn.data.preprocess import Preprocessing
+from reslearn.detect import create_detector, detect, save_detector
+from reslearn.detect.evaluate import tensor
+from reslearn.weights.store import Card, save
+
+CATEGORIES = [{"id": 3, "name": "class 1"}, {"id": 7, "name": "class 2"}, {"id": 8, "name": "class 3"}]
+SIZES = {"a.png": (48, 64), "b.png": (64, 40), "c.png": (56, 56)}  # height, width
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["reslearn", "detect", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_detector(detector(), tmp_path_factory.mktemp("models") / "one.safetensors")
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_detector(detector(seed=1, masks=True), tmp_path_factory.mktemp("models") / "masked.safetensors")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three images, one without objects and one with a mask each, whose file is set/set.json."""
+    return write_set(tmp_path / "set")
+
+
+def write_set(folder: Path, **changes: object) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (height, width) in SIZES.items():
+        Image.fromarray(rng.integers(0, 255, (height // 8, width // 8, 3), np.uint8)).resize((width, height)).save(folder / name)
+    boxes = [(1, 3, [4, 5, 20, 22]), (1, 7, [30, 10, 25, 30]), (2, 8, [3, 30, 30, 30]), (2, 3, [10, 2, 12, 14])]
+    annotations = [
+        {
+            "id": i, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for i, (image, category, (x, y, w, h)) in enumerate(boxes, 1)
+    ]  # fmt: skip
+    images = [{"id": i, "file_name": name, "height": h, "width": w} for i, (name, (h, w)) in enumerate(SIZES.items(), 1)]
+    document = {"images": images, "categories": CATEGORIES, "annotations": annotations} | changes
+    (folder / "set.json").write_text(json.dumps(document))
+    return folder / "set.json"
+
+
+def coco_eval(data: Path, results: Path, kind: str) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data))
+        judged = COCOeval(truth, truth.loadRes(str(results)), kind)
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return [100 * value for value in judged.stats]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
+def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
+    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    code, printed, err = run(monkeypatch, capsys, "eval", masked, data, "--json", "--out", out)
+    assert code == 0, err
+    numbers = json.loads(printed)
+    names = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
+    for kind, ours in (("bbox", numbers), ("segm", numbers["masks"])):
+        theirs = coco_eval(data, out, kind)
+        for name, value in zip(names, theirs, strict=True):
+            assert ours[name] == (None if value == -100 else pytest.approx(value, abs=1e-9)), (kind, name)
+    assert numbers["AR100"] > 0  # there is something to compare
+    assert {row["category_id"] for row in json.loads(out.read_text())} <= {3, 7, 8}
+    assert numbers["n"] == 3 and numbers["objects"] == 4 and numbers["left_out"] == {} and numbers["seconds_per_image"] > 0
+    assert set(numbers["mistakes"]) == {"class", "location", "both", "duplicate", "background", "missed"}
+    code, _, err = run(monkeypatch, capsys, "eval", masked, data, "--out", out)
+    assert code == 2 and err == f"reslearn: --out {out}: is there already: choose another name, or remove it\n"
+
+
+def test_eval_prints_headline_classes_and_mistakes(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(monkeypatch, capsys, "eval", model, model, data, "--refinement", "--scales", "32,48")
+    assert code == 0
+    assert out.startswith("set, 3 images, 4 objects, ") and " ms an image\n" in out
+    for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "objects not found"):
+        assert words in out
+    assert "masks" not in out
+
+
+def test_an_ensemble_and_the_improvements_are_those_of_detect(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
+    out = tmp_path / "both.json"
+    assert run(monkeypatch, capsys, "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
+    image = tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
+    direct = detect([detector(), detector(seed=3)], [image], refinement=True, scales=(32, 48))[0]
+    rows = [row for row in json.loads(out.read_text()) if row["image_id"] == 2]
+    boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    torch.testing.assert_close(boxes, direct["boxes"])
+    assert [row["category_id"] for row in rows] == [(3, 7, 8)[label - 1] for label in direct["labels"]] and len(rows) > 1
+
+
+def test_compare_is_the_difference_of_two_evals(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
+    one, two = (json.loads(run(monkeypatch, capsys, "eval", m, data, "--json")[1]) for m in (model, other))
+    found = json.loads(run(monkeypatch, capsys, "compare", model, other, data, "--json")[1])
+    for key in ("AP", "AP50", "AP75"):
+        numbers = found["numbers"][key]
+        assert numbers["difference"] == pytest.approx(two[key] - one[key]) and len(numbers["interval"]) == 2
+    code, out, _ = run(monkeypatch, capsys, "compare", model, model, data)
+    assert code == 0 and "+0.00" in out and "0.00 to 0.00" in out and "B - A" in out
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_ladder_has_the_rungs_of_table_9(
+    context: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (save_detector(detector(seed=s, context=context), tmp_path / f"{s}.safetensors") for s in (0, 1))
+    found = json.loads(run(monkeypatch, capsys, "ladder", one, data, "--with", two, "--json")[1])
+    assert found["scales"] == [11, 21, 32, 43, 53] and found["context"] is context  # 200 to 1000 for 600: for 32
+    rungs = {row["name"]: row for row in found["rungs"]}
+    assert list(rungs) == ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", "ensemble"]
+    scales = ["--scales", "11,21,32,43,53"]
+    options = {
+        "baseline": [one],
+        "+ box refinement": [one, "--refinement"],
+        "+ multi-scale testing": [one, "--refinement", *scales],
+        "ensemble": [one, two, "--refinement", *scales],
+    }
+    before = None
+    for name, words in options.items():
+        row = rungs[name]
+        models, rest = [w for w in words if isinstance(w, Path)], [w for w in words if not isinstance(w, Path)]
+        alone = json.loads(run(monkeypatch, capsys, "eval", *models, data, *rest, "--json")[1])
+        assert row["AP50"] == pytest.approx(alone["AP50"]) and row["AP"] == pytest.approx(alone["AP"])
+        assert row["seconds_per_image"] > 0
+        if before:
+            assert row["gain"]["AP"]["difference"] == pytest.approx(row["AP"] - before["AP"])
+            low, high = row["gain"]["AP"]["interval"]
+            assert low <= high
+        before = row
+    assert rungs["baseline"]["gain"] is None and rungs["+ context"]["AP"] is None
+    assert rungs["+ multi-scale testing"]["paper"] == {"AP50": 53.8, "AP": 32.5, "of": "COCO val"}
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(monkeypatch, capsys, "ladder", one, data, "--scales", "32,48")
+    assert code == 0 and "at 32, 48 px" in out and "ensemble" not in out and "53.8" in out and "32.5" in out
+    assert "…" not in out  # nothing is cut in a narrow terminal
+    assert f"trained with{'' if context else 'out'} it" in out
+
+
+def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
+    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = data.parent, tmp_path / "drawn"
+    Image.open(folder / "a.png").convert("L").save(folder / "grey.webp")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    files = [folder / "a.png", folder / "broken.jpg", folder / "grey.webp"]
+    code, printed, err = run(monkeypatch, capsys, "predict", masked, *files, "--out", out, "--score", "0.1")
+    lines = printed.splitlines()
+    assert code == 2 and err.startswith("reslearn: 1 of 3 files could not be read: ") and "broken.jpg" in err
+    assert len(lines) == 3 and "class " in lines[0] and "%" in lines[0] and "not an image" in lines[1]
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "grey.webp.png"]
+    plain, drawn = (np.asarray(Image.open(path)) for path in (folder / "a.png", out / "a.png"))
+    factor = drawn.shape[0] // plain.shape[0]
+    assert drawn.shape == (48 * factor, 64 * factor, 3) and (drawn != plain.repeat(factor, 0).repeat(factor, 1)).any()
+    code, printed, err = run(monkeypatch, capsys, "predict", masked, files[0], "--out", out)
+    assert code == 2 and not printed and "a.png is there already" in err
+    assert run(monkeypatch, capsys, "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
+
+
+def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(
+    masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    stored = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8)).resize((72, 48))
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned: upright it is 72 high and 48 wide
+    stored.save(tmp_path / "turned.png", exif=exif)
+    upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270)).copy()
+    direct = detector(seed=1, masks=True)([tensor(upright)])[0]
+    code, out, _ = run(monkeypatch, capsys, "predict", masked, tmp_path / "turned.png", "--json", "--score", "0")
+    found = json.loads(out)
+    assert code == 0 and found["file"] == str(tmp_path / "turned.png")
+    rows = found["detections"]
+    torch.testing.assert_close(torch.tensor([row["box"] for row in rows]), direct["boxes"].detach(), atol=0.006, rtol=0)
+    assert [row["class"] for row in rows] == [f"class {label}" for label in direct["labels"]] and rows
+    for row, mask in zip(rows, direct["masks"], strict=True):
+        runs = parse(row["segmentation"], 72, 48) if mask.gt(0.5).any() else None
+        assert runs is None or (draw(runs, 72, 48) == (mask[0] > 0.5).numpy()).all()
+    target = tmp_path / "found.json"
+    code, out, _ = run(monkeypatch, capsys, "predict", masked, tmp_path / "turned.png", "--coco", target, "--score", "0")
+    entries = json.loads(target.read_text())
+    assert (
+        code == 0
+        and f"wrote {target}" in out
+        and [e["score"] for e in entries] == pytest.approx([r["score"] for r in rows], abs=1e-6)
+    )
+    x, y, w, h = entries[0]["bbox"]
+    assert [x, y, x + w, y + h] == pytest.approx(rows[0]["box"], abs=0.006)
+    assert entries[0]["image_id"] == 1 and entries[0]["file_name"].endswith("turned.png")
+
+
+def test_files_of_one_name_in_several_folders_keep_their_folders(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_images(tmp_path / "photos", classes=["cat", "dog"], each=1, size=(40, 40))
+    out = tmp_path / "drawn"
+    assert run(monkeypatch, capsys, "predict", model, tmp_path / "photos", "--out", out)[0] == 0
+    names = sorted(str(path.relative_to(tmp_path / "photos")) for path in (tmp_path / "photos").rglob("*.png"))
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == names and len(names) == 2
+
+
+def test_images_without_detections_are_evaluated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = save_detector(detector(score=0.999, masks=True), tmp_path / "blind.safetensors")
+    code, out, _ = run(monkeypatch, capsys, "eval", blind, data, "--json", "--out", tmp_path / "none.json")
+    numbers = json.loads(out)
+    assert code == 0 and numbers["AP"] == numbers["masks"]["AP"] == 0 and numbers["mistakes"]["missed"] == 4
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+    assert run(monkeypatch, capsys, "ladder", blind, data)[0] == 0
+    assert run(monkeypatch, capsys, "eval", blind, data)[0] == 0
+
+
+def test_a_detector_of_grey_images_and_a_run_folder(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run has left out bad boxes, and so does its evaluation."""
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    save_detector(detector(channels=1), run_folder / "model.safetensors")
+    document = json.loads(data.read_text())
+    document["annotations"][0]["bbox"][2] = 0
+    data.write_text(json.dumps(document))
+    code, _, err = run(monkeypatch, capsys, "eval", run_folder, data)
+    assert code == 2 and "set.json object 0: no area" in err and "with --bad-boxes drop)" in err
+    (run_folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"bad": "drop"}}}))
+    code, out, _ = run(monkeypatch, capsys, "eval", run_folder, data)
+    assert code == 0 and "left out or cut: no area 1" in out
+    assert run(monkeypatch, capsys, "eval", run_folder, data, "--bad-boxes", "fail")[0] == 2
+    assert run(monkeypatch, capsys, "predict", run_folder, data.parent)[0] == 0
+
+
+@pytest.mark.parametrize("words, said", [
+    (["eval", "MODEL", "nowhere"], "nowhere: there is no such folder or .json file"),
+    (["eval", "MODEL", "DATA", "--split", "test"], "no split 'test'; known: all"),
+    (["eval", "MODEL", "DATA", "--scales", "48"], "two or more shorter sides"),
+    (["eval", "MODEL", "DATA", "--scales", "a,b"], "write whole numbers with commas between"),
+    (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
+    (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
+    (["eval", "MODEL", "GREY", "DATA"], "all look at grey images, or all at coloured"),
+    (["compare", "MODEL", "TWO", "DATA"], "know different classes: class 1, class 2, class 3; and class 1, class 2"),
+    (["compare", "MODEL", "DATA"], "Missing argument"),
+    (["eval", "TWO", "DATA"], "that the detector does not know"),
+    (["eval", "CLASSIFIER", "DATA"], "holds a classification network, not a detector"),
+    (["predict", "CLASSIFIER", "set/a.png"], "holds a classification network, not a detector"),
+    (["predict", "MODEL", "set/a.png", "--json", "--coco", "x.json"], "choose --json or --coco"),
+    (["predict", "MODEL", "set/a.png", "--score", "2"], "--score"),
+    (["predict", "MODEL", "set/a.png", "--out", "set/set.json"], "is a file, not a folder"),
+    (["predict", "MODEL", "set/a.png", "--out", "set"], "a.png is there already"),
+    (["predict", "MODEL", "set/a.png", "./set/../set/a.png", "--out", "new"], "give each once"),
+    (["ladder", "MODEL", "DATA", "--device", "tpu"], "no device 'tpu'"),
+])  # fmt: skip
+def test_mistakes_get_one_line_and_leave_nothing(
+    words: list[str], said: str, model: Path, masked: Path, data: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    names = {"MODEL": model, "MASKED": masked, "DATA": data}
+    if "TWO" in words:
+        names["TWO"] = save_detector(detector(classes=2), tmp_path / "two.safetensors")
+    if "GREY" in words:
+        names["GREY"] = save_detector(detector(channels=1), tmp_path / "grey.safetensors")
+    if "CLASSIFIER" in words:
+        view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+        card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
+        names["CLASSIFIER"] = save(create("resnet8", 2), tmp_path / "classifier.safetensors", card)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    code, out, err = run(monkeypatch, capsys, *(names.get(word, word) for word in words))
+    assert code == 2 and not out and said in err and err.count("\n") == 1 and err.startswith("reslearn: ")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_real_process_on_real_photos(real_data: Path, tmp_path: Path) -> None:
+    """On blood cells, whose VOC set has boxes without area in other splits than this one."""
+    torch.manual_seed(0)
+    model = create_detector("resnet8", ["Platelets", "RBC", "WBC"], anchors=(8, 16), **TINY)
+    file = save_detector(model, tmp_path / "cells.safetensors")
+    photo = sorted((real_data / "bccd" / "JPEGImages").glob("*.jpg"))[0]
+    command = [sys.executable, "-m", "reslearn", "detect"]
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run([*command, "eval", file, real_data / "bccd", "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n"] == 72
+    words = [*command, "predict", file, photo, "--out", tmp_path / "out", "--score", "0.1"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and photo.name in done.stdout, done.stderr
+    with Image.open(tmp_path / "out" / photo.name) as drawn:
+        assert drawn.format == "JPEG" and drawn.size == (640, 480)

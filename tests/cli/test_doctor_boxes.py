@@ -1,0 +1,74 @@
+"""reslearn doctor on sets with boxes: what it prints, its exit codes, options that do not apply."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from boxed import voc, voc_object, voc_xml
+from planting import photo
+from reslearn import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["reslearn", "doctor", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
+    bad = [voc_object((k, 9, k, 20)) for k in range(1, 8)]
+    documents = {f"a{i}": voc_xml(voc_object((5, 6, 24, 30))) for i in range(5)} | {"bad": voc_xml(*bad)}
+    root = voc(tmp_path / "boxes", documents)
+    for i, name in enumerate(documents):
+        photo(i, (40, 60)).save(root / "JPEGImages" / f"{name}.jpg")
+    return root
+
+
+def test_what_is_wrong_is_printed_and_mended(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, boxes, "--size", "40", "--fix", tmp_path / "clean")
+    assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
+    for words in (
+        "  no objects   1 images of train\n",
+        "  objects      0 to 1 an image, median 1\n",
+        "  class  train  small  medium  large             side, px\n  cat        5      5       0      0  22 to 22, median 22\n",
+        "  C4             40, 67          128, 256, 512",
+        "  no area, 7: boxes without width or height: they make losses NaN (--fix: left out)\n",
+        "    Annotations/bad.xml object 0: the box 0, 8, 1, 20 (x1 and y1 are 1 less than in the file)\n",
+        "    and 2 more, which --json names\n",
+    ):
+        assert words in out, (words, out)
+    assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 objects\n")
+    code, out, _ = run(monkeypatch, capsys, tmp_path / "clean")
+    assert code == 0 and out.endswith("nothing wrong\n")
+    code, out, _ = run(monkeypatch, capsys, boxes, "--json")
+    found = json.loads(out)
+    assert code == 1 and found["counts"] == {"no area": 7} and [one["index"] for one in found["findings"]] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--fix", "clean.csv"), "--fix clean.csv: a set with boxes is copied to a folder: give a name without a suffix"),
+        (("--size", "huge"), "--size huge: write the shorter side in px, such as 600, or with the longest, 600,1000"),
+    ],
+)
+def test_mistakes(
+    boxes: Path, words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, capsys, boxes, *words) == (2, "", f"reslearn: {says}\n")
+
+
+def test_size_is_of_sets_with_boxes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = f"reslearn: --size 600 is of sets with boxes, and {images} has none\n"
+    assert run(monkeypatch, capsys, images, "--size", "600") == (2, "", says)
+    code, out, err = run(monkeypatch, capsys, tmp_path / "none.json")
+    assert (code, out) == (2, "") and "there is no such folder or .json file" in err

@@ -1,0 +1,243 @@
+"""Sets with boxes examined and mended: every planted fault is found by name, and a clean copy has none."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reslearn
+from boxed import annotation, coco, voc, voc_object, voc_xml
+from planting import encoded, photo
+from reslearn.data.annotated import holds_boxes, open_boxes, survey
+from reslearn.data.box_doctor import ALL_KINDS, BoxDiagnosis, examine_boxes, parse_size
+from reslearn.data.box_mend import mend_boxes
+from reslearn.errors import UserError
+
+CAT, DOG = voc_object((5, 6, 24, 30)), voc_object((30, 5, 55, 35), "dog")
+NAMES = [f"a{i}" for i in range(6)]
+
+
+def clean_voc(root: Path) -> Path:
+    """Six training, four validation images of 60 x 40 pixels, each with a cat and a dog."""
+    seed = 0
+    for split, names in (("train", NAMES), ("val", ["v0", "v1", "v2", "v3"])):
+        voc(root, {name: voc_xml(CAT, DOG) for name in names}, split)
+        for name in names:
+            seed += 1
+            photo(seed, (40, 60)).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+    return root
+
+
+def clean_coco(root: Path) -> Path:
+    """Two files beside two folders, of two and two images."""
+    for split, seed in (("train", 10), ("val", 20)):
+        (root / split).mkdir(parents=True)
+        path = coco(root / split, [annotation(k, 1 + k % 2, 3 + 4 * (k % 2), (k, 6, 20, 20)) for k in range(10)])
+        for i, name in enumerate("ab"):
+            photo(seed + i, (40, 60)).save(root / split / f"{name}.jpg", quality=95)
+        (root / "annotations").mkdir(exist_ok=True)
+        path.rename(root / "annotations" / f"instances_{split}.json")
+    return root
+
+
+def xml(name: str, document: str) -> Callable[[Path], Any]:
+    return lambda root: (root / "Annotations" / f"{name}.xml").write_text(document)
+
+
+def image(name: str, data: bytes) -> Callable[[Path], Any]:
+    return lambda root: (root / "JPEGImages" / name).write_bytes(data)
+
+
+def copied(source: str, target: str) -> Callable[[Path], Any]:
+    return lambda root: (root / "JPEGImages" / target).write_bytes((root / "JPEGImages" / source).read_bytes())
+
+
+def listed(name: str, split: str) -> Callable[[Path], Any]:
+    def plant(root: Path) -> None:
+        with (root / "ImageSets" / "Main" / f"{split}.txt").open("a") as file:
+            file.write(f"{name}\n")
+
+    return plant
+
+
+def relabelled(root: Path) -> None:
+    for path in (root / "Annotations").glob("v*.xml"):
+        path.write_text(voc_xml(CAT))
+
+
+JPEG = encoded(photo(99, (40, 60)), "JPEG")
+A = "Annotations/a0.xml"
+# name: how it is planted into a VOC set, and all that must be found: kind, names, index
+VOC = {
+    "no area": (xml("a0", voc_xml(CAT, DOG, voc_object((9, 9, 9, 20)))), ("no area", (A,), 2)),
+    "NaN": (xml("a0", voc_xml(voc_object((1, "nan", 9, 9)), CAT, DOG)), ("not finite", (A,), 0)),
+    "outside": (xml("a0", voc_xml(CAT, voc_object((70, 5, 80, 9)), DOG)), ("outside", (A,), 1)),
+    "sticks out": (xml("a0", voc_xml(CAT, DOG, voc_object((40, 10, 70, 90)))), ("sticks out", (A,), 2)),
+    "twice": (xml("a0", voc_xml(CAT, DOG, CAT)), ("box twice", (A,), 2)),
+    "no number": (xml("a0", voc_xml(CAT, DOG, voc_object((1, "x", 9, 9)))), ("unreadable object", (A,), 2)),
+    "nearly twice": (xml("a0", voc_xml(CAT, DOG, voc_object((5, 6, 24, 31)))), ("nearly twice", ("a0",), None)),
+    "two classes": (xml("a0", voc_xml(CAT, DOG, voc_object((5, 6, 24, 30), "dog"))), ("two classes", ("a0",), None)),
+    "wrong size": (xml("a0", voc_xml(CAT, DOG, size=(60, 40))), ("wrong size", (A,), None)),
+    "no xml": (xml("a0", "<annotation>"), ("unreadable annotation", (A,), None)),
+    "image gone": (lambda root: (root / "JPEGImages/a0.jpg").unlink(), ("no such image", (A,), None)),
+    "no image": (image("a0.jpg", b"<html>"), ("unreadable image", (A,), None)),
+    "cut short": (image("a0.jpg", JPEG[: len(JPEG) * 3 // 4]), ("truncated", ("JPEGImages/a0.jpg",), None)),
+    "two images": (image("a0.png", encoded(photo(99, (40, 60)), "PNG")), ("two images", (A,), None)),
+    "misnamed": (image("a0.jpg", encoded(photo(99, (40, 60)), "PNG")), ("wrong suffix", ("JPEGImages/a0.jpg",), None)),
+    "twice in a split": (copied("a0.jpg", "a1.jpg"), ("duplicate", ("JPEGImages/a0.jpg", "JPEGImages/a1.jpg"), None)),
+    "leak": (copied("a0.jpg", "v1.jpg"), ("leak", ("JPEGImages/a0.jpg", "JPEGImages/v1.jpg"), None)),
+    "in both lists": (listed("a0", "val"), ("leak", ("JPEGImages/a0.jpg",), None)),
+    "listed twice": (listed("a0", "train"), ("image twice", ("ImageSets/Main/train.txt",), None)),
+    "class missing": (relabelled, ("class missing", ("dog",), None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "expected"), VOC.values(), ids=list(VOC))
+def test_every_planted_fault_is_found_and_mended(
+    tmp_path: Path, plant: Callable[[Path], Any], expected: tuple[str, tuple[str, ...], int | None]
+) -> None:
+    root = clean_voc(tmp_path / "set")
+    plant(root)
+    found = examine_boxes(root, workers=2)
+    assert [(one.kind, one.names, one.index) for one in found.findings] == [expected]
+    row = ALL_KINDS[expected[0]]
+    assert found.clean == (not row.fault) and json.loads(json.dumps(found.as_json()))["counts"] == {expected[0]: 1}
+    mend_boxes(found, root, tmp_path / "copy")
+    again = examine_boxes(tmp_path / "copy", workers=2)
+    assert again.clean == bool(row.mended or not row.fault)
+    if row.mended:
+        assert again.findings == () and 9 <= sum(again.images.values()) <= 10
+
+
+def summary(found: BoxDiagnosis) -> dict[str, Any]:
+    aside = ("name", "bytes", "mean", "std")
+    return {key: value for key, value in found.as_json().items() if key not in aside}
+
+
+@pytest.mark.parametrize("make", [clean_voc, clean_coco])
+def test_a_clean_set_has_nothing_wrong_and_its_copy_is_the_same(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    found = examine_boxes(make(tmp_path / "set"))
+    assert found.findings == () and found.clean
+    mend_boxes(found, tmp_path / "set", tmp_path / "copy")
+    assert summary(examine_boxes(tmp_path / "copy")) == summary(found)
+    for one, other in zip(survey(tmp_path / "set").values(), survey(tmp_path / "copy").values(), strict=True):
+        for image, twin in zip(one.images, other.images, strict=True):
+            assert image.path.read_bytes() == twin.path.read_bytes() and image.name == twin.name
+            for name in ("boxes", "labels", "ids", "difficult", "areas"):
+                assert np.array_equal(getattr(image.objects, name), getattr(twin.objects, name))
+    with pytest.raises(UserError, match="is there already"):
+        mend_boxes(found, tmp_path / "set", tmp_path / "copy")
+    with pytest.raises(UserError, match="a set with boxes is copied to a folder"):
+        mend_boxes(found, tmp_path / "set", tmp_path / "list.csv")
+
+
+def test_numbers(tmp_path: Path) -> None:
+    root = clean_voc(tmp_path / "set")
+    xml("a0", voc_xml())(root)
+    xml("a1", voc_xml(CAT, voc_object((1, 1, 59, 39), "dog", "<difficult>1</difficult>")))(root)
+    found = examine_boxes(root)
+    assert found.images == {"train": 6, "val": 4} and found.without_objects == {"train": 1, "val": 0}
+    assert found.objects == {"train": {"cat": 5, "dog": 5}, "val": {"cat": 4, "dog": 4}}
+    assert found.by_size == {"cat": {"small": 9, "medium": 0, "large": 0}, "dog": {"small": 8, "medium": 1, "large": 0}}
+    assert found.side["cat"] == (22.3607,) * 3 and found.box_aspect["cat"] == (0.8,) * 3  # 20 x 25
+    assert found.objects_per_image == (0, 2, 2) and found.difficult == 1 and (found.height, found.width) == ((40,) * 3, (60,) * 3)
+
+
+def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
+    root = clean_coco(tmp_path / "set")
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"] += [
+        annotation(20, bbox=(1, 1, 0, 5)),
+        annotation(21, image=9),
+        annotation(22, category=5),
+        annotation(3),
+        annotation(24, bbox=(50, 30, 20, 20)),
+        annotation(25, bbox=(30, 20, 9, 9), segmentation=[[1, 2, 3]]),
+        annotation(26, bbox=(30, 20, 10, 9), segmentation=[[30, 20, 40, 20, 40, 29]], keywords=["kept"]),
+        annotation(27, bbox="wide"),
+    ]
+    document["images"] += [{"id": 7, "file_name": "gone.jpg", "height": 4, "width": 4}, {"id": 1, "file_name": "c.jpg"}]
+    document["images"] += [{"id": 1, "file_name": "c.jpg", "height": 4, "width": 4}]
+    document["categories"] += [{"id": 9, "name": "cat"}]
+    file.write_text(json.dumps(document))
+    found = examine_boxes(root)
+    indices = [(one.kind, one.index) for one in found.findings if one.names == ("instances_train.json",)]
+    assert indices == [
+        ("unreadable image entry", None), ("category twice", None), ("duplicate id", None), ("duplicate id", 13),
+        ("unknown class", 12), ("unknown image", 11), ("unreadable object", 17), ("no area", 10),
+        ("sticks out", 14), ("bad segmentation", 15),
+    ]  # fmt: skip
+    assert [one.names for one in found.findings if one.kind == "no such image"] == [("instances_train.json image gone.jpg",)]
+    mend_boxes(found, root, tmp_path / "copy")
+    assert examine_boxes(tmp_path / "copy").findings == ()
+    train = open_boxes(tmp_path / "copy")["train"]
+    assert sum(len(one.objects) for one in train.images) == 12
+    assert [50, 30, 60, 40] in np.concatenate([one.objects.boxes for one in train.images]).tolist()
+    copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
+    assert [one["id"] for one in copied["images"]] == [1, 2] and copied["annotations"][-1] == document["annotations"][-2]
+    assert [one["id"] for one in copied["categories"]] == [7, 3]
+
+
+def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
+    path = coco(
+        tmp_path / "set", [annotation(k, 1 + k % 2, bbox=(k, 6, 20, 20)) for k in range(6)] + [annotation(9, bbox=(1, 1, 0, 0))]
+    )
+    for i, name in enumerate("ab"):
+        photo(i, (40, 60)).save(path.parent / f"{name}.jpg")
+    found = examine_boxes(path)
+    assert [(one.kind, one.index) for one in found.findings] == [("no area", 6)]
+    mend_boxes(found, path, tmp_path / "copy")
+    assert sorted(one.name for one in (tmp_path / "copy").iterdir()) == ["a.jpg", "b.jpg", "set.json"]
+    document = json.loads(path.read_text())
+    (path.parent.parent / "b.jpg").write_bytes((path.parent / "b.jpg").read_bytes())
+    document["images"][0]["file_name"] = "../b.jpg"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"the image \.\./b\.jpg is outside its folder"):
+        mend_boxes(examine_boxes(path), path, tmp_path / "other")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["b.jpg", "copy", "set"]
+
+
+def test_every_kind_of_the_readers_has_a_row() -> None:
+    source = Path(reslearn.__file__).parent / "data"
+    text = "".join((source / name).read_text() for name in ("boxes.py", "voc.py", "coco.py"))
+    kinds = set(re.findall(r'faults\.add\(\s*"(?:file|object|note)", "([^"]+)"', text)) | set(
+        re.findall(r'_Fault\("([^"]+)"', text)
+    )
+    kinds |= set(re.findall(r'kind, text = "([^"]+)"', text)) | {"no such image", "unreadable image"}
+    assert len(kinds) >= 20 and kinds <= set(ALL_KINDS)
+
+
+def test_anchors(tmp_path: Path) -> None:
+    found = examine_boxes(clean_voc(tmp_path / "set"), size=(40, 60))
+    by_name = {one.name: one for one in found.anchors}
+    assert by_name["C4"].recall == 0 and by_name["C4"].anchors == (128, 256, 512)
+    assert by_name["C4, suggested"].recall > 90 and max(by_name["C4, suggested"].anchors) < 40
+    assert by_name["C4, suggested"].by_class.keys() == {"cat", "dog"}
+    assert [parse_size(text) for text in ("600", "600,1000", "240,400", None)] == [(600, 1000), (600, 1000), (240, 400), None]
+    for text in ("x", "600,", "1000,600", "8", "1,2,3", "5000"):
+        with pytest.raises(UserError, match="write the shorter side in px"):
+            parse_size(text)
+
+
+def test_sets_with_boxes_are_told_from_others(tmp_path: Path) -> None:
+    assert holds_boxes(clean_voc(tmp_path / "voc")) and holds_boxes(clean_coco(tmp_path / "coco")) and holds_boxes("some.json")
+    (tmp_path / "photos" / "Annotations").mkdir(parents=True)  # a class of that name
+    for path in ("fashion-sample", tmp_path / "photos", tmp_path / "none", "x" * 5000, "~nobody-at-all/x"):
+        assert not holds_boxes(path)
+
+
+def test_bccds_two_boxes_without_area_are_named(real_data: Path) -> None:
+    found = examine_boxes(real_data / "bccd")
+    assert [(one.kind, one.names, one.index) for one in found.findings if one.fault] == [
+        ("no area", ("Annotations/BloodImage_00338.xml",), 12),
+        ("no area", ("Annotations/BloodImage_00343.xml",), 3),
+    ]
+    assert (
+        found.images == {"train": 205, "val": 87, "test": 72}
+        and sum(map(sum, (of.values() for of in found.objects.values()))) == 4886
+    )

@@ -1,0 +1,118 @@
+"""A detector on a set with boxes: the same as calling it image by image, and sets that do not fit it are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxed import annotation, coco, voc, voc_object, voc_xml
+from detect.small import detector
+from drawing import draw_images
+from reslearn import UserError
+from reslearn.data.boxes import BadBoxes, BoxImage, BoxSet, Objects
+from reslearn.data.masks import draw, parse
+from reslearn.detect import detect, save_detector
+from reslearn.detect.evaluate import Way, find, matches, numbers, open_detectors, open_split, run_policy, tensor
+from reslearn.detect.results import categories, results
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> BoxSet:
+    """Three images with structure, of which the second has no objects; ids 5, 6, 7."""
+    folder = draw_images(tmp_path / "photos", classes="a", each=3, size=(8, 10))
+    images = []
+    for i, objects in enumerate(([[4, 4, 20, 30], [20, 8, 50, 40]], [], [[1, 1, 60, 50]])):
+        path = folder / "a" / f"{i}.png"
+        Image.open(path).resize((80, 64)).save(path)
+        images.append(BoxImage(path, path.name, 64, 80, Objects.of(objects, [1 + i] * len(objects)), i + 5))
+    return BoxSet("photos", ("class 1", "class 2", "class 3"), tuple(images), category_ids=(11, 12, 90))
+
+
+def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
+    one, other = detector(masks=True), detector(seed=1, masks=True)
+    ways = [Way((one,)), Way((one, other), True, (32, 48))]
+    calls: list[tuple[int, int]] = []
+    found = find(data.images, ways, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)] and len(found) == 2
+    for way, own in zip(ways, found, strict=True):
+        assert own.seconds > 0 and sum(len(each["labels"]) for each in own.detections) > 3
+        for image, each in zip(data.images, own.detections, strict=True):
+            pixels = torch.tensor(np.asarray(Image.open(image.path))).permute(2, 0, 1) / 255
+            direct = detect(way.models, [pixels], refinement=way.refinement, scales=way.scales)[0]
+            np.testing.assert_allclose(each["boxes"], direct["boxes"].double().numpy(), atol=1e-5)
+            np.testing.assert_allclose(each["scores"], direct["scores"].double().numpy(), atol=1e-6)
+            assert each["labels"].tolist() == direct["labels"].tolist()
+            for mask, drawn in zip(each["masks"], direct["masks"], strict=True):
+                assert (draw(mask, 64, 80) == (drawn[0] > 0.5).numpy()).all()
+
+
+def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
+    """And masks are judged only where the objects have them."""
+    (found,) = find(data.images, [Way((detector(masks=True),))])
+    for each, image in zip(found.detections, data.images, strict=True):
+        n = len(image.objects)
+        each |= {"boxes": image.objects.boxes, "labels": image.objects.labels, "scores": np.ones(n), "masks": each["masks"][:n]}
+    made = numbers(found, data)
+    assert made["AP"] == made["VOC07"] == 100 and made["mistakes"]["missed"] == 0
+    assert made["n"] == 3 and made["objects"] == 3 and made["data"] == "photos" and "masks" not in made
+    json.dumps(made)
+    assert matches(found, data).hit.shape[0] == 3
+
+
+def test_results_have_the_sets_own_ids_and_packed_masks(data: BoxSet) -> None:
+    (found,) = find(data.images, [Way((detector(masks=True),))])
+    rows = iter(json.loads(json.dumps(results(found.detections, data))))
+    for each, id in zip(found.detections, (5, 6, 7), strict=True):
+        for (x1, y1, x2, y2), label, score, mask in zip(*(each[k] for k in ("boxes", "labels", "scores", "masks")), strict=True):
+            row = next(rows)
+            assert row["image_id"] == id and row["category_id"] == (11, 12, 90)[label - 1] and row["score"] == score
+            assert row["bbox"] == [x1, y1, x2 - x1, y2 - y1] and "file_name" not in row
+            if mask.counts[1::2].sum():
+                assert (draw(parse(row["segmentation"], 64, 80), 64, 80) == draw(mask, 64, 80)).all()  # type: ignore[arg-type]
+    assert next(rows, None) is None
+    plain = BoxSet("voc", data.classes, tuple(BoxImage(i.path, i.name, 64, 80, i.objects) for i in data.images))
+    rows = results(found.detections, plain)
+    assert {row["image_id"] for row in rows} <= {1, 2, 3} and rows[0]["file_name"] == "0.png"
+    with pytest.raises(UserError, match="has no category for some of the classes class 1, class 2"):
+        categories(BoxSet("photos", data.classes, data.images))
+
+
+def test_a_split_is_chosen_and_its_classes_are_the_detectors(tmp_path: Path) -> None:
+    document = {"a": voc_xml(voc_object((5, 6, 20, 30))), "b": voc_xml()}
+    voc(tmp_path / "set", document, "train")
+    voc(tmp_path / "set", {"c": voc_xml(voc_object((5, 6, 20, 30), "dog"))}, "val")
+    assert open_split(tmp_path / "set", ["dog", "cat"]).name == "set/val"
+    train = open_split(tmp_path / "set", ["dog", "cat"], "train")
+    assert train.images[0].objects.labels.tolist() == [2] and len(train.images[1].objects) == 0
+    with pytest.raises(UserError, match=r"a class that the detector does not know: .*'dog' is none.*; it knows cat, cow"):
+        open_split(tmp_path / "set", ["cat", "cow"])
+    with pytest.raises(UserError, match="no split 'tests'"):
+        open_split(tmp_path / "set", ["dog", "cat"], "tests")
+    voc(tmp_path / "set", {"d": voc_xml(voc_object((5, 6, 5, 30)), voc_object((5, 6, 20, 30)))}, "trainval")
+    with pytest.raises(BadBoxes, match="no area"):
+        open_split(tmp_path / "set", ["dog", "cat"], "trainval")
+    assert open_split(tmp_path / "set", ["dog", "cat"], "trainval", "drop").faults() == {"no area": 1}
+    with pytest.raises(UserError, match="no split 'val'; did you mean 'all'"):
+        open_split(coco(tmp_path / "coco", [annotation()]), ["dog", "cat"], "val")
+
+
+def test_detectors_are_opened_together_and_policies_read(tmp_path: Path) -> None:
+    one = save_detector(detector(), tmp_path / "one.safetensors")
+    two = save_detector(detector(classes=2), tmp_path / "two.safetensors")
+    assert [model.training for model in open_detectors([one, one])] == [False, False]
+    with pytest.raises(UserError, match=r"two.safetensors know different classes: class 1, class 2, class 3; and class 1, class 2"):
+        open_detectors([one, two])
+    with pytest.raises(UserError, match="all look at grey images, or all at coloured ones"):
+        _ = Way((detector(), detector(channels=1))).channels
+    assert run_policy(one) is None and run_policy(tmp_path) is None
+    for text, policy in (('{"recipe": {"data": {"bad": "drop"}}}', "drop"), ('{"recipe": {}}', None), ("[", None)):
+        (tmp_path / "recipe.json").write_text(text)
+        assert run_policy(tmp_path) == policy
+
+
+def test_pixels_are_on_0_to_1() -> None:
+    image = tensor(np.array([[[0, 51, 255]]], np.uint8))
+    assert image.dtype == torch.float32 and image.flatten().tolist() == pytest.approx([0, 0.2, 1])

@@ -1,0 +1,84 @@
+"""Recipes of detectors: chosen from the data, the paper's, files and settings."""
+
+from pathlib import Path
+
+import pytest
+
+import boxed
+from reslearn import UserError
+from reslearn.data.annotated import open_boxes
+from reslearn.data.boxes import BoxSet
+from reslearn.recipes import resolve
+from reslearn.recipes.detection import DETECTION, NAMED, DetectRecipe
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BoxSet]:
+    return open_boxes(boxed.shapes(tmp_path_factory.mktemp("shapes")))
+
+
+def made(splits: dict[str, BoxSet], *settings: str, recipe: str | Path | None = None, net: str | None = None) -> DetectRecipe:
+    return resolve(splits, recipe, net, settings, family=DETECTION)[0]
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_every_named_recipe_is_valid(splits: dict[str, BoxSet], name: str, kind: str) -> None:
+    recipe = made(splits, f"detector.kind={kind}", recipe=name)
+    assert recipe.name == name and recipe.detector.kind == kind and recipe.detector.batch_norm == "live"
+
+
+def test_the_papers_numbers(splits: dict[str, BoxSet]) -> None:
+    coco, voc = (made(splits, recipe=name) for name in ("coco-paper", "voc-paper"))
+    assert (coco.schedule.steps, coco.schedule.lr, coco.batch.size, coco.schedule.drops) == (320_000, 1e-3, 8, (0.75,))
+    assert coco.detector.anchors == (64, 128, 256, 512) and voc.detector.anchors == (128, 256, 512)
+    for recipe in (coco, voc):
+        d = recipe.detector
+        assert (d.min_size, d.max_size, d.ranked, d.proposals, d.foreground) == (600, 1000, (12000, 6000), (2000, 300), 0.25)
+        assert (d.nms, recipe.net.name, recipe.optimizer.momentum) == (0.3, "resnet101", 0.9)
+    assert (voc.optimizer.weight_decay, voc.data.train, voc.data.difficult) == (5e-4, "trainval", False)
+
+
+def test_the_default_is_chosen_from_the_boxes(splits: dict[str, BoxSet]) -> None:
+    recipe, chose = resolve(splits, None, None, (), family=DETECTION)
+    d = recipe.detector
+    assert d.min_size == 48, "no larger than the images"
+    assert all(12 <= side <= 28 for side in d.anchors), "objects have 14 to 25 px"
+    assert all(big >= small * 7 / 6 for small, big in zip(d.anchors, d.anchors[1:], strict=False))
+    assert len(chose) >= 4 and "IoU >= 0.5" in " ".join(chose)
+
+
+def test_anchors_are_chosen_for_the_size_that_is_asked_for(splits: dict[str, BoxSet]) -> None:
+    usual, twice = made(splits).detector.anchors, made(splits, "detector.min_size=96").detector
+    assert twice.anchors[-1] == pytest.approx(2 * usual[-1], abs=2) and twice.max_size >= 96
+
+
+def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "detect-default"\n[net]\nname = "resnet50"\n[detector]\nkind = "fpn"\nmin_size = 96\n')
+    recipe = made(splits, "detector.max_size=160", recipe=file)
+    d = recipe.detector
+    assert (recipe.name, recipe.net.name, d.kind, d.min_size, d.max_size, len(d.anchors)) == ("mine", "resnet50", "fpn", 96, 160, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["detector.min_sice=3"], "did you mean 'detector.min_size'"),
+        (["detector.kind=c5"], "kind='c5': must be one of"),
+        (["detector.anchors=[0]"], "anchors and ratios must be above 0"),
+        (["detector.max_size=20"], "below min_size"),
+        (["detector.frozen=2"], "give it as well"),
+        (["net.frozen=1"], "net.frozen"),
+        (["optimizer.trunk_lr=0.1"], "of classification"),
+        (["loss.label_smoothing=0.1"], "no key 'loss.label_smoothing'"),
+        (["step=captured"], "step"),
+        (["data.bad=maybe"], "data.bad"),
+        (["detector.masks=true"], "have no masks"),
+        (["batch.size=0"], "batch.size"),
+    ],
+)
+def test_what_does_not_apply_is_said_in_one_line(splits: dict[str, BoxSet], settings: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        made(splits, *settings)
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,173 @@
+"""Training detectors: real runs on small images, killed, resumed, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import boxed
+from reslearn import UserError
+from reslearn.detect import load_detector
+from reslearn.training import Run, resume, train
+from reslearn.weights.store import read_card
+
+SMALL = ["data.val=2", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=5", "batch.size=2"]
+STEPS = ["schedule.steps=20", "evaluate.every=10", "checkpoint.every=5"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    boxed.shapes(root, images=10)
+    return boxed.shapes(root, images=4, split="test")
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return train(shapes, "resnet8", settings=[*SMALL, *STEPS], out=out, quiet=True, task="detect", device="cpu")
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_has_its_losses_numbers_and_model(run: Run) -> None:
+    parts = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    trained = [line for line in lines(run.folder) if line["event"] == "train"]
+    judged = [line for line in lines(run.folder) if line["event"] == "eval"]
+    assert [line["step"] for line in trained] == [5, 10, 15, 20] and [line["step"] for line in judged] == [10, 20]
+    for line in trained + judged:
+        assert set(line["losses"]) == parts and line["loss"] == pytest.approx(sum(line["losses"].values()))
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert all({"AP", "AP50", "AP75"} <= set(line) for line in judged)
+    test = run.result["last"]["test"]
+    assert test["n"] == 4 and sum(test["mistakes"].values()) >= 0 and len(test["per_class"]) == 2
+    card = read_card(run.folder)
+    assert card.classes == ("disc", "square") and card.metrics["test"]["AP"] == test["AP"]
+    model = load_detector(run.folder)
+    assert model.settings.anchors == (20,) and set(model(torch.rand(1, 3, 48, 64).unbind())[0]) == {"boxes", "labels", "scores"}
+
+
+def test_the_same_seed_gives_the_same_and_another_another(run: Run, shapes: Path, tmp_path: Path) -> None:
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return load_detector(folder).state_dict()
+
+    settings = [*SMALL, *STEPS]
+    again = train(shapes, "resnet8", settings=settings, out=tmp_path / "again", quiet=True, task="detect", device="cpu")
+    other = train(shapes, "resnet8", settings=settings, seed=1, out=tmp_path / "other", quiet=True, task="detect", device="cpu")
+    first, second, third = (weights(each.folder) for each in (run, again, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_and_resumed_it_ends_bit_for_bit_the_same(run: Run, shapes: Path, tmp_path: Path, attempt: int) -> None:
+    out = tmp_path / "killed"
+    code = f"""
+from reslearn.training import train
+train({str(shapes)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
+"""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | threads)
+    wanted = (1, 2, 3)[attempt]
+    while process.poll() is None and not list((out / "checkpoints").glob(f"step-{5 * wanted:08d}")):
+        time.sleep(0.002)
+    time.sleep(0.03 * attempt)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = resume(out, device="cpu", quiet=True)
+    ours, theirs = (load_detector(folder).state_dict() for folder in (resumed.folder, run.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    drop = lambda line: {key: value for key, value in line.items() if key != "time"}  # noqa: E731
+    assert [drop(line) for line in lines(out)] == [drop(line) for line in lines(run.folder)]
+
+
+def test_micro_batches_and_a_weight_average_train(shapes: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, "schedule.steps=4", "batch.micro=1", "ema=0.9", "log.every=1"]
+    done = train(shapes, "resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+    assert all(line["loss"] < 50 for line in lines(done.folder))
+
+
+def test_a_trunk_that_was_trained_brings_its_weights_and_frozen_statistics(shapes: Path, tmp_path: Path) -> None:
+    from drawing import draw_images
+
+    photos = draw_images(tmp_path / "photos", size=(32, 32))
+    start = train(photos, "resnet8", settings=["schedule.steps=4"], out=tmp_path / "start", quiet=True, device="cpu")
+    settings = [*SMALL, "schedule.steps=1", "schedule.lr=1e-9", "schedule.warmup=0", "optimizer.weight_decay=0"]
+    on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
+    done = train(shapes, None, settings=settings, init=start.folder, **on)
+    from reslearn.weights import load
+
+    trunk, detector = load(start.folder).state_dict(), load_detector(done.folder).state_dict()
+    mine = {name.removeprefix("backbone."): tensor for name, tensor in detector.items() if name.startswith("backbone.")}
+    shared = [name for name in mine if name in trunk]
+    assert len(shared) > 10 and all(torch.allclose(mine[name], trunk[name], atol=1e-6) for name in shared)
+    assert read_card(done.folder).detector["batch_norm"] == "frozen"  # type: ignore[index]
+    assert read_card(done.folder).preprocessing.mean == read_card(start.folder).preprocessing.mean
+
+
+def test_data_that_changed_is_refused_on_resume(shapes: Path, tmp_path: Path) -> None:
+    copy = boxed.shapes(tmp_path / "set", images=6)
+    out = tmp_path / "run"
+    code = f"""
+import os, signal
+from reslearn.training import loop, train
+saved = loop.Loop.save
+def save(self):
+    saved(self)
+    os.kill(os.getpid(), signal.SIGKILL)
+loop.Loop.save = save
+train({str(copy)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    document = copy / "Annotations" / "train-0.xml"
+    document.write_text(document.read_text().replace("disc", "square"))
+    with pytest.raises(UserError, match="have changed since"):
+        resume(out, device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "words"),
+    [
+        ("nowhere", [], "nowhere"),
+        ("shapes", ["data.train=trainval"], "trainval"),
+        ("shapes", ["data.val=100"], "hold out"),
+        ("shapes", ["schedule.warmup=1000"], "no shorter than the run"),
+        ("flat", [], "no area"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
+    shapes: Path, tmp_path: Path, data: str, settings: list[str], words: str
+) -> None:
+    flat = boxed.voc(tmp_path / "flat", {"a": boxed.voc_xml(boxed.voc_object((5, 5, 5, 9)), boxed.voc_object((1, 1, 9, 9)))})
+    where = {"nowhere": tmp_path / "nowhere", "shapes": shapes, "flat": flat}[data]
+    with pytest.raises(UserError) as error:
+        train(where, "resnet8", settings=[*settings], out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+    assert words in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_several_ranks_are_refused(shapes: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+    code = f"""
+import os
+from reslearn.training import ranks, train
+from reslearn import UserError
+ranks.asked = lambda: 2
+from reslearn.training import run
+from reslearn.training.task import Asked
+import torch
+from reslearn.training.display import Display
+try:
+    run.TASKS["detect"].begin(Asked({str(shapes)!r}, "resnet8", None, (), None, None), torch.device("cpu"), Display(True))
+except UserError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+    assert "without torchrun" in said
