@@ -1,6 +1,6 @@
 """Steps of a detector's training, and its judgement on held-out images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,31 +80,42 @@ def on(device: torch.device, images: list[Tensor], targets: list[Target]) -> tup
     return [image.to(device) for image in images], moved
 
 
-def judge(
-    model: Detector, source: Boxed, precision: str, seed: int, progress: Callable[[int], None]
-) -> tuple[Matches, dict[str, float]]:
-    """What a detector finds in the images of a split against their objects, and the means of its losses there.
+class Judged(NamedTuple):
+    """What became of the boxes, and of a mask detector's masks, in the images of a split; and the means of its losses there."""
+
+    boxes: Matches
+    masks: Matches | None
+    losses: dict[str, float]
+
+
+def judge(model: Detector, source: Boxed, precision: str, seed: int, progress: Callable[[int], None]) -> Judged:
+    """What a detector finds in the images of a split against their objects.
 
     The losses are of regions that are drawn for each image as a function of the seed and the image's place.
     """
     device = next(model.parameters()).device
-    found, sums = [], dict[str, float]()
-    model.eval()
-    with torch.no_grad(), autocast(precision, device):
+    boxes, sums = list[dict[str, Tensor]](), dict[str, float]()
+
+    def found() -> Iterator[dict[str, Tensor]]:
         for i in range(len(source)):
             image, target = source[i]
-            images, targets = on(device, [image], [target])
-            raw = model(images)[0]
-            found.append(
-                {key: value.float().cpu() if key == "scores" else value.cpu() for key, value in raw.items() if key != "masks"}
-            )
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(integer(seed, 0x7A1, i))
-                for name, value in model.losses(images, targets).items():
-                    sums[name] = sums.get(name, 0.0) + value.item()
+            with torch.no_grad(), autocast(precision, device):
+                images, targets = on(device, [image], [target])
+                raw = {key: value.float() if key == "scores" else value for key, value in model(images)[0].items()}
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    torch.manual_seed(integer(seed, 0x7A1, i))
+                    for name, value in model.losses(images, targets).items():
+                        sums[name] = sums.get(name, 0.0) + value.item()
+            boxes.append({key: value.cpu() for key, value in raw.items() if key != "masks"})
             progress(i + 1)
-    matches = match([image.objects for image in source.split.images], found, source.split.classes)
-    return matches, {name: value / len(source) for name, value in sums.items()}
+            yield raw
+
+    model.eval()
+    truth, classes, each = [image.objects for image in source.split.images], source.split.classes, found()
+    masks = match(truth, each, classes, masks=True) if source.masks else None  # image by image: masks are large
+    for _ in each:
+        pass
+    return Judged(match(truth, boxes, classes), masks, {name: value / len(source) for name, value in sums.items()})
 
 
 def headline(numbers: dict[str, Any]) -> float:

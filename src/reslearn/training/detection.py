@@ -21,6 +21,7 @@ from reslearn.detect.store import save_detector
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import coco, detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
+from reslearn.evaluation.matching import Matches
 from reslearn.files import write_text
 from reslearn.nets import create, spec
 from reslearn.recipes import asked_for, resolve, validate
@@ -86,10 +87,15 @@ class DetectLoop(Loop):
     def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
         model = self.state.evaluated
         assert self.sources.val is not None and isinstance(model, Detector)
-        matches, losses = judge(model, self.sources.val, self.precision, self.recipe.seed, lambda done: stop.check())
+        seen = judge(model, self.sources.val, self.precision, self.recipe.seed, lambda done: stop.check())
         self.state.model.train()
-        numbers = {name: value for name, value in coco(matches).items() if name in ("AP", "AP50", "AP75")}
-        return headline(numbers), {"loss": sum(losses.values()), "losses": losses, **numbers}
+        numbers = _three(seen.boxes)
+        line = {"loss": sum(seen.losses.values()), "losses": seen.losses, **numbers}
+        return headline(numbers), line if seen.masks is None else line | {"masks": _three(seen.masks)}
+
+
+def _three(matches: Matches) -> dict[str, float | None]:
+    return {name: value for name, value in coco(matches).items() if name in ("AP", "AP50", "AP75")}
 
 
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
@@ -132,9 +138,23 @@ def _sources(data: Annotated, recipe: DetectRecipe) -> tuple[Sources, dict[str, 
     if not any(len(image.objects) for image in train.images):
         raise UserError(f"'{data.name}': the training images have no objects")
     masks = recipe.detector.masks
+    for name, split in splits.items() if masks else ():
+        _with_masks(name, split)
     others = {name: Boxed(split, masks=masks) for name, split in splits.items()}
     boxed = Boxed(train, flip=how.flip, masks=masks, difficult=how.difficult)
     return Sources(boxed, others.get("val"), others.get("test")), made
+
+
+def _with_masks(name: str, split: BoxSet) -> None:
+    """Refuse held-out objects without a mask before training, not when it is over."""
+    for image in split.images:
+        segmentations = image.objects.segmentations or (None,) * len(image.objects)
+        for id, segmentation in zip(image.objects.ids, segmentations, strict=True):
+            if segmentation is None:
+                raise UserError(
+                    f"detector.masks=true: {name} image {image.name}, object {id} has no segmentation to judge masks by: "
+                    "give it one, or set detector.masks=false"
+                )
 
 
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
@@ -208,12 +228,14 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
                 loop.display.progress(f"evaluating on {name}", done, total)
 
             assert isinstance(model, Detector)
-            matches, losses = judge(model, source, "fp32", recipe.seed, progress)
-            result[name] = detection_metrics(matches, seed=recipe.seed) | {
-                "loss": sum(losses.values()),
-                "losses": losses,
-                "mistakes": count_mistakes(mistakes(matches)),
+            seen = judge(model, source, "fp32", recipe.seed, progress)
+            result[name] = detection_metrics(seen.boxes, seed=recipe.seed) | {
+                "loss": sum(seen.losses.values()),
+                "losses": seen.losses,
+                "mistakes": count_mistakes(mistakes(seen.boxes)),
             }
+            if seen.masks is not None:
+                result[name]["masks"] = detection_metrics(seen.masks, seed=recipe.seed)
         return result
 
     def card(numbers: dict[str, Any]) -> Card:

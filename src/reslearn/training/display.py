@@ -74,6 +74,8 @@ class Display:
             if "top1_error" in line
             else "  ".join(f"held-out {name} {percent(line[name])}" for name in ("AP", "AP50", "AP75"))
         )
+        if "masks" in line:
+            found += f"  masks {percent(line['masks']['AP'])}"
         self.say(f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  {found}  loss {line['loss']:.4f}")
 
     def _left(self, done: int, total: int) -> str:

@@ -1,0 +1,146 @@
+"""Mask R-CNN from scratch on two CPU cores: clothes on photos (tests/pasting.py), to mask AP and a picture of what it finds.
+
+    python benchmarks/masks.py FOLDER-OF-PHOTOS --work /tmp/masks
+
+Photos are those of class folders, FOLDER/*/*.jpg. Train, val and test share neither items nor photos. A run that was interrupted
+goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from reslearn.data.annotated import open_boxes
+from reslearn.data.boxed import pixels
+from reslearn.data.boxes import BoxSet
+from reslearn.detect import detect, load_detector
+from reslearn.training import resume, train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import pasting
+
+IMAGES = {"train": 400, "val": 24, "test": 100}
+SIDE = 128  # px
+SETTINGS = [
+    "detector.masks=true",
+    "detector.roi_size=7",
+    "detector.regions=16",
+    "detector.anchors=[32,48,72]",
+    "detector.min_size=128",
+    "detector.max_size=128",
+    "detector.ranked=[500,300]",
+    "detector.proposals=[300,60]",
+    "detector.detections=20",
+    "batch.size=2",
+    "schedule.steps=1200",
+    "schedule.lr=0.03",
+    "schedule.shape=cosine",
+    "schedule.warmup=0.05",
+    "data.workers=1",
+    "log.every=25",
+    "evaluate.every=600",
+]
+COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+SHOWN, SURE = 15, 0.5  # test images in the picture, and the least score of what is drawn
+
+
+def fit(data: Path, folder: Path) -> dict[str, Any]:
+    """Train, or go on with training, in a folder. Returns the result, with the CPU seconds of all its processes."""
+    spent, before = folder.with_name("cpu_seconds"), time.process_time()
+    earlier = float(spent.read_text()) if spent.exists() else 0.0
+    try:
+        run = resume(folder) if folder.exists() else train(data, "resnet18", settings=SETTINGS, out=folder, task="detect")
+    finally:
+        spent.write_text(str(earlier + time.process_time() - before))
+    return {**run.result, "cpu_seconds": round(float(spent.read_text()))}
+
+
+def picture(split: BoxSet, model: Path, file: Path, dpi: int = 100) -> None:
+    """The first images of a split with what the model is sure of: masks, boxes, classes and scores."""
+    detector = load_detector(model).eval()
+    figure, axes = plt.subplots(3, SHOWN // 3, figsize=(15, 9.3), layout="constrained")
+    for axis, image in zip(axes.flat, split.images[:SHOWN], strict=True):
+        shown = pixels(image)
+        with torch.no_grad():
+            (found,) = detect(detector, [shown])
+        axis.imshow(shown.permute(1, 2, 0), interpolation="bicubic", extent=(0, image.width, image.height, 0))
+        axis.axis("off")
+        for box, label, score, mask in zip(*(found[key].cpu() for key in ("boxes", "labels", "scores", "masks")), strict=True):
+            if score < SURE:
+                continue
+            colour = COLOURS[int(label) - 1]
+            layer = np.zeros((image.height, image.width, 4))
+            layer[mask[0] > 0.5] = (*colour, 0.5)
+            axis.imshow(layer, interpolation="nearest", extent=(0, image.width, image.height, 0))
+            x1, y1, x2, y2 = box.tolist()
+            axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.5))
+            text = f"{split.classes[int(label) - 1]} {100 * float(score):.0f}%"
+            axis.text(
+                x1 + 1, max(y1, 6), text, fontsize=8, color="white", va="bottom", backgroundcolor=(*colour, 0.9)
+            ).get_bbox_patch().set_boxstyle("square,pad=0.15")
+    figure.savefig(file, dpi=dpi, pil_kwargs={"quality": 85})
+    plt.close(figure)
+
+
+def short(numbers: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a split's numbers."""
+    kept = ("n", "objects", "AP", "AP50", "AP75", "intervals", "per_class")
+    return {key: numbers[key] for key in kept} | ({"masks": short(numbers["masks"])} if "masks" in numbers else {})
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 2) if isinstance(value, float) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/masks.jpg"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        data = work / "set"
+        if not data.exists():
+            photos = sorted(options.photos.glob("*/*.jpg"))
+            if len(photos) < 4:
+                sys.exit(f"{options.photos}: {len(photos)} photos in class folders, at least 4 are needed")
+            pasting.paste(data, photos, IMAGES, side=SIDE)
+        result = fit(data, work / "run")
+        about = json.loads((work / "run" / "recipe.json").read_text())
+        record = {
+            "command": "python benchmarks/masks.py FOLDER-OF-PHOTOS",
+            "settings": SETTINGS,
+            "images": IMAGES,
+            "training_objects": about["data"]["objects"],
+            "machine": {key: about["machine"][key] for key in ("device", "precision", "torch") if key in about["machine"]},
+            "threads": torch.get_num_threads(),
+            "seconds": result["seconds"],
+            "cpu_seconds": result["cpu_seconds"],
+            "test": short(result["last"]["test"]),
+            "val": short(result["last"]["val"]),
+        }
+        options.out.write_text(json.dumps(rounded(record), indent=1) + "\n")
+        picture(open_boxes(data)["test"], work / "run" / "model.safetensors", options.picture)
+    test = record["test"]
+    print(f"test: boxes AP50 {test['AP50']:.1f}, masks AP50 {test['masks']['AP50']:.1f}, AP {test['masks']['AP']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
