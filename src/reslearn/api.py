@@ -22,7 +22,7 @@ def train(
     init: str | Path | None = None,
     task: str = "classify",
 ) -> Run:
-    """Train a network on images, or a detector (task="detect") on images with boxes; write a run folder with model, numbers, report.
+    """Train a network on images, or a detector (task="detect") on images with boxes; write its run folder, with a report.
 
     The arguments are those of reslearn.training.train; `run.result` is what result.json holds. Raises UserError for whatever
     cannot be used, Interrupted after SIGINT or SIGTERM.

@@ -48,7 +48,8 @@ def test_a_run_has_its_losses_numbers_and_model(run: Run) -> None:
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert all({"AP", "AP50", "AP75"} <= set(line) for line in judged)
     test = run.result["last"]["test"]
-    assert test["n"] == 4 and sum(test["mistakes"].values()) >= 0 and len(test["per_class"]) == 2
+    assert test["n"] == 4 and sum(test["review"]["mistakes"]["all"].values()) > 0 and len(test["per_class"]) == 2
+    assert run.result["gallery"] and all((run.folder / each["image"]).is_file() for each in run.result["gallery"])
     card = read_card(run.folder)
     assert card.classes == ("disc", "square") and card.metrics["test"]["AP"] == test["AP"]
     model = load_detector(run.folder)

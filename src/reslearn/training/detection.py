@@ -20,7 +20,8 @@ from reslearn.detect.detector import Detector
 from reslearn.detect.store import save_detector
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import coco, detection_metrics
-from reslearn.evaluation.detection_errors import count_mistakes, mistakes
+from reslearn.evaluation.detection_review import review
+from reslearn.evaluation.gallery import save_gallery
 from reslearn.evaluation.matching import Matches
 from reslearn.files import write_text
 from reslearn.nets import create, spec
@@ -219,8 +220,10 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     p = state.progress
     held = {name: source for name, source in sources.named().items() if name != "train"} or {"train": sources.train}
 
-    def numbers(model: nn.Module) -> dict[str, Any]:
-        result = {}
+    shown = "test" if "test" in held else next(iter(held))
+
+    def numbers(model: nn.Module) -> tuple[dict[str, Any], Matches]:
+        result, matches = {}, {}
         for name, source in held.items():
 
             def progress(done: int, name: str = name, total: int = len(source)) -> None:
@@ -229,14 +232,15 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
 
             assert isinstance(model, Detector)
             seen = judge(model, source, "fp32", recipe.seed, progress)
+            matches[name] = seen.boxes
             result[name] = detection_metrics(seen.boxes, seed=recipe.seed) | {
                 "loss": sum(seen.losses.values()),
                 "losses": seen.losses,
-                "mistakes": count_mistakes(mistakes(seen.boxes)),
+                "review": review(seen.boxes, source.names),
             }
             if seen.masks is not None:
                 result[name]["masks"] = detection_metrics(seen.masks, seed=recipe.seed)
-        return result
+        return result, matches[shown]
 
     def card(numbers: dict[str, Any]) -> Card:
         return Card(
@@ -254,9 +258,9 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     if state.best and p.best_step != p.step:
         model = network(job, fresh=False)
         model.load_state_dict(state.best)
-        best = numbers(model)
+        best = numbers(model)[0]
         save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
-    last = numbers(state.evaluated)
+    last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,
         "epochs": round(loop.epoch(), 4),
@@ -271,5 +275,6 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
     if state.best and best is None:
         save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]
+    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, held[shown].split.images, seen), shown
     write_text(loop.folder / "result.json", json.dumps(result, indent=1))
     return result
