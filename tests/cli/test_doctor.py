@@ -77,6 +77,14 @@ def test_fix_writes_a_list_or_a_copy_that_is_clean(
         assert (code, out) == (2, "") and err == f"reslearn: --fix {target}: is there already: choose another name, or remove it\n"
 
 
+def test_fix_writes_no_copy_into_a_data_set(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other" / "train" / "cat").mkdir(parents=True)
+    code, _, err = run(monkeypatch, capsys, photos, "--fix", tmp_path / "other" / "new")
+    assert code == 2 and "is a data set (it holds train/)" in err and not (tmp_path / "other" / "new").exists()
+
+
 def test_what_was_found_is_printed_even_where_nothing_can_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,7 @@ KINDS = {
     "duplicate": Kind(True, "one image several times in a class", "one of them kept"),
     "listed twice": Kind(True, "named twice by the list", "one of them kept"),
     "blank": Kind(True, "one colour all over"),
-    "tiny": Kind(True, f"less than a {TINY}th of the usual size"),
+    "tiny": Kind(True, f"less than 1/{TINY} of the usual size"),
     "elongated": Kind(True, f"one side more than {ELONGATED} times the other: the crop in the middle shows little of it"),
     "one class": Kind(True, "training needs two"),
     "empty class": Kind(True, "a class folder without images", OUT),

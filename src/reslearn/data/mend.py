@@ -23,8 +23,13 @@ def check_target(target: Path) -> None:
         raise UserError(f"--fix {target}: is there already: choose another name, or remove it")
     if target.suffix and target.suffix.lower() != ".csv":
         raise UserError(f"--fix {target}: a clean list ends in .csv, and a clean copy is a folder without a suffix")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"--fix {target}: there is no folder {target.absolute().parent}")
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"--fix {target}: there is no folder {parent}")
+    if not target.suffix and (split := next((name for name in ("train", "training") if (parent / name).is_dir()), None)):
+        raise UserError(
+            f"--fix {target}: {parent} is a data set (it holds {split}/), which a copy in it would spoil: write elsewhere"
+        )
 
 
 def check_source(data: str | Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
-from reslearn.data.stream import Photos
+from reslearn.data.stream import Photos, Progress
 from reslearn.errors import UserError
 
 PHOTOS = 1000  # how many photos the statistics are taken over
@@ -25,7 +25,12 @@ def _views(source: Resident | Photos) -> Iterator[Tensor]:
             yield view[None]
 
 
-def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str) -> Preprocessing:
+def measure(
+    source: Resident | Photos,
+    preprocessing: Preprocessing,
+    kind: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Preprocessing:
     """The preprocessing with the split's own statistics, on the scale [0, 1].
 
     kind "channel": a mean and a deviation for each channel. "pixel-mean": a mean for each pixel, no division (DRL 4.2).
@@ -36,6 +41,7 @@ def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str) 
         count += len(x)
         total = total + x.sum(0)  # (C, H, W)
         squares = squares + x.square().sum(0)
+        progress("measuring mean and deviation", count, len(source) if isinstance(source, Resident) else min(len(source), PHOTOS))
     if not count:
         raise UserError("none of the training images can be read")
     pixel_mean = torch.as_tensor(total).cpu() / count

@@ -86,7 +86,7 @@ def make_sources(
     if empty := next((name for name, made in sources.items() if not len(made)), None):
         raise UserError(f"'{data.name}': none of the {len(splits[empty])} images of {empty} can be read")
     if preprocessing is None:
-        view = measure(sources["train"], view, how.normalise)
+        view = measure(sources["train"], view, how.normalise, progress)
         for each in sources.values():
             each.normalise = view.normaliser(device)
     return Sources(sources["train"], sources.get("val"), sources.get("test"), view, len(data.classes))
