@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import boxed
 from drawing import draw_images
 from reslearn import cli
 
@@ -24,6 +25,8 @@ SMALL = {  # recipes for photos of 224 px
 def command_line(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     words = shlex.split(line, comments=True)
     few = FEW if words[1] == "train" and "--resume" not in words else []
+    if words[1:3] == ["detect", "train"] and "--resume" not in words:
+        few = [*FEW, "--set", "detector.min_size=48", "--set", "detector.max_size=64"]
     few = few + next((small for recipe, small in SMALL.items() if recipe in words), [])
     few = ["--rounds", "1", *(["--steps", "1"] if words[2] == "train" else ["--images", "50"])] if words[1] == "bench" else few
     few = ["--images", "8"] if words[1] == "analyze" and words[2] != "explain" else few
@@ -43,6 +46,8 @@ def test_every_command_and_snippet_runs(
     monkeypatch.chdir(tmp_path)
     draw_images(tmp_path / "photos", classes=["cat", "dog"], each=14, size=(100, 140))
     (tmp_path / "photos" / "cat" / "0.png").rename(tmp_path / "photos" / "cat" / "1.jpg")
+    boxed.shapes(tmp_path / "cells")
+    boxed.shapes(tmp_path / "cells", images=3, split="test")
     have_cifar = bool(os.environ.get("RESLEARN_DATA"))
     published = tmp_path / "resnet20-12fca82f.th"
     if have_cifar:

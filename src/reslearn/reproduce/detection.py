@@ -13,6 +13,7 @@ from reslearn.reproduce.experiment import METRICS, Dataset, Effect, Experiment, 
 from reslearn.reproduce.experiment import scales as at
 from reslearn.reproduce.judge import DIFFERS, HOLDS, UNDECIDED, judge_row
 from reslearn.reproduce.runs import open_data
+from reslearn.training.detection import Annotated
 
 EPOCHS = 10
 RECIPE = (
@@ -106,7 +107,9 @@ def measure_ladder(models: Mapping[str, Sequence[Path]], look: Look) -> Measured
     """Each rung on the one before, for the first seed; context is another detector, so both are tested with all the rest."""
     plain, context = (models.get(label, models[next(iter(models))])[0] for label in (PLAIN, CONTEXT))
     detectors = {name: open_detectors([path], look.device)[0] for name, path in (("plain", plain), ("context", context))}
-    images = open_split(open_data(look.data or look.usual, "detect").name, detectors["plain"].classes, bad="drop")
+    data = open_data(look.data or look.usual, "detect")
+    assert isinstance(data, Annotated)
+    images = open_split(data.path, detectors["plain"].classes, bad="drop")
     sides = default_scales(detectors["plain"])
     tests = ways(detectors["plain"], (), sides)
     fuller = ways(detectors["context"], (), sides)
@@ -128,7 +131,7 @@ def measure_ladder(models: Mapping[str, Sequence[Path]], look: Look) -> Measured
         rows.append(_row(f"{rung}, VOC's measure (Table 10)", "VOC10", numbers, VOC_PAPER.get(rung)))
     order = list(seen)
     claims = [_gain(after, seen[before], seen[after], m) for m in metrics for before, after in pairwise(order)]
-    return Measured(rows, claims, data=images.name)
+    return Measured(rows, claims, data=data.name)
 
 
 def _row(what: str, metric: Metric, numbers: Mapping[str, Any], published: float | None) -> dict[str, Any]:

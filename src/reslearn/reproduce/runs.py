@@ -132,7 +132,7 @@ def train(plan: Plan, source: Dataset, data: Data, seeds: int, out: Path, device
             if not (cached.seed(seed) / "recipe.json").exists():
                 t, start = cached.training, _start(cached, found, source, seed)
                 net = None if start is not None else t.net
-                of = source.source if isinstance(data, DataSet) else data.name
+                of = source.source if isinstance(data, DataSet) else str(data.path)
                 begin(of, net, t.recipe, t.settings, seed, cached.seed(seed), device, True, start, t.task)
         titles = [f"run {missing.index((label, seed)) + 1} of {len(missing)}, {label}, seed {seed}" for seed in waiting]
         while waiting:

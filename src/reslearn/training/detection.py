@@ -44,9 +44,13 @@ KEPT = ("n", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10")  # of the number
 class Annotated:
     """A set with boxes as it was opened: its splits by name, with one list of classes."""
 
-    name: str
+    path: Path
     classes: tuple[str, ...]
     splits: dict[str, BoxSet]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     def to_train(self, train: str) -> dict[str, BoxSet]:
         """The splits, with the one to train on called train."""
@@ -123,7 +127,7 @@ def open_set(path: str | Path, train: str, bad: Any) -> Annotated:
     """A set with boxes: all of its splits, or with a split of one's own to train on that one and test."""
     only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
     splits = open_boxes(path, bad=bad, only=only)
-    return Annotated(str(path), next(iter(splits.values())).classes, splits)
+    return Annotated(Path(path).expanduser().absolute(), next(iter(splits.values())).classes, splits)
 
 
 def _sources(data: Annotated, recipe: DetectRecipe) -> tuple[Sources, dict[str, list[str]]]:
@@ -211,7 +215,7 @@ def _describe(data: Annotated, sources: Sources) -> dict[str, Any]:
         "n": {name: len(source) for name, source in sources.named().items()},
         "objects": sources.train.split.counts(),
         "faults": faults,
-        "fingerprint": {name: split.fingerprint() for name, split in data.splits.items()},
+        "fingerprint": data.fingerprint(),
     }
 
 
