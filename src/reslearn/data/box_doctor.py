@@ -230,7 +230,7 @@ def _nearly_one(image: BoxImage, classes: Sequence[str]) -> Iterator[BoxFinding]
     high = np.minimum(those.boxes[:, None, 2:], those.boxes[None, :, 2:])
     shared, areas = np.clip(high - low, 0, None).prod(axis=2), box_areas(those.boxes)
     iou = shared / (areas[:, None] + areas[None] - shared)
-    for i, j in np.argwhere(np.triu(iou >= SAME, 1)):
+    for i, j in np.argwhere(np.triu(iou >= SAME, 1)).tolist():
         if those.crowd[i] or those.crowd[j]:
             continue
         kind = "nearly twice" if those.labels[i] == those.labels[j] else "two classes"
