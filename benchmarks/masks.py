@@ -1,6 +1,7 @@
-"""Mask R-CNN from scratch on two CPU cores: clothes on photos (tests/pasting.py), to mask AP and a picture of what it finds.
+"""Mask R-CNN on two CPU cores: clothes on photos (tests/pasting.py), to mask AP and a picture of what it finds.
 
-    python benchmarks/masks.py FOLDER-OF-PHOTOS --work /tmp/masks
+    reslearn train cifar10 --model resnet18 --recipe cifar10-fast --set schedule.steps=2000 --out trunk
+    python benchmarks/masks.py FOLDER-OF-PHOTOS --init trunk --work masks
 
 Photos are those of class folders, FOLDER/*/*.jpg. Train, val and test share neither items nor photos. A run that was interrupted
 goes on where it was.
@@ -34,7 +35,7 @@ IMAGES = {"train": 400, "val": 24, "test": 100}
 SIDE = 128  # px
 SETTINGS = [
     "detector.masks=true",
-    "detector.roi_size=7",
+    "detector.batch_norm=live",
     "detector.regions=16",
     "detector.anchors=[32,48,72]",
     "detector.min_size=128",
@@ -43,24 +44,25 @@ SETTINGS = [
     "detector.proposals=[300,60]",
     "detector.detections=20",
     "batch.size=2",
-    "schedule.steps=1200",
+    "schedule.steps=800",
     "schedule.lr=0.03",
     "schedule.shape=cosine",
     "schedule.warmup=0.05",
     "data.workers=1",
     "log.every=25",
-    "evaluate.every=600",
+    "evaluate.every=200",
 ]
 COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 SHOWN, SURE = 15, 0.5  # test images in the picture, and the least score of what is drawn
 
 
-def fit(data: Path, folder: Path) -> dict[str, Any]:
+def fit(data: Path, folder: Path, init: Path | None) -> dict[str, Any]:
     """Train, or go on with training, in a folder. Returns the result, with the CPU seconds of all its processes."""
     spent, before = folder.with_name("cpu_seconds"), time.process_time()
     earlier = float(spent.read_text()) if spent.exists() else 0.0
     try:
-        run = resume(folder) if folder.exists() else train(data, "resnet18", settings=SETTINGS, out=folder, task="detect")
+        how = {"model": "resnet18"} if init is None else {"init": init}
+        run = resume(folder) if folder.exists() else train(data, settings=SETTINGS, out=folder, task="detect", **how)
     finally:
         spent.write_text(str(earlier + time.process_time() - before))
     return {**run.result, "cpu_seconds": round(float(spent.read_text()))}
@@ -110,6 +112,7 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
+    parser.add_argument("--init", type=Path, help="a ResNet-18 for classification that the trunk starts from; else from nothing")
     parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/masks.jpg"))
@@ -122,10 +125,10 @@ def main() -> None:
             if len(photos) < 4:
                 sys.exit(f"{options.photos}: {len(photos)} photos in class folders, at least 4 are needed")
             pasting.paste(data, photos, IMAGES, side=SIDE)
-        result = fit(data, work / "run")
+        result = fit(data, work / "run", options.init)
         about = json.loads((work / "run" / "recipe.json").read_text())
         record = {
-            "command": "python benchmarks/masks.py FOLDER-OF-PHOTOS",
+            "command": f"python benchmarks/masks.py FOLDER-OF-PHOTOS{' --init trunk' if options.init else ''}",
             "settings": SETTINGS,
             "images": IMAGES,
             "training_objects": about["data"]["objects"],

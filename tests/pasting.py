@@ -1,6 +1,6 @@
 """A set for masks: items of clothing (Fashion-MNIST's, from the package's sample) pasted on photos, written as COCO.
 
-Each item keeps its own pixels, lifted and tinted, and is scaled, turned and laid over what is there. Its segmentation is what
+Each item keeps its own grey pixels, a little lifted, and is scaled, turned and laid over what is there. Its segmentation is what
 of it can be seen, as COCO's annotators draw it: one polygon for each of its parts, along the edges of the pixels, so that drawn
 again it is the same mask, pixel for pixel. Splits share neither items nor photos.
 """
@@ -93,7 +93,7 @@ def drawn(item: Item, numbers: np.random.Generator, side: int) -> tuple[np.ndarr
     """An item as it is pasted into an image of this side: float64 (h, w, 3) on [0, 255] and alpha (h, w) on [0, 1]."""
     scale = side * numbers.uniform(*SCALES) / 28
     angle = float(numbers.uniform(-35, 35))
-    tint, flip = numbers.uniform(0.25, 1, 3), numbers.random() < 0.5
+    flip = numbers.random() < 0.5
     size = (round(28 * scale),) * 2
     layers = []
     for layer in (item.grey, silhouette(item.grey).astype(np.uint8) * 255):
@@ -102,7 +102,7 @@ def drawn(item: Item, numbers: np.random.Generator, side: int) -> tuple[np.ndarr
     grey, alpha = layers
     rows, columns = (np.flatnonzero((alpha >= 0.5).any(axis)) for axis in (1, 0))
     inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return 255 * (0.25 + 0.75 * grey[inside])[..., None] * tint / tint.max(), alpha[inside]
+    return 255 * (0.25 + 0.75 * grey[inside])[..., None].repeat(3, axis=2), alpha[inside]
 
 
 def compose(
