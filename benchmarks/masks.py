@@ -110,7 +110,7 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path)
     parser.add_argument("--init", type=Path, help="a ResNet-18 for classification that the trunk starts from; else from nothing")
     parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
