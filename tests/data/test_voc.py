@@ -145,7 +145,7 @@ def test_splits(tmp_path: Path) -> None:
     assert list(open_boxes(root)) == ["train", "val"] and list(open_boxes(root, only=["trainval"])) == ["trainval"]
     with pytest.raises(UserError, match="no split 'vall'; did you mean 'val'"):
         open_boxes(root, only=["vall"])
-    with pytest.raises(UserError, match="write fail or drop"):
+    with pytest.raises(UserError, match="must be fail or drop"):
         open_boxes(root, bad="ignore")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no annotations of train, val or test"):
         open_boxes(tmp_path / "JPEGImages")

@@ -267,13 +267,9 @@ def predict(
 
 
 def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
-    from reslearn.data.boxes import BadBoxes as Unsound
     from reslearn.detect.evaluate import open_split, run_policy
 
-    try:
-        return open_split(data, detector.classes, split, bad.value if bad else run_policy(model) or "fail")
-    except Unsound as error:
-        raise UserError(str(error).replace("bad boxes = drop", "--bad-boxes drop")) from error
+    return open_split(data, detector.classes, split, bad.value if bad else run_policy(model) or "fail")
 
 
 def _new_file(option: str, path: Path | None) -> None:

@@ -35,6 +35,10 @@ def boxes(data: str, fix: Path | None, size: str | None, as_json: bool) -> None:
             mend_boxes(found, data, fix, display.progress)
         kept = [image for images in found.kept.values() for image in images]
         line = f"wrote {fix}: {len(kept):,} of {sum(found.images.values()):,} images, {sum(len(i.objects) for i in kept):,} objects"
+        if unsound := sum(
+            finding.level == "object" and finding.kind != "sticks out" for s in found.sets.values() for finding in s.findings
+        ):
+            line += f", without {unsound:,} that {'are' if unsound > 1 else 'is'} unsound"
         typer.echo(line, err=as_json)
     if not found.clean:
         raise typer.Exit(1)

@@ -52,7 +52,7 @@ class BadBoxes(UserError):
     def __init__(self, findings: Sequence[Finding], shown: int = 8) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
-        mend = "" if any(f.level == "file" for f in findings) else " (mend them, or leave these objects out with bad boxes = drop)"
+        mend = "" if any(f.level == "file" for f in findings) else " (mend them, or leave these objects out: --bad-boxes drop)"
         super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
         self.findings = tuple(findings)
 
@@ -207,7 +207,7 @@ class Faults:
     def raise_if(self, bad: Bad) -> None:
         """BadBoxes for all that cannot be let pass: every fault of a file, and with "fail" those of objects."""
         if bad not in ("fail", "drop"):
-            raise UserError(f"bad boxes = {bad!r}: write fail or drop")
+            raise UserError(f"bad={bad!r}: must be fail or drop")
         if stops := [f for f in self.found if f.level == "file" or (bad == "fail" and f.level == "object")]:
             raise BadBoxes(stops)
 
