@@ -18,7 +18,7 @@ from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
 from reslearn.detect.store import load_detector
 from reslearn.device import pick_device
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import UserError
 from reslearn.evaluation.detection import detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
 from reslearn.evaluation.matching import Matches, match
@@ -84,10 +84,7 @@ def open_split(data: str | Path, classes: Sequence[str], split: str | None = Non
         there = split_names(data)
         split = next(name for name in ("test", "val", "all", "train") if name in there)
     try:
-        sets = open_boxes(data, bad=bad, classes=classes, only=[split])
-        if split not in sets:  # a single file has one split, whatever is asked for
-            raise UserError(f"{data}: no split {split!r}{did_you_mean(split, sets)}")
-        return sets[split]
+        return open_boxes(data, bad=bad, classes=classes, only=[split])[split]
     except BadBoxes as error:
         if unknown := [finding for finding in error.findings if finding.kind == "unknown class"]:
             known = ", ".join(classes)
