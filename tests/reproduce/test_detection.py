@@ -23,9 +23,9 @@ def test_given_detectors_are_told_apart_by_context_and_none_is_left_out(tmp_path
     for i, context in enumerate((True, False, False)):
         model = detector(classes=["disc", "square"], seed=i, context=context)  # type: ignore[arg-type]
         files.append(save_detector(model, tmp_path / f"{i}.safetensors"))
-    data = boxed.shapes(boxed.shapes(tmp_path / "set", images=1), images=2, split="test")
+    data = boxed.shapes(boxed.shapes(tmp_path / "set", images=6), images=2, split="test")
     on = {"data": str(data), "out": tmp_path / "out", "quiet": True}
-    with pytest.raises(UserError, match="two of which one alone has detector.context"):
+    with pytest.raises(UserError, match=r"two of which one alone has detector\.context"):
         reproduce(EXPERIMENTS["table9"], "small", models=files[1:], **on)  # type: ignore[arg-type]
     both = [reproduce(EXPERIMENTS["table9"], "small", models=some, **on) for some in (files[:2], files[1::-1])]  # type: ignore[arg-type]
     rungs = [[row["what"].split(",")[0] for row in each["rows"]][::3] for each in both]

@@ -268,10 +268,11 @@ def predict(
 
 def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
     from reslearn.data.boxes import BadBoxes as Unsound
-    from reslearn.detect.evaluate import open_split, run_policy
+    from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
+    policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
     try:
-        return open_split(data, detector.classes, split, bad.value if bad else run_policy(model) or "fail")
+        return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
     except Unsound as error:
         raise UserError(str(error).replace("bad boxes = drop", "--bad-boxes drop")) from error
 
