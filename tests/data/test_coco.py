@@ -147,6 +147,17 @@ def test_no_coco_file(tmp_path: Path, text: str, message: str) -> None:
         open_boxes(tmp_path / "x.json")
 
 
+def test_a_fingerprint_tells_masks(tmp_path: Path) -> None:
+    def of(**more: Any) -> str:
+        return open_boxes(coco(tmp_path, [annotation(area=30, **more)]))["all"].fingerprint()
+
+    square, other = [5, 6, 12, 6, 12, 14, 5, 14], [5, 6, 11, 6, 12, 14, 5, 14]
+    runs = {"size": [40, 60], "counts": [2, 3, 2395]}
+    told = [of(), *(of(segmentation=each) for each in ([square], [other], [square, other], runs, {**runs, "counts": [3, 3, 2394]}))]
+    assert len(set(told)) == 6 and of(segmentation=[square]) == told[1]
+    assert told[0] == of(segmentation=[]), "as sets without masks"
+
+
 def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         coco(tmp_path / split, [annotation()]).rename(tmp_path / split / "_annotations.coco.json")

@@ -15,7 +15,17 @@ from reslearn import UserError
 from reslearn.data.boxes import BadBoxes, BoxImage, BoxSet, Objects
 from reslearn.data.masks import draw, parse
 from reslearn.detect import detect, save_detector
-from reslearn.detect.evaluate import Way, find, matches, numbers, open_detectors, open_split, run_policy, tensor
+from reslearn.detect.evaluate import (
+    Way,
+    find,
+    matches,
+    numbers,
+    open_detectors,
+    open_split,
+    run_held_out,
+    run_policy,
+    tensor,
+)
 from reslearn.detect.results import categories, results
 
 
@@ -97,6 +107,22 @@ def test_a_split_is_chosen_and_its_classes_are_the_detectors(tmp_path: Path) -> 
     assert open_split(tmp_path / "set", ["dog", "cat"], "trainval", "drop").faults() == {"no area": 1}
     with pytest.raises(UserError, match="no split 'val'; did you mean 'all'"):
         open_split(coco(tmp_path / "coco", [annotation()]), ["dog", "cat"], "val")
+
+
+def test_a_run_is_tested_on_what_it_held_out(tmp_path: Path) -> None:
+    data, run = voc(tmp_path / "set", {name: voc_xml(voc_object((5, 6, 20, 30))) for name in "abcd"}), tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.json").write_text(json.dumps({"source": str(data)}))
+    (run / "split.json").write_text('{"val": ["d", "b"]}')
+    assert run_held_out(run, tmp_path / "other") == run_held_out(tmp_path, data) == []
+    held = run_held_out(run, data)
+    for split in (None, "val"):
+        found = open_split(data, ["cat"], split, held_out=held)
+        assert [image.name for image in found.images] == ["b", "d"] and found.name == "set/train, held out"
+    assert len(open_split(data, ["cat"])) == len(open_split(data, ["cat"], "train", held_out=held)) == 4
+    voc(tmp_path / "set", {"e": voc_xml(voc_object((5, 6, 20, 30)))}, "test")
+    assert open_split(data, ["cat"], held_out=held).name == "set/test"
+    assert open_split(data, ["cat"], "val", held_out=held).name == "set/train, held out"
 
 
 def test_detectors_are_opened_together_and_policies_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from boxed import annotation, coco, voc, voc_object, voc_xml
+from boxed import annotation, coco, photo, voc, voc_object, voc_xml
 from reslearn import UserError
 from reslearn import data as datasets
 from reslearn.data.annotated import open_boxes
@@ -142,6 +142,17 @@ def test_cut_out_is_a_set_for_boxes_and_for_classes(tmp_path: Path) -> None:
     assert twice["train"]["cat"] == 5
     for file in sorted((tmp_path / "out").rglob("*.png")):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "out")).read_bytes(), "the same seed"
+
+
+def test_windows_of_a_file_alone_and_of_images_in_folders(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "sub" / "a.jpg")
+    images = [{"id": 1, "file_name": "sub/a.jpg", "height": 40, "width": 60}]
+    both = [annotation(), annotation(id=2, category=7, bbox=(35, 20, 9, 8))]
+    assert cut_out(coco(tmp_path / "in", both, images=images), tmp_path / "out", per_class=3) == {"train": {"cat": 3, "dog": 3}}
+    assert len(open_boxes(tmp_path / "out")["train"]) == 6
+    file = coco(tmp_path / "in", [annotation()], images=images, categories=[{"id": 3, "name": "../cat"}])
+    with pytest.raises(UserError, match=r"class '\.\./cat' cannot be the name of a folder"):
+        cut_out(file, tmp_path / "other")
 
 
 def test_a_class_that_never_stands_alone_leaves_nothing(tmp_path: Path) -> None:

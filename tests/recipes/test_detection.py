@@ -76,6 +76,7 @@ def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
         (["data.bad=maybe"], "data.bad"),
         (["detector.masks=true"], "have no masks"),
         (["batch.size=0"], "batch.size"),
+        (["schedule.shape=plateau", "schedule.warmup=0", "data.val=0"], "plateau watches the AP of held-out images"),
     ],
 )
 def test_what_does_not_apply_is_said_in_one_line(splits: dict[str, BoxSet], settings: list[str], words: str) -> None:

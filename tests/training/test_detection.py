@@ -12,10 +12,14 @@ import pytest
 import torch
 
 import boxed
-from reslearn import UserError
+from reslearn import UserError, create, save
+from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import load_detector
 from reslearn.training import Run, resume, train
-from reslearn.weights.store import read_card
+from reslearn.training.detection import begin
+from reslearn.training.display import Display
+from reslearn.training.task import Asked, Ready
+from reslearn.weights.store import Card, read_card
 
 SMALL = ["data.val=2", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=5", "batch.size=2"]
 STEPS = ["schedule.steps=20", "evaluate.every=10", "checkpoint.every=5"]
@@ -114,6 +118,54 @@ def test_a_trunk_that_was_trained_brings_its_weights_and_frozen_statistics(shape
     assert read_card(done.folder).preprocessing.mean == read_card(start.folder).preprocessing.mean
 
 
+def test_a_trunk_of_grey_images_sees_grey_images(shapes: Path, tmp_path: Path) -> None:
+    view = Preprocessing(channels=1, size=(32, 32), mean=(0.5,), std=(0.2,))
+    save(create("resnet8", 2, 1), tmp_path / "grey.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
+    settings = [*SMALL, "schedule.steps=1", "schedule.warmup=0"]
+    on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
+    done = train(shapes, None, settings=settings, init=tmp_path / "grey.safetensors", **on)
+    assert load_detector(done.folder)([torch.rand(1, 48, 64)]) and done.result["last"]["test"]["n"] == 4
+    (done.folder / "result.json").unlink()
+    assert resume(done.folder, device="cpu", quiet=True).result["last"]["test"] == done.result["last"]["test"]
+
+
+def ready(data: Path, recipe: Path | str | None = None, *settings: str) -> Ready:
+    return begin(Asked(data, None, recipe, settings, None, None), torch.device("cpu"), Display(True))[0]
+
+
+def test_a_recipe_file_decides_the_split_as_its_base_does(shapes: Path, tmp_path: Path) -> None:
+    root = boxed.shapes(tmp_path / "set", images=6, split="trainval")
+    boxed.shapes(root, images=4, split="train")
+    boxed.shapes(root, images=3, split="test")
+    (tmp_path / "mine.toml").write_text('base = "voc-paper"\nseed = 3\n')
+    found = ready(root, tmp_path / "mine.toml", "data.val=1")
+    assert [len(one) for one in found.sources.named().values()] == [5, 1, 3] and found.recipe.seed == 3
+    (tmp_path / "bad.toml").write_text('base = "voc-paper"\n[data]\ntrain = 5\n')
+    with pytest.raises(UserError, match=r"data\.train"):
+        ready(root, tmp_path / "bad.toml")
+
+
+def test_a_runs_own_recipe_can_be_used_again(shapes: Path, tmp_path: Path) -> None:
+    root = boxed.shapes(tmp_path / "set", images=6)
+    boxed.shapes(root, images=2, split="val")
+    values = {"recipe": ready(root).recipe.model_dump(mode="json")}
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    assert ready(root, tmp_path / "recipe.json").recipe.model_dump(mode="json") == values["recipe"]
+    for settings in (["data.val=0.1"], ["data.val=3"]):
+        with pytest.raises(UserError, match="its own val images"):
+            ready(root, tmp_path / "recipe.json", *settings)
+    assert [len(one) for one in ready(root, None, "data.train=val", "data.val=1").sources.named().values()] == [1, 1]
+
+
+def test_held_out_losses_are_of_the_objects_that_training_is_of(tmp_path: Path) -> None:
+    hard = boxed.voc_object((5, 5, 25, 29), more="<difficult>1</difficult>")
+    root = boxed.voc(tmp_path, {name: boxed.voc_xml(boxed.voc_object((30, 5, 50, 29)), hard) for name in "abc"})
+    for difficult, count in (("true", 2), ("false", 1)):
+        sources = ready(root, None, f"data.difficult={difficult}", "data.val=1").sources
+        assert [len(one[0][1]["boxes"]) for one in sources.named().values()] == [count, count]
+        assert len(sources.val.split.images[0].objects) == 2, "which evaluation knows to be difficult"
+
+
 def test_data_that_changed_is_refused_on_resume(shapes: Path, tmp_path: Path) -> None:
     copy = boxed.shapes(tmp_path / "set", images=6)
     out = tmp_path / "run"
@@ -139,6 +191,7 @@ train({str(copy)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r},
     [
         ("nowhere", [], "nowhere"),
         ("shapes", ["data.train=trainval"], "trainval"),
+        ("file", ["data.train=val"], "no split 'val'"),
         ("shapes", ["data.val=100"], "hold out"),
         ("shapes", ["schedule.warmup=1000"], "no shorter than the run"),
         ("flat", [], "no area"),
@@ -148,7 +201,9 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     shapes: Path, tmp_path: Path, data: str, settings: list[str], words: str
 ) -> None:
     flat = boxed.voc(tmp_path / "flat", {"a": boxed.voc_xml(boxed.voc_object((5, 5, 5, 9)), boxed.voc_object((1, 1, 9, 9)))})
-    where = {"nowhere": tmp_path / "nowhere", "shapes": shapes, "flat": flat}[data]
+    where = {"nowhere": tmp_path / "nowhere", "shapes": shapes, "flat": flat, "file": boxed.coco(tmp_path, [boxed.annotation()])}[
+        data
+    ]
     with pytest.raises(UserError) as error:
         train(where, "resnet8", settings=[*settings], out=tmp_path / "run", quiet=True, task="detect", device="cpu")
     assert words in str(error.value) and not (tmp_path / "run").exists()

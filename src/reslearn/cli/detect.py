@@ -267,9 +267,10 @@ def predict(
 
 
 def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
-    from reslearn.detect.evaluate import open_split, run_policy
+    from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
-    return open_split(data, detector.classes, split, bad.value if bad else run_policy(model) or "fail")
+    policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
+    return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
 
 
 def _new_file(option: str, path: Path | None) -> None:

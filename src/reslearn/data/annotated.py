@@ -78,6 +78,8 @@ def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None)
 def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path, Path]]:
     """(kind, annotation file, folder of images) by split, train first."""
     if root.is_file() and root.suffix.lower() == ".json":
+        if (other := next((name for name in only or () if name != "all"), None)) is not None:
+            raise UserError(f"{root}: no split {other!r}{did_you_mean(other, ['all'])}")
         return {"all": ("coco", root, root.parent)}
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder or .json file")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxes import BoxImage, BoxSet
+from reslearn.data.images import read
 
 Flip = Literal["none", "horizontal", "both"]
 Target = dict[str, Tensor]
@@ -16,19 +17,21 @@ ACROSS, DOWN = 0, 1  # draws of an image
 
 
 class Boxed:
-    """A split, read image by image; `names` are the images'. Difficult objects are left out of training unless asked for."""
+    """A split, read image by image in `channels` (1 or 3); `names` are the images'. difficult: whether such objects are targets."""
 
-    def __init__(self, split: BoxSet, *, flip: Flip = "none", masks: bool = False, difficult: bool = True) -> None:
-        self.split, self.flip, self.masks, self.difficult = split, flip, masks, difficult
+    def __init__(
+        self, split: BoxSet, *, flip: Flip = "none", masks: bool = False, difficult: bool = True, channels: int = 3
+    ) -> None:
+        self.split, self.flip, self.masks, self.difficult, self.channels = split, flip, masks, difficult, channels
         self.names = [image.name for image in split.images]
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
-        """Image i as float32 (3, H, W) on [0, 1], and its target (see BoxImage.target). Raises UserError, naming the file."""
+        """Image i as float32 (C, H, W) on [0, 1], and its target (see BoxImage.target). Raises UserError, naming the file."""
         image = self.split.images[i]
-        return pixels(image), image.target(masks=self.masks, difficult=self.difficult)
+        return pixels(image, self.channels), image.target(masks=self.masks, difficult=self.difficult)
 
     def train_batch(self, draws: Draws) -> tuple[list[Tensor], list[Target]]:
         """The images of draws.indices, each mirrored as it is drawn."""
@@ -45,9 +48,9 @@ class Boxed:
         return images, targets
 
 
-def pixels(image: BoxImage) -> Tensor:
-    """float32 (3, H, W) on [0, 1]. Raises UserError, naming the file."""
-    return torch.from_numpy(np.ascontiguousarray(image.pixels().transpose(2, 0, 1))).float() / 255
+def pixels(image: BoxImage, channels: int = 3) -> Tensor:
+    """float32 (C, H, W) on [0, 1]. Raises UserError, naming the file."""
+    return torch.from_numpy(np.ascontiguousarray(read(image.path, channels).transpose(2, 0, 1))).float() / 255
 
 
 def mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from reslearn.data.images import read, upright
-from reslearn.data.masks import Segmentation, draw
+from reslearn.data.masks import Segmentation, as_bytes, draw
 from reslearn.errors import UserError
 
 Bad = Literal["fail", "drop"]
@@ -174,6 +174,8 @@ class BoxSet:
             digest.update(json.dumps([image.name, image.path.stat().st_size, image.height, image.width, len(those)]).encode())
             for array in (those.boxes, those.labels, those.difficult, those.crowd, those.areas):
                 digest.update(array.tobytes())
+            for segmentation in those.segmentations or ():
+                digest.update(as_bytes(segmentation))
         return digest.hexdigest()
 
     def faults(self) -> dict[str, int]:

@@ -20,6 +20,12 @@ Segmentation = tuple[np.ndarray, ...] | Runs
 """Polygons, each float64 (P, 2) of x, y in pixels with P >= 3, whose union is the object; or runs."""
 
 
+def as_bytes(segmentation: Segmentation | None) -> bytes:
+    """The same for the same points or runs, and else another."""
+    parts = () if segmentation is None else (segmentation.counts,) if isinstance(segmentation, Runs) else segmentation
+    return len(parts).to_bytes(8, "little") + b"".join(len(part).to_bytes(8, "little") + part.tobytes() for part in parts)
+
+
 def parse(value: Any, height: int, width: int) -> Segmentation | None:
     """COCO's `segmentation` -> polygons or runs; None for an empty list, which tools write where there are boxes alone.
 

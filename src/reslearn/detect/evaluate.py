@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
 from reslearn.detect.store import load_detector
 from reslearn.device import pick_device
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import UserError
 from reslearn.evaluation.detection import detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
+from reslearn.evaluation.evaluate import read_held_out
 from reslearn.evaluation.matching import Matches, match
 
 Progress = Callable[[int, int], None]
@@ -75,19 +76,34 @@ def run_policy(model: str | Path) -> Bad | None:
     return policy if policy in ("fail", "drop") else None
 
 
-def open_split(data: str | Path, classes: Sequence[str], split: str | None = None, bad: Bad = "fail") -> BoxSet:
+def run_held_out(model: str | Path, data: str | Path) -> list[str]:
+    """The names of the images that a run, given as its folder, held out of this very set; none of a file, or of another set."""
+    record = Path(model) / "recipe.json"
+    try:
+        source = json.loads(record.read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    same = source == str(Path(data).expanduser().absolute())
+    return read_held_out(Path(model)).get("val", []) if same else []
+
+
+def open_split(
+    data: str | Path, classes: Sequence[str], split: str | None = None, bad: Bad = "fail", held_out: Sequence[str] = ()
+) -> BoxSet:
     """The images to look at, labelled as `classes` are, a detector's: of the split asked for, else test, else val, else all.
 
+    held_out: names of images that are val where the set has no such split (see run_held_out): all others have been trained on.
     Raises UserError where there is no such split, or an object of a class that is none of these; BadBoxes for other faults.
     """
+    there = split_names(data)
+    whole = next((name for name in ("all", "train") if name in there), None) if held_out and "val" not in there else None
     if split is None:
-        there = split_names(data)
-        split = next(name for name in ("test", "val", "all", "train") if name in there)
+        split = next(name for name in ("test", "val", "all", "train") if name in there or (name == "val" and whole))
     try:
-        sets = open_boxes(data, bad=bad, classes=classes, only=[split])
-        if split not in sets:  # a single file has one split, whatever is asked for
-            raise UserError(f"{data}: no split {split!r}{did_you_mean(split, sets)}")
-        return sets[split]
+        if split != "val" or whole is None:
+            return open_boxes(data, bad=bad, classes=classes, only=[split])[split]
+        every, those = open_boxes(data, bad=bad, classes=classes, only=[whole])[whole], set(held_out)
+        return replace(every, name=f"{every.name}, held out", images=tuple(each for each in every.images if each.name in those))
     except BadBoxes as error:
         if unknown := [finding for finding in error.findings if finding.kind == "unknown class"]:
             known = ", ".join(classes)

@@ -43,21 +43,24 @@ def cut_out(
 ) -> dict[str, dict[str, int]]:
     """Write OUT/SPLIT/CLASS/NAME.png with OUT/SPLIT/_annotations.coco.json: windows with one whole object each.
 
-    The folder is a set for localize, and one of class folders for classification. Splits stay as they are. Of training objects,
-    windows are cut again and again until there are `per_class` of each class; of others once, `tested` of a class at most.
-    Returns how many there are, by split and class. Raises UserError where OUT is there or a class has no such window in train.
+    The folder is a set for localize, and one of class folders for classification. Splits stay as they are; a file alone is train.
+    Of training objects, windows are cut again and again until there are `per_class` of each class; of others once, `tested` of a
+    class at most. Returns how many there are, by split and class. Raises UserError where OUT is there, a class has no such window
+    in train, or its name cannot be a folder's.
     """
     sets, folder = open_boxes(data, bad=bad), Path(out)
     if folder.exists():
         raise UserError(f"{folder} is there already: give a new folder")
+    if wrong := next((kind for kind in next(iter(sets.values())).classes if Path(kind).name != kind), None):
+        raise UserError(f"{data}: class '{wrong}' cannot be the name of a folder: give it another")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     counts: dict[str, dict[str, int]] = {}
     with writing(folder):
         try:
-            for place, (name, each) in enumerate(sets.items()):
-                numbers = np.random.default_rng([seed, place])
-                many = name in ("train", "all")
+            for place, (split, each) in enumerate(sets.items()):
+                numbers, name = np.random.default_rng([seed, place]), "train" if split == "all" else split
+                many = name == "train"
                 counts[name] = _write(each, partial / name, per_class if many else tested, 1000 if many else 1, numbers)
                 if many and (empty := next((k for k, n in counts[name].items() if not n), None)):
                     raise UserError(f"{data}: no object of class '{empty}' stands alone in a window: others are too near")
@@ -85,7 +88,7 @@ def _write(data: BoxSet, folder: Path, most: int, rounds: int, numbers: np.rando
                 if found is None:
                     continue
                 counts[kind] += 1
-                file = f"{kind}/{image.name}-{own}-{counts[kind]}.png"
+                file = f"{kind}/{Path(image.name).name}-{own}-{counts[kind]}.png"
                 _cut(image, found).save(folder / file)
                 x1, y1, x2, y2 = (image.objects.boxes[own] - np.tile(found[:2], 2)).tolist()
                 side = int(found[2] - found[0])

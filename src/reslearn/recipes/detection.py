@@ -195,6 +195,9 @@ def _choose(
 def _check(recipe: DetectRecipe, data: Splits) -> None:
     if recipe.detector.masks and not any(image.objects.segmentations for image in data["train"].images):
         raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
+    own = "val" in data and recipe.data.train != "val"
+    if recipe.schedule.shape == "plateau" and not recipe.data.val and not own:
+        raise UserError("schedule.shape=plateau watches the AP of held-out images: give some with data.val")
 
 
 DETECTION = Family(DetectRecipe, NAMED, usual=lambda data: "detect-default", choose=_choose, check=_check)

@@ -93,7 +93,10 @@ def open_data(source: str, task: str) -> Data:
     path = Path(source) if Path(source).exists() else Path(os.environ.get("RESLEARN_DATA", "")) / source
     if not path.exists():
         raise UserError(f"no set with boxes called '{source}': give its folder, or set RESLEARN_DATA to the folder that holds it")
-    return detection.open_set(path, "train", "drop")
+    opened = detection.open_set(path, "train", "drop")
+    if "test" not in opened.splits:
+        raise UserError(f"{path} has no test split: detectors would be judged by images that they are trained on")
+    return opened
 
 
 def _resolved(training: Training, data: Data) -> Any:

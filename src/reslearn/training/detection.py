@@ -26,7 +26,7 @@ from reslearn.evaluation.matching import Matches
 from reslearn.files import write_text
 from reslearn.nets import create, spec
 from reslearn.recipes import asked_for, resolve, validate
-from reslearn.recipes.detection import DETECTION, DetectRecipe
+from reslearn.recipes.detection import DETECTION, BoxData, DetectRecipe
 from reslearn.training import ranks, runtime
 from reslearn.training.classification import same_net, start_of
 from reslearn.training.detect_step import DetectStepper, headline, judge
@@ -107,7 +107,9 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if ranks.asked() > 1:
         raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
-    train = train or ("trainval" if str(asked.recipe) == "voc-paper" else "train")
+    if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
+        base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
+        train = "trainval" if base == "voc-paper" else "train"
     data = open_set(asked.data, train, bad or "fail")
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
@@ -115,10 +117,11 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if recipe.net.init is not None:
         same_net(recipe)
         chose.append("normalisation: that of the model it starts from")
-    if "val" in data.splits and (asked_for("data.val", asked.recipe, asked.settings) is not None):
+    changed = recipe.data.val != BoxData.model_fields["val"].default or any(each.startswith("data.val=") for each in asked.settings)
+    if "val" in data.splits and train != "val" and changed:
         raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
     view = trunk(recipe.net.init or recipe.net.name, None)[2]
-    sources, made = _sources(data, recipe)
+    sources, made = _sources(data, recipe, view.channels)
     about = {"data": _describe(data, sources), "preprocessing": view.model_dump(mode="json")}
     return Ready(data, recipe, sources), chose, made, about
 
@@ -130,8 +133,8 @@ def open_set(path: str | Path, train: str, bad: Any) -> Annotated:
     return Annotated(Path(path).expanduser().absolute(), next(iter(splits.values())).classes, splits)
 
 
-def _sources(data: Annotated, recipe: DetectRecipe) -> tuple[Sources, dict[str, list[str]]]:
-    """The splits to train with, and the names of the images that are held out here."""
+def _sources(data: Annotated, recipe: DetectRecipe, channels: int) -> tuple[Sources, dict[str, list[str]]]:
+    """The splits to train with, in the channels that the trunk takes, and the names of the images that are held out here."""
     splits, made, how = dict(data.splits), {}, recipe.data
     own = next((name for name in (how.train, "all") if name in splits), None)
     if own is None:
@@ -145,8 +148,9 @@ def _sources(data: Annotated, recipe: DetectRecipe) -> tuple[Sources, dict[str, 
     masks = recipe.detector.masks
     for name, split in splits.items() if masks else ():
         _with_masks(name, split)
-    others = {name: Boxed(split, masks=masks) for name, split in splits.items()}
-    boxed = Boxed(train, flip=how.flip, masks=masks, difficult=how.difficult)
+    view = {"masks": masks, "difficult": how.difficult, "channels": channels}  # a held-out loss is of what the training's is
+    others = {name: Boxed(split, **view) for name, split in splits.items()}
+    boxed = Boxed(train, flip=how.flip, **view)
     return Sources(boxed, others.get("val"), others.get("test")), made
 
 
@@ -165,7 +169,7 @@ def _with_masks(name: str, split: BoxSet) -> None:
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
     recipe: DetectRecipe = validate(facts["recipe"], str(folder / "recipe.json"), DetectRecipe)
     data = open_set(facts["source"], recipe.data.train, recipe.data.bad)
-    sources, _ = _sources(data, recipe)
+    sources, _ = _sources(data, recipe, facts["preprocessing"]["channels"])
     if _describe(data, sources)["fingerprint"] != facts["data"]["fingerprint"]:
         raise UserError(f"the images or boxes of {facts['source']} have changed since {folder} began: start a new run")
     return Ready(data, recipe, sources)
