@@ -264,7 +264,7 @@ def test_a_detector_of_grey_images_and_a_run_folder(
     document["annotations"][0]["bbox"][2] = 0
     data.write_text(json.dumps(document))
     code, _, err = run(monkeypatch, capsys, "eval", run_folder, data)
-    assert code == 2 and "set.json object 0: no area" in err and "with --bad-boxes drop)" in err
+    assert code == 2 and "set.json object 0: no area" in err and "out: --bad-boxes drop)" in err
     (run_folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"bad": "drop"}}}))
     code, out, _ = run(monkeypatch, capsys, "eval", run_folder, data)
     assert code == 0 and "left out or cut: no area 1" in out

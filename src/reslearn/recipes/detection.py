@@ -70,19 +70,25 @@ def _detector(net: str, start: bool, kind: str, **options: Any) -> dict[str, Any
     return make_settings(kind, levels(net), known).model_dump()
 
 
+def _pooled(kind: str) -> dict[str, Any]:
+    """Regions are max pooled, as they were then."""
+    return {"roi": "pool"} if kind == "c4" else {}
+
+
 def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
     """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
 
     The papers train proposals (60,000 + 20,000 steps) and regions (30,000 + 10,000) in turns; joint training comes close to it.
     The schedule is that of the joint training in the code that the authors of Faster R-CNN released: lr 0.001, divided by 10 after
-    50,000 steps. DRL reports 76.4 mAP with ResNet-101 and 73.2 with VGG-16, trained on VOC 2007 and 2012.
+    50,000 steps. Otherwise as torchvision has it, and not as then: anchors across the border are trained on, background begins at
+    IoU 0, smooth L1 bends at 1/9 in proposals, and no convolution of VGG is kept unless detector.frozen says so. DRL reports 76.4 mAP with ResNet-101 and 73.2 with VGG-16, trained on VOC 2007 and 2012.
     """
     net = net or "resnet101"
     return {
         "name": "voc-paper",
         "net": {"name": net},
         "data": {"train": "trainval", "flip": "horizontal", "difficult": False},
-        "detector": _detector(net, start, kind),
+        "detector": _detector(net, start, kind, **_pooled(kind)),
         "batch": {"size": 1},
         "optimizer": {"momentum": 0.9, "weight_decay": 5e-4},
         "schedule": {"steps": 70_000, "lr": 1e-3, "shape": "steps", "drops": (5 / 7,)},
@@ -97,6 +103,7 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[d
     """
     net = net or "resnet101"
     extra = {"anchors": (64.0, 128.0, 256.0, 512.0)} if kind == "c4" else {}
+    extra |= _pooled(kind)
     return {
         "name": "coco-paper",
         "net": {"name": net},

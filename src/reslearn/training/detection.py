@@ -146,7 +146,7 @@ def _sources(data: Annotated, recipe: DetectRecipe, channels: int) -> tuple[Sour
     if not any(len(image.objects) for image in train.images):
         raise UserError(f"'{data.name}': the training images have no objects")
     masks = recipe.detector.masks
-    for name, split in splits.items() if masks else ():
+    for name, split in {"train": train, **splits}.items() if masks else ():
         _with_masks(name, split)
     view = {"masks": masks, "difficult": how.difficult, "channels": channels}  # a held-out loss is of what the training's is
     others = {name: Boxed(split, **view) for name, split in splits.items()}
@@ -155,13 +155,13 @@ def _sources(data: Annotated, recipe: DetectRecipe, channels: int) -> tuple[Sour
 
 
 def _with_masks(name: str, split: BoxSet) -> None:
-    """Refuse held-out objects without a mask before training, not when it is over."""
+    """Refuse objects without a mask: in training they would be background, and held out there is nothing to judge by."""
     for image in split.images:
         segmentations = image.objects.segmentations or (None,) * len(image.objects)
         for id, segmentation in zip(image.objects.ids, segmentations, strict=True):
             if segmentation is None:
                 raise UserError(
-                    f"detector.masks=true: {name} image {image.name}, object {id} has no segmentation to judge masks by: "
+                    f"detector.masks=true: {name} image {image.name}, object {id} has no segmentation to learn or judge masks by: "
                     "give it one, or set detector.masks=false"
                 )
 
