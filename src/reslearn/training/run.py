@@ -21,7 +21,6 @@ from reslearn.training.display import Display
 from reslearn.training.folder import begun, locked, read_facts
 from reslearn.training.loop import Loop
 from reslearn.training.schedule import warmup_steps
-from reslearn.training.state import State
 from reslearn.training.stepper import pick
 from reslearn.training.task import Asked, Job, Ready, Task
 
@@ -166,7 +165,7 @@ def make_loop(job: Job) -> Loop:
     """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
     task = task_of(job.facts)
     saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
-    state = State(task.network(job, fresh=not saved), job.ready.recipe)
+    state = task.make_state(job, task.network(job, fresh=not saved))
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
