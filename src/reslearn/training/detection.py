@@ -81,7 +81,7 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if ranks.asked() > 1:
         raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
-    train = train or ("trainval" if str(asked.recipe).startswith("voc-paper") else "train")
+    train = train or ("trainval" if str(asked.recipe) in ("voc-paper", "voc-paper-4step") else "train")
     data = open_set(asked.data, train, bad or "fail")
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
