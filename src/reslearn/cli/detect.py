@@ -43,7 +43,7 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="A VOC folder, a COCO folder or a COCO .json file.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The trunk, such as resnet18, resnet50 or vgg16-bn.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="detect-default, voc-paper, coco-paper, or a .toml/.json file.")
+        str | None, typer.Option("--recipe", help="detect-default, voc-paper, voc-paper-4step, coco-paper, or a .toml/.json file.")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,

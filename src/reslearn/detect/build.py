@@ -11,14 +11,13 @@ from torchvision.models import VGG
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.detector import Detector
-from reslearn.detect.heads import Heads, Pool, Proposals, pyramid_pool
+from reslearn.detect.heads import Heads, Pool, ProposalNetwork, Proposals, pyramid_pool
 from reslearn.detect.settings import Settings, make_settings
 from reslearn.detect.trunk import Stages, freeze_batch_norm, split, stages_of
 from reslearn.errors import UserError
@@ -143,7 +142,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         raise UserError(f"frozen={s.frozen}: the shared part of this network has {len(parts)} parts, with its stem")
     with torch.device("cpu"):  # they are no buffers: a detector described on the meta device keeps them
         generator = AnchorGenerator(anchors, ratios)
-    rpn = RegionProposalNetwork(
+    rpn = ProposalNetwork(
         generator,
         Proposals(channels, generator.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,

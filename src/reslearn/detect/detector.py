@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
 
-from reslearn.detect.heads import Heads
+from reslearn.detect.heads import Heads, ProposalNetwork
 from reslearn.detect.settings import Settings
 
 
@@ -21,6 +23,7 @@ class Detector(GeneralizedRCNN):
     what is minimised.
     """
 
+    rpn: ProposalNetwork
     roi_heads: Heads
 
     def __init__(
@@ -33,9 +36,14 @@ class Detector(GeneralizedRCNN):
     ) -> None:
         super().__init__(*parts)
         self.settings, self.classes, self.card = settings, classes, card
-        self._frozen = tuple(frozen)
-        for part in frozen:
-            part.requires_grad_(False)
+        self._frozen: tuple[nn.Module, ...] = ()
+        self.freeze(*frozen)
+
+    def freeze(self, *parts: nn.Module) -> None:
+        """From now on these parts stay as they are."""
+        self._frozen += parts
+        for part in parts:
+            part.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Detector":
         """Training mode, but for frozen parts, whose BN stays as it is."""
@@ -51,6 +59,25 @@ class Detector(GeneralizedRCNN):
         """
         with self._asked_for_losses():
             return self(images, targets)
+
+    def proposal_losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Those that the region proposal network learns from, in training mode, and no others; regions are not looked at."""
+        scaled, scaled_targets = self.transform(images, targets)
+        return self.rpn.losses(scaled, self.backbone(scaled.tensors), scaled_targets)
+
+    def region_losses(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]], proposer: "Detector | None" = None
+    ) -> dict[str, Tensor]:
+        """Those that regions learn from, in training mode, and no others. proposer: whose proposals they are, if another's."""
+        scaled, scaled_targets = self.transform(images, targets)
+        features = self.backbone(scaled.tensors)
+        proposals = proposer.propose(scaled) if proposer else self.rpn.propose(scaled, features)
+        return self.roi_heads.losses(features, proposals, scaled.image_sizes, scaled_targets)
+
+    @torch.no_grad()
+    def propose(self, scaled: ImageList) -> list[Tensor]:
+        """Proposals (R, 4) in each of these images, which have been scaled and normalised, in their pixels."""
+        return self.rpn.propose(scaled, self.backbone(scaled.tensors))
 
     @contextmanager
     def _asked_for_losses(self) -> Iterator[None]:

@@ -1,12 +1,13 @@
-"""What happens to each region: pooled, described by the net's layers, judged (class, box, mask)."""
+"""Regions are proposed; what happens to each: pooled, described by the net's layers, judged (class, box, mask)."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes, roi_align, roi_pool
 from torchvision.ops.poolers import LevelMapper
 
@@ -49,6 +50,30 @@ class Proposals(RPNHead):
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, deltas = super().forward(x)
         return [each.float() for each in objectness], [each.float() for each in deltas]
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's, that can also learn without proposing, and propose without learning, as training in turns needs it."""
+
+    def losses(self, images: ImageList, features: Features, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """loss_objectness and loss_rpn_box_reg."""
+        maps = list(features.values())
+        objectness, deltas = concat_box_prediction_layers(*self.head(maps))
+        anchors = self.anchor_generator(images, maps)
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        object_loss, box_loss = self.compute_loss(objectness, deltas, labels, self.box_coder.encode(matched, anchors))
+        return {"loss_objectness": object_loss, "loss_rpn_box_reg": box_loss}
+
+    @torch.no_grad()
+    def propose(self, images: ImageList, features: Features) -> list[Tensor]:
+        """Boxes (R, 4) of each image, best first; in training mode as many as training takes."""
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        counts = [each[0].numel() for each in objectness]  # anchors of each map
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        anchors = self.anchor_generator(images, maps)
+        boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
+        return self.filter_proposals(boxes, objectness, images.image_sizes, counts)[0]
 
 
 class Heads(RoIHeads):

@@ -83,6 +83,10 @@ def network(job: Job, *, fresh: bool) -> nn.Module:
     return model
 
 
+def make_state(job: Job, network: nn.Module) -> State:
+    return State(network, job.ready.recipe)
+
+
 def make_loop(job: Job, state: State) -> Loop:
     recipe, sources = job.ready.recipe, job.ready.sources
     if ranks.first() and not (job.folder / "images" / "augmented.png").exists():

@@ -17,6 +17,8 @@ from reslearn.recipes.detection import DetectRecipe
 from reslearn.training.state import Progress, State
 from reslearn.training.step import NonFinite
 
+Losses = Callable[[list[Tensor], list[Target]], dict[str, Tensor]]
+
 
 class BoxBatch(NamedTuple):
     """A step's draws, int64 (N,) each, and its images and targets (see Detector)."""
@@ -28,15 +30,17 @@ class BoxBatch(NamedTuple):
 
 
 class DetectStepper:
-    """See stepper.Stepper: the same, of a detector. Losses are means over the images of a step, however many pass at once."""
+    """See stepper.Stepper: the same, of a detector. Losses are means over the images of a step, however many pass at once.
 
-    def __init__(self, recipe: DetectRecipe, source: Boxed, state: State, precision: str) -> None:
-        self.source, self.state, self.model = source, state, state.model
+    losses: by name, of a list of images and a list of targets on the device (see Detector).
+    """
+
+    def __init__(self, recipe: DetectRecipe, source: Boxed, state: State, precision: str, losses: Losses) -> None:
+        self.source, self.state, self.losses = source, state, losses
         self.order = Order(recipe.seed, len(source), recipe.batch.size)
         self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro or recipe.batch.size
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
-        self.trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         self.grad_norm = 0.0
 
     def prepare(self, step: int) -> BoxBatch:
@@ -49,12 +53,13 @@ class DetectStepper:
         for start in range(0, n, self.micro):
             images, targets = batch.images[start : start + self.micro], batch.targets[start : start + self.micro]
             with self.autocast:
-                losses = self.model(*on(self.device, images, targets))
+                losses = self.losses(*on(self.device, images, targets))
             share = len(images) / n
             (torch.stack(list(losses.values())).sum() * share).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item() * share
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]).item()
+        trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item()
         loss = sum(sums.values())
         if not np.isfinite(loss + norm):
             raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")

@@ -19,7 +19,7 @@ from reslearn.detect.build import assemble, trunk
 from reslearn.detect.detector import Detector
 from reslearn.detect.store import save_detector
 from reslearn.errors import UserError
-from reslearn.evaluation.detection import coco, detection_metrics
+from reslearn.evaluation.detection import detection_metrics
 from reslearn.evaluation.detection_review import review
 from reslearn.evaluation.gallery import save_gallery
 from reslearn.evaluation.matching import Matches
@@ -28,8 +28,10 @@ from reslearn.nets import create, spec
 from reslearn.recipes import asked_for, resolve, validate
 from reslearn.recipes.detection import DETECTION, BoxData, DetectRecipe
 from reslearn.training import ranks, runtime
+from reslearn.training.alternating import AlternatingLoop, AlternatingState, describe, phase_ends
 from reslearn.training.classification import same_net, start_of
-from reslearn.training.detect_step import DetectStepper, headline, judge
+from reslearn.training.detect_loop import DetectLoop
+from reslearn.training.detect_step import judge
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
 from reslearn.training.state import State
@@ -79,37 +81,13 @@ class Sources:
         return {name: source for name, source in sources.items() if source is not None}
 
 
-class DetectLoop(Loop):
-    """The loop, with a detector's steps and numbers."""
-
-    def make_stepper(self, mode: str) -> DetectStepper:  # type: ignore[override]
-        return DetectStepper(self.recipe, self.sources.train, self.state, self.precision)
-
-    def trained(self) -> dict[str, Any]:
-        p = self.state.progress
-        return {"losses": {name: total / p.seen for name, total in p.losses.items()}}
-
-    def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
-        model = self.state.evaluated
-        assert self.sources.val is not None and isinstance(model, Detector)
-        seen = judge(model, self.sources.val, self.precision, self.recipe.seed, lambda done: stop.check())
-        self.state.model.train()
-        numbers = _three(seen.boxes)
-        line = {"loss": sum(seen.losses.values()), "losses": seen.losses, **numbers}
-        return headline(numbers), line if seen.masks is None else line | {"masks": _three(seen.masks)}
-
-
-def _three(matches: Matches) -> dict[str, float | None]:
-    return {name: value for name, value in coco(matches).items() if name in ("AP", "AP50", "AP75")}
-
-
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
     if ranks.asked() > 1:
         raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
-        train = "trainval" if base == "voc-paper" else "train"
+        train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
     data = open_set(asked.data, train, bad or "fail")
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
@@ -122,6 +100,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
         raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
     view = trunk(recipe.net.init or recipe.net.name, None)[2]
     sources, made = _sources(data, recipe, view.channels)
+    if recipe.alternate is not None:
+        phase_ends(recipe, len(sources.train))
     about = {"data": _describe(data, sources), "preprocessing": view.model_dump(mode="json")}
     return Ready(data, recipe, sources), chose, made, about
 
@@ -192,8 +172,17 @@ def network(job: Job, *, fresh: bool) -> nn.Module:
     return model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def make_state(job: Job, network: nn.Module) -> State:
+    recipe: DetectRecipe = job.ready.recipe
+    if recipe.alternate is None:
+        return State(network, recipe)
+    assert isinstance(network, Detector)
+    return AlternatingState(network, recipe, phase_ends(recipe, len(job.ready.sources.train)))
+
+
 def make_loop(job: Job, state: State) -> Loop:
-    return DetectLoop(job.folder, job.ready.recipe, job.ready.sources, state, job.device, job.mode, job.display)
+    kind = DetectLoop if job.ready.recipe.alternate is None else AlternatingLoop
+    return kind(job.folder, job.ready.recipe, job.ready.sources, state, job.device, job.mode, job.display)
 
 
 def introduce(job: Job) -> list[str]:
@@ -205,6 +194,8 @@ def introduce(job: Job) -> list[str]:
     lines += [f"         left out or cut: {finding}" for finding in findings[:SHOWN]]
     if len(findings) > SHOWN:
         lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
+    if job.ready.recipe.alternate is not None:
+        lines += describe(phase_ends(job.ready.recipe, len(job.ready.sources.train)))
     return lines
 
 

@@ -61,9 +61,10 @@ class Display:
         if self.bar is None and now - self.trained_at < PLAIN_SECONDS and line["step"] != total:
             return
         self.trained_at = now
+        phase = f"  phase {line['phase']}" if "phase" in line else ""
         error = f"train error {line['error']:5.2f}%  " if "error" in line else ""
         self.say(
-            f"step {line['step']:>6}/{total}  epoch {line['epoch']:6.2f}  lr {line['lr']:.4f}  loss {line['loss']:.4f}  "
+            f"step {line['step']:>6}/{total}{phase}  epoch {line['epoch']:6.2f}  lr {line['lr']:.4f}  loss {line['loss']:.4f}  "
             f"{error}{images_per_s:,.{0 if images_per_s >= 10 else 1}f} images/s  {self._left(line['step'], total)}"
         )
 

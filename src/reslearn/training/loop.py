@@ -87,8 +87,7 @@ class Loop:
                     stop.check()
                     started = time.perf_counter()
                     self._step(next(batches))
-                    due = p.step % self.recipe.log.every == 0 or p.step == self.total
-                    if due:
+                    if due := self._log_due():
                         self._collect()
                     self._count(time.perf_counter() - started)
                     if due:
@@ -105,9 +104,14 @@ class Loop:
         """Passes over the training images so far."""
         return self.state.progress.step * self.recipe.batch.size / self.images
 
+    def stretch(self) -> tuple[int, int]:
+        """The present step (from 0) and the number of steps, as the lr's schedule counts them."""
+        return self.state.progress.step, self.total
+
     def _step(self, batch: Batch) -> None:
         p, recipe = self.state.progress, self.recipe
-        p.lr = lr(recipe.schedule, p.step, self.total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
+        step, total = self.stretch()
+        p.lr = lr(recipe.schedule, step, total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
         runtime.seed_step(recipe.seed, p.step, self.draws)
         try:
@@ -182,6 +186,10 @@ class Loop:
                     f"note     {self.metrics} has lost lines since the checkpoint: the report's curves will have a gap"
                 )
             file.truncate(min(there, self.state.progress.metrics_bytes))
+
+    def _log_due(self) -> bool:
+        p = self.state.progress
+        return p.step % self.recipe.log.every == 0 or p.step == self.total
 
     def _log(self) -> None:
         p = self.state.progress

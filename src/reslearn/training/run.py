@@ -21,7 +21,6 @@ from reslearn.training.display import Display
 from reslearn.training.folder import begun, locked, read_facts
 from reslearn.training.loop import Loop
 from reslearn.training.schedule import warmup_steps
-from reslearn.training.state import State
 from reslearn.training.stepper import pick
 from reslearn.training.task import Asked, Job, Ready, Task
 
@@ -166,7 +165,7 @@ def make_loop(job: Job) -> Loop:
     """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
     task = task_of(job.facts)
     saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
-    state = State(task.network(job, fresh=not saved), job.ready.recipe)
+    state = task.make_state(job, task.network(job, fresh=not saved))
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
@@ -233,7 +232,9 @@ def _introduce(job: Job, loop: Loop) -> None:
     if schedule.drops and loop.total <= schedule.drops[0]:
         display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
     if loop.sources.val is None:
-        display.say("note     no image could be held out: too few a class; the final numbers are of the training images")
+        why = "could be held out: too few a class" if recipe.data.val else "is held out (data.val=0)"
+        last = "" if loop.sources.test is not None else "; the final numbers are of the training images"
+        display.say(f"note     no image {why}{last}")
 
 
 def _plain(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,6 +64,10 @@ class State:
         """The network that is evaluated and kept: the average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that can have a velocity, by the names they have in a checkpoint."""
+        return self.model.named_parameters()
+
     def keep_best(self, error: float, loss: float) -> None:
         """Remember the evaluated weights if they are the best so far: lowest held-out error, then lowest loss."""
         p = self.progress
@@ -72,7 +77,7 @@ class State:
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         state = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters():
             velocity = self.optimizer.state[parameter].get("momentum_buffer")
             if velocity is not None:
                 state[f"velocity.{name}"] = velocity
@@ -84,7 +89,7 @@ class State:
         """Take over a checkpoint. Raises UserError naming the first tensor that does not fit the recipe's network."""
         self._fits(self.model.state_dict(), saved.model, where)
         self.model.load_state_dict(saved.model)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters():
             velocity = saved.state.get(f"velocity.{name}")
             if velocity is not None:
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(velocity)

@@ -69,6 +69,10 @@ class Task(Protocol):
         """The run's network. fresh: with the weights that it begins with; else a checkpoint's will be loaded."""
         ...
 
+    def make_state(self, job: Job, network: nn.Module) -> State:
+        """The state of a run before its first step."""
+        ...
+
     def make_loop(self, job: Job, state: State) -> Loop:
         """The loop of a run from its present state on."""
         ...
