@@ -99,8 +99,8 @@ def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[di
     The papers train proposals and regions in turns, which voc-paper-4step does; joint training comes close to it.
     The schedule is that of the joint training in the code that the authors of Faster R-CNN released: lr 0.001, divided by 10 after
     50,000 steps. Otherwise as torchvision has it, and not as then: anchors across the border are trained on, background begins at
-    IoU 0, smooth L1 bends at 1/9 in proposals, and no convolution of VGG is kept unless detector.frozen says so. DRL reports 76.4 mAP
-    with ResNet-101 and 73.2 with VGG-16, trained on VOC 2007 and 2012.
+    IoU 0, smooth L1 bends at 1/9 in proposals, and all of VGG is trained (detector.frozen keeps parts). DRL reports 76.4
+    mAP with ResNet-101 and 73.2 with VGG-16, trained on VOC 2007 and 2012.
     """
     net = net or "resnet101"
     return {
