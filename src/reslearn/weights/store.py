@@ -52,7 +52,7 @@ class Card(BaseModel):
 def described(card: Card) -> nn.Module:
     """The classification network of a card, without weights (on the meta device). Raises UserError."""
     if card.detector is not None:
-        raise UserError("holds a detector, not a classification network: reslearn detect (or reslearn.detect.load_detector) is for it")
+        raise UserError("holds a detector, not a classification network: take reslearn detect, or reslearn.detect.load_detector")
     if card.localizer is not None:
         raise UserError("holds a localizer, not a classification network: reslearn localize takes it")
     check_options(spec(card.net), card.options)
