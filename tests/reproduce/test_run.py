@@ -141,8 +141,8 @@ def test_which_data(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
 def test_which_scale() -> None:
     with pytest.raises(UserError, match="constructed has no scale 'paper': take smoke or small"):
         plan(EXPERIMENTS["constructed"], "paper", Dataset("cifar10"))
-    with pytest.raises(UserError, match="table7 cannot run: detection is not there yet"):
-        plan(EXPERIMENTS["table7"], "small", Dataset("cifar10"))
+    with pytest.raises(UserError, match="table7 has no scale 'paper': take smoke or small"):
+        plan(EXPERIMENTS["table7"], "paper", Dataset("bccd", False))
 
 
 def test_where_one_curve_falls_below_another_for_good() -> None:
@@ -179,7 +179,7 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) == set(EXPERIMENTS)
     assert rows["figure1"]["seconds"] > 10 and rows["figure1"]["state"] == "12 runs"
-    assert rows["table7"]["seconds"] is None and "detection" in rows["table7"]["state"]
+    assert rows["table7"]["seconds"] is None and "no set with boxes called 'bccd'" in rows["table7"]["state"]
     assert not (tmp_path / "reproduction").exists()
 
 
@@ -198,7 +198,7 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
         (["constructed", "--scale", "paper"], "constructed has no scale 'paper': take smoke or small"),
         (["models"], "models needs models to look into: give them with --model"),
         (["table4"], "table4 needs models to look into: give them with --model"),
-        (["table8"], "table8 cannot run: detection is not there yet"),
+        (["table8", "--scale", "paper"], "table8 has no scale 'paper': take smoke or small"),
         (["table1", "--out", __file__], "is a file: give a folder"),
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
     ],
@@ -292,11 +292,10 @@ def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_dat
 
 def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     bad = replace(TINY, name="bad", plans={"small": lambda data: Plan({"a": Training("resnet8", "nowhere")})})
-    absent = replace(TINY, name="absent", plans={}, absent="not yet")
     count = replace(TINY, name="count", plans={"small": lambda data: Plan(measure=lambda *a: Measured([]))})
     for each in [*EXPERIMENTS]:
         monkeypatch.delitem(EXPERIMENTS, each)
-    for each in (absent, bad, count, TINY):
+    for each in (bad, count, TINY):
         monkeypatch.setitem(EXPERIMENTS, each.name, each)
     words = ["reproduce", "--all", "--seeds", "1", "--data", one["data"], "--out", str(one["out"])]
     assert run_cli(monkeypatch, *words) == 2, "one of them could not run"

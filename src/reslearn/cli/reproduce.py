@@ -67,7 +67,7 @@ def reproduce(
         return
     chosen = [experiment(name) for name in names or EXPERIMENTS]
     if every:
-        chosen = [e for e in chosen if not e.absent and scale.value in e.plans and not e.of_given_models]
+        chosen = [e for e in chosen if scale.value in e.plans and not e.of_given_models]
     if (only or models) and len(chosen) > 1:
         raise UserError("--only and --model go with one experiment")
     if models and asked:

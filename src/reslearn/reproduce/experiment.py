@@ -125,7 +125,7 @@ class Plan:
 class Experiment:
     """name: as on the command line. see: what to look for, for a reader who has not read the paper.
 
-    plans: for a scale that is there, a function of the data. data: where it runs by default. absent: why it cannot run yet.
+    plans: for a scale that is there, a function of the data. data: where it runs by default.
     """
 
     name: str
@@ -135,7 +135,6 @@ class Experiment:
     plans: Mapping[Scale, Callable[[Dataset], Plan]] = field(default_factory=dict)
     data: str = "cifar10"
     small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
-    absent: str = ""
     task: str = "classify"  # of its trainings; "detect": its data is a set with boxes
 
     @property

@@ -118,8 +118,6 @@ def _shortcuts_and_depths(data: Dataset, scale: Scale) -> Plan:
     )
 
 
-NEEDS_DETECTION = "detection is not there yet"
-
 EXPERIMENTS = (
     Experiment(
         "table1",
@@ -161,6 +159,4 @@ EXPERIMENTS = (
         data="imagenet",
         small_data=None,
     ),
-    Experiment("table7", "Detection on PASCAL VOC", "DRL, Table 7", "", absent=NEEDS_DETECTION),
-    Experiment("table8", "Detection on COCO", "DRL, Table 8", "", absent=NEEDS_DETECTION),
 )

@@ -39,8 +39,6 @@ def dataset(experiment: Experiment, scale: Scale, asked: str | None) -> Dataset:
 
 def plan(experiment: Experiment, scale: Scale, source: Dataset) -> Plan:
     """The plan at a scale. Raises UserError where there is none."""
-    if experiment.absent:
-        raise UserError(f"{experiment.name} cannot run: {experiment.absent}")
     if scale not in experiment.plans:
         raise UserError(f"{experiment.name} has no scale '{scale}': take {' or '.join(experiment.plans)}")
     return experiment.plans[scale](source)

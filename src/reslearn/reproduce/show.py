@@ -35,7 +35,7 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         return {"state": "needs --model", "seconds": None}
     try:
         if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (asked or scale == "paper"):
-            return {"state": experiment.absent or f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
+            return {"state": f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
         source = dataset(experiment, scale, asked)
         planned = plan(experiment, scale, source)
         if not planned.trainings:
