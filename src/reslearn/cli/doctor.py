@@ -1,20 +1,19 @@
 """doctor: what is wrong with a data set, before it is trained on."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reslearn.cli.doctor_boxes import boxes
+from reslearn.cli.findings import show_findings
 from reslearn.cli.options import Json
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
-    from reslearn.data.diagnosis import Diagnosis, Finding
+    from reslearn.data.diagnosis import Diagnosis
 
-SHOWN = 5  # findings of a kind that are printed; --json has all
 CLASSES = 20  # more classes than this: the range of their sizes only
 
 
@@ -90,29 +89,8 @@ def _print(found: "Diagnosis") -> None:
             typer.echo(f"  {title:<13}" + " ".join(f"{x:.4f}" for x in numbers))
     for i, row in enumerate(found.eigenvectors):
         typer.echo(f"  {'' if i else 'PCA vectors':<13}" + " ".join(f"{x:7.4f}" for x in row))
-    _list("found", [finding for finding in found.findings if finding.fault])
-    _list("notes, which count for nothing", [finding for finding in found.findings if not finding.fault])
-    if found.clean:
-        typer.echo("nothing wrong")
-
-
-def _list(title: str, findings: "list[Finding]") -> None:
     from reslearn.data.diagnosis import KINDS
 
-    by_kind: dict[str, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        by_kind[finding.kind].append(finding)
-    if by_kind:
-        typer.echo(f"{title}:")
-    for kind, some in by_kind.items():
-        row = KINDS[kind]
-        typer.echo(f"  {kind}, {len(some):,}: {row.what}" + (f" (--fix: {row.mended})" if row.mended else ""))
-        for finding in some[:SHOWN]:
-            typer.echo(f"    {_short(finding.names)}" + (f": {finding.detail}" if finding.detail else ""))
-        if len(some) > SHOWN:
-            typer.echo(f"    and {len(some) - SHOWN:,} more, which --json names")
-
-
-def _short(names: tuple[str, ...]) -> str:
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    show_findings(found.findings, KINDS)
+    if found.clean:
+        typer.echo("nothing wrong")

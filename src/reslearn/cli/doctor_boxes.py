@@ -1,17 +1,17 @@
 """doctor for sets with boxes: what it prints."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from reslearn.data.box_doctor import BoxDiagnosis, BoxFinding
+from reslearn.cli.findings import show_findings
 
-SHOWN = 5  # findings of a kind that are printed; --json has all
+if TYPE_CHECKING:
+    from reslearn.data.box_doctor import BoxDiagnosis
+
 CLASSES = 20  # rows of classes that are printed
 
 
@@ -60,8 +60,9 @@ def _print(found: "BoxDiagnosis") -> None:
         typer.echo("  of these     " + ", ".join(f"{n:,} {title}" for title, n in counts if n))
     _table(found)
     _anchors(found)
-    _list("found", [finding for finding in found.findings if finding.fault])
-    _list("notes, which count for nothing", [finding for finding in found.findings if not finding.fault])
+    from reslearn.data.box_doctor import ALL_KINDS
+
+    show_findings(found.findings, ALL_KINDS)
     if found.clean:
         typer.echo("nothing wrong")
 
@@ -100,23 +101,3 @@ def _columns(rows: Sequence[Sequence[str]]) -> None:
             cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         typer.echo("  " + "  ".join(cells))
-
-
-def _list(title: str, findings: "list[BoxFinding]") -> None:
-    from reslearn.data.box_doctor import ALL_KINDS
-
-    by_kind: dict[str, list[BoxFinding]] = defaultdict(list)
-    for finding in findings:
-        by_kind[finding.kind].append(finding)
-    if by_kind:
-        typer.echo(f"{title}:")
-    for kind, some in by_kind.items():
-        row = ALL_KINDS[kind]
-        typer.echo(f"  {kind}, {len(some):,}: {row.what}" + (f" (--fix: {row.mended})" if row.mended else ""))
-        for finding in some[:SHOWN]:
-            names = ", ".join(name if name.isprintable() else repr(name) for name in finding.names[:SHOWN])
-            names += f" and {len(finding.names) - SHOWN:,} more" if len(finding.names) > SHOWN else ""
-            place = "" if finding.index is None else f" object {finding.index}"
-            typer.echo(f"    {names}{place}" + (f": {finding.detail}" if finding.detail else ""))
-        if len(some) > SHOWN:
-            typer.echo(f"    and {len(some) - SHOWN:,} more, which --json names")
