@@ -34,6 +34,7 @@ from reslearn.training.detect_loop import DetectLoop
 from reslearn.training.detect_step import judge
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
+from reslearn.training.precise_bn import settle_trunk
 from reslearn.training.state import State
 from reslearn.training.task import Asked, Job, Ready
 from reslearn.weights.store import Card, load
@@ -166,6 +167,8 @@ def network(job: Job, *, fresh: bool) -> nn.Module:
     if recipe.net.init is not None and fresh:
         body = load(recipe.net.init)
         job.display.say(f"init     starts from the trunk of {recipe.net.init}")
+        if recipe.precise_bn is not None:
+            settle_trunk(body.to(job.device), recipe.precise_bn, recipe, view, job.ready.sources.train, job.display)
     else:
         body = create(recipe.net.name, spec(recipe.net.name).classes, view.channels, **recipe.net.options())
     model = assemble(body, job.ready.data.classes, recipe.detector, view, None)
