@@ -17,6 +17,8 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
 from reslearn.detect.build import assemble, trunk
 from reslearn.detect.detector import Detector
+from reslearn.detect.evaluate import Way
+from reslearn.detect.pictures import save_examples
 from reslearn.detect.store import save_detector
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import detection_metrics
@@ -277,6 +279,9 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
     if state.best and best is None:
         save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]
-    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, held[shown].split.images, seen), shown
+    images = held[shown].split.images
+    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, images, seen), shown
+    assert isinstance(state.evaluated, Detector)
+    result["examples"] = save_examples(loop.folder, Way((state.evaluated.eval(),)), images)
     write_text(loop.folder / "result.json", json.dumps(result, indent=1))
     return result
