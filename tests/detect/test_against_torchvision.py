@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
 
 from detect.small import pictures, target
 from reslearn.detect import create_detector
-from reslearn.detect.trunk import freeze_batch_norm, settle_batch_norm
+from reslearn.detect.trunk import FixedBatchNorm, freeze_batch_norm, settle_batch_norm
 from small_nets import batch, network
 
 
@@ -59,6 +60,29 @@ def test_frozen_batch_norm_is_the_same_function_and_stays_it() -> None:
         net.train()(x * 9)
         torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_frozen_batch_norm_is_torchvisions_forward_and_backward_in_its_inputs_type(precision: str) -> None:
+    torch.manual_seed(0)
+    theirs, mine = FrozenBatchNorm2d(16), FixedBatchNorm(16)
+    for buffer in theirs.buffers():
+        nn.init.uniform_(buffer, 0.5, 2)
+    mine.load_state_dict(theirs.state_dict())
+    x, kind = torch.randn(2, 16, 5, 6), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    x = x.to(memory_format=torch.channels_last).to(kind)
+    outputs, gradients = [], []
+    for layer in (theirs, mine):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            y = layer(leaf)
+        (y * torch.arange(y.numel()).reshape(y.shape).sin()).sum().backward()
+        outputs.append(y)
+        gradients.append(leaf.grad)
+    limit = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 2**-7, "atol": 2**-7}
+    torch.testing.assert_close(outputs[1], outputs[0].to(kind), **limit)
+    torch.testing.assert_close(gradients[1], gradients[0], **limit)
+    assert outputs[1].dtype == gradients[1].dtype == kind and outputs[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_settled_statistics_are_averages_over_all_batches() -> None:

@@ -194,13 +194,10 @@ class _Knowing(torch.nn.Module):
         self.answers = iter([source[i][1] for i in range(len(source))])
         self.shift = shift
 
-    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def judge(self, images: object, targets: object) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
         target = next(self.answers)
         masks = target["masks"].roll(self.shift, 2)[:, None].float()
-        return [{**target, "scores": torch.ones(len(masks)), "masks": masks}]
-
-    def losses(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {"loss_mask": torch.tensor(1.0)}
+        return [{**target, "scores": torch.ones(len(masks)), "masks": masks}], {"loss_mask": torch.tensor(1.0)}
 
 
 def test_held_out_objects_without_a_mask_are_refused_before_training(pasted: Path, tmp_path: Path) -> None:
