@@ -60,6 +60,18 @@ class Detector(GeneralizedRCNN):
         with self._asked_for_losses():
             return self(images, targets)
 
+    def judge(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """What a call in evaluation mode finds, and `losses`: both of one look at the images."""
+        scaled, scaled_targets = self.transform(images, targets)
+        features = self.backbone(scaled.tensors)
+        proposals, _ = self.rpn(scaled, features)
+        found, _ = self.roi_heads(features, proposals, scaled.image_sizes)
+        found = self.transform.postprocess(found, scaled.image_sizes, [(x.shape[-2], x.shape[-1]) for x in images])
+        with self._asked_for_losses():
+            proposals, losses = self.rpn(scaled, features, scaled_targets)
+            _, more = self.roi_heads(features, proposals, scaled.image_sizes, scaled_targets)
+        return found, more | losses
+
     def proposal_losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Those that the region proposal network learns from, in training mode, and no others; regions are not looked at."""
         scaled, scaled_targets = self.transform(images, targets)

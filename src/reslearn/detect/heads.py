@@ -1,5 +1,7 @@
 """Regions are proposed; what happens to each: pooled, described by the net's layers, judged (class, box, mask)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,25 @@ from reslearn.detect.trunk import LastStage
 
 Features = dict[str, Tensor]
 Shape = tuple[int, int]
+
+
+@contextmanager
+def own_pooling() -> Iterator[None]:
+    """RoIAlign stays torchvision's kernel where determinism is asked for as far as it goes (warn_only), as runs on a GPU do.
+
+    torchvision would take a version in Python instead, compiled on the spot, whose backward pass sorts every sample of every
+    region and channel (hundreds of millions a step) and which, for masks, holds an image for every pooled pixel. The kernel's
+    backward pass adds in no fixed order: a detector's steps on a GPU are repeatable up to rounding. On a CPU nothing differs.
+    """
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        yield
+        return
+    asked = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=True)
 
 
 class Pool(nn.Module):
@@ -94,7 +115,8 @@ class Heads(RoIHeads):
         if self.context:
             whole = [each.new_tensor([[0, 0, width, height]]) for each, (height, width) in zip(boxes, shapes, strict=True)]
             boxes = [torch.cat(pair) for pair in zip(boxes, whole, strict=True)]
-        pooled, maps = self.box_roi_pool(features, boxes, shapes), None
+        with own_pooling():
+            pooled, maps = self.box_roi_pool(features, boxes, shapes), None
         if isinstance(self.box_head, LastStage):
             maps = self.box_head.maps(pooled)
             found = self.box_head.flat(maps)
@@ -114,7 +136,8 @@ class Heads(RoIHeads):
 
     def mask_logits(self, features: Features, boxes: list[Tensor], shapes: list[Shape]) -> Tensor:
         """(R, K + 1, 28, 28), or 14 x 14 on a shared last stage."""
-        pooled = self.mask_roi_pool(features, boxes, shapes) if self.mask_roi_pool else self.box_roi_pool(features, boxes, shapes)
+        with own_pooling():
+            pooled = (self.mask_roi_pool or self.box_roi_pool)(features, boxes, shapes)
         head = self.mask_head or self.box_head.maps
         return self.mask_predictor(head(pooled)).float()  # type: ignore[operator]
 
@@ -161,7 +184,8 @@ class Heads(RoIHeads):
             else:
                 logits = self.mask_logits(features, boxes, shapes)
             masks, classes = ([target[key] for target in targets] for key in ("masks", "labels"))
-            losses["loss_mask"] = maskrcnn_loss(logits, boxes, masks, classes, which)
+            with own_pooling():  # the masks are pooled to what the head gives
+                losses["loss_mask"] = maskrcnn_loss(logits, boxes, masks, classes, which)
         return losses
 
     def select(self, scores: Tensor, boxes: Tensor, shape: Shape, *, vote: bool = False) -> dict[str, Tensor]:

@@ -7,9 +7,12 @@ are shared, pool5 is dropped, and the fully connected layers run on every region
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import VGG
 from torchvision.ops import FrozenBatchNorm2d
@@ -130,12 +133,35 @@ def stages_of(net: nn.Module) -> ResNet:
     return net
 
 
+class FixedBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, (N, C, H, W) -> the same, in one operation each way, which keeps the type of its input and keeps no map.
+
+    torchvision's multiplies and adds in float32, so that in bf16 every map after it takes twice the memory and the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Fixed.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[return-value]
+
+
+class _Fixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(torch.zeros_like(mean), variance, gamma)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, gamma, beta, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return F.batch_norm(grads[0], *ctx.saved_tensors, eps=ctx.eps), None, None, None, None, None  # the map without its shift
+
+
 def freeze_batch_norm(net: nn.Module) -> None:
     """Make every BN of a net the affine map of its statistics, for good (DRL appendix A). The names of its state stay."""
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(child.weight.device)
+                fixed = FixedBatchNorm(child.num_features, child.eps).to(child.weight.device)
                 state = {key: tensor for key, tensor in child.state_dict().items() if key != "num_batches_tracked"}
                 fixed.load_state_dict(state, assign=True)
                 setattr(module, name, fixed)
@@ -145,7 +171,8 @@ def freeze_batch_norm(net: nn.Module) -> None:
 def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace a net's BN statistics by their averages over batches of images (N, C, H, W), the net's normalised input.
 
-    The authors computed them on the training set after pre-training (DRL appendix A). Call it before create_detector freezes them.
+    "After pre-training, we compute the BN statistics for each layer on the training set" (DRL appendix A): call it before
+    create_detector freezes them, where the training of the net has not done so (its recipe's precise_bn).
     """
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     before = [(layer.momentum, layer.training) for layer in layers]

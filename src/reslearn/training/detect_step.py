@@ -45,21 +45,28 @@ class DetectStepper:
 
     def prepare(self, step: int) -> BoxBatch:
         epochs, indices = self.order[step]
-        return BoxBatch(epochs, indices, *self.source.train_batch(Draws(self.seed, epochs, indices)))
+        images, targets = self.source.train_batch(Draws(self.seed, epochs, indices))
+        if self.device.type == "cuda":  # where the GPU can fetch them while the host goes on
+            images = [image.pin_memory() for image in images]
+            targets = [{key: value.pin_memory() for key, value in target.items()} for target in targets]
+        return BoxBatch(epochs, indices, images, targets)
 
     def __call__(self, batch: BoxBatch, progress: Progress) -> None:
         self.state.optimizer.zero_grad(set_to_none=True)
-        n, sums = len(batch.images), dict[str, float]()
+        n, names, parts, shares = len(batch.images), tuple[str, ...](), list[Tensor](), list[float]()
         for start in range(0, n, self.micro):
             images, targets = batch.images[start : start + self.micro], batch.targets[start : start + self.micro]
             with self.autocast:
                 losses = self.losses(*on(self.device, images, targets))
-            share = len(images) / n
-            (torch.stack(list(losses.values())).sum() * share).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item() * share
+            names, each, share = tuple(losses), torch.stack(list(losses.values())), len(images) / n
+            (each.sum() * share).backward()
+            parts.append(each.detach())
+            shares.append(share)
         trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        *values, norm = torch.cat([*parts, norm[None]]).tolist()  # the only wait for the device
+        table = np.reshape(values, (len(shares), -1)) * np.array(shares)[:, None]
+        sums = dict(zip(names, table.sum(0).tolist(), strict=True))
         loss = sum(sums.values())
         if not np.isfinite(loss + norm):
             raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
@@ -81,8 +88,9 @@ class DetectStepper:
 
 def on(device: torch.device, images: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], list[Target]]:
     """The same on a device."""
-    moved = [{key: value.to(device) for key, value in target.items()} for target in targets]
-    return [image.to(device) for image in images], moved
+    how = {"device": device, "non_blocking": device.type == "cuda"}
+    moved = [{key: value.to(**how) for key, value in target.items()} for target in targets]
+    return [image.to(**how) for image in images], moved
 
 
 class Judged(NamedTuple):
@@ -101,22 +109,23 @@ def judge(model: Detector, source: Boxed, precision: str, seed: int, progress: C
     device = next(model.parameters()).device
     boxes, sums = list[dict[str, Tensor]](), dict[str, float]()
 
-    def found() -> Iterator[dict[str, Tensor]]:
+    def looks() -> Iterator[dict[str, Tensor]]:
         for i in range(len(source)):
             image, target = source[i]
             with torch.no_grad(), autocast(precision, device):
                 images, targets = on(device, [image], [target])
-                raw = {key: value.float() if key == "scores" else value for key, value in model(images)[0].items()}
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(integer(seed, 0x7A1, i))
-                    for name, value in model.losses(images, targets).items():
-                        sums[name] = sums.get(name, 0.0) + value.item()
+                    (found,), losses = model.judge(images, targets)
+            raw = {key: value.float() if key == "scores" else value for key, value in found.items()}
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
             boxes.append({key: value.cpu() for key, value in raw.items() if key != "masks"})
             progress(i + 1)
             yield raw
 
     model.eval()
-    truth, classes, each = [image.objects for image in source.split.images], source.split.classes, found()
+    truth, classes, each = [image.objects for image in source.split.images], source.split.classes, looks()
     masks = match(truth, each, classes, masks=True) if source.masks else None  # image by image: masks are large
     for _ in each:
         pass
