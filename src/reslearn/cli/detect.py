@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, whole_numbers
+from reslearn.cli.options import Device, Json, one_process, several_ranks, whole_numbers
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testin
 
 
 @app.callback()
-def _group() -> None:
+def _group(context: typer.Context) -> None:
     """Detectors trained, tested, compared and used."""
+    if several_ranks() and context.invoked_subcommand != "train":
+        raise one_process(f"detect {context.invoked_subcommand}")
 
 
 @app.command(no_args_is_help=True)

@@ -171,7 +171,8 @@ def freeze_batch_norm(net: nn.Module) -> None:
 def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace a net's BN statistics by their averages over batches of images (N, C, H, W), the net's normalised input.
 
-    The authors computed them on the training set after pre-training (DRL appendix A). Call it before create_detector freezes them.
+    "After pre-training, we compute the BN statistics for each layer on the training set" (DRL appendix A): call it before
+    create_detector freezes them, where the training of the net has not done so (its recipe's precise_bn).
     """
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     before = [(layer.momentum, layer.training) for layer in layers]

@@ -85,8 +85,6 @@ class Sources:
 
 
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
-    if ranks.asked() > 1:
-        raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
@@ -95,6 +93,7 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
     recipe, chose = resolve(data.to_train(train), asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
+    ranks.check(recipe)
     if recipe.net.init is not None:
         same_net(recipe)
         chose.append("normalisation: that of the model it starts from")
@@ -151,6 +150,7 @@ def _with_masks(name: str, split: BoxSet) -> None:
 
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
     recipe: DetectRecipe = validate(facts["recipe"], str(folder / "recipe.json"), DetectRecipe)
+    ranks.check(recipe)
     data = open_set(facts["source"], recipe.data.train, recipe.data.bad)
     sources, _ = _sources(data, recipe, facts["preprocessing"]["channels"])
     if _describe(data, sources)["fingerprint"] != facts["data"]["fingerprint"]:
@@ -263,7 +263,8 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
         model = network(job, fresh=False)
         model.load_state_dict(state.best)
         best = numbers(model)[0]
-        save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
+        if ranks.first():
+            save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,
@@ -276,6 +277,8 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     }
     if state.best:
         result["best"] = {"step": p.best_step, **(best or last)}
+    if not ranks.first():
+        return result
     save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
     if state.best and best is None:
         save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from reslearn.data.draws import Order, view_seed
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.trunk import settle_batch_norm
 from reslearn.recipes.detection import DetectRecipe
-from reslearn.training import runtime
+from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
 
@@ -75,4 +75,5 @@ def settle_trunk(net: nn.Module, images: int, recipe: DetectRecipe, view: Prepro
             display.progress("averaging BN", min(done + TOGETHER, images), images)
 
     settle_batch_norm(net, batches())
+    ranks.average([buffer for buffer in net.buffers() if buffer.is_floating_point()])  # the same on all, bit for bit
     display.say(f"         its BN statistics are averages over {images} training images")
