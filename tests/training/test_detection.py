@@ -18,7 +18,7 @@ from reslearn.data.boxed import pixels
 from reslearn.data.draws import Order
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import load_detector
-from reslearn.training import Run, resume, train
+from reslearn.training import Run, ranks, resume, train
 from reslearn.training.detection import begin
 from reslearn.training.display import Display
 from reslearn.training.task import Asked, Ready
@@ -234,21 +234,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_several_ranks_are_refused(shapes: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
-    code = f"""
-import os
-from reslearn.training import ranks, train
-from reslearn import UserError
-ranks.asked = lambda: 2
-from reslearn.training import run
-from reslearn.training.task import Asked
-import torch
-from reslearn.training.display import Display
-try:
-    run.TASKS["detect"].begin(Asked({str(shapes)!r}, "resnet8", None, (), None, None), torch.device("cpu"), Display(True))
-except UserError as error:
-    print(error)
-"""
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
-    assert "without torchrun" in said
+def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):
+        ready(shapes, None, "batch.size=3")
