@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reslearn.cli.detect import BadBoxes
 from reslearn.cli.options import Device, Json
 from reslearn.errors import UserError
 
@@ -24,7 +25,9 @@ def crops(
     per_class: Annotated[int, typer.Option("--per-class", min=1, help="Windows of each class for training.")] = 600,
     tested: Annotated[int, typer.Option("--tested", min=1, help="At most so many of each class to test on, one an object.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    bad_boxes: Annotated[str, typer.Option("--bad-boxes", help="fail, or drop unsound boxes.")] = "fail",
+    bad_boxes: Annotated[
+        BadBoxes, typer.Option("--bad-boxes", help="Objects that are unsound: stop, or leave them out.")
+    ] = BadBoxes.fail,
 ) -> None:
     """Cut images of one object each out of annotated ones: a set for localize, and for train as well (CLASS folders).
 
@@ -34,7 +37,7 @@ def crops(
     """
     from reslearn.localize.crops import cut_out
 
-    counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes)  # type: ignore[arg-type]
+    counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
     for split, of in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
     typer.echo(f"wrote {out}")

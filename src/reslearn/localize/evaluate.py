@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from reslearn.data.annotated import open_boxes
 from reslearn.data.boxes import BoxSet
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.stream import ahead
@@ -18,6 +17,7 @@ from reslearn.evaluation.metrics import interval
 from reslearn.evaluation.views import of_one_size
 from reslearn.localize.error import localization_errors
 from reslearn.localize.net import Localizer, load_localizer
+from reslearn.localize.sets import open_to_test
 from reslearn.localize.views import Single, of_one_kind, view_of
 from reslearn.weights.store import Card, load
 
@@ -113,7 +113,7 @@ def evaluate(
     if isinstance(data, BoxSet):
         chosen, used = data, split or data.name
     else:
-        used, chosen = _open(data, split, model.classes)
+        used, chosen = open_to_test(data, model.classes, split)
     look = model.card.preprocessing
     if wrong := [scale for scale in scales if not min(look.size) <= scale <= 4096]:
         raise UserError(f"scale {wrong[0]}: must be from {min(look.size)} (what the model sees) to 4096 px")
@@ -128,12 +128,6 @@ def evaluate(
         scores, boxes = predict(model, chosen, seen, progress)
         result[name] = errors(scores if said is None else said, boxes, truth, model.classes)
     return result
-
-
-def _open(data: str | Path, split: str | None, classes: tuple[str, ...]) -> tuple[str, BoxSet]:
-    sets = open_boxes(data, classes=classes, only=None if split is None else (split,))
-    name = split or next(name for name in ("test", "val", *sets) if name in sets)
-    return name, sets[name]
 
 
 def errors(scores: np.ndarray, boxes: np.ndarray, truth: Single, classes: Sequence[str]) -> dict[str, Any]:
@@ -153,3 +147,9 @@ def errors(scores: np.ndarray, boxes: np.ndarray, truth: Single, classes: Sequen
         for name, each in zip(classes, of, strict=True)
     ]
     return found
+
+
+def in_words(numbers: dict[str, Any], n: int) -> str:
+    """One view's error with the true class given, and its interval."""
+    low, high = numbers["true_class"]["interval"]
+    return f"{numbers['true_class']['error']:.2f}%  (95% interval {low:.2f} to {high:.2f}, n={n:,})"
