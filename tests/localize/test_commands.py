@@ -14,7 +14,8 @@ from reslearn import UserError, cli
 from reslearn.data.annotated import open_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.localize import create_localizer, load_localizer
-from reslearn.localize.evaluate import errors, evaluate, predict
+from reslearn.localize.evaluate import errors, evaluate
+from reslearn.localize.predict import predict
 from reslearn.localize.train import Examples, make_plan
 from reslearn.localize.views import Single, of_one_kind, view_of
 from reslearn.weights.store import Card
@@ -86,14 +87,14 @@ def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> N
             shared = max(0, min(a2, x2) - max(a1, x1)) * max(0, min(b2, y2) - max(b1, y1))
             good = shared / ((a2 - a1) * (b2 - b1) + (x2 - x1) * (y2 - y1) - shared) >= 0.5
             wrong[:, i] = not good, not good or scores[i, label] < scores[i, 1 - label]
-        numbers = errors(scores, boxes, truth, model.classes)
+        numbers = errors(np.argsort(-scores, axis=1), boxes, truth, model.classes)
         assert [numbers["true_class"]["error"], numbers["top1"]["error"]] == pytest.approx((100 * wrong.mean(axis=1)).tolist())
 
 
 def test_five_guesses_where_there_are_more_classes() -> None:
-    scores = np.tile(np.arange(7.0), (2, 1))  # 6, 5, 4, 3, 2 are guessed
+    order = np.tile(np.arange(6, -1, -1), (2, 1))  # 6, 5, 4, 3, 2 are guessed
     boxes = np.tile([0.0, 0, 1, 1], (2, 7, 1))
-    found = errors(scores, boxes, Single(np.array([2, 1]), (boxes[0, :1], boxes[0, :1])), "abcdefg")
+    found = errors(order, boxes, Single(np.array([2, 1]), (boxes[0, :1], boxes[0, :1])), "abcdefg")
     assert [found[key]["error"] for key in ("true_class", "top1", "top5", "classification")] == [0, 100, 50, 100]
     assert found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0} and found["per_class"][0]["error"] is None
 

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from reslearn.data.stream import ahead
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import Diverged, Interrupted, UserError
 from reslearn.files import write_text, writing
-from reslearn.localize.evaluate import Progress
+from reslearn.localize.predict import Progress
 from reslearn.localize.sets import open_to_train
 from reslearn.nets import fused
 from reslearn.recipes.recipe import Optimizer, Schedule, Section
@@ -75,8 +74,10 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder} is there already: give a new folder with --out, or go on with --resume {folder}")
 
 
-def begin(folder: Path, facts: dict[str, Any], model: nn.Module, card: Card, **arrays: np.ndarray) -> None:
-    """A new run's folder, whole or not there: localize.json, the arrays, and what the network is before the first step.
+def begin(
+    folder: Path, facts: dict[str, Any], model: nn.Module, card: Card, more: Callable[[Path], object] = lambda path: None
+) -> None:
+    """A new run's folder, whole or not there: localize.json, what the network is before the first step, and what more(path) writes.
 
     So a resumed run needs nothing of what it was begun with but its images.
     """
@@ -87,8 +88,7 @@ def begin(folder: Path, facts: dict[str, Any], model: nn.Module, card: Card, **a
         try:
             partial.mkdir(parents=True)
             checkpoint.save(partial / "checkpoints", 0, checkpoint.Checkpoint(model.state_dict(), {}, {"step": 0, "log": []}, {}))
-            for name, array in arrays.items():
-                np.save(partial / f"{name}.npy", array)
+            more(partial)
             write_text(partial / "localize.json", json.dumps(facts, indent=1))
             partial.rename(folder)
         finally:

@@ -17,9 +17,10 @@ from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos
 from reslearn.errors import UserError
 from reslearn.localize import run
-from reslearn.localize.evaluate import Progress, evaluate, in_words
+from reslearn.localize.evaluate import evaluate, in_words
 from reslearn.localize.examples import losses
 from reslearn.localize.net import Localizer, Settings, create_localizer, described, flat, save_localizer
+from reslearn.localize.predict import Progress
 from reslearn.localize.run import Say, begin, check_new, go_on, read_facts, reopened
 from reslearn.localize.sets import open_to_train
 from reslearn.localize.views import draws_of, of_one_kind, training_crop
@@ -67,32 +68,39 @@ def make_plan(values: dict[str, Any]) -> Plan:
     return plan
 
 
-class Examples:
-    """Batches of crops of a set's images, each a pure function of (seed, step)."""
+class Images:
+    """The pixels of a set's images, uint8 (H, W, 3), by place; decoded once where they are few."""
 
-    def __init__(self, data: BoxSet, plan: Plan) -> None:
-        self.data, self.plan, self.single = data, plan, of_one_kind(data)
-        self.order = Order(plan.seed, len(data), plan.batch)
-        self.draws = view_seed(plan.seed)
+    def __init__(self, data: BoxSet) -> None:
+        self.data = data
         small = sum(image.height * image.width * 3 for image in data.images) <= KEPT
         self.kept: dict[int, np.ndarray] | None = {} if small else None
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def image(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:
         if self.kept is None:
             return self.data.images[i].pixels()
         if i not in self.kept:
             self.kept[i] = self.data.images[i].pixels()
         return self.kept[i]
 
+
+class Examples:
+    """Batches of crops of a set's images, each a pure function of (seed, step)."""
+
+    def __init__(self, data: BoxSet, plan: Plan) -> None:
+        self.data, self.plan, self.single = data, plan, of_one_kind(data)
+        self.images, self.order = Images(data), Order(plan.seed, len(data), plan.batch)
+        self.draws = view_seed(plan.seed)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
     def crops(self, epochs: torch.Tensor, indices: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
         """Crops uint8 (size, size, 3), with their boxes (M, 4)."""
         size, jitter = (self.plan.size, self.plan.size), self.plan.jitter
         drawn = draws_of(self.draws, epochs, indices)
         return [
-            training_crop(self.image(i), self.single.boxes[i], size, jitter, d)
+            training_crop(self.images[i], self.single.boxes[i], size, jitter, d)
             for i, d in zip(indices.tolist(), drawn, strict=True)
         ]
 
@@ -153,18 +161,25 @@ class Boxes(Examples):
 
     def finish(self, model: nn.Module, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
         assert isinstance(model, Localizer)
-        result: dict[str, Any] = {}
-        for name in ("val", "test"):
-            if name in self.sets:
-                result[name] = evaluate(model, self.sets[name], split=name, progress=progress)
-                error = in_words(result[name]["1-crop"], result[name]["n"])
-                say(f"result   {name} localization error, true class given, 1 crop: {error}")
-        views = ("1-crop", "dense")
-        metrics = {name: {view: each[view]["true_class"]["error"] for view in views} for name, each in result.items()}
-        data = {"name": self.data.name, "fingerprint": self.data.fingerprint()}
-        update = {"recipe": self.plan.model_dump(mode="json"), "metrics": metrics, "data": data}
-        save_localizer(model, folder / "model.safetensors", model.card.model_copy(update=update))
-        return result
+        return finish(model, self.sets, self.plan, folder, progress, say)
+
+
+def finish(model: Localizer, sets: dict[str, BoxSet], plan: run.Plan, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
+    """Test a localizer on the splits to test on and write FOLDER/model.safetensors. Returns the numbers by split."""
+    result: dict[str, Any] = {}
+    names = {"1-crop": "1 crop", "dense": "dense", "refined": "refined"}
+    for split in ("val", "test"):
+        if split not in sets:
+            continue
+        result[split] = found = evaluate(model, sets[split], split=split, progress=progress)
+        for view in ("dense", "refined") if "refined" in found else ("1-crop",):
+            error = in_words(found[view], found["n"])
+            say(f"result   {split} localization error, true class given, {names[view]}: {error}")
+    metrics = {split: {view: each[view]["true_class"]["error"] for view in names if view in each} for split, each in result.items()}
+    data = {"name": sets["train"].name, "fingerprint": sets["train"].fingerprint()}
+    update = {"recipe": plan.model_dump(mode="json"), "metrics": metrics, "data": data}
+    save_localizer(model, folder / "model.safetensors", model.card.model_copy(update=update))
+    return result
 
 
 def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
