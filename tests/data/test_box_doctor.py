@@ -113,6 +113,36 @@ def test_every_planted_fault_is_found_and_mended(
         assert again.findings == () and 9 <= sum(again.images.values()) <= 10
 
 
+def test_all_lists_of_voc_are_copied_with_the_images_that_are_kept(tmp_path: Path) -> None:
+    """A leak's image, which stays in test, leaves trainval; lists by class keep their second column."""
+    root = clean_voc(tmp_path / "set")
+    voc(root, {name: voc_xml(CAT, DOG) for name in ("t0", "t1", "t2")}, "test")
+    for seed in range(3):
+        photo(40 + seed, (40, 60)).save(root / "JPEGImages" / f"t{seed}.jpg", quality=95)
+    main, copy = root / "ImageSets" / "Main", tmp_path / "copy" / "ImageSets" / "Main"
+    (main / "trainval.txt").write_text("".join(f"{name}\n" for name in ["v0", *NAMES, "v1", "v2", "v3", "t1"]))
+    (main / "everything.txt").write_text("".join(f"{name}\n" for name in ["t0", "t1", "t2", *NAMES, "v0", "v1", "v2", "v3"]))
+    (main / "some.txt").write_text("a0\nv1\nt2\n")
+    (main / "cat_trainval.txt").write_text("".join(f"{name} {k % 3 - 1:2d}\n" for k, name in enumerate(["v0", "v1", "t1", *NAMES])))
+    (main / "later.txt").write_text("a1\nelsewhere\n")
+    listed("t1", "train")(root)
+    image("a0.jpg", JPEG[: len(JPEG) * 3 // 4])(root)
+    copied("t0.jpg", "v1.jpg")(root)
+    found = examine_boxes(root)
+    kinds = [(one.kind, one.names, one.detail) for one in found.findings if one.kind not in ("truncated", "leak")]
+    assert kinds == [("list of others", ("ImageSets/Main/later.txt",), "1 of 2 images")]
+    mend_boxes(found, root, tmp_path / "copy")
+    texts = {path.stem: path.read_text().splitlines() for path in copy.iterdir()}
+    rest = ["a1", "a2", "a3", "a4", "a5"]
+    assert texts == {
+        "train": rest, "val": ["v0", "v2", "v3"], "test": ["t0", "t1", "t2"], "trainval": ["v0", *rest, "v2", "v3"],
+        "everything": ["t0", "t1", "t2", *rest, "v0", "v2", "v3"], "some": ["t2"], "later": ["a1"],
+        "cat_trainval": ["v0 -1", "a1  0", "a2  1", "a3 -1", "a4  0", "a5  1"],
+    }  # fmt: skip
+    again = open_boxes(tmp_path / "copy", only=["trainval", "everything"])
+    assert [len(one) for one in again.values()] == [8, 11] and examine_boxes(tmp_path / "copy").findings == ()
+
+
 def summary(found: BoxDiagnosis) -> dict[str, Any]:
     aside = ("name", "bytes", "mean", "std")
     return {key: value for key, value in found.as_json().items() if key not in aside}

@@ -18,6 +18,7 @@ from reslearn.data.folder import Entry
 from reslearn.data.images import suffix_for
 from reslearn.data.look import Look, look_at_file
 from reslearn.data.stream import Progress
+from reslearn.data.voc import lists, splits
 from reslearn.errors import UserError
 
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
@@ -51,6 +52,7 @@ BOX_KINDS = {
     "class missing": Kind(True, "a class without objects in a split: its AP is not measured"),
     "class not in train": Kind(True, "there is nothing to learn it from"),
     "no objects": Kind(True, "a split without any object"),
+    "list of others": Kind(False, "VOC lists with images of none of train, val and test, which alone are examined", OUT),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
     "two classes": Kind(False, f"boxes of two classes with an IoU of {SAME:g} or more: perhaps one object"),
@@ -172,7 +174,7 @@ def examine_boxes(
             findings.append(BoxFinding(found.kind, tuple(dict.fromkeys(found.names)), found.detail))
     for split, image in places:
         findings += _nearly_one(image, sets[split].classes)
-    findings += _balance(sets)
+    findings += [*_balance(sets), *_others(root, sets)]
     order = list(ALL_KINDS)
     mean, std, *_ = statistics(colours, grey)
     height, width, aspect = spans([seen.size for seen in looks if seen.pixels])
@@ -260,6 +262,17 @@ def _balance(sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
         if there[most] >= IMBALANCE * there[least]:
             detail = f"{first} has {there[most]:,} of {most}, {there[least]:,} of {least}"
             yield BoxFinding("imbalance", (most, least), detail)
+
+
+def _others(root: Path, sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
+    """Lists with images that no split has."""
+    if not (root / "Annotations").is_dir():
+        return
+    every = {name: {image for image, _ in lines} for name, lines in lists(root).items()}
+    seen = {image for split in sets for image in every.get(split, ())}
+    for name in splits(root):
+        if more := every[name] - seen:
+            yield BoxFinding("list of others", (f"ImageSets/Main/{name}.txt",), f"{len(more):,} of {len(every[name]):,} images")
 
 
 def _by_size(areas: np.ndarray) -> dict[str, int]:

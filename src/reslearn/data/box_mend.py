@@ -13,7 +13,7 @@ from reslearn.data.box_doctor import BoxDiagnosis
 from reslearn.data.boxes import BoxImage, Finding
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
-from reslearn.data.voc import parse_xml
+from reslearn.data.voc import lists, parse_xml
 from reslearn.errors import UserError
 from reslearn.files import writing
 
@@ -30,8 +30,9 @@ def mend_boxes(
 ) -> None:
     """Copy what is worth keeping of the examined set `data` to a new folder, whole or not at all.
 
-    VOC stays VOC and COCO stays COCO, with every field that is not at fault. Images that cannot be used and further copies of
-    one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError where that cannot be.
+    VOC stays VOC, with all of its lists, and COCO stays COCO, with every field that is not at fault. Images that cannot be used and
+    further copies of one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError
+    where that cannot be.
     """
     check_folder(target)
     root = Path(data).expanduser()
@@ -56,6 +57,8 @@ def mend_boxes(
                 shutil.copy2(image.path, name)
                 done += 1
                 progress("copying", done, total)
+        if (root / "ImageSets" / "Main").is_dir() and (fresh / "ImageSets" / "Main").is_dir():
+            _other_lists(root, fresh, diagnosis)
         again = fresh / f"{root.stem}.json" if root.is_file() else fresh
         left = [finding for one in survey(again).values() for finding in one.findings if finding.level != "note"]
         if left:
@@ -82,6 +85,25 @@ def _voc(
                 _cut(element, tree)
         (fresh / file).write_bytes(tostring(tree, encoding="utf-8") + b"\n")
     return [fresh / "JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
+
+
+def _other_lists(root: Path, fresh: Path, diagnosis: BoxDiagnosis) -> None:
+    """Write the lists beside the splits', such as trainval and those by class, of the images that are kept.
+
+    Of a split that it holds whole, a list loses what the split loses: an image that stays in test alone is no longer in trainval.
+    """
+    every = lists(root)
+    listed = {split: {image for image, _ in every[split]} for split in diagnosis.kept if split in every}
+    kept = {split: {image.name for image in diagnosis.kept[split]} for split in listed}
+    for name, lines in every.items():
+        if name in listed:
+            continue
+        held = [split for split in listed if listed[split] <= {image for image, _ in lines}]
+        lost = {image for split in held for image in listed[split]} - {image for split in held for image in kept[split]}
+        some = set().union(*kept.values()) - lost
+        text = "".join(f"{line}\n" for image, line in lines if image in some)
+        if text:
+            (fresh / "ImageSets" / "Main" / f"{name}.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _cut(element: Element, tree: Element) -> None:
