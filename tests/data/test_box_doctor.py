@@ -14,7 +14,7 @@ from boxed import annotation, coco, voc, voc_object, voc_xml
 from planting import encoded, photo
 from reslearn.data.annotated import holds_boxes, open_boxes, survey
 from reslearn.data.box_doctor import ALL_KINDS, BoxDiagnosis, examine_boxes, parse_size
-from reslearn.data.box_mend import mend_boxes
+from reslearn.data.box_mend import counts, mend_boxes
 from reslearn.errors import UserError
 
 CAT, DOG = voc_object((5, 6, 24, 30)), voc_object((30, 5, 55, 35), "dog")
@@ -208,9 +208,18 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     train = open_boxes(tmp_path / "copy")["train"]
     assert sum(len(one.objects) for one in train.images) == 12
     assert [50, 30, 60, 40] in np.concatenate([one.objects.boxes for one in train.images]).tolist()
+    assert counts(root) == (7, 28) and counts(tmp_path / "copy") == (4, 22)
     copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
     assert [one["id"] for one in copied["images"]] == [1, 2] and copied["annotations"][-1] == document["annotations"][-2]
     assert [one["id"] for one in copied["categories"]] == [7, 3]
+
+
+def test_what_the_files_name_is_counted_whether_it_can_be_read_or_not(tmp_path: Path) -> None:
+    root = clean_voc(tmp_path / "set")
+    for plant in (VOC["image gone"][0], VOC["listed twice"][0], xml("v0", voc_xml(CAT, voc_object((9, 9, 9, 20)), DOG))):
+        plant(root)
+    assert counts(root) == (10, 21)
+    assert counts(mend_boxes(examine_boxes(root), root, tmp_path / "copy")) == (9, 18)
 
 
 def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
@@ -221,7 +230,7 @@ def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
         photo(i, (40, 60)).save(path.parent / f"{name}.jpg")
     found = examine_boxes(path)
     assert [(one.kind, one.index) for one in found.findings] == [("no area", 6)]
-    mend_boxes(found, path, tmp_path / "copy")
+    assert counts(path) == (2, 7) and counts(mend_boxes(found, path, tmp_path / "copy")) == (2, 6)
     assert sorted(one.name for one in (tmp_path / "copy").iterdir()) == ["a.jpg", "b.jpg", "set.json"]
     document = json.loads(path.read_text())
     (path.parent.parent / "b.jpg").write_bytes((path.parent / "b.jpg").read_bytes())

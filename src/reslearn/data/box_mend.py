@@ -11,6 +11,8 @@ from xml.etree.ElementTree import Element, tostring
 from reslearn.data.annotated import sources, survey
 from reslearn.data.box_doctor import BoxDiagnosis
 from reslearn.data.boxes import BoxImage, Finding
+from reslearn.data.coco import read_document
+from reslearn.data.folder import for_each
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
 from reslearn.data.voc import lists, parse_xml
@@ -27,12 +29,12 @@ def check_folder(target: Path) -> None:
 
 def mend_boxes(
     diagnosis: BoxDiagnosis, data: str | Path, target: Path, progress: Progress = lambda what, done, total: None
-) -> None:
+) -> Path:
     """Copy what is worth keeping of the examined set `data` to a new folder, whole or not at all.
 
     VOC stays VOC, with all of its lists, and COCO stays COCO, with every field that is not at fault. Images that cannot be used and
     further copies of one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError
-    where that cannot be.
+    where that cannot be. Returns what opens the copy: the folder, or of a single .json file its like there.
     """
     check_folder(target)
     root = Path(data).expanduser()
@@ -59,12 +61,29 @@ def mend_boxes(
                 progress("copying", done, total)
         if (root / "ImageSets" / "Main").is_dir() and (fresh / "ImageSets" / "Main").is_dir():
             _other_lists(root, fresh, diagnosis)
-        again = fresh / f"{root.stem}.json" if root.is_file() else fresh
-        left = [finding for one in survey(again).values() for finding in one.findings if finding.level != "note"]
+        inside = root.name if root.is_file() else ""
+        left = [finding for one in survey(fresh / inside).values() for finding in one.findings if finding.level != "note"]
         if left:
             raise UserError(f"--fix {target}: this set cannot be mended by leaving out, its copy still has {left[0]}")
         check_target(target)
         fresh.rename(target)
+    return target / inside
+
+
+def counts(data: str | Path) -> tuple[int, int]:
+    """How many images and objects the files of a set name in its splits, sound or not. Raises UserError where there is no set."""
+    images = objects = 0
+    root = Path(data).expanduser()
+    for split, (form, file, _) in sources(root, None).items():
+        if form == "coco":
+            document = read_document(file)
+            images, objects = images + len(document["images"]), objects + len(document["annotations"])
+            continue
+        stems = dict.fromkeys(image for image, _ in lists(root)[split])
+        trees = for_each(lambda stem: parse_xml(root / "Annotations" / f"{stem}.xml"), list(stems))
+        images += len(stems)
+        objects += sum(0 if isinstance(tree, UserError) else len(tree.findall("object")) for tree in trees)
+    return images, objects
 
 
 def _voc(
@@ -118,7 +137,7 @@ def _coco(
     file: Path, fresh: Path, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: BoxDiagnosis
 ) -> list[Path]:
     """Write a split's file; where its images belong: a single file beside them, else in the split's folder."""
-    document = json.loads(file.read_bytes().decode("utf-8-sig"))
+    document = read_document(file)
     kept = {image.id: image for image in images}
     sticking = {finding.index for finding in findings if finding.kind == "sticks out"}
     unsound = {finding.index for finding in findings} - sticking
