@@ -263,6 +263,27 @@ def test_anchors(tmp_path: Path) -> None:
             parse_size(text)
 
 
+def test_classes_that_no_anchors_reach_are_a_fault_with_the_size_that_is_enough(tmp_path: Path) -> None:
+    root = clean_voc(tmp_path / "set")
+    found = examine_boxes(root, size=(16, 24))
+    (fault,) = found.findings
+    assert (fault.kind, set(fault.names)) == ("out of reach", {"cat", "dog"}) and not found.clean
+    assert "% of " in fault.detail and "at best, at 16 px of the shorter side; 240 px are enough (--size 240; " in fault.detail
+    assert examine_boxes(root, size=(240, 360)).clean
+    # Four pixels in 1,200, between the anchors' centres: no size is enough.
+    tiny = voc_object((601, 601, 604, 604), "dog")
+    root = voc(
+        tmp_path / "tiny", {f"a{i}": voc_xml(voc_object((101 + i, 101, 900, 900)), tiny, size=(1200, 1200)) for i in range(5)}
+    )
+    for i in range(5):
+        photo(i, (1200, 1200)).save(root / "JPEGImages" / f"a{i}.jpg")
+    (fault,) = examine_boxes(root).findings
+    assert (fault.kind, fault.names) == ("out of reach", ("dog",))
+    assert fault.detail.startswith(
+        "0.0% at best, at 600 or 800 px of the shorter side; they are too small or too thin up to 1,200 px"
+    )
+
+
 def test_sets_with_boxes_are_told_from_others(tmp_path: Path) -> None:
     assert holds_boxes(clean_voc(tmp_path / "voc")) and holds_boxes(clean_coco(tmp_path / "coco")) and holds_boxes("some.json")
     (tmp_path / "photos" / "Annotations").mkdir(parents=True)  # a class of that name
