@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.stream import ahead
 from reslearn.device import pick_device
@@ -131,7 +131,8 @@ def evaluate(
 
 
 def _open(data: str | Path, split: str | None, classes: tuple[str, ...]) -> tuple[str, BoxSet]:
-    sets = open_boxes(data, classes=classes, only=None if split is None else (split,))
+    with bad_boxes_left_out_by(f"reslearn doctor {data} --fix COPY"):
+        sets = open_boxes(data, classes=classes, only=None if split is None else (split,))
     name = split or next(name for name in ("test", "val", *sets) if name in sets)
     return name, sets[name]
 

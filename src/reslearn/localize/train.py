@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from reslearn.data.anchors import suggest_anchors
 from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import Order, integer, view_seed
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
@@ -155,7 +155,8 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say = print) -> dic
 
 
 def _open(data: str | Path) -> dict[str, BoxSet]:
-    sets = open_boxes(data)
+    with bad_boxes_left_out_by(f"reslearn doctor {data} --fix COPY"):
+        sets = open_boxes(data)
     if "train" not in sets:
         raise UserError(f"{data}: has no train split to learn from")
     for each in sets.values():

@@ -11,7 +11,7 @@ from torch import nn
 
 from reslearn.data.annotated import open_boxes, split_names
 from reslearn.data.boxed import Boxed, hold_out
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import integer
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
@@ -109,7 +109,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
 def open_set(path: str | Path, train: str, bad: Any) -> Annotated:
     """A set with boxes: all of its splits, or with a split of one's own to train on that one and test."""
     only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
-    splits = open_boxes(path, bad=bad, only=only)
+    with bad_boxes_left_out_by("data.bad=drop"):
+        splits = open_boxes(path, bad=bad, only=only)
     return Annotated(Path(path).expanduser().absolute(), next(iter(splits.values())).classes, splits)
 
 
