@@ -2,9 +2,9 @@
 
 import shlex
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 
@@ -49,15 +49,31 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     "; did you mean 'resnet20'?"
     >>> did_you_mean("x", ["resnet20", "plain20"])
     '; known: plain20, resnet20'
+    >>> did_you_mean("detector.min_sze", ["detector.min_size", "detector.max_size"])
+    "; did you mean 'detector.min_size'?"
     """
     names = sorted({str(name) for name in known})
-    near = [name for name in names if name.endswith(f".{word}")]  # a key without its section
-    near = near or get_close_matches(word, names, n=3, cutoff=0.6)
+    section, _, last = word.rpartition(".")
+    own = [name for name in names if section and name.rpartition(".")[0] == section]
+    near = [f"{section}.{name}" for name in _nearest(last, [name.rpartition(".")[2] for name in own])]
+    if not near and (own or not section):  # a key without its section, or in another's
+        near = [name for name in names if name.endswith(f".{last}")]
+    near = near or _nearest(word, names)
+    if not near and not section:
+        ends = _nearest(word, list({name.rpartition(".")[2] for name in names}))
+        near = [name for name in names if name.rpartition(".")[2] in ends]
     near = near or [name for name in names if word and name.startswith(word)][:3]
     if near:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     shown = names[:24]
     return "; known: " + ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+def _nearest(word: str, names: Sequence[str]) -> list[str]:
+    """At most three names, the likest first, and none that is much less like the word than the likest."""
+    found = get_close_matches(word, names, n=3, cutoff=0.6)
+    likeness = [SequenceMatcher(None, name, word).ratio() for name in found]
+    return [name for name, like in zip(found, likeness, strict=True) if like > likeness[0] - 0.1]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detect.small import TINY, detector
 from drawing import draw_images
-from reslearn import cli, create
+from reslearn import UserError, cli, create, train
 from reslearn.data.masks import draw, parse
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, detect, save_detector
@@ -26,8 +26,10 @@ CATEGORIES = [{"id": 3, "name": "class 1"}, {"id": 7, "name": "class 2"}, {"id":
 SIZES = {"a.png": (48, 64), "b.png": (64, 40), "c.png": (56, 56)}  # height, width
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "detect", *map(str, words)])
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object, group: str = "detect"
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["reslearn", group, *map(str, words)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     out, err = capsys.readouterr()
@@ -270,6 +272,30 @@ def test_a_detector_of_grey_images_and_a_run_folder(
     assert code == 0 and "left out or cut: no area 1" in out
     assert run(monkeypatch, capsys, "eval", run_folder, data, "--bad-boxes", "fail")[0] == 2
     assert run(monkeypatch, capsys, "predict", run_folder, data.parent)[0] == 0
+
+
+@pytest.mark.parametrize("command, remedy", [
+    (["detect", "train"], "--bad-boxes drop"),
+    (["localize", "crops", "-o", "new"], "--bad-boxes drop"),
+    (["localize", "train", "--model", "resnet8", "--out", "new"], "reslearn doctor SET --fix COPY"),
+    (None, "data.bad=drop"),
+])  # fmt: skip
+def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
+    command: list[str] | None, remedy: str, data: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    document = json.loads(data.read_text())
+    document["annotations"][0]["bbox"][2] = 0
+    data.write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    if command is None:
+        with pytest.raises(UserError) as error:
+            train(data, "resnet8", task="detect", out="new")
+        said = f"{error.value}\n"
+    else:
+        said = run(monkeypatch, capsys, *command[1:], data, group=command[0])[2]
+    assert said.endswith(f"(mend them, or leave these objects out: {remedy.replace('SET', str(data))})\n") and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("words, said", [

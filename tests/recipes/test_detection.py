@@ -64,7 +64,10 @@ def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["detector.min_sice=3"], "did you mean 'detector.min_size'"),
+        (["detector.min_sze=96"], "no key 'detector.min_sze'; did you mean 'detector.min_size'?"),
+        (["min_sze=96"], "no key 'min_sze'; did you mean 'detector.min_size'?"),
+        (["detector.lr=0.1"], "no key 'detector.lr'; did you mean 'schedule.lr'?"),
+        (["detector.msk=true"], "did you mean 'detector.masks' or 'detector.nms'?"),
         (["detector.kind=c5"], "kind='c5': must be one of"),
         (["detector.anchors=[0]"], "anchors and ratios must be above 0"),
         (["detector.max_size=20"], "below min_size"),

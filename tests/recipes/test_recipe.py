@@ -224,7 +224,7 @@ def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
 
 
 SETTINGS = {
-    "schedule.stepps=5": "no key 'schedule.stepps'; did you mean 'schedule.steps'",
+    "schedule.stepps=5": "no key 'schedule.stepps'; did you mean 'schedule.steps'?",
     "lr=0.1": "no key 'lr'; did you mean 'schedule.lr'?",
     "schedule.steps": "write it as key=value",
     "schedule.steps=0": "schedule.steps: Input should be greater than or equal to 1 (not 0)",

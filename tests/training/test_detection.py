@@ -158,6 +158,26 @@ def ready(data: Path, recipe: Path | str | None = None, *settings: str) -> Ready
     return begin(Asked(data, None, recipe, settings, None, None), torch.device("cpu"), Display(True))[0]
 
 
+def test_a_trunk_is_named_in_three_ways_with_one_meaning(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = Preprocessing(channels=1, size=(32, 32), mean=(0.5,), std=(0.2,))
+    card = Card(net="resnet8", options={"shortcut": "B"}, classes=("a", "b"), preprocessing=view)
+    file = save(create("resnet8", 2, 1, shortcut="B"), tmp_path / "grey.safetensors", card)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = "grey.safetensors"\n')
+    display, cpu = Display(True), torch.device("cpu")
+    ways = [(None, (), file), (None, ("net.init=grey.safetensors",), None), (tmp_path / "mine.toml", (), None)]
+    found = [begin(Asked(shapes, None, recipe, settings, None, init), cpu, display) for recipe, settings, init in ways]
+    recipes = [one[0].recipe.model_copy(update={"name": ""}) for one in found]
+    assert recipes[0] == recipes[1] == recipes[2] and found[0][1:] == found[1][1:] == found[2][1:]
+    assert recipes[1].detector.batch_norm == "frozen" and recipes[1].schedule.lr == 0.005 and recipes[1].net.init == str(file)
+    assert ready(shapes, tmp_path / "mine.toml", "net.init=null", "net.name=resnet8").recipe.detector.batch_norm == "live"
+    with pytest.raises(UserError, match=r"--init .* and --set net\.init=x: give one of them"):
+        begin(Asked(shapes, None, None, ("net.init=x",), None, file), cpu, display)
+    (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = 5\n')
+    with pytest.raises(UserError, match=r"mine\.toml: net\.init: write the model file or run as text"):
+        ready(shapes, tmp_path / "mine.toml")
+
+
 def test_a_recipe_file_decides_the_split_as_its_base_does(shapes: Path, tmp_path: Path) -> None:
     root = boxed.shapes(tmp_path / "set", images=6, split="trainval")
     boxed.shapes(root, images=4, split="train")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Find objects: detectors trained, tested, compared and used.", no_args_is_help=True)
 
 
+DROP = "--bad-boxes drop"  # how unsound objects are left out
+
+
 class BadBoxes(StrEnum):
     drop, fail = "drop", "fail"
 
@@ -79,10 +82,13 @@ def train(
         go_on(resume, device)
         return
     from reslearn import api
+    from reslearn.data.boxes import bad_boxes_left_out_by
 
     assert data is not None
     chosen = [*(settings or ()), *([f"data.bad={bad_boxes.value}"] if bad_boxes else [])]
-    print_run(api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect"))
+    with bad_boxes_left_out_by(DROP):
+        run = api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect")
+    print_run(run)
 
 
 @app.command("eval", no_args_is_help=True)
@@ -268,10 +274,12 @@ def predict(
 
 
 def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
+    from reslearn.data.boxes import bad_boxes_left_out_by
     from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
     policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
-    return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
+    with bad_boxes_left_out_by(DROP):
+        return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
 
 
 def _new_file(option: str, path: Path | None) -> None:

@@ -35,9 +35,11 @@ def crops(
     Examples:
       reslearn localize crops bccd -o cells --bad-boxes drop
     """
+    from reslearn.data.boxes import bad_boxes_left_out_by
     from reslearn.localize.crops import cut_out
 
-    counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
+    with bad_boxes_left_out_by("--bad-boxes drop"):
+        counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
     for split, of in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
     typer.echo(f"wrote {out}")

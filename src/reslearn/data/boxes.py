@@ -7,7 +7,8 @@ x1, y1, x2, y2 with x1 < x2 <= W. **Labels** count from 1, as torchvision's dete
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -47,16 +48,24 @@ class Finding:
 
 
 class BadBoxes(UserError):
-    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend."""
+    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend, and the `remedy`
+    by which objects are left out, where that can be."""
 
-    def __init__(
-        self, findings: Sequence[Finding], shown: int = 8, remedy: str = "leave these objects out: --bad-boxes drop"
-    ) -> None:
+    def __init__(self, findings: Sequence[Finding], remedy: str = 'bad="drop"', shown: int = 8) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
-        mend = "" if any(f.level == "file" for f in findings) else f" (mend them, or {remedy})"
+        mend = "" if any(f.level == "file" for f in findings) else f" (mend them, or leave these objects out: {remedy})"
         super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
         self.findings = tuple(findings)
+
+
+@contextmanager
+def bad_boxes_left_out_by(remedy: str) -> Iterator[None]:
+    """What BadBoxes says to do, in the words of the command or function that is used."""
+    try:
+        yield
+    except BadBoxes as error:
+        raise BadBoxes(error.findings, remedy) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,8 @@ def reach(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, in
             boxes, sizes = (values[those] for values in at)
             sides, ratios = _suited(boxes)
             fits = [anchor_recall(boxes, sizes, [AnchorLevel(16, sides, each)]).recall for each in (USUAL, ratios)]
-            found[label] = 100 * max(*fits, anchor_recall(*(values[those] for values in wide), PYRAMID).recall)
+            pyramid = anchor_recall(wide[0][those], wide[1][those], PYRAMID).recall
+            found[label] = 100 * max(*fits, pyramid)
     return found
 
 

@@ -39,4 +39,4 @@ def _open(data: str | Path, classes: Sequence[str] | None = None, only: Sequence
     except BadBoxes as error:
         if unknown := [finding for finding in error.findings if finding.kind == "unknown class"]:
             raise UserError(f"{data}: has a class that the model does not know: {unknown[0]}") from error
-        raise BadBoxes(error.findings, remedy=f"copy the set without these objects: reslearn doctor {data} --fix NEW") from error
+        raise BadBoxes(error.findings, f"reslearn doctor {data} --fix COPY") from error

@@ -11,7 +11,7 @@ from torch import nn
 
 from reslearn.data.annotated import open_boxes, split_names
 from reslearn.data.boxed import Boxed, hold_out
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import integer
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
@@ -90,9 +90,10 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
         train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
     data = open_set(asked.data, train, bad or "fail")
-    start = None if asked.init is None else start_of(asked.init, asked.model)
+    init, settings = _init(asked)
+    start = None if init is None else start_of(init, asked.model)
     net = start["name"] if start else asked.model
-    recipe, chose = resolve(data.to_train(train), asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
+    recipe, chose = resolve(data.to_train(train), asked.recipe, net, settings, asked.seed, start, DETECTION)
     ranks.check(recipe)
     if recipe.net.init is not None:
         same_net(recipe)
@@ -108,10 +109,24 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     return Ready(data, recipe, sources), chose, made, about
 
 
+def _init(asked: Asked) -> tuple[str | Path | None, list[str]]:
+    """The model that the trunk starts from, whether --init, --set or a recipe file says so, and the other settings: what a recipe
+    chooses is chosen for it."""
+    named = [setting for setting in asked.settings if setting.partition("=")[0].strip() == "net.init"]
+    if asked.init is not None and named:
+        raise UserError(f"--init {asked.init} and --set {named[-1]}: give one of them")
+    init = asked.init if asked.init is not None else asked_for("net.init", asked.recipe, asked.settings)
+    if init is not None and not isinstance(init, str | Path):
+        raise UserError(f"{asked.recipe}: net.init: write the model file or run as text (not {init!r})")
+    others = [setting for setting in asked.settings if setting not in named]
+    return (None, list(asked.settings)) if init in (None, "None", "null") else (init, others)
+
+
 def open_set(path: str | Path, train: str, bad: Any) -> Annotated:
     """A set with boxes: all of its splits, or with a split of one's own to train on that one and test."""
     only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
-    splits = open_boxes(path, bad=bad, only=only)
+    with bad_boxes_left_out_by("data.bad=drop"):
+        splits = open_boxes(path, bad=bad, only=only)
     return Annotated(Path(path).expanduser().absolute(), next(iter(splits.values())).classes, splits)
 
 
