@@ -51,6 +51,7 @@ BOX_KINDS = {
     "class missing": Kind(True, "a class without objects in a split: its AP is not measured"),
     "class not in train": Kind(True, "there is nothing to learn it from"),
     "no objects": Kind(True, "a split without any object"),
+    "not annotated": Kind(False, "lists of images without annotations, such as VOC's later tests, which its server judges", OUT),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
     "two classes": Kind(False, f"boxes of two classes with an IoU of {SAME:g} or more: perhaps one object"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
@@ -13,7 +14,7 @@ from reslearn.data.box_doctor import BoxDiagnosis
 from reslearn.data.boxes import BoxImage, Finding
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
-from reslearn.data.voc import parse_xml
+from reslearn.data.voc import parse_xml, years
 from reslearn.errors import UserError
 from reslearn.files import writing
 
@@ -49,7 +50,12 @@ def mend_boxes(
             names = (
                 _coco(file, fresh, split, images, findings, diagnosis)
                 if form == "coco"
-                else _voc(root, fresh, split, images, findings, diagnosis)
+                else [
+                    place
+                    for year in years(root)
+                    if (own := _images_of(year, images))
+                    for place in _voc(root / year, fresh / year, split, own, _findings_of(year, findings), diagnosis)
+                ]
             )
             for image, name in zip(images, names, strict=True):
                 name.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +68,15 @@ def mend_boxes(
             raise UserError(f"--fix {target}: this set cannot be mended by leaving out, its copy still has {left[0]}")
         check_target(target)
         fresh.rename(target)
+
+
+def _images_of(year: str, images: Sequence[BoxImage]) -> list[BoxImage]:
+    """Those of one folder of a devkit, called as they are within that folder."""
+    return [replace(image, name=image.name.removeprefix(year)) for image in images if image.name.startswith(year)]
+
+
+def _findings_of(year: str, findings: Sequence[Finding]) -> list[Finding]:
+    return [replace(each, file=each.file.removeprefix(year)) for each in findings if each.file.startswith(year)]
 
 
 def _voc(
