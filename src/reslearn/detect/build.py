@@ -145,6 +145,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
     rpn = ProposalNetwork(
         generator,
         Proposals(channels, generator.num_anchors_per_location()[0]),
+        inside=bool(s.anchors_inside),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
@@ -158,6 +159,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         head,
         FastRCNNPredictor(features * (2 if s.context else 1), count),
         context=s.context,
+        background=s.background or 0.0,
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=s.regions,
