@@ -126,6 +126,21 @@ def test_a_step_with_the_papers_rules_is_finite_with_and_without_objects() -> No
         assert all(loss.isfinite() for loss in model(images, truth).values())
 
 
+def test_the_papers_rules_and_pooling_go_with_bf16() -> None:
+    """As processors and GPUs train that compute in it: the losses are those of float32, but for rounding."""
+    images = pictures((96, 128), (104, 96))
+    truth = [target(images[0], (8.0, 8.0, 60.0, 60.0)), target(images[1], (20.0, 30.0, 50.0, 90.0))]
+    losses = {}
+    for bf16 in (False, True):
+        model = detector("resnet8", **ANCHORS, background=0.1, anchors_inside=True, roi="pool", regions=256).train()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses[bf16] = model(images, truth)
+        torch.stack([*losses[bf16].values()]).sum().backward()
+    for name, loss in losses[True].items():
+        assert loss.item() == pytest.approx(losses[False][name].item(), rel=0.1), name
+
+
 def test_what_is_off_is_unset() -> None:
     """So that recipes from before these settings keep their hash."""
     off = detector("resnet8", background=0, anchors_inside=False).settings

@@ -30,7 +30,8 @@ class Pool(nn.Module):
 
     def forward(self, features: Features, boxes: list[Tensor], shapes: list[Shape]) -> Tensor:
         if self.how == "pool":
-            return roi_pool(features["0"], boxes, self.side, 1 / self.stride)
+            maps = features["0"]  # in bf16, of which roi_pool takes no boxes, where that is trained in
+            return roi_pool(maps.to(boxes[0].dtype), boxes, self.side, 1 / self.stride).to(maps.dtype)
         return roi_align(features["0"], boxes, self.side, 1 / self.stride, sampling_ratio=2, aligned=True)
 
     def extra_repr(self) -> str:
@@ -80,8 +81,8 @@ class ProposalNetwork(RegionProposalNetwork):
         for own, target in zip(anchors, targets, strict=True):
             height, width = target["size"]
             used = (own[:, :2] >= 0).all(1) & (own[:, 2] <= width) & (own[:, 3] <= height)
-            labels.append(own.new_full((len(own),), -1.0))
-            boxes.append(own.clone())
+            labels.append(torch.full((len(own),), -1.0, device=own.device))
+            boxes.append(own.to(torch.float32, copy=True))
             if used.any():
                 (labels[-1][used],), (boxes[-1][used],) = super().assign_targets_to_anchors([own[used]], [target])
         return labels, boxes
