@@ -126,6 +126,15 @@ def test_a_step_with_the_papers_rules_is_finite_with_and_without_objects() -> No
         assert all(loss.isfinite() for loss in model(images, truth).values())
 
 
+def test_anchors_are_the_same_in_bf16() -> None:
+    model, seen = detector("resnet8", **{**ANCHORS, "anchors": (128, 400)}), []
+    batch = ImageList(torch.zeros(1, 3, 600, 1000), [(600, 1000)])
+    for bf16 in (False, True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            seen += model.rpn.anchor_generator(batch, list(model.backbone(batch.tensors).values()))
+    assert all(torch.equal(each, seen[0]) for each in seen) and seen[1].dtype == torch.float32
+
+
 def test_the_papers_rules_and_pooling_go_with_bf16() -> None:
     """As processors and GPUs train that compute in it: the losses are those of float32, but for rounding."""
     images = pictures((96, 128), (104, 96))

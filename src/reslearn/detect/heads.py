@@ -46,6 +46,13 @@ def pyramid_pool(side: int, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     return pool
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's, in float32 at least: in bf16, which it would take from the maps, they are up to 5 px off at 600 x 1000."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+
+
 class Proposals(RPNHead):
     """torchvision's, whose numbers are float32 whatever the convolutions compute in: bf16 has no pixels above 256."""
 
