@@ -12,7 +12,7 @@ from boxed import voc, voc_object, voc_xml
 from planting import photo
 from reslearn.data.annotated import examine, holds_boxes, open_boxes, split_names
 from reslearn.data.box_doctor import examine_boxes
-from reslearn.data.box_mend import mend_boxes
+from reslearn.data.box_mend import counts, mend_boxes
 from reslearn.data.boxes import BadBoxes
 from reslearn.errors import UserError
 
@@ -56,7 +56,7 @@ def with_test_of_2012(root: Path, annotated: int = 0) -> Path:
 
 
 def names(root: Path, split: str) -> list[str]:
-    return [image.name for image in open_boxes(root, only=[split])[split].images]
+    return [image.name for image in open_boxes(root, bad="drop", only=[split])[split].images]
 
 
 def test_a_split_is_that_of_all_years_that_have_it(tmp_path: Path) -> None:
@@ -174,10 +174,13 @@ def test_a_copy_of_a_devkit_is_a_devkit(tmp_path: Path) -> None:
         ("no area", ("VOC2012/Annotations/1.xml",), 0),
         ("sticks out", ("VOC2012/Annotations/1.xml",), 2),
     ]
+    assert counts(root) == (8, 14)
     mend_boxes(found, root, tmp_path / "copy")
     copy = tmp_path / "copy"
     assert not any(f.level != "note" for f in examine(copy)) and sorted(p.name for p in copy.iterdir()) == ["VOC2007", "VOC2012"]
     assert names(copy, "train") == ["VOC2007/000005", "VOC2012/2008_000008", "VOC2012/1"]
+    assert (copy / "VOC2007/ImageSets/Main/cat_train.txt").read_text() == "000005  1\n"
+    assert names(copy, "trainval") == [name for name in names(root, "trainval") if name != "VOC2007/1"]
     mended = {image.name: image for image in open_boxes(copy)["train"].images}["VOC2012/1"]
     assert mended.objects.boxes.tolist() == [[4, 5, 24, 30], [49, 4, 60, 9]]
     assert names(copy, "test") == names(root, "test") and names(copy, "val") == names(root, "val")
