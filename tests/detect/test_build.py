@@ -11,6 +11,8 @@ from detect.small import TINY, detector, pictures, target
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import Detector, create_detector
+from reslearn.detect.build import assemble
+from reslearn.detect.settings import make_settings
 from reslearn.detect.trunk import split
 from reslearn.nets.zoo import TABLE
 
@@ -148,6 +150,15 @@ def test_frozen_parts_and_frozen_batch_norm_stay(tmp_path: Path) -> None:
         kept = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
         assert not [name for name in changed if name.startswith(kept)] and "backbone.layer2.0.conv1.weight" in changed
         assert any("running_mean" in name for name in changed) == (each is live)
+
+
+def test_of_vgg_two_frozen_parts_are_conv1_and_conv2() -> None:
+    with torch.device("meta"):
+        net, view = reslearn.create("vgg16"), Preprocessing(channels=3, size=(224, 224), mean=(0.5,) * 3, std=(0.2,) * 3)
+        model = assemble(net, ("a", "b"), make_settings("c4", 0, {"frozen": 2}), view, None)
+    kept = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    layers = [0, 2, 5, 7]  # conv1_1, conv1_2, conv2_1, conv2_2 of VGG-16
+    assert kept == [f"backbone.features.{i}.{kind}" for i in layers for kind in ("weight", "bias")]
 
 
 def test_a_pixel_mean_becomes_one_of_the_channels(tmp_path: Path) -> None:

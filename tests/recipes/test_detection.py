@@ -39,6 +39,17 @@ def test_the_papers_numbers(splits: dict[str, BoxSet]) -> None:
     assert (voc.optimizer.weight_decay, voc.data.train, voc.data.difficult) == (5e-4, "trainval", False)
 
 
+@pytest.mark.parametrize(("net", "frozen"), [("vgg16", 2), ("vgg16-bn", 2), ("resnet50", 0)])
+def test_the_papers_rules_for_anchors_background_and_vgg(splits: dict[str, BoxSet], net: str, frozen: int) -> None:
+    for name, background in (("voc-paper", 0.1), ("voc-paper-4step", 0.1), ("coco-paper", None)):
+        start = {"name": net, "init": "a/model"}
+        d = resolve(splits, name, net, (), start=start, family=DETECTION)[0].detector
+        assert (d.background, d.anchors_inside, d.frozen) == (background, True, frozen)
+        assert made(splits, recipe=name, net=net).detector.frozen == 0, "new layers are all trained"
+        assert resolve(splits, name, net, ["detector.frozen=0"], start=start, family=DETECTION)[0].detector.frozen == 0
+    assert {"background", "anchors_inside"}.isdisjoint(made(splits).model_dump(exclude_none=True)["detector"])
+
+
 def test_the_default_is_chosen_from_the_boxes(splits: dict[str, BoxSet]) -> None:
     recipe, chose = resolve(splits, None, None, (), family=DETECTION)
     d = recipe.detector

@@ -26,7 +26,7 @@ class BadBoxes(StrEnum):
     drop, fail = "drop", "fail"
 
 
-Data = Annotated[Path, typer.Argument(help="A VOC folder, a COCO folder or a COCO .json file.")]
+Data = Annotated[Path, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")]
 Split = Annotated[str | None, typer.Option("--split", help="By default test, else val, else what there is.")]
 Bad = Annotated[
     BadBoxes | None,
@@ -45,7 +45,7 @@ def _group(context: typer.Context) -> None:
 
 @app.command(no_args_is_help=True)
 def train(
-    data: Annotated[Path | None, typer.Argument(help="A VOC folder, a COCO folder or a COCO .json file.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The trunk, such as resnet18, resnet50 or vgg16-bn.")] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="detect-default, voc-paper, voc-paper-4step, coco-paper, or a .toml/.json file.")
@@ -67,7 +67,7 @@ def train(
       reslearn detect train bccd --bad-boxes drop --out runs/cells
       reslearn detect train bccd --model resnet50 --init resnet50.safetensors
       reslearn detect train coco --model resnet50 --set detector.kind=fpn --set detector.masks=true
-      reslearn detect train VOC2007 --recipe voc-paper --init runs/imagenet
+      reslearn detect train VOCdevkit --recipe voc-paper --init runs/imagenet
       reslearn detect train --resume runs/cells
     """
     given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}

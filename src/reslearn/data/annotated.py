@@ -7,17 +7,20 @@ from pathlib import Path
 from reslearn.data.boxes import Bad, BoxSet, Faults, Finding
 from reslearn.data.coco import read_coco
 from reslearn.data.folder import SPLITS
-from reslearn.data.voc import read_voc, splits
+from reslearn.data.voc import note_left_out, read_voc, splits, unannotated, years
 from reslearn.errors import UserError, did_you_mean
 
-_LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt), COCO (annotations/instances_train.json and train/),
-a folder a split with _annotations.coco.json in it, or a .json file with its images beside it"""
+_LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
+COCO (annotations/instances_train.json and train/), a folder a split with _annotations.coco.json in it, or a .json file with its
+images beside it"""
 
 
 def open_boxes(
     path: str | Path, *, bad: Bad = "fail", classes: Sequence[str] | None = None, only: Sequence[str] | None = None
 ) -> dict[str, BoxSet]:
     """The splits of a set with boxes, by name (train, val, test; `only` names others, as VOC's trainval), with one list of classes.
+
+    A VOCdevkit with VOC2007 and VOC2012 in it is one set, see data/voc.py; its images are called VOC2007/000005.
 
     With `bad="fail"`, any unsound object raises BadBoxes; with "drop" it is left out, or its box cut to the image, and
     stands in the split's `findings`. A fault of a file (missing, unreadable, a size that is not the image's, an id twice)
@@ -52,7 +55,7 @@ def holds_boxes(path: str | Path) -> bool:
         root = Path(path).expanduser()
         if root.suffix.lower() == ".json":
             return True
-        voc = (root / "Annotations").is_dir() and ((root / "JPEGImages").is_dir() or (root / "ImageSets" / "Main").is_dir())
+        voc = any((root / f"{year}JPEGImages").is_dir() or (root / f"{year}ImageSets/Main").is_dir() for year in years(root))
         return voc or any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
     except (OSError, RuntimeError, ValueError):  # a name too long or of no user's, a folder that may not be entered
         return False
@@ -69,6 +72,8 @@ def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None)
     sets, faults = {}, {}
     for name, (kind, file, images) in sources(root, only).items():
         faults[name] = some = Faults()
+        if kind == "voc" and len(faults) == 1:
+            note_left_out(root, some)
         one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
         classes = one.classes
         sets[name] = replace(one, findings=tuple(some.found))
@@ -83,9 +88,7 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
         return {"all": ("coco", root, _photos(root, root.parent))}
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder or .json file")
-    found: dict[str, list[tuple[str, Path, Path]]] = {}
-    if (root / "Annotations").is_dir():
-        found = {name: [("voc", root, root)] for name in splits(root)}
+    found: dict[str, list[tuple[str, Path, Path]]] = {name: [("voc", root, root)] for name in splits(root)}
     for name in SPLITS:
         exact = root / "annotations" / f"instances_{name}.json"
         files = [exact] if exact.is_file() else sorted((root / "annotations").glob(f"instances_{name}*.json"))
@@ -98,6 +101,8 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
     wanted = [name for name in SPLITS if name in found] if only is None else list(only)
     for name in wanted:
         if name not in found:
+            if name == "test" and (left_out := unannotated(root)):
+                raise UserError(f"{root}: no split 'test': the images of {', '.join(left_out)} have no annotations")
             raise UserError(f"{root}: no split {name!r}{did_you_mean(name, found)}")
     if not wanted:
         raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")

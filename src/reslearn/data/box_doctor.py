@@ -18,7 +18,7 @@ from reslearn.data.images import suffix_for
 from reslearn.data.look import Look, look_at_file
 from reslearn.data.stream import Progress
 from reslearn.data.tried_anchors import C4, FPN, HALF, SIDES, AnchorRecall, large_enough, reach, try_anchors
-from reslearn.data.voc import lists, splits
+from reslearn.data.voc import lists, splits, unannotated, years
 from reslearn.errors import UserError
 
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
@@ -51,6 +51,7 @@ BOX_KINDS = {
     "class not in train": Kind(True, "there is nothing to learn it from"),
     "no objects": Kind(True, "a split without any object"),
     "list of others": Kind(False, "VOC lists with images of none of train, val and test, which alone are examined", OUT),
+    "not annotated": Kind(False, "lists of images without annotations, such as VOC's later tests, which its server judges", OUT),
     "out of reach": Kind(True, "classes of which no anchors reach half of the objects: those will hardly be found"),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
@@ -252,13 +253,13 @@ def _balance(sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
 
 def _others(root: Path, sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
     """Lists with images that no split has."""
-    if not (root / "Annotations").is_dir():
-        return
-    every = {name: {image for image, _ in lines} for name, lines in lists(root).items()}
-    seen = {image for split in sets for image in every.get(split, ())}
-    for name in splits(root):
-        if more := every[name] - seen:
-            yield BoxFinding("list of others", (f"ImageSets/Main/{name}.txt",), f"{len(more):,} of {len(every[name]):,} images")
+    left_out = unannotated(root)
+    for year in years(root):
+        every = {name: {image for image, _ in lines} for name, lines in lists(root / year).items()}
+        seen = {image for split in sets for image in every.get(split, ())}
+        for name in splits(root / year):
+            if (file := f"{year}ImageSets/Main/{name}.txt") not in left_out and (more := every[name] - seen):
+                yield BoxFinding("list of others", (file,), f"{len(more):,} of {len(every[name]):,} images")
 
 
 def _by_size(areas: np.ndarray) -> dict[str, int]:

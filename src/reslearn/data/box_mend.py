@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
@@ -15,7 +16,7 @@ from reslearn.data.coco import read_document
 from reslearn.data.folder import for_each
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
-from reslearn.data.voc import lists, parse_xml
+from reslearn.data.voc import lists, parse_xml, unannotated, years
 from reslearn.errors import UserError
 from reslearn.files import writing
 
@@ -52,15 +53,22 @@ def mend_boxes(
             names = (
                 _coco(file, fresh, split, images, findings, diagnosis)
                 if form == "coco"
-                else _voc(root, fresh, split, images, findings, diagnosis)
+                else [
+                    place
+                    for year in years(root)
+                    if (own := _images_of(year, images))
+                    for place in _voc(root / year, fresh / year, split, own, _findings_of(year, findings), diagnosis)
+                ]
             )
             for image, name in zip(images, names, strict=True):
                 name.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(image.path, name)
                 done += 1
                 progress("copying", done, total)
-        if (root / "ImageSets" / "Main").is_dir() and (fresh / "ImageSets" / "Main").is_dir():
-            _other_lists(root, fresh, diagnosis)
+        for year in years(root):
+            if (fresh / year / "ImageSets" / "Main").is_dir():
+                kept = {split: _images_of(year, images) for split, images in diagnosis.kept.items()}
+                _other_lists(root / year, fresh / year, kept)
         inside = root.name if root.is_file() else ""
         left = [finding for one in survey(fresh / inside).values() for finding in one.findings if finding.level != "note"]
         if left:
@@ -79,11 +87,22 @@ def counts(data: str | Path) -> tuple[int, int]:
             document = read_document(file)
             images, objects = images + len(document["images"]), objects + len(document["annotations"])
             continue
-        stems = dict.fromkeys(image for image, _ in lists(root)[split])
-        trees = for_each(lambda stem: parse_xml(root / "Annotations" / f"{stem}.xml"), list(stems))
-        images += len(stems)
+        left_out = unannotated(root)
+        there = [year for year in years(root) if f"{year}ImageSets/Main/{split}.txt" not in left_out]
+        named = dict.fromkeys((year, image) for year in there for image, _ in lists(root / year).get(split, ()))
+        trees = for_each(lambda each: parse_xml(root / each[0] / "Annotations" / f"{each[1]}.xml"), list(named))
+        images += len(named)
         objects += sum(0 if isinstance(tree, UserError) else len(tree.findall("object")) for tree in trees)
     return images, objects
+
+
+def _images_of(year: str, images: Sequence[BoxImage]) -> list[BoxImage]:
+    """Those of one folder of a devkit, called as they are within that folder."""
+    return [replace(image, name=image.name.removeprefix(year)) for image in images if image.name.startswith(year)]
+
+
+def _findings_of(year: str, findings: Sequence[Finding]) -> list[Finding]:
+    return [replace(each, file=each.file.removeprefix(year)) for each in findings if each.file.startswith(year)]
 
 
 def _voc(
@@ -106,14 +125,14 @@ def _voc(
     return [fresh / "JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
 
 
-def _other_lists(root: Path, fresh: Path, diagnosis: BoxDiagnosis) -> None:
-    """Write the lists beside the splits', such as trainval and those by class, of the images that are kept.
+def _other_lists(root: Path, fresh: Path, images: Mapping[str, Sequence[BoxImage]]) -> None:
+    """Write the lists beside the splits', such as trainval and those by class, of the images that are kept, by split.
 
     Of a split that it holds whole, a list loses what the split loses: an image that stays in test alone is no longer in trainval.
     """
     every = lists(root)
-    listed = {split: {image for image, _ in every[split]} for split in diagnosis.kept if split in every}
-    kept = {split: {image.name for image in diagnosis.kept[split]} for split in listed}
+    listed = {split: {image for image, _ in every[split]} for split in images if split in every}
+    kept = {split: {image.name for image in images[split]} for split in listed}
     for name, lines in every.items():
         if name in listed:
             continue

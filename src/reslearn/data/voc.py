@@ -1,11 +1,16 @@
-"""Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt.
+"""Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt; or a devkit of such folders.
+
+A devkit (VOCdevkit/VOC2007, VOCdevkit/VOC2012) is one set: a split has the images of all years that have a list of that name, so
+that trainval is what papers call 07+12, and test is that of 2007. VOC publishes no annotations of later tests, which its server
+alone judges: a test list without one annotated image is left out, with a note. So 07++12 (trainval and test of 2007, trainval of
+2012) can be trained on, by a list of one name in both years, but its test, that of 2012, takes the server.
 
 VOC counts pixels from 1 and its xmax, ymax are the last pixels inside: x1, y1, x2, y2 here are xmin - 1, ymin - 1, xmax, ymax.
 A box with xmax = xmin is a click without a drag and counts as one without area.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -21,11 +26,55 @@ MAX_BYTES = 16 << 20
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
+_NESTED = ("VOC2008", "VOC2009", "VOC2010", "VOC2011", "VOC2012")
+
+
+def years(root: Path) -> list[str]:
+    """What the names of images and the paths of files begin with: [""] in a single folder, ["VOC2007/", "VOC2012/"] in a devkit."""
+    if (root / "Annotations").is_dir():
+        return [""]
+    folders = sorted(root.glob("VOC[0-9][0-9][0-9][0-9]"))
+    return [f"{each.name}/" for each in folders if (each / "Annotations").is_dir() or (each / "ImageSets" / "Main").is_dir()]
+
 
 def splits(root: Path) -> list[str]:
-    """The names in ImageSets/Main, but those of the lists by class (cat_train), which repeat the others."""
-    names = {path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")}
-    return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})
+    """The names in ImageSets/Main, but those of the lists by class (cat_train), which repeat the others.
+
+    Raises UserError for a devkit whose years have images in common, or no lists.
+    """
+    there = years(root)
+    if len(nested := [name for year in there if (name := year.rstrip("/")) in _NESTED]) > 1:
+        raise UserError(
+            f"{root}: {nested[0]} and {nested[-1]} have images in common, as each year from 2008 on has those of the "
+            f"years before it: keep one of them here, or give one by itself, such as {root / nested[-1]}"
+        )
+    found, left_out = set(), unannotated(root)
+    for year in there:
+        names = {path.stem for path in (root / f"{year}ImageSets/Main").glob("*.txt")}
+        own = {name for name in names if name.rpartition("_")[2] not in names - {name}}
+        if year and not own:
+            raise UserError(
+                f"{root / year}: has no lists of images in ImageSets/Main, as VOC has from 2007 on: move it out of here"
+            )
+        found |= {name for name in own if _list(year, name) not in left_out}
+    return sorted(found)
+
+
+def unannotated(root: Path) -> dict[str, int]:
+    """How many images the test lists of a devkit name none of whose images is annotated, by list."""
+    found = {}
+    for year in years(root):
+        if year and (root / (file := _list(year, "test"))).is_file():
+            stems = _stems(root, file, Faults())
+            if not any((root / f"{year}Annotations" / f"{stem}.xml").is_file() for stem in stems):
+                found[file] = len(stems)
+    return found
+
+
+def note_left_out(root: Path, faults: Faults) -> None:
+    """A note for each list of `unannotated`."""
+    for file, n in unannotated(root).items():
+        faults.add("note", "not annotated", file, None, f"none of its {n:,} images has a file in Annotations: left out")
 
 
 def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -46,38 +95,52 @@ def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | No
     `classes` gives the labels 1, 2, ...; without it they are the sorted names in these files. Raises UserError where there
     is no such split.
     """
-    stems = _stems(root, split, faults)
+    left_out = unannotated(root) if split == "test" else {}
+    there = [year for year in years(root) if (root / (file := _list(year, split))).is_file() and file not in left_out]
+    if not there:
+        raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
+    documents = [document for year in there for document in _documents(root, year, split, faults)]
+    if classes is None:
+        classes = sorted({name for *_, tree in documents for o in tree.findall("object") if (name := _text(o, "name"))})
     photos: dict[str, list[Path]] = {}
-    for path in sorted((root / "JPEGImages").glob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            photos.setdefault(path.stem, []).append(path)
-    documents: list[tuple[str, str, Element]] = []
-    trees = for_each(lambda stem: parse_xml(root / "Annotations" / f"{stem}.xml"), stems)
-    for stem, tree in zip(stems, trees, strict=True):
-        file = f"Annotations/{stem}.xml"
+    for year in there:
+        for path in sorted((root / f"{year}JPEGImages").glob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                photos.setdefault(year + path.stem, []).append(path)
+    images = []
+    for year, stem, file, tree in documents:
+        found = photos.get(year + stem, [root / f"{year}JPEGImages" / f"{stem}.jpg"])
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            faults.add("file", "two images", file, None, f"{names} are both its image: remove one")
+        elif image := _image(found[0], year + stem, file, tree, classes, faults):
+            images.append(image)
+    return BoxSet(f"{root.resolve().name}/{split}", tuple(classes), tuple(images))
+
+
+Document = tuple[str, str, str, Element]
+
+
+def _documents(root: Path, year: str, split: str, faults: Faults) -> Iterator[Document]:
+    """(year, stem, file, its root) of each annotation that can be read."""
+    stems = _stems(root, _list(year, split), faults)
+    files = [f"{year}Annotations/{stem}.xml" for stem in stems]
+    trees = for_each(lambda file: parse_xml(root / file), files)
+    for stem, file, tree in zip(stems, files, trees, strict=True):
         if isinstance(tree, UserError):
             faults.add("file", "unreadable annotation", file, None, str(tree))
         elif tree.tag != "annotation":
             faults.add("file", "unreadable annotation", file, None, f"its root is <{tree.tag[:40]}>, not <annotation>")
         else:
-            documents.append((stem, file, tree))
-    if classes is None:
-        classes = sorted({name for _, _, tree in documents for o in tree.findall("object") if (name := _text(o, "name"))})
-    images = []
-    for stem, file, tree in documents:
-        found = photos.get(stem, [root / "JPEGImages" / f"{stem}.jpg"])
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
-            faults.add("file", "two images", file, None, f"{names} are both its image: remove one")
-        elif image := _image(found[0], stem, file, tree, classes, faults):
-            images.append(image)
-    return BoxSet(f"{root.resolve().name}/{split}", tuple(classes), tuple(images))
+            yield year, stem, file, tree
 
 
-def _stems(root: Path, split: str, faults: Faults) -> list[str]:
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
+def _list(year: str, split: str) -> str:
+    return f"{year}ImageSets/Main/{split}.txt"
+
+
+def _stems(root: Path, file: str, faults: Faults) -> list[str]:
+    path = root / file
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as why:
@@ -86,10 +149,10 @@ def _stems(root: Path, split: str, faults: Faults) -> list[str]:
     for number, line in enumerate(lines, 1):
         if (stem := line.strip()) and first.setdefault(stem, number) != number:
             text = f"{stem[:60]} on line {number} is on line {first[stem]} already"
-            faults.add("file", "image twice", f"ImageSets/Main/{split}.txt", None, text)
+            faults.add("file", "image twice", file, None, text)
     if not first:
         raise UserError(f"{path}: names no images")
-    return list(first)
+    return [*first]
 
 
 def parse_xml(path: Path) -> Element:
@@ -125,7 +188,7 @@ def parse_xml(path: Path) -> Element:
         raise UserError(f"{path}: not XML: {why}") from None
 
 
-def _image(path: Path, stem: str, file: str, tree: Element, classes: Sequence[str], faults: Faults) -> BoxImage | None:
+def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[str], faults: Faults) -> BoxImage | None:
     try:
         height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
     except ValueError as why:
@@ -152,7 +215,7 @@ def _image(path: Path, stem: str, file: str, tree: Element, classes: Sequence[st
             continue
         box = turn_box([x1 - 1, y1 - 1, x2, y2], orientation, int(height), int(width))
         drafts.append(Draft(index, classes.index(name) + 1, box, difficult == "1"))
-    return BoxImage(path, stem, rows, columns, settle(drafts, rows, columns, file, faults, least=1))
+    return BoxImage(path, called, rows, columns, settle(drafts, rows, columns, file, faults, least=1))
 
 
 def _text(element: Element, path: str) -> str:

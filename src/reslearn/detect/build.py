@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -17,7 +16,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.detector import Detector
-from reslearn.detect.heads import Heads, Pool, ProposalNetwork, Proposals, pyramid_pool
+from reslearn.detect.heads import Anchors, Heads, Pool, ProposalNetwork, Proposals, pyramid_pool
 from reslearn.detect.settings import Settings, make_settings
 from reslearn.detect.trunk import Stages, freeze_batch_norm, split, stages_of
 from reslearn.errors import UserError
@@ -141,10 +140,11 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
     if s.frozen > len(parts):
         raise UserError(f"frozen={s.frozen}: the shared part of this network has {len(parts)} parts, with its stem")
     with torch.device("cpu"):  # they are no buffers: a detector described on the meta device keeps them
-        generator = AnchorGenerator(anchors, ratios)
+        generator = Anchors(anchors, ratios)
     rpn = ProposalNetwork(
         generator,
         Proposals(channels, generator.num_anchors_per_location()[0]),
+        inside=bool(s.anchors_inside),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
@@ -158,6 +158,7 @@ def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view:
         head,
         FastRCNNPredictor(features * (2 if s.context else 1), count),
         context=s.context,
+        background=s.background or 0.0,
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=s.regions,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
@@ -50,7 +51,8 @@ class Pool(nn.Module):
 
     def forward(self, features: Features, boxes: list[Tensor], shapes: list[Shape]) -> Tensor:
         if self.how == "pool":
-            return roi_pool(features["0"], boxes, self.side, 1 / self.stride)
+            maps = features["0"]  # in bf16, of which roi_pool takes no boxes, where that is trained in
+            return roi_pool(maps.to(boxes[0].dtype), boxes, self.side, 1 / self.stride).to(maps.dtype)
         return roi_align(features["0"], boxes, self.side, 1 / self.stride, sampling_ratio=2, aligned=True)
 
     def extra_repr(self) -> str:
@@ -65,6 +67,13 @@ def pyramid_pool(side: int, strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     return pool
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's, in float32 at least: in bf16, which it would take from the maps, they are up to 5 px off at 600 x 1000."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+
+
 class Proposals(RPNHead):
     """torchvision's, whose numbers are float32 whatever the convolutions compute in: bf16 has no pixels above 256."""
 
@@ -74,14 +83,52 @@ class Proposals(RPNHead):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's, that can also learn without proposing, and propose without learning, as training in turns needs it."""
+    """torchvision's, that can also learn without proposing, and propose without learning, as training in turns needs it.
+
+    inside: whether anchors that cross their image's border are left alone in training (Faster R-CNN, section 3.3), so that the best
+    anchor of an object is the best of those inside. An image in which none lies then teaches nothing.
+    """
+
+    def __init__(self, generator: AnchorGenerator, head: nn.Module, *, inside: bool, **settings: Any) -> None:
+        super().__init__(generator, head, **settings)
+        self.inside = inside
+
+    def forward(
+        self, images: ImageList, features: Features, targets: list[dict[str, Any]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return super().forward(images, features, targets and _sized(images, targets))
+
+    def assign_targets_to_anchors(self, anchors: list[Tensor], targets: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (A,) of each image, 1 for an object, 0 for none, -1 for neither, and the boxes (A, 4) of the objects.
+
+        targets: with the `size` of each image, height and width.
+        """
+        if not self.inside:
+            return super().assign_targets_to_anchors(anchors, targets)
+        labels, boxes = [], []
+        for own, target in zip(anchors, targets, strict=True):
+            height, width = target["size"]
+            used = (own[:, :2] >= 0).all(1) & (own[:, 2] <= width) & (own[:, 3] <= height)
+            labels.append(torch.full((len(own),), -1.0, device=own.device))
+            boxes.append(own.to(torch.float32, copy=True))
+            if used.any():
+                (labels[-1][used],), (boxes[-1][used],) = super().assign_targets_to_anchors([own[used]], [target])
+        return labels, boxes
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As torchvision's, and 0 where there is no anchor to learn from, whose mean would be no number."""
+        if self.inside and not any((own >= 0).any() for own in labels):
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
 
     def losses(self, images: ImageList, features: Features, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """loss_objectness and loss_rpn_box_reg."""
         maps = list(features.values())
         objectness, deltas = concat_box_prediction_layers(*self.head(maps))
         anchors = self.anchor_generator(images, maps)
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        labels, matched = self.assign_targets_to_anchors(anchors, _sized(images, targets))
         object_loss, box_loss = self.compute_loss(objectness, deltas, labels, self.box_coder.encode(matched, anchors))
         return {"loss_objectness": object_loss, "loss_rpn_box_reg": box_loss}
 
@@ -97,14 +144,33 @@ class ProposalNetwork(RegionProposalNetwork):
         return self.filter_proposals(boxes, objectness, images.image_sizes, counts)[0]
 
 
+def _sized(images: ImageList, targets: list[dict[str, Tensor]]) -> list[dict[str, Any]]:
+    return [{**target, "size": size} for target, size in zip(targets, images.image_sizes, strict=True)]
+
+
 class Heads(RoIHeads):
     """torchvision's, with global context, a mask head that shares the last stage with the boxes, and its steps callable one by
-    one, as the improvements at test time need them. Targets and losses are torchvision's.
+    one, as the improvements at test time need them. Losses are torchvision's, and so are targets, but for background.
+
+    background: the IoU with some object from which on a region is an example of background; 0.1 of Fast R-CNN (section 2.3) is
+    "a heuristic for hard example mining". Of an image without objects, all regions are.
     """
 
-    def __init__(self, pool: nn.Module, head: nn.Module, predictor: nn.Module, *, context: bool, **settings: Any) -> None:
+    def __init__(
+        self, pool: nn.Module, head: nn.Module, predictor: nn.Module, *, context: bool, background: float, **settings: Any
+    ) -> None:
         super().__init__(pool, head, predictor, **settings)
-        self.context = context
+        self.context, self.background = context, background
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The object (R,) of each image's regions, and their labels (R,): of a class, 0 for background, -1 for neither."""
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for boxes, objects, own in zip(proposals, gt_boxes, labels, strict=True):
+            if self.background and len(objects):
+                own[box_iou(objects, boxes).amax(0) < self.background] = -1
+        return matched, labels
 
     def regions(self, features: Features, boxes: list[Tensor], shapes: list[Shape]) -> tuple[Tensor, Tensor | None]:
         """Features (R, D) of every box (R together), and the maps (R, C, H, W) they are averages of where the net has such.

@@ -1,6 +1,7 @@
 """Detections as COCO's results: what pycocotools' loadRes and evaluation servers take."""
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from reslearn.data.boxes import BoxSet
@@ -43,5 +44,6 @@ def results(detections: Sequence[dict[str, Any]], data: BoxSet) -> list[dict[str
     ids = categories(data)
     rows = []
     for place, (found, image) in enumerate(zip(detections, data.images, strict=True), 1):
-        rows += entries(found, place if image.id is None else image.id, ids, image.path.name if image.id is None else None)
+        file = PurePosixPath(image.name).with_name(image.path.name).as_posix() if image.id is None else None
+        rows += entries(found, place if image.id is None else image.id, ids, file)
     return rows

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reslearn.errors import UserError, did_you_mean
 
@@ -41,7 +41,10 @@ class Settings(BaseModel):
     is, n + 1 the first n stages too. anchors: sides in px, in fpn one a level; ratios: height to width.
     min_size, max_size: images are scaled so that the shorter side has min_size px and the longer at most max_size.
     ranked, proposals: how many proposals in (training, testing) before and after NMS, in fpn ranked of each level.
-    regions: in training, of each image, of which at most the share `foreground` is of objects. score, nms, detections: at test,
+    regions: in training, of each image, of which at most the share `foreground` is of objects; background: the least IoU with an
+    object of those that are not (Fast R-CNN's is 0.1 on VOC). anchors_inside: whether proposals learn from anchors inside the image
+    alone. Both are None where they are off, as 0 and false become, so that a recipe without them is what it was before they came.
+    score, nms, detections: at test,
     the least score of a detection, the IoU from which the lower of two is dropped, and how many are kept of an image.
     """
 
@@ -62,9 +65,16 @@ class Settings(BaseModel):
     proposals: tuple[int, int]
     regions: int = Field(ge=1)
     foreground: float = Field(default=0.25, gt=0, le=1)
+    background: float | None = Field(default=None, ge=0, lt=0.5)
+    anchors_inside: bool | None = None
     score: float = Field(default=0.05, ge=0, lt=1)
     nms: float = Field(gt=0, le=1)
     detections: int = Field(default=100, ge=1)
+
+    @field_validator("background", "anchors_inside")
+    @classmethod
+    def _off(cls, value: float | bool | None) -> float | bool | None:
+        return value or None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
@@ -76,6 +86,10 @@ class Settings(BaseModel):
             raise ValueError("anchors and ratios must be above 0")
         if self.max_size < self.min_size:
             raise ValueError(f"max_size={self.max_size} is below min_size={self.min_size}")
+        if self.anchors_inside and min(self.anchors) >= self.min_size:
+            raise ValueError(
+                f"anchors_inside: no anchor fits into images of min_size={self.min_size}: take smaller anchors, or set it false"
+            )
         if min(*self.ranked, *self.proposals) < 1:
             raise ValueError("ranked and proposals must be at least 1")
         return self
