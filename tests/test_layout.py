@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training": {"nets", "data", "weights", "evaluation", "recipes", "detect"},
     "report": set(),
     "analysis": {"nets", "data", "weights", "evaluation"},
-    "reproduce": {"nets", "data", "weights", "recipes", "training", "evaluation", "analysis", "detect"},
+    "reproduce": {"nets", "data", "weights", "recipes", "training", "evaluation", "analysis", "detect", "localize"},
     "bench": {"nets", "data", "recipes", "training"},
     "deploy": {"nets", "data", "weights"},
     "detect": {"nets", "data", "weights", "evaluation"},

@@ -44,7 +44,7 @@ def test_what_is_wrong_is_printed_and_mended(
         "    and 2 more, which --json names\n",
     ):
         assert words in out, (words, out)
-    assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 objects, without 7 that are unsound\n")
+    assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 of 12 objects\n")
     code, out, _ = run(monkeypatch, capsys, tmp_path / "clean")
     assert code == 0 and out.endswith("nothing wrong\n")
     code, out, _ = run(monkeypatch, capsys, boxes, "--json")

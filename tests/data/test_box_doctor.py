@@ -14,7 +14,7 @@ from boxed import annotation, coco, voc, voc_object, voc_xml
 from planting import encoded, photo
 from reslearn.data.annotated import holds_boxes, open_boxes, survey
 from reslearn.data.box_doctor import ALL_KINDS, BoxDiagnosis, examine_boxes, parse_size
-from reslearn.data.box_mend import mend_boxes
+from reslearn.data.box_mend import counts, mend_boxes
 from reslearn.errors import UserError
 
 CAT, DOG = voc_object((5, 6, 24, 30)), voc_object((30, 5, 55, 35), "dog")
@@ -113,6 +113,36 @@ def test_every_planted_fault_is_found_and_mended(
         assert again.findings == () and 9 <= sum(again.images.values()) <= 10
 
 
+def test_all_lists_of_voc_are_copied_with_the_images_that_are_kept(tmp_path: Path) -> None:
+    """A leak's image, which stays in test, leaves trainval; lists by class keep their second column."""
+    root = clean_voc(tmp_path / "set")
+    voc(root, {name: voc_xml(CAT, DOG) for name in ("t0", "t1", "t2")}, "test")
+    for seed in range(3):
+        photo(40 + seed, (40, 60)).save(root / "JPEGImages" / f"t{seed}.jpg", quality=95)
+    main, copy = root / "ImageSets" / "Main", tmp_path / "copy" / "ImageSets" / "Main"
+    (main / "trainval.txt").write_text("".join(f"{name}\n" for name in ["v0", *NAMES, "v1", "v2", "v3", "t1"]))
+    (main / "everything.txt").write_text("".join(f"{name}\n" for name in ["t0", "t1", "t2", *NAMES, "v0", "v1", "v2", "v3"]))
+    (main / "some.txt").write_text("a0\nv1\nt2\n")
+    (main / "cat_trainval.txt").write_text("".join(f"{name} {k % 3 - 1:2d}\n" for k, name in enumerate(["v0", "v1", "t1", *NAMES])))
+    (main / "later.txt").write_text("a1\nelsewhere\n")
+    listed("t1", "train")(root)
+    image("a0.jpg", JPEG[: len(JPEG) * 3 // 4])(root)
+    copied("t0.jpg", "v1.jpg")(root)
+    found = examine_boxes(root)
+    kinds = [(one.kind, one.names, one.detail) for one in found.findings if one.kind not in ("truncated", "leak")]
+    assert kinds == [("list of others", ("ImageSets/Main/later.txt",), "1 of 2 images")]
+    mend_boxes(found, root, tmp_path / "copy")
+    texts = {path.stem: path.read_text().splitlines() for path in copy.iterdir()}
+    rest = ["a1", "a2", "a3", "a4", "a5"]
+    assert texts == {
+        "train": rest, "val": ["v0", "v2", "v3"], "test": ["t0", "t1", "t2"], "trainval": ["v0", *rest, "v2", "v3"],
+        "everything": ["t0", "t1", "t2", *rest, "v0", "v2", "v3"], "some": ["t2"], "later": ["a1"],
+        "cat_trainval": ["v0 -1", "a1  0", "a2  1", "a3 -1", "a4  0", "a5  1"],
+    }  # fmt: skip
+    again = open_boxes(tmp_path / "copy", only=["trainval", "everything"])
+    assert [len(one) for one in again.values()] == [8, 11] and examine_boxes(tmp_path / "copy").findings == ()
+
+
 def summary(found: BoxDiagnosis) -> dict[str, Any]:
     aside = ("name", "bytes", "mean", "std")
     return {key: value for key, value in found.as_json().items() if key not in aside}
@@ -178,9 +208,18 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     train = open_boxes(tmp_path / "copy")["train"]
     assert sum(len(one.objects) for one in train.images) == 12
     assert [50, 30, 60, 40] in np.concatenate([one.objects.boxes for one in train.images]).tolist()
+    assert counts(root) == (7, 28) and counts(tmp_path / "copy") == (4, 22)
     copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
     assert [one["id"] for one in copied["images"]] == [1, 2] and copied["annotations"][-1] == document["annotations"][-2]
     assert [one["id"] for one in copied["categories"]] == [7, 3]
+
+
+def test_what_the_files_name_is_counted_whether_it_can_be_read_or_not(tmp_path: Path) -> None:
+    root = clean_voc(tmp_path / "set")
+    for plant in (VOC["image gone"][0], VOC["listed twice"][0], xml("v0", voc_xml(CAT, voc_object((9, 9, 9, 20)), DOG))):
+        plant(root)
+    assert counts(root) == (10, 21)
+    assert counts(mend_boxes(examine_boxes(root), root, tmp_path / "copy")) == (9, 18)
 
 
 def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
@@ -191,7 +230,7 @@ def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
         photo(i, (40, 60)).save(path.parent / f"{name}.jpg")
     found = examine_boxes(path)
     assert [(one.kind, one.index) for one in found.findings] == [("no area", 6)]
-    mend_boxes(found, path, tmp_path / "copy")
+    assert counts(path) == (2, 7) and counts(mend_boxes(found, path, tmp_path / "copy")) == (2, 6)
     assert sorted(one.name for one in (tmp_path / "copy").iterdir()) == ["a.jpg", "b.jpg", "set.json"]
     document = json.loads(path.read_text())
     (path.parent.parent / "b.jpg").write_bytes((path.parent / "b.jpg").read_bytes())
@@ -222,6 +261,27 @@ def test_anchors(tmp_path: Path) -> None:
     for text in ("x", "600,", "1000,600", "8", "1,2,3", "5000"):
         with pytest.raises(UserError, match="write the shorter side in px"):
             parse_size(text)
+
+
+def test_classes_that_no_anchors_reach_are_a_fault_with_the_size_that_is_enough(tmp_path: Path) -> None:
+    root = clean_voc(tmp_path / "set")
+    found = examine_boxes(root, size=(16, 24))
+    (fault,) = found.findings
+    assert (fault.kind, set(fault.names)) == ("out of reach", {"cat", "dog"}) and not found.clean
+    assert "% of " in fault.detail and "at best, at 16 px of the shorter side; 240 px are enough (--size 240; " in fault.detail
+    assert examine_boxes(root, size=(240, 360)).clean
+    # Four pixels in 1,200, between the anchors' centres: no size is enough.
+    tiny = voc_object((601, 601, 604, 604), "dog")
+    root = voc(
+        tmp_path / "tiny", {f"a{i}": voc_xml(voc_object((101 + i, 101, 900, 900)), tiny, size=(1200, 1200)) for i in range(5)}
+    )
+    for i in range(5):
+        photo(i, (1200, 1200)).save(root / "JPEGImages" / f"a{i}.jpg")
+    (fault,) = examine_boxes(root).findings
+    assert (fault.kind, fault.names) == ("out of reach", ("dog",))
+    assert fault.detail.startswith(
+        "0.0% at best, at 600 or 800 px of the shorter side; they are too small or too thin up to 1,200 px"
+    )
 
 
 def test_sets_with_boxes_are_told_from_others(tmp_path: Path) -> None:

@@ -173,6 +173,33 @@ def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
         open_boxes(tmp_path)
 
 
+def test_a_split_that_is_there_twice_is_refused_by_both_names(tmp_path: Path) -> None:
+    """As where COCO's files of 2014 and 2017 lie side by side: each may be given, and finds its images."""
+    (tmp_path / "annotations").mkdir()
+    for name, n in (("train2014", 1), ("train2017", 2), ("val2017", 3)):
+        (tmp_path / name).mkdir()
+        file = coco(tmp_path / name, [annotation(k, bbox=(1 + k, 2, 20, 20)) for k in range(n)])
+        file.rename(tmp_path / "annotations" / f"instances_{name}.json")
+    both = "annotations/instances_train2014.json and annotations/instances_train2017.json are both its train split: move one away"
+    for read in (open_boxes, examine):
+        with pytest.raises(UserError, match=f"{tmp_path}: {both}, or give the .json file that is meant"):
+            read(tmp_path)
+    assert list(open_boxes(tmp_path, only=["val"])) == ["val"]
+    for name, n in (("train2014", 1), ("train2017", 2)):
+        one = open_boxes(tmp_path / "annotations" / f"instances_{name}.json")["all"]
+        assert one.images[0].path == tmp_path / name / "a.jpg" and len(one.images[0].objects) == n
+    # The plain name is the split, whatever lies beside it.
+    photo(tmp_path / "train" / "a.jpg")
+    photo(tmp_path / "train" / "b.jpg")
+    text = (tmp_path / "annotations" / "instances_train2017.json").read_text()
+    (tmp_path / "annotations" / "instances_train.json").write_text(text)
+    one = open_boxes(tmp_path)["train"]
+    assert len(one.images[0].objects) == 2 and one.images[0].path == tmp_path / "train" / "a.jpg"
+    (tmp_path / "train" / "_annotations.coco.json").write_text(text)
+    with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both its train split"):
+        open_boxes(tmp_path)
+
+
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_masks_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientation: int) -> None:
     box = [[10, 5, 50, 5, 50, 20, 10, 20]]

@@ -13,6 +13,7 @@ from reslearn.detect.improvements import adjacent, look, propose
 SIZES = ((40, 56), (48, 32))
 SCALES = (24, 32, 48)
 REGION = 20  # px: regions here are small, and so is the size they should come nearest to
+OF = 48  # px: the shorter side that it is of; other detectors' in proportion
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -49,7 +50,8 @@ def feature(model: Detector, image: Tensor, box: Tensor, scales: tuple[int, ...]
     for scale in scales:  # as the image is really scaled, sides rounded down to whole pixels
         h, w = look(model, image, scale).shape
         sizes.append(side * (h * w / (height * width)) ** 0.5)
-    lower = max([i for i, size in enumerate(sizes[:-1]) if size < REGION], default=0)
+    nearest = REGION * model.settings.min_size / OF
+    lower = max([i for i, size in enumerate(sizes[:-1]) if size < nearest], default=0)
     pair = [one_view(model, image, scales[i], box) for i in (lower, lower + 1)]
     return torch.tensor([max(a, b) for a, b in zip(*(p.tolist() for p in pair), strict=True)])
 
@@ -99,6 +101,7 @@ def test_each_improvement_is_what_a_slow_version_gives(
     refinement: bool, scales: tuple[int, ...], ensemble: int, context: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(improvements, "REGION", REGION)
+    monkeypatch.setattr(improvements, "PAPER_SIDE", OF)
     models = [detector(seed=seed, context=context, proposals=(60, 6)) for seed in range(ensemble)]
     for image in pictures(*SIZES):
         (found,) = detect(models, [image], refinement=refinement, scales=scales)

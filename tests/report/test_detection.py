@@ -59,6 +59,27 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path: Path) -> None:
+    without = Page(write([run], tmp_path / "without.html"))
+    assert "mask" not in without.text and "What it finds" not in without.text
+    result = json.loads((run / "result.json").read_text())
+    masks = {**result["last"]["test"], "AP": 12.34, "AP50": 45.67, "intervals": {"AP": [10.0, 15.0]}}
+    result["last"]["test"]["masks"] = masks
+    result["examples"] = [{"image": result["gallery"][0]["image"], "name": "slide <7>"}]
+    (run / "result.json").write_text(json.dumps(result))
+    page = Page(write([run], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    for words in (
+        "By its masks instead of its boxes, AP is 12.3% (95% interval 10.0 to 15.0), 45.7% at IoU 0.5.",
+        "test mask AP 12.3 10.0 to 15.0 (95%)",
+        "test, last test, last, masks held-out, last",
+        "What it finds Some of the test images",
+        "slide <7>",
+    ):
+        assert words in page.text, words
+    assert page.count("img") == without.count("img") + 1
+
+
 def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     del result["gallery"], result["best"], result["gallery_split"]

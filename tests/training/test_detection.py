@@ -13,9 +13,12 @@ import torch
 
 import boxed
 from reslearn import UserError, create, save
+from reslearn.data.annotated import open_boxes
+from reslearn.data.boxed import pixels
+from reslearn.data.draws import Order
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import load_detector
-from reslearn.training import Run, resume, train
+from reslearn.training import Run, ranks, resume, train
 from reslearn.training.detection import begin
 from reslearn.training.display import Display
 from reslearn.training.task import Asked, Ready
@@ -118,6 +121,28 @@ def test_a_trunk_that_was_trained_brings_its_weights_and_frozen_statistics(shape
     assert read_card(done.folder).preprocessing.mean == read_card(start.folder).preprocessing.mean
 
 
+def test_a_trunks_statistics_are_averaged_over_training_images_before_they_are_frozen(shapes: Path, tmp_path: Path) -> None:
+    from reslearn.weights import load
+
+    view = Preprocessing(channels=3, size=(32, 32), mean=(0.4,) * 3, std=(0.25,) * 3)
+    save(create("resnet8", 2), tmp_path / "start.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
+    sizes = ["detector.min_size=48", "detector.max_size=64", "data.flip=none", "data.val=0"]  # the images' own; none held out
+    settings = [*SMALL[1:], *sizes, "schedule.steps=1", "schedule.warmup=0", "precise_bn=10"]
+    on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
+    done = train(shapes, None, settings=settings, init=tmp_path / "start.safetensors", **on)
+    trunk, detector = load(tmp_path / "start.safetensors"), load_detector(done.folder).state_dict()
+    drawn = [Order(0, 10, 8)[0][1], Order(0, 10, 8)[1][1][:2]]  # 8 and 2 at once
+    images = open_boxes(shapes)["train"].images
+    with torch.no_grad():
+        each = [trunk.conv1((torch.stack([pixels(images[i]) for i in some]) - 0.4) / 0.25) for some in drawn]
+    means = torch.stack([maps.mean((0, 2, 3)) for maps in each]).mean(0)
+    variances = torch.stack([maps.transpose(0, 1).flatten(1).var(1) for maps in each]).mean(0)
+    torch.testing.assert_close(detector["backbone.bn1.running_mean"], means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector["backbone.bn1.running_var"], variances, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"precise_bn is of a trunk that net\.init brings"):
+        train(shapes, "resnet8", settings=["precise_bn=10"], out=tmp_path / "no", quiet=True, task="detect", device="cpu")
+
+
 def test_a_trunk_of_grey_images_sees_grey_images(shapes: Path, tmp_path: Path) -> None:
     view = Preprocessing(channels=1, size=(32, 32), mean=(0.5,), std=(0.2,))
     save(create("resnet8", 2, 1), tmp_path / "grey.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
@@ -209,21 +234,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_several_ranks_are_refused(shapes: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
-    code = f"""
-import os
-from reslearn.training import ranks, train
-from reslearn import UserError
-ranks.asked = lambda: 2
-from reslearn.training import run
-from reslearn.training.task import Asked
-import torch
-from reslearn.training.display import Display
-try:
-    run.TASKS["detect"].begin(Asked({str(shapes)!r}, "resnet8", None, (), None, None), torch.device("cpu"), Display(True))
-except UserError as error:
-    print(error)
-"""
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
-    assert "without torchrun" in said
+def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):
+        ready(shapes, None, "batch.size=3")

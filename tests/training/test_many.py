@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from reslearn import UserError, train
+import boxed
+from reslearn import UserError, cli, train
 from reslearn.training import many
 from reslearn.training.run import begin
 
@@ -70,6 +71,28 @@ def test_interrupted_seeds_go_on(images: Path, tmp_path: Path) -> None:
     assert len(json.loads((out / "seeds.json").read_text())["test"]["errors"]) == 2 and (out / "report.html").exists()
     alone = train(images, "resnet8", settings=[w.removeprefix("--set=") for w in words[8:]], out=tmp_path / "alone", quiet=True)
     assert same(alone.folder, out / "seed-0")
+
+
+@pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
+def test_detectors_of_several_seeds_go_on(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of them, as experiments leave it, whichever of the commands goes on with it."""
+    data = boxed.shapes(boxed.shapes(tmp_path / "set", images=4, split="test"), images=6)
+    settings = ["schedule.steps=2", "data.val=2", "detector.regions=8", "detector.anchors=[20]"]
+    for seed in (0, 1):
+        begin(data, "resnet8", None, settings, seed, tmp_path / "many" / f"seed-{seed}", "cpu", True, None, "detect")
+    monkeypatch.setattr(sys, "argv", ["reslearn", *command, "--resume", str(tmp_path / "many")])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not left.value.code and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
+    results = [json.loads((tmp_path / "many" / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    found = json.loads((tmp_path / "many" / "seeds.json").read_text())
+    for split in ("val", "test"):
+        values = [result["last"][split]["AP"] for result in results]
+        assert found[split]["AP"] == values and found[split]["mean"] == pytest.approx(sum(values) / 2)
+    assert "errors" not in found["test"]
 
 
 def test_what_cannot_be_is_refused(images: Path, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 import pasting
+from pages import Page
 from reslearn.data.annotated import open_boxes
 from reslearn.data.augment import Draws
 from reslearn.data.boxed import Boxed
 from reslearn.data.masks import draw
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import coco
+from reslearn.report import write
 from reslearn.training import train
 from reslearn.training.detect_step import judge
 
@@ -160,7 +162,11 @@ def test_a_run_with_masks_learns_and_reports_their_ap(pasted: Path, tmp_path: Pa
     steps = [line for line in lines if line["event"] == "train"]
     losses = np.array([[line["loss"], line["losses"]["loss_mask"]] for line in steps])
     assert np.isfinite(losses).all() and (losses[-1] < (0.8 * losses[0][0], 0.9 * losses[0][1])).all(), losses
-    result = json.loads((run.folder / "result.json").read_text())["last"]
+    whole = json.loads((run.folder / "result.json").read_text())
+    assert [each["name"] for each in whole["examples"]] == [image.name for image in open_boxes(pasted)["test"].images]
+    assert all((run.folder / each["image"]).is_file() for each in whole["examples"])
+    assert "test mask AP" in Page(write([run.folder], tmp_path / "page.html")).text
+    result = whole["last"]
     (seen,) = [line for line in lines if line["event"] == "eval"]
     assert set(seen["masks"]) == {"AP", "AP50", "AP75"} and "loss_mask" in seen["losses"]
     for name in ("val", "test"):

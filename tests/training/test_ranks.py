@@ -185,10 +185,12 @@ def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
     assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_other_commands_are_for_one_process() -> None:
+@pytest.mark.parametrize("command", ["models", "detect eval"])
+def test_other_commands_are_for_one_process(command: str) -> None:
     environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run([sys.executable, "-m", "reslearn", "models"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and done.stderr == "reslearn: models is the work of one process: start it without torchrun\n"
+    words = [*command.split(), *(["a", "b"] if " " in command else [])]
+    done = subprocess.run([sys.executable, "-m", "reslearn", *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr == f"reslearn: {command} is the work of one process: start it without torchrun\n"
 
 
 def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(

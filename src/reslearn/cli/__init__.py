@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from reslearn import __version__
 from reslearn.cli import analyze, bench, detect, doctor, localize, models, packing, reproduce, runs
+from reslearn.cli.options import one_process, several_ranks
 from reslearn.errors import Interrupted, Lost, UserError
 
 app = typer.Typer(
@@ -59,12 +60,12 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
     if version:
         typer.echo(f"reslearn {__version__}")
         raise typer.Exit
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not several_ranks():
         return
     # Before PyTorch is imported: each rank would be told that a flag of DDP costs time, which training/ranks.py has a use for.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if context.invoked_subcommand != "train":
-        raise UserError(f"{context.invoked_subcommand} is the work of one process: start it without torchrun")
+    if context.invoked_subcommand not in ("train", "detect"):  # whose other commands are refused there
+        raise one_process(str(context.invoked_subcommand))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, whole_numbers
+from reslearn.cli.options import Device, Json, one_process, several_ranks, whole_numbers
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testin
 
 
 @app.callback()
-def _group() -> None:
+def _group(context: typer.Context) -> None:
     """Detectors trained, tested, compared and used."""
+    if several_ranks() and context.invoked_subcommand != "train":
+        raise one_process(f"detect {context.invoked_subcommand}")
 
 
 @app.command(no_args_is_help=True)
@@ -71,17 +73,16 @@ def train(
         raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
     if resume is None and data is None:
         raise UserError("say what to train on: reslearn detect train DATA (or --resume RUN)")
-    from reslearn import api
+    from reslearn.cli.runs import go_on, print_run
 
     if resume is not None:
-        run = api.resume(resume, device=device)
-    else:
-        assert data is not None
-        chosen = [*(settings or ()), *([f"data.bad={bad_boxes.value}"] if bad_boxes else [])]
-        run = api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect")
-    from reslearn.cli.runs import print_run
+        go_on(resume, device)
+        return
+    from reslearn import api
 
-    print_run(run)
+    assert data is not None
+    chosen = [*(settings or ()), *([f"data.bad={bad_boxes.value}"] if bad_boxes else [])]
+    print_run(api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect"))
 
 
 @app.command("eval", no_args_is_help=True)

@@ -18,7 +18,7 @@ CLASSES = 20  # rows of classes that are printed
 def boxes(data: str, fix: Path | None, size: str | None, as_json: bool) -> None:
     """Examine a set with boxes, print what is found, copy what is sound. Exit codes as doctor's."""
     from reslearn.data.box_doctor import examine_boxes, parse_size
-    from reslearn.data.box_mend import check_folder, mend_boxes
+    from reslearn.data.box_mend import check_folder, counts, mend_boxes
     from reslearn.training.display import Display
 
     at = parse_size(size)
@@ -32,14 +32,10 @@ def boxes(data: str, fix: Path | None, size: str | None, as_json: bool) -> None:
         _print(found)
     if fix is not None:
         with Display(stderr=True) as display:
-            mend_boxes(found, data, fix, display.progress)
-        kept = [image for images in found.kept.values() for image in images]
-        line = f"wrote {fix}: {len(kept):,} of {sum(found.images.values()):,} images, {sum(len(i.objects) for i in kept):,} objects"
-        if unsound := sum(
-            finding.level == "object" and finding.kind != "sticks out" for s in found.sets.values() for finding in s.findings
-        ):
-            line += f", without {unsound:,} that {'are' if unsound > 1 else 'is'} unsound"
-        typer.echo(line, err=as_json)
+            copy = mend_boxes(found, data, fix, display.progress)
+        kept, named = counts(copy), counts(data)
+        line = f"{kept[0]:,} of {named[0]:,} images, {kept[1]:,} of {named[1]:,} objects"
+        typer.echo(f"wrote {fix}: {line}", err=as_json)
     if not found.clean:
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reslearn.cli.detect import BadBoxes
 from reslearn.cli.options import Device, Json
 from reslearn.errors import UserError
 
@@ -24,7 +25,9 @@ def crops(
     per_class: Annotated[int, typer.Option("--per-class", min=1, help="Windows of each class for training.")] = 600,
     tested: Annotated[int, typer.Option("--tested", min=1, help="At most so many of each class to test on, one an object.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    bad_boxes: Annotated[str, typer.Option("--bad-boxes", help="fail, or drop unsound boxes.")] = "fail",
+    bad_boxes: Annotated[
+        BadBoxes, typer.Option("--bad-boxes", help="Objects that are unsound: stop, or leave them out.")
+    ] = BadBoxes.fail,
 ) -> None:
     """Cut images of one object each out of annotated ones: a set for localize, and for train as well (CLASS folders).
 
@@ -34,7 +37,7 @@ def crops(
     """
     from reslearn.localize.crops import cut_out
 
-    counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes)  # type: ignore[arg-type]
+    counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
     for split, of in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
     typer.echo(f"wrote {out}")
@@ -67,12 +70,8 @@ def train(
     given = {"net": model, "init": init and str(init), "size": size, "batch": batch, "anchors": anchors, "seed": seed}
     given |= {"jitter": _pair(jitter)} if jitter is not None else {}
     plan: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if resume is not None:
-        names = {"DATA": data, "--out": out, "--epochs": epochs, "--lr": lr}
-        names |= {f"--{'model' if key == 'net' else key}": value for key, value in plan.items()}
-        if extra := [name for name, value in names.items() if value is not None]:
-            raise UserError(f"--resume takes everything from the run: leave out {', '.join(extra)}")
-    elif data is None or out is None:
+    _check_resume(resume, {"DATA": data, "--out": out, "--epochs": epochs, "--lr": lr}, plan)
+    if resume is None and (data is None or out is None):
         raise UserError("say what to train on and where to: reslearn localize train DATA --out RUN (or --resume RUN)")
     from reslearn.localize import train as localize_train
 
@@ -82,15 +81,60 @@ def train(
         go_on(resume, device=device, say=typer.echo)
     else:
         assert data is not None and out is not None
-        if epochs is not None or lr is not None:
-            plan["schedule"] = {
-                "epochs": 20 if epochs is None else epochs,
-                "lr": 0.05 if lr is None else lr,
-                "shape": "cosine",
-                "warmup": 0.05,
-            }
-        localize_train(data, out, device=device, say=typer.echo, **plan)
+        localize_train(data, out, device=device, say=typer.echo, **plan, **_schedule(epochs, lr, 0.05))
     typer.echo(f"model    {(resume or out or Path()) / 'model.safetensors'}")
+
+
+@app.command(no_args_is_help=True)
+def refine(
+    model: Annotated[Path | None, typer.Argument(help="A run folder or model file of localize train.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="VOC or COCO; objects of one class in each image.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's new folder.")] = None,
+    proposals: Annotated[int | None, typer.Option("--proposals", help="Boxes of an image that are judged; 200.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Of one region an image; 20.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Regions a step; 256.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate; 0.02.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Give a localizer a second stage, R-CNN: its best boxes are cut out, scored again and moved. The new run has both.
+
+    \b
+    Examples:
+      reslearn localize refine runs/where cells --out runs/refined
+      reslearn localize eval runs/refined cells --classifier runs/cells
+      reslearn localize refine --resume runs/refined
+    """
+    plan = {"proposals": proposals, "batch": batch, "seed": seed}
+    plan = {key: value for key, value in plan.items() if value is not None}
+    _check_resume(resume, {"MODEL": model, "DATA": data, "--out": out, "--epochs": epochs, "--lr": lr}, plan)
+    if resume is None and (model is None or data is None or out is None):
+        raise UserError("say what to refine: reslearn localize refine RUN DATA --out NEW (or --resume NEW)")
+    from reslearn.localize.refine import refine as begin
+    from reslearn.localize.refine import resume as go_on
+
+    if resume is not None:
+        go_on(resume, device=device, say=typer.echo)
+    else:
+        assert model is not None and data is not None and out is not None
+        begin(model, data, out, device=device, say=typer.echo, **plan, **_schedule(epochs, lr, 0.02))
+    typer.echo(f"model    {(resume or out or Path()) / 'model.safetensors'}")
+
+
+def _check_resume(resume: Path | None, names: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Raise UserError where more is given than what to go on with."""
+    names = names | {f"--{'model' if key == 'net' else key}": value for key, value in plan.items()}
+    if resume is not None and (extra := [name for name, value in names.items() if value is not None]):
+        raise UserError(f"--resume takes everything from the run: leave out {', '.join(extra)}")
+
+
+def _schedule(epochs: float | None, lr: float | None, usual: float) -> dict[str, Any]:
+    """The schedule of a plan, where one of the two is given."""
+    if epochs is None and lr is None:
+        return {}
+    given = {"epochs": 20 if epochs is None else epochs, "lr": usual if lr is None else lr}
+    return {"schedule": {**given, "shape": "cosine", "warmup": 0.05}}
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -139,13 +183,16 @@ TITLES = {"true_class": "true class given", "top1": "predicted class", "top5": "
 
 
 def _print(result: dict[str, Any]) -> None:
+    views = [view for view in ("1-crop", "dense", "refined") if view in result]
+    heads = {"1-crop": "1 crop", "dense": "dense " + " ".join(map(str, result["scales"])), "refined": "R-CNN"}
     typer.echo(f"{result['data']}, {result['split']}: {result['n']:,} images; classes from {result['classes_from']}")
-    typer.echo(f"{'error, % (95% interval)':<24}{'1 crop':>24}{'dense ' + ' '.join(map(str, result['scales'])):>28}")
+    typer.echo(f"{'error, % (95% interval)':<24}" + "".join(f"{heads[view]:>26}" for view in views))
     for key, title in TITLES.items():
         if key in result["1-crop"]:
-            cells = [result[view][key] for view in ("1-crop", "dense")]
+            cells = [result[view][key] for view in views]
             shown = [f"{c['error']:.2f} ({c['interval'][0]:.2f} to {c['interval'][1]:.2f})" for c in cells]
-            typer.echo(f"  {title:<22}{shown[0]:>24}{shown[1]:>28}")
-    for one, dense in zip(result["1-crop"]["per_class"], result["dense"]["per_class"], strict=True):
-        if one["n"]:
-            typer.echo(f"  {one['class'][:18]:<18} n={one['n']:<4}{one['error']:>19.2f}{dense['error']:>28.2f}")
+            typer.echo(f"  {title:<22}" + "".join(f"{each:>26}" for each in shown))
+    for those in zip(*(result[view]["per_class"] for view in views), strict=True):
+        if those[0]["n"]:
+            numbers = "".join(f"{each['error']:>26.2f}" for each in those)
+            typer.echo(f"  {those[0]['class'][:15]:<15} n={those[0]['n']:<4}{numbers}")

@@ -1,5 +1,6 @@
 """Options that several commands take."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -8,6 +9,16 @@ from reslearn.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+
+
+def several_ranks() -> bool:
+    """Whether torchrun has started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def one_process(command: str) -> UserError:
+    """What is said of a command that ranks cannot share."""
+    return UserError(f"{command} is the work of one process: start it without torchrun")
 
 
 def whole_numbers(text: str | None) -> list[int] | None:

@@ -66,23 +66,30 @@ def train(
     from reslearn import api
     from reslearn.training import ranks
 
-    several = resume is not None and bool(api.many.seed_folders(resume))
-    if seeds is not None or several:
-        if resume is not None:
-            runs = api.resume_seeds(resume, device)
-        else:
-            assert data is not None and seeds is not None
-            if out is None:
-                raise UserError("several seeds need a folder for their runs: say where with --out")
-            given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init}
-            runs = api.train_seeds(seeds, data, out, device, **given)
-        _print_seeds(api.many.summary(runs), resume or out)
-        return
     if resume is not None:
-        run = api.resume(resume, device=device)
-    else:
-        assert data is not None
-        run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
+        go_on(resume, device)
+        return
+    assert data is not None
+    if seeds is not None:
+        if out is None:
+            raise UserError("several seeds need a folder for their runs: say where with --out")
+        given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init}
+        _print_seeds(api.many.summary(api.train_seeds(seeds, data, out, device, **given)), out)
+        return
+    run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
+    if ranks.first():
+        print_run(run)
+
+
+def go_on(folder: Path, device: str) -> None:
+    """Continue a run of any task, or those of several seeds in a folder, to the end, and print the numbers."""
+    from reslearn import api
+    from reslearn.training import ranks
+
+    if api.many.seed_folders(folder):
+        _print_seeds(api.many.summary(api.resume_seeds(folder, device)), folder)
+        return
+    run = api.resume(folder, device=device)
     if ranks.first():
         print_run(run)
 
@@ -94,12 +101,13 @@ def print_run(run: "Run") -> None:
     typer.echo(f"report   {run.folder / 'report.html'}")
 
 
-def _print_seeds(found: dict[str, Any], folder: Path | None) -> None:
+def _print_seeds(found: dict[str, Any], folder: Path) -> None:
     for split, what in (("val", "held-out"), ("test", "test"), ("train", "training")):
         if split in found:
-            errors = ", ".join(f"{error:.2f}" for error in found[split]["errors"])
+            measure, key = ("error", "errors") if "errors" in found[split] else ("AP", "AP")
+            each = ", ".join(f"{value:.2f}" for value in found[split][key])
             spread = "" if found[split]["std"] is None else f" +- {found[split]['std']:.2f}"
-            typer.echo(f"result   {what} error {found[split]['mean']:.2f}{spread}%  ({errors}; n={len(found['runs'])} seeds)")
+            typer.echo(f"result   {what} {measure} {found[split]['mean']:.2f}{spread}%  ({each}; n={len(found['runs'])} seeds)")
     typer.echo(f"report   {folder}/report.html")
 
 

@@ -80,23 +80,44 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
     if root.is_file() and root.suffix.lower() == ".json":
         if (other := next((name for name in only or () if name != "all"), None)) is not None:
             raise UserError(f"{root}: no split {other!r}{did_you_mean(other, ['all'])}")
-        return {"all": ("coco", root, root.parent)}
+        return {"all": ("coco", root, _photos(root, root.parent))}
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder or .json file")
-    found: dict[str, tuple[str, Path, Path]] = {}
+    found: dict[str, list[tuple[str, Path, Path]]] = {}
     if (root / "Annotations").is_dir():
-        found = {name: ("voc", root, root) for name in splits(root)}
+        found = {name: [("voc", root, root)] for name in splits(root)}
     for name in SPLITS:
-        for file in sorted((root / "annotations").glob(f"instances_{name}*.json")):
-            folder = root / file.stem.removeprefix("instances_")
-            found[name] = ("coco", file, folder if folder.is_dir() else root / "images" if (root / "images").is_dir() else root)
-        for folder in (root / name, root / {"val": "valid"}.get(name, name)):
+        exact = root / "annotations" / f"instances_{name}.json"
+        files = [exact] if exact.is_file() else sorted((root / "annotations").glob(f"instances_{name}*.json"))
+        own = [("coco", file, _photos(file, root)) for file in files]
+        for folder in dict.fromkeys((root / name, root / {"val": "valid"}.get(name, name))):
             if (folder / "_annotations.coco.json").is_file():
-                found[name] = ("coco", folder / "_annotations.coco.json", folder)
+                own.append(("coco", folder / "_annotations.coco.json", folder))
+        if own:
+            found[name] = found.get(name, []) + own
     wanted = [name for name in SPLITS if name in found] if only is None else list(only)
     for name in wanted:
         if name not in found:
             raise UserError(f"{root}: no split {name!r}{did_you_mean(name, found)}")
     if not wanted:
         raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
-    return {name: found[name] for name in wanted}
+    return {name: _the_one(root, name, found[name]) for name in wanted}
+
+
+def _photos(file: Path, otherwise: Path) -> Path:
+    """The folder of a COCO file's images: of annotations/instances_NAME.json, NAME or images beside annotations, if it is there."""
+    beside = file.parent if file.parent.name else file.absolute().parent
+    names = (file.stem.removeprefix("instances_"), "images") if beside.name == "annotations" else ()
+    folders = [beside.parent / name for name in names]
+    return next((folder for folder in folders if folder.is_dir()), otherwise)
+
+
+def _the_one(root: Path, split: str, found: Sequence[tuple[str, Path, Path]]) -> tuple[str, Path, Path]:
+    """Raises UserError where a split is there several times."""
+    if len(found) > 1:
+        files = [root / "ImageSets" / "Main" / f"{split}.txt" if kind == "voc" else file for kind, file, _ in found]
+        names = " and ".join(str(file.relative_to(root)) for file in files)
+        raise UserError(
+            f"{root}: {names} are both its {split} split: move one away, or give the .json file that is meant instead of the folder"
+        )
+    return found[0]

@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from reslearn.data.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
 from reslearn.data.annotated import survey
 from reslearn.data.boxes import BoxImage, BoxSet, Objects, box_areas
 from reslearn.data.diagnosis import FEW, IMBALANCE, KINDS, OUT, Kind
@@ -18,14 +17,14 @@ from reslearn.data.folder import Entry
 from reslearn.data.images import suffix_for
 from reslearn.data.look import Look, look_at_file
 from reslearn.data.stream import Progress
+from reslearn.data.tried_anchors import C4, FPN, HALF, SIDES, AnchorRecall, large_enough, reach, try_anchors
+from reslearn.data.voc import lists, splits
 from reslearn.errors import UserError
 
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
 """COCO's sizes, each up to this area in pixels of the image as it is."""
 SAME = 0.95
 """Two boxes of an image with this IoU or more are about one object."""
-C4, FPN = (600, 1000), (800, 1333)
-"""Shorter and longest side that images are scaled to, in px: of Faster R-CNN's paper, and of torchvision's pyramid."""
 
 BOX_KINDS = {
     "no such image": Kind(True, "annotated, but not there", OUT),
@@ -51,6 +50,8 @@ BOX_KINDS = {
     "class missing": Kind(True, "a class without objects in a split: its AP is not measured"),
     "class not in train": Kind(True, "there is nothing to learn it from"),
     "no objects": Kind(True, "a split without any object"),
+    "list of others": Kind(False, "VOC lists with images of none of train, val and test, which alone are examined", OUT),
+    "out of reach": Kind(True, "classes of which no anchors reach half of the objects: those will hardly be found"),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
     "two classes": Kind(False, f"boxes of two classes with an IoU of {SAME:g} or more: perhaps one object"),
@@ -74,20 +75,6 @@ class BoxFinding:
     def fault(self) -> bool:
         """Whether it counts for the exit code."""
         return ALL_KINDS[self.kind].fault
-
-
-class AnchorRecall(NamedTuple):
-    """How many boxes of the training images have an anchor of IoU >= 0.5, percent, in all and by class, at a size.
-
-    `anchors` are sides (square roots of the area) and `ratios` heights to widths, as a detector's settings take them.
-    """
-
-    name: str
-    size: tuple[int, int]
-    anchors: tuple[float, ...]
-    ratios: tuple[float, ...]
-    recall: float
-    by_class: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -172,11 +159,12 @@ def examine_boxes(
             findings.append(BoxFinding(found.kind, tuple(dict.fromkeys(found.names)), found.detail))
     for split, image in places:
         findings += _nearly_one(image, sets[split].classes)
-    findings += _balance(sets)
+    first = next(iter(sets.values()))
+    findings += [*_balance(sets), *_others(root, sets), *_out_of_reach(first, size)]
     order = list(ALL_KINDS)
     mean, std, *_ = statistics(colours, grey)
     height, width, aspect = spans([seen.size for seen in looks if seen.pixels])
-    classes = next(iter(sets.values())).classes
+    classes = first.classes
     objects = [image.objects for _, image in places]
     boxes = np.concatenate([np.zeros((0, 4)), *(some.boxes for some in objects)])
     labels = np.concatenate([np.zeros(0, np.int64), *(some.labels for some in objects)])
@@ -203,7 +191,7 @@ def examine_boxes(
         aspect=aspect,
         mean=mean,
         std=std,
-        anchors=tuple(_anchors(sets, size)),
+        anchors=try_anchors(first.images, first.classes, size),
         findings=tuple(sorted(findings, key=lambda f: (order.index(f.kind), f.names, -1 if f.index is None else f.index))),
         sets=sets,
         kept=_worth_keeping(places, looks),
@@ -262,6 +250,17 @@ def _balance(sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
             yield BoxFinding("imbalance", (most, least), detail)
 
 
+def _others(root: Path, sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
+    """Lists with images that no split has."""
+    if not (root / "Annotations").is_dir():
+        return
+    every = {name: {image for image, _ in lines} for name, lines in lists(root).items()}
+    seen = {image for split in sets for image in every.get(split, ())}
+    for name in splits(root):
+        if more := every[name] - seen:
+            yield BoxFinding("list of others", (f"ImageSets/Main/{name}.txt",), f"{len(more):,} of {len(every[name]):,} images")
+
+
 def _by_size(areas: np.ndarray) -> dict[str, int]:
     places = np.searchsorted(list(SIZES.values()), areas, side="right").clip(max=2)
     return dict(zip(SIZES, np.bincount(places, minlength=3).tolist(), strict=True))
@@ -272,39 +271,20 @@ def _span(values: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(f(values)), 4) for f in (np.min, np.median, np.max)) if len(values) else ()
 
 
-def _anchors(sets: Mapping[str, BoxSet], size: tuple[int, int] | None) -> Iterator[AnchorRecall]:
-    """The usual anchors of both kinds of detectors, and C4's with sides and ratios that suit the boxes of the first split."""
-    images, classes = next(iter(sets.values())).images, next(iter(sets.values())).classes
-    labels = np.concatenate([np.zeros(0, np.int64), *(image.objects.labels[~image.objects.crowd] for image in images)])
-    if not len(labels):
-        return
-    usual = (0.5, 1.0, 2.0)
-
-    def tried(name: str, at: tuple[int, int], levels: Sequence[AnchorLevel]) -> AnchorRecall:
-        found = anchor_recall(*scaled_boxes(images, *at), levels).best >= 0.5
-        by_class = {c: round(100 * float(found[labels == k].mean()), 2) for k, c in enumerate(classes, 1) if (labels == k).any()}
-        sides = tuple(side for level in levels for side in level.sizes)
-        return AnchorRecall(name, at, sides, tuple(levels[0].ratios), round(100 * float(found.mean()), 2), by_class)
-
-    at = size or C4
-    boxes, _ = scaled_boxes(images, *at)
-    sides, ratios = _suited(boxes)
-    yield tried("C4", at, [AnchorLevel(16, (128, 256, 512), usual)])
-    ours = [tried("C4, suggested", at, [AnchorLevel(16, sides, each)]) for each in (usual, ratios)]
-    yield max(ours, key=lambda one: one.recall)
-    levels = [AnchorLevel(4 * 2**i, (32.0 * 2**i,), usual) for i in range(5)]
-    yield tried("pyramid", size or FPN, levels)
-
-
-def _suited(boxes: np.ndarray, count: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Sides in whole px and ratios that suit boxes (N, 4): the centres of both, found as those of whole anchors are."""
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    side, ratio = np.sqrt(width * height), height / width
-    nothing = np.zeros_like(side)
-    squares = suggest_anchors(np.stack([nothing, nothing, side, side], axis=1), count)
-    shapes = suggest_anchors(np.stack([nothing, nothing, 1 / np.sqrt(ratio), np.sqrt(ratio)], axis=1), count)
-    ratios = sorted(round(float(h / w), 2) for w, h in shapes)
-    return tuple(dict.fromkeys(float(max(1, round(s))) for s in squares[:, 0])), tuple(dict.fromkeys(ratios))
+def _out_of_reach(one: BoxSet, size: tuple[int, int] | None) -> Iterator[BoxFinding]:
+    """The classes that no anchors fit at this size, and the size at which some do."""
+    best = reach(one.images, range(1, len(one.classes) + 1), size)
+    few = sorted((label for label, share in best.items() if share < HALF), key=best.__getitem__)
+    if few:
+        names = tuple(one.classes[label - 1] for label in few)
+        at = f"{size[0]} px" if size else f"{C4[0]} or {FPN[0]} px"
+        enough = large_enough(one.images, few, size or C4)
+        if enough is not None:
+            advice = f"{enough} px are enough (--size {enough}; in training --set detector.min_size={enough})"
+        else:
+            advice = f"they are too small or too thin up to {SIDES[-1]:,} px: cut the images into parts, or leave the class out"
+        worst = f"{best[few[0]]:.1f}%" + (f" of {names[0]}" if len(few) > 1 else "")
+        yield BoxFinding("out of reach", names, f"{worst} at best, at {at} of the shorter side; {advice}")
 
 
 def _worth_keeping(places: Sequence[tuple[str, BoxImage]], looks: Sequence[Look]) -> dict[str, tuple[BoxImage, ...]]:

@@ -11,9 +11,11 @@ from xml.etree.ElementTree import Element, tostring
 from reslearn.data.annotated import sources, survey
 from reslearn.data.box_doctor import BoxDiagnosis
 from reslearn.data.boxes import BoxImage, Finding
+from reslearn.data.coco import read_document
+from reslearn.data.folder import for_each
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
-from reslearn.data.voc import parse_xml
+from reslearn.data.voc import lists, parse_xml
 from reslearn.errors import UserError
 from reslearn.files import writing
 
@@ -27,11 +29,12 @@ def check_folder(target: Path) -> None:
 
 def mend_boxes(
     diagnosis: BoxDiagnosis, data: str | Path, target: Path, progress: Progress = lambda what, done, total: None
-) -> None:
+) -> Path:
     """Copy what is worth keeping of the examined set `data` to a new folder, whole or not at all.
 
-    VOC stays VOC and COCO stays COCO, with every field that is not at fault. Images that cannot be used and further copies of
-    one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError where that cannot be.
+    VOC stays VOC, with all of its lists, and COCO stays COCO, with every field that is not at fault. Images that cannot be used and
+    further copies of one are left out, and so are unsound objects; boxes that stick out are cut to the image. Raises UserError
+    where that cannot be. Returns what opens the copy: the folder, or of a single .json file its like there.
     """
     check_folder(target)
     root = Path(data).expanduser()
@@ -56,12 +59,31 @@ def mend_boxes(
                 shutil.copy2(image.path, name)
                 done += 1
                 progress("copying", done, total)
-        again = fresh / f"{root.stem}.json" if root.is_file() else fresh
-        left = [finding for one in survey(again).values() for finding in one.findings if finding.level != "note"]
+        if (root / "ImageSets" / "Main").is_dir() and (fresh / "ImageSets" / "Main").is_dir():
+            _other_lists(root, fresh, diagnosis)
+        inside = root.name if root.is_file() else ""
+        left = [finding for one in survey(fresh / inside).values() for finding in one.findings if finding.level != "note"]
         if left:
             raise UserError(f"--fix {target}: this set cannot be mended by leaving out, its copy still has {left[0]}")
         check_target(target)
         fresh.rename(target)
+    return target / inside
+
+
+def counts(data: str | Path) -> tuple[int, int]:
+    """How many images and objects the files of a set name in its splits, sound or not. Raises UserError where there is no set."""
+    images = objects = 0
+    root = Path(data).expanduser()
+    for split, (form, file, _) in sources(root, None).items():
+        if form == "coco":
+            document = read_document(file)
+            images, objects = images + len(document["images"]), objects + len(document["annotations"])
+            continue
+        stems = dict.fromkeys(image for image, _ in lists(root)[split])
+        trees = for_each(lambda stem: parse_xml(root / "Annotations" / f"{stem}.xml"), list(stems))
+        images += len(stems)
+        objects += sum(0 if isinstance(tree, UserError) else len(tree.findall("object")) for tree in trees)
+    return images, objects
 
 
 def _voc(
@@ -84,6 +106,25 @@ def _voc(
     return [fresh / "JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
 
 
+def _other_lists(root: Path, fresh: Path, diagnosis: BoxDiagnosis) -> None:
+    """Write the lists beside the splits', such as trainval and those by class, of the images that are kept.
+
+    Of a split that it holds whole, a list loses what the split loses: an image that stays in test alone is no longer in trainval.
+    """
+    every = lists(root)
+    listed = {split: {image for image, _ in every[split]} for split in diagnosis.kept if split in every}
+    kept = {split: {image.name for image in diagnosis.kept[split]} for split in listed}
+    for name, lines in every.items():
+        if name in listed:
+            continue
+        held = [split for split in listed if listed[split] <= {image for image, _ in lines}]
+        lost = {image for split in held for image in listed[split]} - {image for split in held for image in kept[split]}
+        some = set().union(*kept.values()) - lost
+        text = "".join(f"{line}\n" for image, line in lines if image in some)
+        if text:
+            (fresh / "ImageSets" / "Main" / f"{name}.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 def _cut(element: Element, tree: Element) -> None:
     """Cut a box to the size that its annotation gives, before any turning by EXIF. VOC counts from 1 to the last pixel."""
     for side, axis in (("xmin", "width"), ("ymin", "height"), ("xmax", "width"), ("ymax", "height")):
@@ -96,7 +137,7 @@ def _coco(
     file: Path, fresh: Path, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: BoxDiagnosis
 ) -> list[Path]:
     """Write a split's file; where its images belong: a single file beside them, else in the split's folder."""
-    document = json.loads(file.read_bytes().decode("utf-8-sig"))
+    document = read_document(file)
     kept = {image.id: image for image in images}
     sticking = {finding.index for finding in findings if finding.kind == "sticks out"}
     unsound = {finding.index for finding in findings} - sticking

@@ -49,10 +49,12 @@ class Finding:
 class BadBoxes(UserError):
     """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend."""
 
-    def __init__(self, findings: Sequence[Finding], shown: int = 8) -> None:
+    def __init__(
+        self, findings: Sequence[Finding], shown: int = 8, remedy: str = "leave these objects out: --bad-boxes drop"
+    ) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
-        mend = "" if any(f.level == "file" for f in findings) else " (mend them, or leave these objects out: --bad-boxes drop)"
+        mend = "" if any(f.level == "file" for f in findings) else f" (mend them, or {remedy})"
         super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
         self.findings = tuple(findings)
 

@@ -22,7 +22,7 @@ def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] |
     which may have holes, or `classes` where that is given. `iscrowd` may be left out (0), `area` (the box's), and
     `segmentation`. Raises UserError where the file as a whole is not of this kind.
     """
-    document = _document(path)
+    document = read_document(path)
     file = path.name
     labels, classes = _categories(document["categories"], file, faults, classes)
     owners: dict[int, list[Draft]] = {}
@@ -80,7 +80,7 @@ class _Fault(ValueError):
         self.kind = kind
 
 
-def _document(path: Path) -> dict[str, list[Any]]:
+def read_document(path: Path) -> dict[str, list[Any]]:
     """The file's object, with its three lists. Raises UserError."""
     try:
         document = json.loads(path.read_bytes().decode("utf-8-sig"))

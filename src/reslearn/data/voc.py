@@ -28,6 +28,18 @@ def splits(root: Path) -> list[str]:
     return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})
 
 
+def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """(image, line) of each line of every file in ImageSets/Main, by the file's name without suffix. A list by class (cat_train)
+    has a second column after the image, whether it has such an object."""
+    plain = set(splits(root))
+    found = {}
+    for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        stripped = [line.strip() for line in lines if line.strip()]
+        found[path.stem] = [(line if path.stem in plain else line.rsplit(None, 1)[0], line) for line in stripped]
+    return found
+
+
 def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | None = None) -> BoxSet:
     """The images of a split with their objects; what is wrong goes into `faults`, whose policy is the caller's.
 

@@ -68,7 +68,8 @@ class Detector(GeneralizedRCNN):
         features = self.backbone(scaled.tensors)
         proposals, _ = self.rpn(scaled, features)
         found, _ = self.roi_heads(features, proposals, scaled.image_sizes)
-        found = self.transform.postprocess(found, scaled.image_sizes, [(x.shape[-2], x.shape[-1]) for x in images])
+        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+        found = self.transform.postprocess(found, scaled.image_sizes, sizes)  # type: ignore[operator]
         with self._asked_for_losses():
             proposals, losses = self.rpn(scaled, features, scaled_targets)
             _, more = self.roi_heads(features, proposals, scaled.image_sizes, scaled_targets)

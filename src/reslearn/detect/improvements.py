@@ -15,7 +15,8 @@ from reslearn.detect.heads import Features, Shape
 from reslearn.errors import UserError
 
 PAPER_SCALES = (200, 400, 600, 800, 1000)  # shorter sides in px (DRL appendix B)
-REGION = 224  # px: a region is pooled where it comes nearest to the size of the images the net was trained on
+PAPER_SIDE = 600  # px: the shorter side that detectors were trained with
+REGION = 224  # px of 600: a region is pooled where it comes nearest to this size, of another detector's side in proportion
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ def propose(model: Detector, view: View) -> Tensor:
     return view.boxes(model.rpn(view.images, view.features)[0][0], back=True)
 
 
-def adjacent(scales: Sequence[float], boxes: Tensor) -> Tensor:
-    """For each box (R, 4) the index i (R,) of the two adjacent scales i, i + 1 between which it comes nearest to 224 x 224 px.
+def adjacent(scales: Sequence[float], boxes: Tensor, region: float = REGION) -> Tensor:
+    """For each box (R, 4) the index i (R,) of the two adjacent scales i, i + 1 that bring it nearest to region x region px.
 
     scales: of the views, ascending, in their pixels for one of the original's, at least two.
     """
     wide, high = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3).unbind(1)
-    ideal = REGION / (wide * high).sqrt()
+    ideal = region / (wide * high).sqrt()
     return (torch.bucketize(ideal, boxes.new_tensor(scales)) - 1).clamp(0, len(scales) - 2)
 
 
@@ -74,7 +75,7 @@ def describe(model: Detector, views: Sequence[View], boxes: Tensor) -> Tensor:
     everything = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     if len(views) == 1:
         return at(views[0], everything)
-    lower = adjacent([view.scale for view in views], boxes)
+    lower = adjacent([view.scale for view in views], boxes, REGION * model.settings.min_size / PAPER_SIDE)
     found: Tensor | None = None
     for i, view in enumerate(views):
         chosen = (lower == i) | (lower == i - 1)
@@ -113,8 +114,9 @@ def detect(
     models: several are an ensemble: each proposes, the proposals are united, each judges all of them, and the scores, boxes and
     masks are averaged; NMS and thresholds are the first one's. refinement: each region is judged a second time where its box
     went; old and new are united, and after NMS each box is voted on by those of its class that overlap it. scales: shorter
-    sides in px, two or more (the paper: 200 to 1000): each region is described at two adjacent ones and the features merged by
-    maxout; proposals and masks come from the detector's own min_size. Global context is a part of the detector, not of the test.
+    sides in px, two or more (the paper: 200 to 1000, of a min_size of 600): each region is described at the two adjacent ones at
+    which it comes nearest to 224 px (of 600: in proportion), and the features are merged by maxout; proposals and masks come from
+    the detector's own min_size. Global context is a part of the detector, not of the test.
 
     Raises UserError for models that do not go together, are in training mode, or scales that are not ascending.
     """

@@ -6,10 +6,9 @@ from typing import Any
 from reslearn.data.boxes import BoxSet
 from reslearn.detect.detector import Detector
 from reslearn.detect.evaluate import Progress, Way, find, matches
-from reslearn.detect.improvements import PAPER_SCALES
+from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE
 from reslearn.evaluation.detection import coco, compare
 
-PAPER_SIDE = 600  # px: the shorter side that the paper's scales go around
 # DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
 TABLE_9 = {
     "baseline": (48.4, 27.2, "COCO val"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reslearn.data.boxes import BoxImage
 from reslearn.data.images import read
 from reslearn.detect.draw import picture
 from reslearn.detect.evaluate import Way, look, tensor
@@ -17,6 +18,7 @@ from reslearn.errors import UserError
 from reslearn.files import write_atomic, writing
 
 QUALITY = 92  # of JPEGs
+EXAMPLE = 720  # px: the longer side of a picture for the report, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +87,34 @@ def predictions(
         except UserError as error:
             yield Prediction(file, error=str(error))
             continue
-        found = look(way, tensor(views[way.channels]))
-        keep = found["scores"] >= score
-        found = {
-            key: tuple(mask for mask, kept in zip(value, keep, strict=True) if kept) if key == "masks" else value[keep]
-            for key, value in found.items()
-        }
+        found = _surest(look(way, tensor(views[way.channels])), score)
         if targets:
             _save(picture(views[3], found, way.models[0].classes), targets[file])
         yield Prediction(file, found)
+
+
+def save_examples(folder: Path, way: Way, images: Sequence[BoxImage], score: float = 0.5, most: int = 6) -> list[dict[str, Any]]:
+    """Draw what is found, with at least this score, in some images evenly from first to last: RUN/images/found-NN.jpg, each
+    `{"image": the file, "name"}`.
+    """
+    rows = []
+    for rank, i in enumerate(np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))):
+        image = images[i]
+        found = _surest(look(way, tensor(read(image.path, way.channels))), score)
+        rows.append({"image": f"images/found-{rank:02d}.jpg", "name": image.name})
+        drawn = Image.fromarray(picture(image.pixels(), found, way.models[0].classes))
+        drawn.thumbnail((EXAMPLE, EXAMPLE), Image.Resampling.LANCZOS)
+        _save(np.asarray(drawn), folder / rows[-1]["image"])
+    return rows
+
+
+def _surest(found: dict[str, Any], score: float) -> dict[str, Any]:
+    """What is found with at least this score."""
+    keep = found["scores"] >= score
+    return {
+        key: tuple(mask for mask, kept in zip(value, keep, strict=True) if kept) if key == "masks" else value[keep]
+        for key, value in found.items()
+    }
 
 
 def _save(image: np.ndarray, target: Path) -> None:

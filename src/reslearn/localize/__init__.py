@@ -3,6 +3,7 @@
 from reslearn.localize.error import is_right, localization_errors
 from reslearn.localize.evaluate import evaluate
 from reslearn.localize.net import Localizer, create_localizer, load_localizer, save_localizer
+from reslearn.localize.refine import refine
 from reslearn.localize.train import resume, train
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "is_right",
     "load_localizer",
     "localization_errors",
+    "refine",
     "resume",
     "save_localizer",
     "train",

@@ -1,5 +1,6 @@
 """The network: a classifier's convolutions, and at every place a score and a box for each class (DRL appendix C)."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import roi_align
 
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.trunk import Convolutions, Stages, split
@@ -20,6 +22,7 @@ from reslearn.nets.zoo import check_options
 from reslearn.weights.store import Card, load, save
 
 HIDDEN = 512
+CONTEXT = 16 / 227  # of the side of a region as the second stage sees it, on each side of its box (R-CNN, appendix A)
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
@@ -29,6 +32,7 @@ class Settings(BaseModel):
     hidden: channels of the 3x3 layer before scores and boxes (Faster R-CNN, section 3.1). iou: an anchor that overlaps a true box
     by less than the first is a negative example, by the second or more a positive one, as is the best one of each box. (Faster
     R-CNN's second is 0.7; with 0.5, from which a box counts as found, fewer anchors go without training.)
+    proposals: of a localizer with a second stage, how many boxes of a class that one judges.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,6 +40,41 @@ class Settings(BaseModel):
     anchors: tuple[tuple[float, float], ...] = Field(min_length=1)
     hidden: int = Field(default=HIDDEN, ge=1)
     iou: tuple[float, float] = (0.3, 0.5)
+    proposals: int | None = Field(default=None, ge=1)
+
+
+class Regions(nn.Module):
+    """R-CNN, the second stage: a region, cut out and warped to the net's input, is scored and moved for each class.
+
+    It begins as the convolutions of the first stage; on the average of their map are two layers (DRL appendix C: "two sibling fc
+    layers for cls and reg, also in a per-class form").
+    """
+
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # targets of about unit variance (Fast R-CNN, section 2.3)
+
+    def __init__(self, trunk: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.trunk, self.classes = trunk, classes
+        self.scores, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, 4 * classes)
+        for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):  # as Fast R-CNN's
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.scores.bias, -math.log(2 * classes - 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C, H, W), normalised -> logits (R, K), independent of each other, and deltas (R, K, 4) relative to the regions."""
+        features = self.trunk(x)["0"].mean((2, 3))
+        return self.scores(features), self.deltas(features).reshape(len(x), self.classes, 4)
+
+
+def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Regions (R, C, *size) of a normalised image (C, H, W), whatever the shape of their boxes (R, 4).
+
+    On each side CONTEXT of what is seen lies around the box, the mean where the image ends (R-CNN, appendix A).
+    """
+    margin = CONTEXT / (1 - 2 * CONTEXT) * (boxes[:, 2:] - boxes[:, :2])
+    grown = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], 1)
+    return roi_align(image[None], [grown], size, aligned=True)
 
 
 class Localizer(nn.Module):
@@ -52,6 +91,7 @@ class Localizer(nn.Module):
         self.settings, self.classes, self.stride, self.card = settings, classes, stride, card
         n = len(settings.anchors) * len(classes)
         self.trunk = trunk
+        self.regions: Regions | None = None
         self.hidden = nn.Conv2d(channels, settings.hidden, 3, padding=1)
         self.scores = nn.Conv2d(settings.hidden, n, 1)
         self.deltas = nn.Conv2d(settings.hidden, 4 * n, 1)
@@ -60,6 +100,8 @@ class Localizer(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         # Half the examples are of one class of K and the others of none: with 1000 classes, zeros would start at a loss of 693.
         nn.init.constant_(self.scores.bias, -math.log(2 * len(classes) - 1))  # type: ignore[arg-type]
+        if settings.proposals is not None:
+            self.regions = Regions(copy.deepcopy(trunk), channels, len(classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(logits, deltas, anchors)."""
@@ -87,6 +129,19 @@ class Localizer(nn.Module):
         boxes = CODER.decode_single(chosen, anchors[place].reshape(-1, 4)).reshape(*top.shape, 4)
         limits = boxes.new_tensor([x.shape[3], x.shape[2]]).repeat(2)
         return top, torch.minimum(boxes.clamp(min=0), limits)
+
+    @torch.no_grad()
+    def ranked(self, x: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Of each image, the highest-scored boxes of its classes, int (N, C), best first: logits (N, C, n), boxes (N, C, n, 4) in
+        px, cut to the input; n: count, or as many as there are."""
+        logits, deltas, anchors = self(x)
+        own = classes[:, None].expand(-1, logits.shape[1], -1)  # (N, P, C)
+        top, place = logits.float().gather(2, own).topk(min(count, len(anchors)), dim=1)
+        here = torch.arange(len(x), device=x.device)[:, None, None]
+        boxes = CODER.decode_single(deltas.float()[here, place, classes[:, None]].reshape(-1, 4), anchors[place].reshape(-1, 4))
+        limits = boxes.new_tensor([x.shape[3], x.shape[2]]).repeat(2)
+        boxes = torch.minimum(boxes.reshape(*place.shape, 4).clamp(min=0), limits)
+        return top.transpose(1, 2), boxes.transpose(1, 2)
 
 
 def _assemble(net: nn.Module, settings: Settings, classes: tuple[str, ...], card: Card) -> Localizer:
@@ -123,7 +178,7 @@ def create_localizer(
     else:
         known: Card = net.card  # type: ignore[assignment]
         body, name, options = net, known.net, known.options
-    described = settings.model_dump(mode="json")
+    described = settings.model_dump(mode="json", exclude_none=True)
     card = Card(net=name, options=options, classes=classes, preprocessing=view, localizer=described)
     return _assemble(body, settings, classes, card).train()
 

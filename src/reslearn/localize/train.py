@@ -1,46 +1,37 @@
 """Fine-tuning a classification network for localization, or training one: seeded, and resumed bit for bit."""
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
-from torch.optim import SGD
+from torch import nn
 
 from reslearn.data.anchors import suggest_anchors
-from reslearn.data.annotated import open_boxes
 from reslearn.data.boxes import BoxSet
 from reslearn.data.draws import Order, integer, view_seed
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 from reslearn.data.statistics import measure
-from reslearn.data.stream import Photos, ahead
-from reslearn.device import autocast, pick_device, pick_precision
-from reslearn.errors import Diverged, Interrupted, UserError
-from reslearn.files import write_text
-from reslearn.localize.evaluate import evaluate
+from reslearn.data.stream import Photos
+from reslearn.errors import UserError
+from reslearn.localize import run
+from reslearn.localize.evaluate import evaluate, in_words
 from reslearn.localize.examples import losses
 from reslearn.localize.net import Localizer, Settings, create_localizer, described, flat, save_localizer
+from reslearn.localize.predict import Progress
+from reslearn.localize.run import Say, begin, check_new, go_on, read_facts, reopened
+from reslearn.localize.sets import open_to_train
 from reslearn.localize.views import draws_of, of_one_kind, training_crop
-from reslearn.nets import fused
-from reslearn.recipes.recipe import Optimizer, Schedule, Section
-from reslearn.training import checkpoint, runtime
-from reslearn.training.folder import locked
-from reslearn.training.schedule import lr
-from reslearn.training.step import make_optimizer, set_lr
+from reslearn.recipes.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card, load
 
 KEPT = 1 << 29  # bytes of decoded images that stay in memory
 SHAPES = 1000  # how many crops the anchors are fitted to
-Say = Callable[[str], None]
 
 
-class Plan(Section):
+class Plan(run.Plan):
     """A training, every number of it. net or init: the name of a new network, or a classification model file or run folder.
 
     size: px of the square crops. jitter: the range of the shorter side in px, for crops. anchors: how many, fitted to the data.
@@ -77,29 +68,39 @@ def make_plan(values: dict[str, Any]) -> Plan:
     return plan
 
 
-class Examples:
-    """Batches of crops of a set's images, each a pure function of (seed, step)."""
+class Images:
+    """The pixels of a set's images, uint8 (H, W, 3), by place; decoded once where they are few."""
 
-    def __init__(self, data: BoxSet, plan: Plan) -> None:
-        self.data, self.plan, self.single = data, plan, of_one_kind(data)
-        self.order = Order(plan.seed, len(data), plan.batch)
-        self.draws = view_seed(plan.seed)
+    def __init__(self, data: BoxSet) -> None:
+        self.data = data
         small = sum(image.height * image.width * 3 for image in data.images) <= KEPT
         self.kept: dict[int, np.ndarray] | None = {} if small else None
 
-    def image(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:
         if self.kept is None:
             return self.data.images[i].pixels()
         if i not in self.kept:
             self.kept[i] = self.data.images[i].pixels()
         return self.kept[i]
 
+
+class Examples:
+    """Batches of crops of a set's images, each a pure function of (seed, step)."""
+
+    def __init__(self, data: BoxSet, plan: Plan) -> None:
+        self.data, self.plan, self.single = data, plan, of_one_kind(data)
+        self.images, self.order = Images(data), Order(plan.seed, len(data), plan.batch)
+        self.draws = view_seed(plan.seed)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
     def crops(self, epochs: torch.Tensor, indices: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
         """Crops uint8 (size, size, 3), with their boxes (M, 4)."""
         size, jitter = (self.plan.size, self.plan.size), self.plan.jitter
         drawn = draws_of(self.draws, epochs, indices)
         return [
-            training_crop(self.image(i), self.single.boxes[i], size, jitter, d)
+            training_crop(self.images[i], self.single.boxes[i], size, jitter, d)
             for i, d in zip(indices.tolist(), drawn, strict=True)
         ]
 
@@ -118,51 +119,67 @@ def train(data: str | Path, out: str | Path, *, device: str = "auto", say: Say =
     model.safetensors. Raises UserError for what cannot be used, Interrupted after a signal: `resume` goes on.
     """
     made, folder = make_plan(plan), Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: give a new folder with --out, or go on with --resume {folder}")
-    sets = _open(data)
+    check_new(folder)
+    sets = open_to_train(data)
     start = load(made.init) if made.init is not None else None
     view = _view(made, sets["train"], start.card if start is not None else None)  # type: ignore[arg-type]
     settings = Settings(anchors=_anchors(sets["train"], made), iou=made.iou)
     torch.manual_seed(integer(made.seed, 0x1217))
     model = create_localizer(start if start is not None else made.net or "", sets["train"].classes, settings, view)
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"source": str(Path(data).resolve()), "fingerprint": sets["train"].fingerprint(), "plan": made.model_dump(mode="json")}
-    facts |= {"card": json.loads(model.card.model_dump_json()), "versions": runtime.versions()}
-    # What the network is before the first step is a checkpoint too: a resumed run needs no --init file.
-    checkpoint.save(folder / "checkpoints", 0, checkpoint.Checkpoint(model.state_dict(), {}, {"step": 0, "log": []}, {}))
-    write_text(folder / "localize.json", json.dumps(facts, indent=1))
-    return _go_on(folder, facts, sets, device, say)
+    facts = {"command": "train", "source": str(Path(data).resolve()), "fingerprint": sets["train"].fingerprint()}
+    facts |= {"plan": made.model_dump(mode="json")}
+    begin(folder, facts, model, model.card)
+    return go_on(folder, facts, Boxes(sets, made, view), device, say)
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say = print) -> dict[str, Any]:
     """Go on with a run that was stopped or killed: it ends as if it had not been. Raises UserError where there is none."""
     folder = Path(folder)
-    path = folder / "localize.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is no run of localize train: it has no localize.json")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        source, fingerprint = facts["source"], facts["fingerprint"]
-        Plan.model_validate(facts["plan"])
-        Card.model_validate(facts["card"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: the run cannot be resumed") from error
-    sets = _open(source)
-    if sets["train"].fingerprint() != fingerprint:
-        raise UserError(f"{source} is not the data that {folder} was begun with: the run cannot be resumed")
-    return _go_on(folder, facts, sets, device, say)
+    facts = read_facts(folder, "train", Plan)
+    view = Card.model_validate(facts["card"]).preprocessing
+    return go_on(folder, facts, Boxes(reopened(folder, facts), Plan.model_validate(facts["plan"]), view), device, say)
 
 
-def _open(data: str | Path) -> dict[str, BoxSet]:
-    sets = open_boxes(data)
-    if "train" not in sets:
-        raise UserError(f"{data}: has no train split to learn from")
-    for each in sets.values():
-        of_one_kind(each)
-    if len(sets["train"].classes) < 2:
-        raise UserError(f"{data}: has one class only, '{', '.join(sets['train'].classes)}'")
-    return sets
+class Boxes(Examples):
+    """The first stage, as a run takes it: boxes for each class, at every place of the map."""
+
+    name = "train"
+
+    def __init__(self, sets: dict[str, BoxSet], plan: Plan, view: Preprocessing) -> None:
+        super().__init__(sets["train"], plan)
+        self.sets, self.view = sets, view
+
+    def described(self, card: Card) -> Localizer:
+        return described(card)
+
+    def losses(self, model: nn.Module, batch: Any, on: torch.device, context: Any) -> dict[str, torch.Tensor]:
+        pixels, boxes, labels = batch
+        images = self.view.normaliser(on)(pixels.to(on))
+        with context:
+            logits, deltas, anchors = model(images.contiguous(memory_format=torch.channels_last))
+        return losses(logits.float(), deltas.float(), anchors, [b.to(on) for b in boxes], labels.to(on), self.plan.iou)
+
+    def finish(self, model: nn.Module, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
+        assert isinstance(model, Localizer)
+        return finish(model, self.sets, self.plan, folder, progress, say)
+
+
+def finish(model: Localizer, sets: dict[str, BoxSet], plan: run.Plan, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
+    """Test a localizer on the splits to test on and write FOLDER/model.safetensors. Returns the numbers by split."""
+    result: dict[str, Any] = {}
+    names = {"1-crop": "1 crop", "dense": "dense", "refined": "refined"}
+    for split in ("val", "test"):
+        if split not in sets:
+            continue
+        result[split] = found = evaluate(model, sets[split], split=split, progress=progress)
+        for view in ("dense", "refined") if "refined" in found else ("1-crop",):
+            error = in_words(found[view], found["n"])
+            say(f"result   {split} localization error, true class given, {names[view]}: {error}")
+    metrics = {split: {view: each[view]["true_class"]["error"] for view in names if view in each} for split, each in result.items()}
+    data = {"name": sets["train"].name, "fingerprint": sets["train"].fingerprint()}
+    update = {"recipe": plan.model_dump(mode="json"), "metrics": metrics, "data": data}
+    save_localizer(model, folder / "model.safetensors", model.card.model_copy(update=update))
+    return result
 
 
 def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
@@ -184,112 +201,3 @@ def _anchors(data: BoxSet, plan: Plan) -> tuple[tuple[float, float], ...]:
     crops = Examples(data, plan).crops(torch.zeros_like(some), some)
     shapes = suggest_anchors(np.concatenate([boxes for _, boxes in crops]), plan.anchors, seed=plan.seed)
     return tuple((round(w, 1), round(h, 1)) for w, h in shapes.tolist())
-
-
-def _go_on(folder: Path, facts: dict[str, Any], sets: dict[str, BoxSet], device: str, say: Say) -> dict[str, Any]:
-    plan, card, on = Plan.model_validate(facts["plan"]), Card.model_validate(facts["card"]), pick_device(device)
-    with locked(folder), runtime.stop_on_signals() as stop, runtime.deterministic(on):
-        if (folder / "result.json").is_file():
-            return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        found = checkpoint.found(folder / "checkpoints")
-        if not found:
-            raise UserError(f"{folder} has no checkpoint: remove it and train again")
-        saved = checkpoint.load(found[-1])
-        model = described(card).to_empty(device=on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.load_state_dict(saved.model)
-        if on.type == "cpu":
-            fused.enable()  # where the machine has a compiler
-        try:
-            log = _learn(model.train(), Examples(sets["train"], plan), plan, saved, folder, on, stop, say)
-        finally:
-            fused.enable(False)
-        return _finish(model.eval(), sets, plan, facts, folder, log, say)
-
-
-def _learn(
-    model: Localizer,
-    examples: Examples,
-    plan: Plan,
-    saved: checkpoint.Checkpoint,
-    folder: Path,
-    on: torch.device,
-    stop: runtime.Stop,
-    say: Say,
-) -> list[dict[str, Any]]:
-    """Every step that is left. Returns the log."""
-    total = plan.schedule.total(len(examples.data), plan.batch)
-    every = max(1, len(examples.data) // plan.batch)  # steps: about an epoch
-    optimizer = make_optimizer(model, plan.optimizer, plan.schedule.lr)
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter, state in optimizer.state.items():
-        if (buffer := saved.state.get(names[parameter])) is not None:
-            state["momentum_buffer"].copy_(buffer)
-    normalise, context = model.card.preprocessing.normaliser(on), pick_precision("auto", on)
-    log: list[dict[str, Any]] = list(saved.facts["log"])
-    first = step = int(saved.facts["step"])
-
-    def save() -> None:
-        if step > first:
-            there = {names[p]: s["momentum_buffer"] for p, s in optimizer.state.items()}
-            state = checkpoint.Checkpoint(model.state_dict(), there, {"step": step, "log": log}, {})
-            checkpoint.save(folder / "checkpoints", step, state)
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
-
-    workers = min(os.cpu_count() or 1, 4)
-    with closing(ahead(examples.batch, range(first, total), workers)) as batches:
-        for pixels, boxes, labels in batches:
-            try:
-                stop.check()
-            except Interrupted as signal:
-                save()
-                raise Interrupted(signal.number, folder, f"reslearn localize train --resume {folder}") from None
-            runtime.seed_step(plan.seed, step)
-            rate = lr(plan.schedule, step, total, batch=plan.batch)
-            set_lr(optimizer, rate, plan.optimizer.style)
-            line = _step(model, optimizer, normalise(pixels.to(on)), [b.to(on) for b in boxes], labels.to(on), context)
-            if not np.isfinite(sum(line.values())):
-                raise Diverged(f"the loss is no longer a number at step {step + 1}: try a lower learning rate")
-            step += 1
-            if step % every == 0 or step == total:
-                log.append({"step": step, "lr": rate, **{name: round(value, 6) for name, value in line.items()}})
-                say(f"step {step:>6}/{total}  lr {rate:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in line.items()))
-                if step == total or step // every % max(1, total // every // 10) == 0:
-                    save()
-    return log
-
-
-def _step(
-    model: Localizer, optimizer: SGD, images: torch.Tensor, boxes: Sequence[torch.Tensor], labels: torch.Tensor, precision: str
-) -> dict[str, float]:
-    """One update; the losses of the batch before it."""
-    optimizer.zero_grad(set_to_none=True)
-    with autocast(precision, images.device):
-        logits, deltas, anchors = model(images.contiguous(memory_format=torch.channels_last))
-    found = losses(logits.float(), deltas.float(), anchors, boxes, labels, model.settings.iou)
-    loss = found["scores"] + found["boxes"]
-    if torch.isfinite(loss):  # else the weights stay, and the run ends
-        loss.backward()
-        optimizer.step()
-    return {name: value.item() for name, value in found.items()}
-
-
-def _finish(
-    model: Localizer, sets: dict[str, BoxSet], plan: Plan, facts: dict[str, Any], folder: Path, log: list[dict[str, Any]], say: Say
-) -> dict[str, Any]:
-    """Test, and write model and result."""
-    result: dict[str, Any] = {"steps": log[-1]["step"] if log else 0, "losses": log[-1] if log else {}}
-    for name in ("val", "test"):
-        if name in sets:
-            result[name] = evaluate(model, sets[name], split=name)
-            numbers = result[name]["1-crop"]["true_class"]
-            low, high = numbers["interval"]
-            interval = f"95% interval {low:.2f} to {high:.2f}, n={result[name]['n']:,}"
-            say(f"result   {name} localization error, true class given, 1 crop: {numbers['error']:.2f}%  ({interval})")
-    metrics = {
-        name: {view: result[name][view]["true_class"]["error"] for view in ("1-crop", "dense")} for name in result if name in sets
-    }
-    data = {"name": sets["train"].name, "fingerprint": facts["fingerprint"]}
-    card = model.card.model_copy(update={"recipe": facts["plan"], "metrics": metrics, "data": data})
-    save_localizer(model, folder / "model.safetensors", card)
-    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    return result

@@ -54,6 +54,7 @@ class DetectRecipe(Common):
     data: BoxData = BoxData()
     detector: Settings
     alternate: tuple[Share, Share, Share, Share] | None = None
+    precise_bn: int | None = Field(default=None, ge=2)  # images that a trunk's BN is averaged over, then frozen
     step: Literal["auto", "eager", "fused"] = "auto"  # how it is run, see training/stepper.py
     evaluate: Every = Every()
 
@@ -65,6 +66,8 @@ class DetectRecipe(Common):
             raise ValueError("batch.sync_bn and schedule.warmup_lr are of classification")
         if self.detector.frozen and self.net.init is None:
             raise ValueError("detector.frozen keeps what net.init brings: give it as well")
+        if self.precise_bn is not None and (self.net.init is None or self.detector.batch_norm == "live"):
+            raise ValueError("precise_bn is of a trunk that net.init brings and detector.batch_norm=frozen")
         if self.alternate is not None:
             self._alternates()
         return self

@@ -95,6 +95,9 @@ def _summary(run: DetectionRun) -> str:
         split, numbers = last
         says += f" After the last iteration its AP is {points(numbers.AP)}%{_interval(numbers)} on {numbers.n:,} {split} images,"
         says += f" {points(numbers.AP50)}% at IoU 0.5."
+        if numbers.masks:
+            says += f" By its masks instead of its boxes, AP is {points(numbers.masks.AP)}%{_interval(numbers.masks)},"
+            says += f" {points(numbers.masks.AP50)}% at IoU 0.5."
     if result and result.best and (best := _measured(result.best)):
         says += f" At iteration {result.best.step:,}, where the held-out AP was highest, it is {points(best[1].AP)}%."
     return says + cost(run)
@@ -157,6 +160,7 @@ def _view(run: DetectionRun, index: int, several: bool) -> dict[str, Any]:
         "alarms": [(one, shot) for one, shot in gallery if one.kind not in ("missed", "image")],
         "missed": [(one, shot) for one, shot in gallery if one.kind == "missed"],
         "whole": [(one, shot) for one, shot in gallery if one.kind == "image"],
+        "examples": [(one, picture(run.folder, one.image)) for one in result.examples] if result else [],
         "gallery_split": SPLITS.get(result.gallery_split, result.gallery_split) if result else "",
         "analyses": analyses.read(run.folder / "analysis"),
         "augmented": picture(run.folder, "images/augmented.png"),
@@ -184,6 +188,7 @@ def _table(result: Any) -> dict[str, Any]:
         for split in ("test", "val"):
             if snapshot and (numbers := getattr(snapshot, split)) and (when == "last" or snapshot.step != result.last.step):
                 columns.append((f"{SPLITS[split]}, {when}", numbers))
+                columns += [(f"{SPLITS[split]}, {when}, masks", numbers.masks)] if numbers.masks else []
     return {
         "titles": [title for title, _ in columns],
         "rows": [

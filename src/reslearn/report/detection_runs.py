@@ -79,6 +79,7 @@ class Numbers(Part):
     intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
     per_class: list[ClassNumbers] = Field(default_factory=list)
     review: Review | None = None
+    masks: "Numbers | None" = None  # of a detector with masks, by them instead of by boxes
 
 
 class Snapshot(Part):
@@ -104,6 +105,13 @@ class Picture(Part):
     mistakes: dict[str, int] = Field(default_factory=dict)
 
 
+class Example(Part):
+    """A picture of what is found in an image."""
+
+    image: str
+    name: str = ""
+
+
 class DetectionResult(Outcome):
     """`result.json` of a detector."""
 
@@ -111,6 +119,7 @@ class DetectionResult(Outcome):
     best: Snapshot | None = None
     gallery: list[Picture] = Field(default_factory=list)
     gallery_split: str = ""
+    examples: list[Example] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """All experiments by name."""
 
 from reslearn.errors import UserError, did_you_mean
-from reslearn.reproduce import anatomy, cifar, detection, followups, imagenet
+from reslearn.reproduce import anatomy, cifar, detection, followups, imagenet, localization
 from reslearn.reproduce.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
-    e.name: e for part in (cifar, imagenet, detection, followups, anatomy) for e in part.EXPERIMENTS
+    e.name: e for part in (cifar, imagenet, detection, localization, followups, anatomy) for e in part.EXPERIMENTS
 }
 ALIASES = {"figure4": "table2"}  # the curves of the same runs
 

@@ -84,6 +84,19 @@ class Look(NamedTuple):
     say: Say
 
 
+class Work(NamedTuple):
+    """What an experiment that trains in its own way is given. source: a name or path. seeds: how many of each training. out: the
+    folder in whose `runs` they are kept. training: False where nothing may be trained.
+    """
+
+    source: str
+    seeds: int
+    out: Path
+    device: str
+    say: Say
+    training: bool
+
+
 class Measured(NamedTuple):
     """What is measured rather than read from runs: rows and claims as they stand in the result, and a picture's author.
 
@@ -106,7 +119,7 @@ class Plan:
     detector's run.
 
     measure: what is found without a network. of_models: what is found in those trained, or in given ones: label -> a model of
-    each seed.
+    each seed. work: what is trained and found by the experiment itself.
     """
 
     trainings: Mapping[str, Training] = field(default_factory=dict)
@@ -118,6 +131,7 @@ class Plan:
     deviations: tuple[str, ...] = ()
     measure: Callable[[Dataset, Scale, Say], Measured] | None = None
     of_models: Callable[[Mapping[str, Sequence[Path]], Look], Measured] | None = None
+    work: Callable[[Work], Measured] | None = None
     minutes: float = 0.1
 
 

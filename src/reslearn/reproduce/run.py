@@ -11,7 +11,7 @@ from reslearn.errors import UserError
 from reslearn.files import write_text
 from reslearn.nets import spec
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale
+from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale, Work
 from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
 from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, open_data, train
 from reslearn.training import runtime
@@ -71,7 +71,7 @@ def reproduce(
     if wrong := [label for label in only if label not in planned.trainings]:
         known = ", ".join(planned.trainings) or "none: it trains nothing"
         raise UserError(f"{experiment.name} has no training '{wrong[0]}' at scale {scale}; known: {known}")
-    if seeds is not None and (models or not planned.trainings):
+    if seeds is not None and (models or not (planned.trainings or planned.work)):
         raise UserError(f"{experiment.name} trains nothing{' with --model' if models else ''}: --seeds does not apply")
     if planned.measure is not None and (data is not None or not training):
         raise UserError(f"{experiment.name} only counts: --data and --no-train do not apply")
@@ -108,6 +108,10 @@ def reproduce(
     elif given and planned.of_models is not None:
         result |= {"deviations": [], "runs": {label: list(map(str, each)) for label, each in given.items()}}
         _take(planned.of_models(given, Look(data, source.source, device, display.say)), result, out / f"{name}.png")
+    elif planned.work is not None:
+        result |= {"seeds": count}
+        work = Work(source.source, count, out, device, display.say, training)
+        _take(planned.work(work), result, out / f"{name}.png")
     else:
         opened = open_data(source.source, experiment.task)
         result |= {"data": opened.name, "seeds": count}

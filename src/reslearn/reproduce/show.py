@@ -38,8 +38,10 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
             return {"state": f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
         source = dataset(experiment, scale, asked)
         planned = plan(experiment, scale, source)
+        if planned.work is not None:
+            open_data(source.source, experiment.task)
         if not planned.trainings:
-            done = (out / f"{experiment.name}-paper.json").exists()
+            done = (out / f"{experiment.name}-{scale if planned.work else 'paper'}.json").exists()
             return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
         opened = open_data(source.source, experiment.task)
     except UserError as error:

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxed import Boxed, Target
 from reslearn.data.draws import Order, integer, view_seed
+from reslearn.data.masks import draw, runs_of
 from reslearn.detect.detector import Detector
 from reslearn.device import autocast
 from reslearn.evaluation.matching import Matches, match
 from reslearn.recipes.detection import DetectRecipe
+from reslearn.training import ranks
 from reslearn.training.state import Progress, State
 from reslearn.training.step import NonFinite
 
@@ -21,7 +24,7 @@ Losses = Callable[[list[Tensor], list[Target]], dict[str, Tensor]]
 
 
 class BoxBatch(NamedTuple):
-    """A step's draws, int64 (N,) each, and its images and targets (see Detector)."""
+    """A step's draws, int64 (N,) each, and its images and targets (see Detector): all N, or a rank's own."""
 
     epochs: Tensor
     indices: Tensor
@@ -30,7 +33,8 @@ class BoxBatch(NamedTuple):
 
 
 class DetectStepper:
-    """See stepper.Stepper: the same, of a detector. Losses are means over the images of a step, however many pass at once.
+    """See stepper.Stepper: the same, of a detector. Losses are means over the images of a step, however many pass at once, on
+    however many ranks.
 
     losses: by name, of a list of images and a list of targets on the device (see Detector).
     """
@@ -42,10 +46,14 @@ class DetectStepper:
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
+        live = [module for module in state.model.modules() if isinstance(module, _BatchNorm)]
+        # Ranks normalise by their own images: see stepper.HostStepper.
+        self.statistics = [buffer for module in live for buffer in module.buffers() if buffer.is_floating_point()]
 
     def prepare(self, step: int) -> BoxBatch:
         epochs, indices = self.order[step]
-        images, targets = self.source.train_batch(Draws(self.seed, epochs, indices))
+        own = ranks.own(len(indices))
+        images, targets = self.source.train_batch(Draws(self.seed, epochs[own], indices[own]))
         if self.device.type == "cuda":  # where the GPU can fetch them while the host goes on
             images = [image.pin_memory() for image in images]
             targets = [{key: value.pin_memory() for key, value in target.items()} for target in targets]
@@ -63,10 +71,11 @@ class DetectStepper:
             parts.append(each.detach())
             shares.append(share)
         trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        *values, norm = torch.cat([*parts, norm[None]]).tolist()  # the only wait for the device
-        table = np.reshape(values, (len(shares), -1)) * np.array(shares)[:, None]
-        sums = dict(zip(names, table.sum(0).tolist(), strict=True))
+        gradients = [p.grad for p in trained if p.grad is not None]
+        means = torch.stack([each * share for each, share in zip(parts, shares, strict=True)]).sum(0)
+        ranks.average([*gradients, *self.statistics, means])
+        *values, norm = torch.cat([means, torch.nn.utils.get_total_norm(gradients)[None]]).tolist()  # the only wait for the device
+        sums = dict(zip(names, values, strict=True))
         loss = sum(sums.values())
         if not np.isfinite(loss + norm):
             raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
@@ -74,9 +83,10 @@ class DetectStepper:
         if self.state.ema is not None:
             self.state.ema.set_step(progress.step)
             self.state.ema.update()
-        progress.loss += loss * n
+        everyone = len(batch.indices)
+        progress.loss += loss * everyone
         for name, value in sums.items():
-            progress.losses[name] = progress.losses.get(name, 0.0) + value * n
+            progress.losses[name] = progress.losses.get(name, 0.0) + value * everyone
         self.grad_norm = norm
 
     def collect(self, progress: Progress) -> None:
@@ -102,15 +112,19 @@ class Judged(NamedTuple):
 
 
 def judge(model: Detector, source: Boxed, precision: str, seed: int, progress: Callable[[int], None]) -> Judged:
-    """What a detector finds in the images of a split against their objects.
+    """What a detector finds in the images of a split against their objects; each rank looks at a part of them.
 
-    The losses are of regions that are drawn for each image as a function of the seed and the image's place.
+    The losses are of regions that are drawn for each image as a function of the seed and the image's place. progress is called
+    by all ranks alike.
     """
     device = next(model.parameters()).device
     boxes, sums = list[dict[str, Tensor]](), dict[str, float]()
 
     def looks() -> Iterator[dict[str, Tensor]]:
-        for i in range(len(source)):
+        for start in range(0, len(source), ranks.count()):
+            progress(start)
+            if (i := start + ranks.rank()) >= len(source):
+                return
             image, target = source[i]
             with torch.no_grad(), autocast(precision, device):
                 images, targets = on(device, [image], [target])
@@ -120,16 +134,41 @@ def judge(model: Detector, source: Boxed, precision: str, seed: int, progress: C
             raw = {key: value.float() if key == "scores" else value for key, value in found.items()}
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
+            yield raw
+
+    def kept() -> Iterator[dict[str, Tensor]]:
+        for raw in looks() if ranks.count() == 1 else _everyones(looks(), len(source)):
             boxes.append({key: value.cpu() for key, value in raw.items() if key != "masks"})
-            progress(i + 1)
             yield raw
 
     model.eval()
-    truth, classes, each = [image.objects for image in source.split.images], source.split.classes, looks()
+    truth, classes, each = [image.objects for image in source.split.images], source.split.classes, kept()
     masks = match(truth, each, classes, masks=True) if source.masks else None  # image by image: masks are large
     for _ in each:
         pass
-    return Judged(match(truth, boxes, classes), masks, {name: value / len(source) for name, value in sums.items()})
+    progress(len(source))
+    parts = ranks.gather(sums)
+    means = {name: sum(part.get(name, 0.0) for part in parts) / len(source) for name in parts[0]}
+    return Judged(match(truth, boxes, classes), masks, means)
+
+
+def _everyones(own: Iterator[dict[str, Tensor]], images: int) -> Iterator[dict[str, Any]]:
+    """What all ranks have found, in the images' order. Masks travel as runs."""
+    packed = []
+    for found in own:
+        light: dict[str, Any] = {key: value.cpu() for key, value in found.items() if key != "masks"}
+        if "masks" in found:
+            light["masks"] = [runs_of(mask) for mask in (found["masks"][:, 0] > 0.5).cpu().numpy()]
+            light["size"] = found["masks"].shape[-2:]
+        packed.append(light)
+    parts = ranks.gather(packed)
+    for i in range(images):
+        light = parts[i % len(parts)][i // len(parts)]
+        if "masks" in light:
+            height, width = light.pop("size")
+            drawn = [draw(mask, height, width) for mask in light["masks"]]
+            light["masks"] = np.stack(drawn) if drawn else np.zeros((0, height, width), bool)
+        yield light
 
 
 def headline(numbers: dict[str, Any]) -> float:

@@ -17,6 +17,8 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
 from reslearn.detect.build import assemble, trunk
 from reslearn.detect.detector import Detector
+from reslearn.detect.evaluate import Way
+from reslearn.detect.pictures import save_examples
 from reslearn.detect.store import save_detector
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import detection_metrics
@@ -34,6 +36,7 @@ from reslearn.training.detect_loop import DetectLoop
 from reslearn.training.detect_step import judge
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
+from reslearn.training.precise_bn import settle_trunk
 from reslearn.training.state import State
 from reslearn.training.task import Asked, Job, Ready
 from reslearn.weights.store import Card, load
@@ -82,8 +85,6 @@ class Sources:
 
 
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
-    if ranks.asked() > 1:
-        raise UserError("a detector is trained by one process: start it without torchrun")
     bad, train = (asked_for(f"data.{key}", asked.recipe, asked.settings) for key in ("bad", "train"))
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
@@ -92,6 +93,7 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     start = None if asked.init is None else start_of(asked.init, asked.model)
     net = start["name"] if start else asked.model
     recipe, chose = resolve(data.to_train(train), asked.recipe, net, asked.settings, asked.seed, start, DETECTION)
+    ranks.check(recipe)
     if recipe.net.init is not None:
         same_net(recipe)
         chose.append("normalisation: that of the model it starts from")
@@ -148,6 +150,7 @@ def _with_masks(name: str, split: BoxSet) -> None:
 
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
     recipe: DetectRecipe = validate(facts["recipe"], str(folder / "recipe.json"), DetectRecipe)
+    ranks.check(recipe)
     data = open_set(facts["source"], recipe.data.train, recipe.data.bad)
     sources, _ = _sources(data, recipe, facts["preprocessing"]["channels"])
     if _describe(data, sources)["fingerprint"] != facts["data"]["fingerprint"]:
@@ -166,6 +169,8 @@ def network(job: Job, *, fresh: bool) -> nn.Module:
     if recipe.net.init is not None and fresh:
         body = load(recipe.net.init)
         job.display.say(f"init     starts from the trunk of {recipe.net.init}")
+        if recipe.precise_bn is not None:
+            settle_trunk(body.to(job.device), recipe.precise_bn, recipe, view, job.ready.sources.train, job.display)
     else:
         body = create(recipe.net.name, spec(recipe.net.name).classes, view.channels, **recipe.net.options())
     model = assemble(body, job.ready.data.classes, recipe.detector, view, None)
@@ -258,7 +263,8 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
         model = network(job, fresh=False)
         model.load_state_dict(state.best)
         best = numbers(model)[0]
-        save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
+        if ranks.first():
+            save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,
@@ -271,9 +277,14 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
     }
     if state.best:
         result["best"] = {"step": p.best_step, **(best or last)}
+    if not ranks.first():
+        return result
     save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
     if state.best and best is None:
         save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]
-    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, held[shown].split.images, seen), shown
+    images = held[shown].split.images
+    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, images, seen), shown
+    assert isinstance(state.evaluated, Detector)
+    result["examples"] = save_examples(loop.folder, Way((state.evaluated.eval(),)), images)
     write_text(loop.folder / "result.json", json.dumps(result, indent=1))
     return result

@@ -103,11 +103,14 @@ def side_by_side(jobs: Sequence[Job]) -> list[Run]:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The last errors in percent of runs with several seeds: for each split `errors`, `mean` and `std` (of the sample)."""
+    """The last numbers, in percent, of runs with several seeds: for each split, `errors` of classifiers or `AP` of detectors, one a
+    run, and their `mean` and `std` (of the sample)."""
     found: dict[str, Any] = {"runs": [str(run.folder) for run in runs]}
     for split in ("val", "test", "train"):
-        errors = [run.result["last"][split]["top1_error"] for run in runs if split in run.result["last"]]
-        if len(errors) == len(runs):
-            spread = statistics.stdev(errors) if len(errors) > 1 else None
-            found[split] = {"errors": errors, "mean": statistics.mean(errors), "std": spread}
+        numbers = [run.result["last"].get(split, {}) for run in runs]
+        key, title = ("top1_error", "errors") if any("top1_error" in each for each in numbers) else ("AP", "AP")
+        values = [each.get(key) for each in numbers]
+        if values and None not in values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            found[split] = {title: values, "mean": statistics.mean(values), "std": spread}
     return found

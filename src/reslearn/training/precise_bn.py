@@ -1,13 +1,25 @@
-"""BN statistics as a true average over training images after training, instead of the moving one (DRL 3.4)."""
+"""BN statistics as a true average over training images, instead of the moving one: after training (DRL 3.4), and of a trunk before
+a detector freezes them (DRL appendix A).
+"""
+
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reslearn.data.augment import Draws
+from reslearn.data.boxed import Boxed
 from reslearn.data.draws import Order, view_seed
-from reslearn.training import runtime
+from reslearn.data.preprocess import Preprocessing
+from reslearn.detect.trunk import settle_batch_norm
+from reslearn.recipes.detection import DetectRecipe
+from reslearn.training import ranks, runtime
+from reslearn.training.display import Display
 from reslearn.training.loop import Loop
+
+TOGETHER = 8  # images of a detector's that are averaged over at once
 
 
 @torch.no_grad()
@@ -44,3 +56,24 @@ def settle_bn(model: nn.Module, loop: Loop, stop: runtime.Stop) -> None:
 
 def _within(parts: list[nn.Module]) -> set[nn.Module]:
     return {module for part in parts for module in part.modules()}
+
+
+def settle_trunk(net: nn.Module, images: int, recipe: DetectRecipe, view: Preprocessing, source: Boxed, display: Display) -> None:
+    """The same of a classification network before it becomes a detector's trunk: over the first training images, in the size
+    that the detector sees, and mirrored as in training.
+    """
+    device = next(net.parameters()).device
+    sides = recipe.detector.min_size, recipe.detector.max_size
+    fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # no more padding than need be
+    order = Order(recipe.seed, len(source), TOGETHER)
+
+    def batches() -> Iterator[Tensor]:
+        for done in range(0, images, TOGETHER):
+            epochs, indices = (drawn[: images - done] for drawn in order[done // TOGETHER])
+            photos, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs, indices))
+            yield fit([photo.to(device) for photo in photos])[0].tensors
+            display.progress("averaging BN", min(done + TOGETHER, images), images)
+
+    settle_batch_norm(net, batches())
+    ranks.average([buffer for buffer in net.buffers() if buffer.is_floating_point()])  # the same on all, bit for bit
+    display.say(f"         its BN statistics are averages over {images} training images")

@@ -28,6 +28,7 @@ from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
 from reslearn.nets.merges import StochasticDepth
 from reslearn.recipes import Recipe
+from reslearn.recipes.detection import DetectRecipe
 
 T = TypeVar("T")
 # A rank that does not answer within a step is dead or hangs. torchrun gives it half a minute more to end by itself and needs a
@@ -150,13 +151,13 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe | DetectRecipe) -> None:
     """Raise UserError where ranks cannot share the recipe's batches."""
     parts, micro = count(), recipe.batch.micro or 1
     if recipe.batch.size % (parts * micro):
         each = f"{parts} ranks" if micro == 1 else f"{parts} ranks of micro-batches of {micro}"
         raise UserError(f"batch.size={recipe.batch.size} cannot be shared by {each}: make it a multiple of {parts * micro}")
-    if parts > 1 and recipe.loss.class_weights == "auto":
+    if parts > 1 and isinstance(recipe, Recipe) and recipe.loss.class_weights == "auto":
         raise UserError("loss.class_weights=auto, whose mean is over a whole batch, does not go with several ranks: set it to none")
 
 

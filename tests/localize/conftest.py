@@ -1,0 +1,21 @@
+"""A set that is easy to learn, and what has learned it."""
+
+from pathlib import Path
+
+import pytest
+
+from painted_sets import TINY, write_set
+from reslearn.localize import train
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("shapes") / "set", {"train": 64, "test": 30})
+
+
+@pytest.fixture(scope="session")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has come to its end."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    train(shapes, folder, device="cpu", say=lambda line: None, **TINY)
+    return folder

@@ -1,0 +1,240 @@
+"""The second stage: what it sees and learns from, against direct computations; learned, tested, killed and gone on with."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from localize.test_runs import process
+from painted_sets import TINY, write_set
+from reslearn import UserError, cli
+from reslearn.data.annotated import open_boxes
+from reslearn.data.boxes import BoxSet
+from reslearn.data.preprocess import Preprocessing, cover
+from reslearn.localize import Localizer, create_localizer, evaluate, load_localizer, refine, train
+from reslearn.localize.net import CODER, CONTEXT, Settings, warp
+from reslearn.localize.predict import propose
+from reslearn.localize.predict import refine as refined
+from reslearn.localize.refine import Plan, Refinement, region_losses, resume
+from reslearn.localize.views import of_one_kind
+
+PLAN = {"proposals": 20, "batch": 8, "schedule": {"epochs": 10, "lr": 0.02, "shape": "cosine", "warmup": 0.1}}
+VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
+
+
+def quiet(line: str) -> None:
+    """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def weak(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A localizer that has learned for a short time only."""
+    folder = tmp_path_factory.mktemp("weak") / "run"
+    train(shapes, folder, device="cpu", say=quiet, **{**TINY, "schedule": {**TINY["schedule"], "epochs": 5}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(weak: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("both") / "run"
+    refine(weak, shapes, folder, device="cpu", say=quiet, **PLAN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Localizer:
+    torch.manual_seed(0)
+    settings = Settings(anchors=((12, 12), (20, 14)), proposals=7)
+    return create_localizer("resnet8", ("disc", "square"), settings, VIEW).eval()
+
+
+@pytest.fixture(scope="module")
+def few(shapes: Path) -> BoxSet:
+    data = open_boxes(shapes)["test"]
+    return BoxSet(data.name, data.classes, data.images[:4])
+
+
+def test_a_region_is_seen_with_what_is_around_it() -> None:
+    image = torch.zeros(1, 60, 100)
+    image[:, 20:40, 30:90] = 1
+    whole = warp(image, torch.tensor([[30.0, 20, 90, 40]]), (227, 227))[0, 0]
+    rows, columns = (whole > 0.5).nonzero().T
+    assert [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1] == pytest.approx([16, 211, 16, 211], abs=1)
+    edge = warp(image + 5, torch.tensor([[60.0, 20, 100, 40]]), (227, 227))[0, 0]
+    assert (edge[:, 218:] == 0).all() and (edge[:, :205] > 4).all(), "the mean where the image ends"
+
+
+def test_proposals_are_the_highest_scored_boxes_of_their_class(fresh: Localizer, few: BoxSet) -> None:
+    classes = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
+    found = propose(fresh, few, classes, 9, (32, 45))
+    assert found.shape == (4, 2, 9, 4) and found.dtype == np.float32
+    for i, image in enumerate(few.images):
+        every: list[list[tuple[float, list[float]]]] = [[], []]
+        for scale in (32, 45):
+            wide = round(scale * 52 / 40)
+            view = torch.from_numpy(cover(image.pixels(), scale, scale).copy()).permute(2, 0, 1)[None]
+            assert view.shape[2:] == (scale, wide)
+            logits, deltas, anchors = fresh(VIEW.normaliser()(view))
+            for k in range(2):
+                boxes = CODER.decode_single(deltas[0, :, k], anchors)
+                for score, box in zip(logits[0, :, k].tolist(), boxes.tolist(), strict=True):
+                    cut = [min(max(v, 0), (wide, scale)[j % 2]) for j, v in enumerate(box)]
+                    every[k].append((score, [v * (52 / wide, 40 / scale)[j % 2] for j, v in enumerate(cut)]))
+        for c, k in enumerate(classes[i]):
+            best = sorted(every[k], key=lambda pair: -pair[0])[:9]
+            np.testing.assert_allclose(found[i, c], [box for _, box in best], atol=1e-3)
+    many = propose(fresh, few, classes[:, :1], 999)
+    assert (many[:, 0, -1] == many[:, 0, -2]).all() and len(np.unique(many[0, 0], axis=0)) > 40
+
+
+def test_each_proposal_is_scored_and_moved_and_the_best_is_taken(fresh: Localizer, few: BoxSet) -> None:
+    classes = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+    proposals = propose(fresh, few, classes, 7)
+    scores, boxes = refined(fresh, few, classes, proposals)
+    regions = fresh.regions
+    assert regions is not None
+    torch.nn.init.normal_(regions.deltas.weight, std=0.3)
+    torch.nn.init.normal_(regions.scores.weight, std=0.3)
+    scores, boxes = refined(fresh, few, classes, proposals)
+    for i, image in enumerate(few.images):
+        x = VIEW.normaliser()(torch.from_numpy(image.pixels().copy()).permute(2, 0, 1)[None])[0]
+        for k in range(2):
+            if k not in classes[i]:
+                assert scores[i, k] == -np.inf and not boxes[i, k].any()
+                continue
+            every = []
+            for given in proposals[i, [*classes[i]].index(k)].astype(float):
+                logits, deltas = (each.detach() for each in regions(warp(x, torch.tensor(given[None]).float(), (32, 32))))
+                x1, y1, x2, y2 = given
+                dx, dy, dw, dh = (deltas[0, k].numpy() / [10, 10, 5, 5]).tolist()
+                cx, cy, w, h = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1), x2 - x1, y2 - y1
+                w, h = w * math.exp(dw), h * math.exp(dh)
+                box = np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, [52, 40, 52, 40])
+                every.append((float(logits[0, k]), box))
+            best = max(every, key=lambda pair: pair[0])
+            assert scores[i, k] == pytest.approx(best[0], abs=1e-4)
+            np.testing.assert_allclose(boxes[i, k], best[1], atol=1e-2)
+
+
+def test_losses_spelled_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, deltas = torch.randn(3, 2, generator=generator), torch.randn(3, 2, 4, generator=generator)
+    targets, positive, labels = torch.randn(3, 4, generator=generator), [True, False, True], [1, 0, 0]
+    scores = boxes = 0.0
+    for r in range(3):
+        for k in range(2):
+            sigmoid = 1 / (1 + math.exp(-float(logits[r, k])))
+            scores -= math.log(sigmoid if positive[r] and k == labels[r] else 1 - sigmoid)
+        if positive[r]:
+            for have, want in zip(deltas[r, labels[r]].tolist(), targets[r].tolist(), strict=True):
+                d = abs(have - want)
+                boxes += d - 0.5 if d >= 1 else d * d / 2
+    found = region_losses(logits, deltas, torch.tensor(labels), torch.tensor(positive), targets)
+    assert [found["scores"].item(), found["boxes"].item()] == pytest.approx([scores / 3, boxes / 3], rel=1e-5)
+
+
+def test_what_is_learned_from(fresh: Localizer, shapes: Path) -> None:
+    """Half of the regions are of the object, and their targets lead to where its colour is, mirrored or not."""
+    sets = open_boxes(shapes)
+    single = of_one_kind(sets["train"])
+    near = np.stack([boxes[0] + [-3, 2, 2, 3] for boxes in single.boxes])  # around the object
+    far = np.stack([boxes[0] * 0 + [0, 0, 6, 6] for boxes in single.boxes])
+    proposals = np.stack([far, near, far], 1).astype(np.float32)
+    plan = Plan(batch=64, schedule={"epochs": 1, "lr": 0.1}, proposals=3)  # type: ignore[arg-type]
+    one, two = (Refinement(sets, plan, fresh.card, proposals) for _ in range(2))
+    seen, labels, positive, targets = one.batch(3)
+    assert all(torch.equal(a, b) for a, b in zip(two.batch(3), (seen, labels, positive, targets), strict=True))
+    assert 20 < positive.sum() < 44
+    side = 32 * (1 - 2 * CONTEXT)
+    own = torch.tensor([[32 * CONTEXT, 32 * CONTEXT, 32 * CONTEXT + side, 32 * CONTEXT + side]])
+    colours = VIEW.normaliser().invert(seen).float()
+    mirrored = 0
+    for view, label, good, target in zip(colours, labels, positive, targets, strict=True):
+        if not good:
+            continue
+        dx, dy, dw, dh = (target / torch.tensor([10.0, 10, 5, 5])).tolist()
+        centre, size = own[0, :2] + side / 2 + torch.tensor([dx, dy]) * side, side * torch.exp(torch.tensor([dw, dh]))
+        x1, y1, x2, y2 = torch.cat([centre - size / 2, centre + size / 2]).tolist()
+        lit = view[{0: 0, 1: 2}[int(label)]] - view[1] > 70
+        rows, columns = lit.nonzero().T
+        inside = [max(x1, 0), max(y1, 0), min(x2, 32), min(y2, 32)]
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == pytest.approx(inside, abs=2.1)
+        mirrored += dx > 0
+    assert 5 < mirrored < positive.sum() - 5
+
+
+def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes: Path) -> None:
+    result = json.loads((both / "result.json").read_text())["test"]
+    first, second = (result[view]["true_class"]["error"] for view in ("dense", "refined"))
+    assert first >= 20 and second <= first - 10, (first, second)
+    alone = evaluate(weak, shapes)
+    assert "refined" not in alone and alone["dense"] == result["dense"], "the first stage stays as it was"
+    assert evaluate(both, shapes, device="cpu")["refined"] == result["refined"]
+    model = load_localizer(both)
+    assert model.regions is not None and model.card.metrics["test"]["refined"] == second
+    torch.manual_seed(0)
+    for layer in (model.regions.scores, model.regions.deltas):
+        torch.nn.init.normal_(layer.weight, std=0.01)
+    assert evaluate(model, shapes)["refined"]["true_class"]["error"] > second + 10
+
+
+def test_killed_and_gone_on_with(weak: Path, both: Path, shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    code = f"from reslearn.localize import refine; refine({str(weak)!r}, {str(shapes)!r}, {str(out)!r}, device='cpu', **{PLAN!r})"
+    child = process(code)
+    until = time.monotonic() + 240
+    while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate(timeout=60)
+    assert not (out / "model.safetensors").exists()
+    resume(out, device="cpu", say=quiet)
+    assert (out / "model.safetensors").read_bytes() == (both / "model.safetensors").read_bytes()
+    assert (out / "metrics.jsonl").read_text() == (both / "metrics.jsonl").read_text()
+    np.save(out / "proposals.npy", np.load(out / "proposals.npy") + 1)
+    with pytest.raises(UserError, match=r"proposals\.npy is damaged"):
+        resume(out)
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["reslearn", "localize", *map(str, words)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return int(exit.value.code or 0)
+
+
+def test_by_command(
+    weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["refine", weak, shapes, "--out", "o", "--proposals", 5, "--epochs", 0.5, "--batch", 8, "--lr", 0.01, "--seed", 3]
+    assert called(monkeypatch, *words, "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "test localization error, true class given, refined" in said and "model    o/model.safetensors" in said
+    assert called(monkeypatch, "eval", "o", shapes, "--device", "cpu") == 0
+    assert "R-CNN" in capsys.readouterr().out.splitlines()[1]
+    others = write_set(tmp_path / "others", {"train": 2})
+    file = others / "train" / "_annotations.coco.json"
+    file.write_text(file.read_text().replace('"disc"', '"ring"'))
+    for given, line in (
+        (["refine"], "Usage"),
+        (["refine", weak, "--out", "n"], "say what to refine"),
+        (["refine", both, shapes, "--out", "n"], "has a second stage already"),
+        (["refine", weak, others, "--out", "n"], "knows the classes disc, square"),
+        (["refine", weak, shapes, "--out", "n", "--proposals", 0], "proposals: Input should be greater"),
+        (["refine", weak, shapes, "--out", "o"], "is there already"),
+        (["refine", "--resume", "o", "--lr", 1], "leave out --lr"),
+        (["refine", "--resume", weak], "is a run of localize train"),
+        (["train", "--resume", "o"], "is a run of localize refine"),
+    ):
+        code = called(monkeypatch, *given)
+        told = capsys.readouterr()
+        assert line in told.err + told.out and (code == 2 or given == ["refine"])
+    assert not (tmp_path / "n").exists()

@@ -1,0 +1,37 @@
+"""Easy sets for localization: noise with one coloured box in each image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TINY = {
+    "net": "resnet8",
+    "size": 32,
+    "jitter": (32, 48),
+    "batch": 8,
+    "schedule": {"epochs": 12, "lr": 0.03, "shape": "cosine", "warmup": 0.1},
+}
+COLOURS = {"disc": (220, 60, 40), "square": (40, 80, 220)}
+
+
+def write_set(root: Path, counts: dict[str, int]) -> Path:
+    """A COCO folder of noise with one red or blue box in each image, of random place and shape."""
+    numbers = np.random.default_rng(0)
+    for split, count in counts.items():
+        (root / split).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(count):
+            kind = i % 2
+            pixels = numbers.integers(90, 150, (40, 52, 3)).astype(np.uint8)
+            w, h = numbers.integers(14, 26, 2).tolist()
+            x, y = int(numbers.integers(0, 52 - w)), int(numbers.integers(0, 40 - h))
+            pixels[y : y + h, x : x + w] = [*COLOURS.values()][kind]
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+            images.append({"id": i + 1, "file_name": f"{i}.png", "height": 40, "width": 52})
+            annotations.append({"id": i + 1, "image_id": i + 1, "category_id": kind + 1, "bbox": [x, y, w, h]})
+        kinds = [{"id": i, "name": name} for i, name in enumerate(COLOURS, 1)]
+        document = {"images": images, "annotations": annotations, "categories": kinds}
+        (root / split / "_annotations.coco.json").write_text(json.dumps(document))
+    return root

@@ -1,0 +1,110 @@
+"""Several ranks train and judge a detector as one does: real processes, started by torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import boxed
+import pasting
+from ranked_detection import CASES, STEPS, everything
+from reslearn.training import train
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+SMALL = ["data.val=3", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=4", "batch.size=2"]
+STEPPED = ["schedule.steps=12", "evaluate.every=6", "checkpoint.every=4", "step=eager"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    return boxed.shapes(boxed.shapes(root, images=11), images=5, split="test")
+
+
+@pytest.fixture(scope="module")
+def found(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one rank does, and what each of two does."""
+    folder = tmp_path_factory.mktemp("ranks")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(folder / "photo.png")
+    outlined = pasting.paste(folder / "outlined", [folder / "photo.png"] * 4, {"train": 1, "test": 5}, side=64)
+    command = [*TORCHRUN, str(ROOT / "tests" / "ranked_detection.py"), str(shapes), str(outlined), str(folder / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "arning" not in done.stderr, done.stderr
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    alone = json.loads(json.dumps(everything(str(shapes), str(outlined))))
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    return alone, [json.loads((folder / f"out.{rank}").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_learn_from_what_one_learns_from_and_hold_the_same_state(found: Any, case: str) -> None:
+    one, (a, b) = found[0]["train"][case], (part["train"][case] for part in found[1])
+    assert a == b, "losses, and states bit for bit"
+    assert len(one["losses"]) == STEPS and any(one["losses"])
+    for mine, theirs in zip(one["losses"], a["losses"], strict=True):
+        assert mine == {name: pytest.approx(value, rel=2e-4, abs=2e-4) for name, value in theirs.items()}
+
+
+@pytest.mark.parametrize("what", ["boxes", "masks"])
+def test_each_image_is_judged_once_and_all_ranks_know_all_of_it(found: Any, what: str) -> None:
+    one, (a, b) = found[0][what], (part[what] for part in found[1])
+    assert a == b and a["calls"] == [0, 2, 4, 5] and one["calls"] == [0, 1, 2, 3, 4, 5]
+    assert a["scores"] == one["scores"] and len(one["scores"]) == 5 and all(one["scores"])
+    assert a["AP"] == one["AP"] and a["masks"] == one["masks"] and (one["masks"] is not None) == (what == "masks")
+    assert a["losses"] == {name: pytest.approx(value, rel=1e-6) for name, value in one["losses"].items()}
+
+
+def command(shapes: Path, out: Path) -> list[str]:
+    settings = [word for each in (*SMALL, *STEPPED) for word in ("--set", each)]
+    how = ["detect", "train", str(shapes), "--model", "resnet8", "--out", str(out), "--device", "cpu", *settings]
+    return [*TORCHRUN, "-m", "reslearn", *how]
+
+
+def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Path, tmp_path: Path) -> None:
+    env = {**os.environ, **QUIET}
+    done = subprocess.run(command(shapes, tmp_path / "whole"), capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("machine ") == 1 and "2 ranks" in done.stdout, "one of them speaks"
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert {"gallery", "examples"} <= set(result) and result["last"]["test"]["n"] == 5
+    alone = train(shapes, "resnet8", settings=[*SMALL, *STEPPED], out=tmp_path / "alone", quiet=True, task="detect", device="cpu")
+    streams = [
+        [line["stream"] for line in lines(folder) if line["event"] == "train"] for folder in (tmp_path / "whole", alone.folder)
+    ]
+    assert streams[0] == streams[1] and len(streams[0]) == 3, "the same images in the same order"
+
+    killed = tmp_path / "killed"
+    job = subprocess.Popen(
+        command(shapes, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, start_new_session=True
+    )
+    try:
+        until = time.monotonic() + 120
+        while not list(killed.glob("checkpoints/step-*4")) and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert list(killed.glob("checkpoints/step-*")) and not (killed / "result.json").exists()
+    again = [*TORCHRUN, "-m", "reslearn", "detect", "train", "--resume", str(killed)]
+    done = subprocess.run(again, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = [(folder / "model.safetensors").read_bytes()[-4096:] for folder in (tmp_path / "whole", killed)]
+    assert weights[0] == weights[1]
+    assert json.loads((killed / "result.json").read_text())["last"] == result["last"]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
