@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reslearn.detect.heads import Heads, ProposalNetwork
 from reslearn.detect.settings import Settings
@@ -25,6 +26,7 @@ class Detector(GeneralizedRCNN):
 
     rpn: ProposalNetwork
     roi_heads: Heads
+    transform: GeneralizedRCNNTransform
 
     def __init__(
         self,

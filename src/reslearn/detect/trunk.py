@@ -146,14 +146,16 @@ class FixedBatchNorm(FrozenBatchNorm2d):
 class _Fixed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(torch.zeros_like(mean), variance, gamma)
+        ctx.save_for_backward(variance, gamma)
         ctx.eps = eps
         return F.batch_norm(x, mean, variance, gamma, beta, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return F.batch_norm(grads[0], *ctx.saved_tensors, eps=ctx.eps), None, None, None, None, None  # the map without its shift
+        variance, gamma = ctx.saved_tensors
+        x_grad = F.batch_norm(grads[0], torch.zeros_like(variance), variance, gamma, eps=ctx.eps)  # the map without its shift
+        return x_grad, None, None, None, None, None
 
 
 def freeze_batch_norm(net: nn.Module) -> None:
