@@ -168,8 +168,8 @@ MISTAKES = {
     "no test images": (["eval", "{run}", "{alone}"], "has neither test nor val images; --split train tests on"),
     "policy": (["crops", "{data}", "-o", "o", "--bad-boxes", "dorp"], "'--bad-boxes': ", "'dorp' is not one of 'drop', 'fail'"),
     "bad box, crops": (["crops", "{unsound}", "-o", "o"], "object 0: no area", "leave these objects out: --bad-boxes drop"),
-    "bad box": (["train", "{unsound}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {unsound} --fix NEW"),
-    "bad box, eval": (["eval", "{run}", "{unsound}"], "no area", "reslearn doctor {unsound} --fix NEW"),
+    "bad box": (["train", "{unsound}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {unsound} --fix COPY"),
+    "bad box, eval": (["eval", "{run}", "{unsound}"], "no area", "reslearn doctor {unsound} --fix COPY"),
     "classes": (["eval", "{run}", "{others}"], "has a class that the model does not know: ", "'ring'"),
     "split": (["eval", "{run}", "{data}", "--split", "tset"], "no split 'tset'; did you mean 'test'"),
 }

@@ -77,7 +77,6 @@ def _write(data: BoxSet, folder: Path, most: int, rounds: int, numbers: np.rando
     counts = dict.fromkeys(data.classes, 0)
     for label, kind in enumerate(data.classes, 1):
         objects = [(image, i) for image in data.images for i in np.flatnonzero(image.objects.labels == label).tolist()]
-        (folder / kind).mkdir(parents=True)
         for _ in range(rounds):
             before = counts[kind]
             for at in numbers.permutation(len(objects)).tolist():
@@ -89,6 +88,7 @@ def _write(data: BoxSet, folder: Path, most: int, rounds: int, numbers: np.rando
                     continue
                 counts[kind] += 1
                 file = f"{kind}/{Path(image.name).name}-{own}-{counts[kind]}.png"
+                (folder / kind).mkdir(parents=True, exist_ok=True)  # a class without windows has no folder
                 _cut(image, found).save(folder / file)
                 x1, y1, x2, y2 = (image.objects.boxes[own] - np.tile(found[:2], 2)).tolist()
                 side = int(found[2] - found[0])
