@@ -97,3 +97,15 @@ def test_what_does_not_apply_is_said_in_one_line(splits: dict[str, BoxSet], sett
     with pytest.raises(UserError) as error:
         made(splits, *settings)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_trained_trunks_statistics_are_averaged_anew_where_it_has_any_and_they_are_frozen(tmp_path: Path) -> None:
+    splits = open_boxes(boxed.shapes(tmp_path / "set"))
+
+    def images(net: str, *settings: str, start: bool = True) -> int | None:
+        begin = {"name": net, "init": "a/model"} if start else None
+        return resolve(splits, "detect-default", net, settings, start=begin, family=DETECTION)[0].precise_bn
+
+    assert images("resnet18") == images("vgg16-bn") == 64 and images("resnet18", "precise_bn=8") == 8
+    assert images("vgg16") is None and images("resnet18", start=False) is None
+    assert images("resnet18", "detector.batch_norm=live") is None

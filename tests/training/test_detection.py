@@ -108,7 +108,7 @@ def test_a_trunk_that_was_trained_brings_its_weights_and_frozen_statistics(shape
 
     photos = draw_images(tmp_path / "photos", size=(32, 32))
     start = train(photos, "resnet8", settings=["schedule.steps=4"], out=tmp_path / "start", quiet=True, device="cpu")
-    settings = [*SMALL, "schedule.steps=1", "schedule.lr=1e-9", "schedule.warmup=0", "optimizer.weight_decay=0"]
+    settings = [*SMALL, "schedule.steps=1", "schedule.lr=1e-9", "schedule.warmup=0", "optimizer.weight_decay=0", "precise_bn=null"]
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
     done = train(shapes, None, settings=settings, init=start.folder, **on)
     from reslearn.weights import load

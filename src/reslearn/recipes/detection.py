@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
 from reslearn.data.boxes import Bad, BoxSet
@@ -19,6 +20,7 @@ from reslearn.recipes.recipe import Batch, Common, Every, Held, Section
 Splits = dict[str, BoxSet]
 SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
 SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
+SETTLED = 64  # images that detect-default averages a trained trunk's BN statistics over
 LEAST = 12  # px that a small object should have on its shorter side
 
 
@@ -241,7 +243,14 @@ def _choose(
 ) -> tuple[dict[str, Any], list[str]]:
     kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
     sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
-    return NAMED[name](data, net, kind, start is not None, **sized)
+    values, chose = NAMED[name](data, net, kind, start is not None, **sized)
+    if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
+        with torch.device("meta"):
+            normalised = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
+        if normalised:
+            values["precise_bn"] = SETTLED
+            chose.append(f"the trunk's BN statistics are averages over {SETTLED} training images, and frozen")
+    return values, chose
 
 
 def _check(recipe: DetectRecipe, data: Splits) -> None:
