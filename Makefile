@@ -1,6 +1,7 @@
 # make demo   train on real photos that come with the package, see a report, predict on files
 # make test   pass the tests
 # make check  lint and types
+# make install  only the environment for these, .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -274,6 +274,24 @@ def test_a_detector_of_grey_images_and_a_run_folder(
     assert run(monkeypatch, capsys, "predict", run_folder, data.parent)[0] == 0
 
 
+def test_numbers_of_training_images_are_noted(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(model.read_bytes())
+    (folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"train": "train"}}}))
+    note = "3 of these 3 images were trained on: numbers of new images are lower\n"
+    monkeypatch.setenv("COLUMNS", "100")
+    for words, trained in ((["eval", model, folder], 3), (["compare", model, folder], [0, 3]), (["ladder", folder], 3)):
+        found = json.loads(run(monkeypatch, capsys, *words, data, "--json")[1])
+        assert found["trained_on"] == trained
+        out = run(monkeypatch, capsys, *words, data)[1]
+        assert f"note: {'B: ' * (words[0] == 'compare')}{note}" in out and out.count(note) == 1
+    assert json.loads(run(monkeypatch, capsys, "eval", model, data, "--json")[1])["trained_on"] == 0
+    assert "note" not in run(monkeypatch, capsys, "eval", model, data)[1]
+
+
 @pytest.mark.parametrize("command, remedy", [
     (["detect", "train"], "--bad-boxes drop"),
     (["localize", "crops", "-o", "new"], "--bad-boxes drop"),

@@ -1,6 +1,7 @@
 """A detector on a set with boxes: the same as calling it image by image, and sets that do not fit it are refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from reslearn.detect.evaluate import (
     open_split,
     run_held_out,
     run_policy,
+    run_trained_on,
     tensor,
 )
 from reslearn.detect.results import categories, results
@@ -123,6 +125,46 @@ def test_a_run_is_tested_on_what_it_held_out(tmp_path: Path) -> None:
     voc(tmp_path / "set", {"e": voc_xml(voc_object((5, 6, 20, 30)))}, "test")
     assert open_split(data, ["cat"], held_out=held).name == "set/test"
     assert open_split(data, ["cat"], "val", held_out=held).name == "set/train, held out"
+
+
+def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path) -> None:
+    """By its split and what it held out of it; in COCO's folders a name may be in several splits."""
+    cat, run = voc_xml(voc_object((5, 6, 20, 30))), tmp_path / "run"
+    data = voc(tmp_path / "set", dict.fromkeys("abcd", cat), "trainval")
+    for split, names in (("train", "ab"), ("val", "cd"), ("test", "ce")):
+        voc(data, dict.fromkeys(names, cat), split)
+    run.mkdir()
+
+    def told(split: str, path: Path = data) -> list[str]:
+        images = open_split(path, ["cat", "dog"], split).images
+        return [image.name for i, image in enumerate(images) if i in run_trained_on(run, path, images)]
+
+    def trained(path: Path, train: str, *held: str) -> None:
+        (run / "recipe.json").write_text(json.dumps({"source": str(path), "recipe": {"data": {"train": train}}}))
+        (run / "split.json").write_text(json.dumps({"val": held}))
+
+    assert told("val") == []
+    trained(data, "trainval", "d")
+    assert (told("val"), told("train"), told("test")) == (["c"], ["a", "b"], ["c"])
+    trained(data, "train")
+    assert (told("val"), told("trainval")) == ([], ["a", "b"])
+    trained(tmp_path / "other", "trainval")
+    assert told("val") == []
+    kit = tmp_path / "VOCdevkit"
+    for year in (2007, 2012):
+        shutil.copytree(data, kit / f"VOC{year}")
+    trained(kit, "trainval", "VOC2012/d")
+    assert told("val", kit) == ["VOC2007/c", "VOC2007/d", "VOC2012/c"]
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "coco" / split).mkdir()
+        file = coco(tmp_path / "coco" / split, [annotation()])
+        file.rename(tmp_path / "coco" / "annotations" / f"instances_{split}.json")
+    trained(tmp_path / "coco", "train")
+    assert (told("train", tmp_path / "coco"), told("val", tmp_path / "coco")) == (["a.jpg", "b.jpg"], [])
+    single = coco(tmp_path, [annotation()])
+    trained(single, "train", "a.jpg")
+    assert told("all", single) == ["b.jpg"]
 
 
 def test_detectors_are_opened_together_and_policies_read(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def evaluate(
     way = Way(detectors, refinement, tuple(sides or ()))
     with _progress() as progress:
         (found,) = find(opened.images, [way], lambda done, total: progress("images", done, total))
-    result = {"models": [str(model) for model in models], **numbers(found, opened)}
+    result = {"models": [str(model) for model in models], **numbers(found, opened), "trained_on": _trained_on(models, data, opened)}
     if out is not None:
         write_text(out, json.dumps(results(found.detections, opened)))
     if as_json:
@@ -171,6 +171,7 @@ def compare(
         "n": len(opened),
         "one": str(one),
         "other": str(other),
+        "trained_on": [_trained_on([model], data, opened) for model in (one, other)],
         "numbers": {key: numbers[key] for key in ("AP", "AP50", "AP75")},
         "seconds_per_image": [each.seconds for each in found],
     }
@@ -210,7 +211,8 @@ def ladder(
     opened = _open(data, model, first, split, bad_boxes)
     with _progress() as progress:
         result = climb(first, opened, others=rest, scales=sides or (), progress=lambda done, total: progress("images", done, total))
-    result = {"models": [str(path) for path in (model, *(others or []))], **result}
+    paths = [model, *(others or [])]
+    result = {"models": [str(path) for path in paths], **result, "trained_on": _trained_on(paths, data, opened)}
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -280,6 +282,13 @@ def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad:
     policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
     with bad_boxes_left_out_by(DROP):
         return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
+
+
+def _trained_on(models: list[Path], data: Path, opened: "BoxSet") -> int:
+    """How many of the images one of the models, where it is a run, was trained on."""
+    from reslearn.detect.evaluate import run_trained_on
+
+    return len(set().union(*(run_trained_on(model, data, opened.images) for model in models)))
 
 
 def _new_file(option: str, path: Path | None) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from reslearn.data.boxes import Bad, BoxSet, Faults, Finding
-from reslearn.data.coco import read_coco
+from reslearn.data.coco import read_coco, read_document
 from reslearn.data.folder import SPLITS
-from reslearn.data.voc import note_left_out, read_voc, splits, unannotated, years
+from reslearn.data.voc import lists, note_left_out, read_voc, splits, unannotated, years
 from reslearn.errors import UserError, did_you_mean
 
 _LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
@@ -64,6 +64,18 @@ def holds_boxes(path: str | Path) -> bool:
 def split_names(path: str | Path) -> list[str]:
     """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
     return list(sources(Path(path), None))
+
+
+def named_images(path: str | Path, split: str) -> set[Path]:
+    """The files of the images that a split names, sound or not, as BoxImage.path has them; VOC's without suffix, which it does not
+    name. Raises UserError where there is no such split."""
+    root = Path(path)
+    kind, file, folder = sources(root, [split])[split]
+    if kind == "voc":
+        named = {year: lists(root / year).get(split, ()) for year in years(root)}
+        return {root / year / "JPEGImages" / stem for year, lines in named.items() for stem, _ in lines}
+    entries = read_document(file)["images"]
+    return {folder / name for one in entries if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)}
 
 
 def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:

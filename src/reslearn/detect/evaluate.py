@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reslearn.data.annotated import open_boxes, split_names
+from reslearn.data.annotated import named_images, open_boxes, split_names
 from reslearn.data.boxes import Bad, BadBoxes, BoxImage, BoxSet
 from reslearn.data.images import read
 from reslearn.data.masks import draw, runs_of
@@ -85,6 +85,21 @@ def run_held_out(model: str | Path, data: str | Path) -> list[str]:
         return []
     same = source == str(Path(data).expanduser().absolute())
     return read_held_out(Path(model)).get("val", []) if same else []
+
+
+def run_trained_on(model: str | Path, data: str | Path, images: Sequence[BoxImage]) -> set[int]:
+    """Which of these images of a set a run, given as its folder, was trained on; none of a file, or of another set."""
+    try:
+        facts = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))
+        source, train = facts["source"], facts["recipe"]["data"]["train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    if source != str(Path(data).expanduser().absolute()):
+        return set()
+    trained = named_images(data, "all" if "all" in split_names(data) else train)
+    held = set(run_held_out(model, data))
+    files = [image.path.with_suffix("") if image.id is None else image.path for image in images]  # VOC's lists have no suffixes
+    return {i for i, image in enumerate(images) if files[i] in trained and image.name not in held}
 
 
 def open_split(

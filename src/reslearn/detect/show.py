@@ -26,10 +26,11 @@ MISTAKES = {
 
 
 def show_numbers(result: dict[str, Any]) -> None:
-    """Print the result of `evaluate.numbers`."""
+    """Print the result of `evaluate.numbers`, with `trained_on`, how many of the images it was trained on."""
     console = Console(highlight=False, markup=False)
     time = f"{1000 * result['seconds_per_image']:,.0f} ms an image"
     console.print(f"{result['data']}, {result['n']:,} images, {result['objects']:,} objects, {time}")
+    _trained_on(console, result["trained_on"], result["n"])
     if result["left_out"]:
         console.print("left out or cut: " + ", ".join(f"{kind} {count}" for kind, count in result["left_out"].items()))
     _numbers(console, "boxes", result)
@@ -39,6 +40,11 @@ def show_numbers(result: dict[str, Any]) -> None:
     for kind, meaning in MISTAKES.items():
         table.add_row(meaning, f"{result['mistakes'][kind]:,}")
     console.print(table)
+
+
+def _trained_on(console: Console, trained: int, n: int, who: str = "") -> None:
+    if trained:
+        console.print(f"note: {who}{trained:,} of these {n:,} images were trained on: numbers of new images are lower")
 
 
 def _numbers(console: Console, what: str, numbers: dict[str, Any]) -> None:
@@ -61,11 +67,13 @@ def _numbers(console: Console, what: str, numbers: dict[str, Any]) -> None:
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """Print two detectors side by side: data, n, one, other, seconds_per_image and `numbers`, those of `compare`."""
+    """Print two detectors side by side: data, n, one, other, trained_on, seconds_per_image and `numbers`, those of `compare`."""
     console = Console(highlight=False, markup=False)
     console.print(f"{result['data']}, {result['n']:,} images")
     for key, seconds in zip("AB", result["seconds_per_image"], strict=True):
         console.print(f"{key}  {result[{'A': 'one', 'B': 'other'}[key]]}, {1000 * seconds:,.0f} ms an image")
+    for key, trained in zip("AB", result["trained_on"], strict=True):
+        _trained_on(console, trained, result["n"], f"{key}: ")
     table = _table("", "", "A", "B", "B - A", "95% interval")
     for key, numbers in result["numbers"].items():
         difference = numbers["difference"]
@@ -75,10 +83,11 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 
 def show_ladder(result: dict[str, Any]) -> None:
-    """Print the result of `ladder`."""
+    """Print the result of `ladder`, with `trained_on`, how many of the images the detectors were trained on."""
     console = Console(highlight=False, markup=False)
     scales = ", ".join(map(str, result["scales"]))
     console.print(f"{result['data']}, {result['n']:,} images; multi-scale testing at {scales} px")
+    _trained_on(console, result["trained_on"], result["n"])
     for key in ("AP50", "AP"):  # two tables: together they are wider than most terminals
         table = _table("", HEADLINE[key], "%", "gain", "95% interval", "ms an image", "paper %")
         for row in result["rungs"]:

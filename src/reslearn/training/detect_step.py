@@ -33,10 +33,13 @@ class BoxBatch(NamedTuple):
 
 
 class DetectStepper:
-    """See stepper.Stepper: the same, of a detector. Losses are means over the images of a step, however many pass at once, on
-    however many ranks.
+    """See stepper.Stepper: the same, of a detector, on however many ranks.
 
-    losses: by name, of a list of images and a list of targets on the device (see Detector).
+    losses: by name, of a list of images and a list of targets on the device (see Detector): means over what is drawn of these
+    images (anchors, regions; of masks and of boxes that are corrected, see torchvision). With batch.micro each pass has its own,
+    and its losses and gradients count by its share of the step's images. That is the whole batch's gradient where each image gives
+    as many anchors and regions, which those with few proposals do not; and other regions are drawn, the images of a pass are
+    padded to the largest of them, and live BN takes the statistics of a pass.
     """
 
     def __init__(self, recipe: DetectRecipe, source: Boxed, state: State, precision: str, losses: Losses) -> None:
