@@ -69,6 +69,16 @@ def test_proposals_learn_from_anchors_inside_the_image_as_a_loop_finds_them() ->
     assert positive >= 12 and ignored > 500 and not torch.equal(torch.cat(usual), torch.cat(labels))
 
 
+def test_the_best_anchor_of_an_object_is_the_best_of_those_inside() -> None:
+    """Of 34 x 16 px, at multiples of 2: the best of all, from -1 to 33, crosses the border."""
+    model = detector("resnet8", **{**ANCHORS, "anchors": (24,), "ratios": (0.5,)}, anchors_inside=True)
+    batch = ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)])
+    with torch.no_grad():
+        (anchors,) = model.rpn.anchor_generator(batch, list(model.backbone(batch.tensors).values()))
+    (label,), _ = model.rpn.assign_targets_to_anchors([anchors], [{"boxes": torch.tensor([[0.0, 0, 33, 6]]), "size": (96, 128)}])
+    assert anchors[label == 1][:, 0].tolist() == [1.0] * int((label == 1).sum()) and (label == 1).any()
+
+
 def test_the_loss_of_proposals_has_no_gradient_at_anchors_across_the_border() -> None:
     """Of the bias of each anchor's objectness: those too large for the image learn nothing, as they do otherwise."""
     images = pictures((96, 128))
