@@ -217,7 +217,7 @@ def measure_ensemble(how: How, work: Work) -> Measured:
         _row("OverFeat (ILSVRC 2013), test", 29.9),
         _row("GoogLeNet (ILSVRC 2014), test", 26.7),
         _row("VGG (ILSVRC 2014), test", 25.3),
-        _row("One network, val", 10.6, alone),
+        _row("One network, val (ours: test)", 10.6, alone),
         _row("Networks together, val", 8.9),
         _row("Networks together, test", 9.0, [together]),
     ]
