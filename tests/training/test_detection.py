@@ -19,8 +19,10 @@ from reslearn.data.draws import Order
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import load_detector
 from reslearn.training import Run, ranks, resume, train
+from reslearn.training.detect_step import DetectStepper
 from reslearn.training.detection import begin
 from reslearn.training.display import Display
+from reslearn.training.state import State
 from reslearn.training.task import Asked, Ready
 from reslearn.weights.store import Card, read_card
 
@@ -101,6 +103,34 @@ def test_micro_batches_and_a_weight_average_train(shapes: Path, tmp_path: Path) 
     settings = [*SMALL, "schedule.steps=4", "batch.micro=1", "ema=0.9", "log.every=1"]
     done = train(shapes, "resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
     assert all(line["loss"] < 50 for line in lines(done.folder))
+
+
+def test_passes_count_by_their_images(shapes: Path) -> None:
+    """The gradient of a step in several passes is the mean of theirs by images, as the stepper says, and not by boxes."""
+
+    def gradient(micro: str) -> float:
+        given = ready(shapes, None, "batch.size=4", f"batch.micro={micro}", "data.val=2")
+        state = State(torch.nn.Linear(1, 1, bias=False), given.recipe)
+        weight = next(state.model.parameters())
+
+        def losses(images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+            boxes = torch.cat([target["boxes"] for target in targets])  # a mean over those of a pass
+            return {"one": weight.sum() * boxes[:, 2].mean(), "two": weight.sum() * boxes.new_ones(1).mean()}
+
+        stepper = DetectStepper(given.recipe, given.sources.train, state, "fp32", losses)
+        batch = stepper.prepare(0)
+        seen.append([target["boxes"] for target in batch.targets])
+        stepper(batch, state.progress)
+        assert weight.grad is not None and stepper.grad_norm == pytest.approx(abs(weight.grad.item()))
+        return weight.grad.item()
+
+    seen: list[list[torch.Tensor]] = []
+    whole, singly = gradient("null"), gradient("1")
+    boxes = seen[0]
+    assert all(torch.equal(one, other) for one, other in zip(boxes, seen[1], strict=True))
+    assert whole == pytest.approx(torch.cat(boxes)[:, 2].mean().item() + 1)
+    passes = [one[:, 2].mean().item() + 1 for one in boxes]
+    assert singly == pytest.approx(sum(passes) / 4) and singly != pytest.approx(whole)
 
 
 def test_a_trunk_that_was_trained_brings_its_weights_and_frozen_statistics(shapes: Path, tmp_path: Path) -> None:

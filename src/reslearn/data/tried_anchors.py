@@ -62,7 +62,7 @@ def try_anchors(
 def reach(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, int] | None = None) -> dict[int, float]:
     """The share of the boxes of each of these labels, percent, that the best anchors fit at a size: C4's, chosen for this class
     alone, or a pyramid's usual ones. Labels without boxes are left out."""
-    at, wide = (scaled_boxes(images, *each) for each in (size or C4, size or FPN))
+    at, wide = scaled_boxes(images, *(size or C4)), scaled_boxes(images, *(size or FPN))
     own, found = _labels(images), {}
     for label in labels:
         those = own == label
@@ -70,8 +70,8 @@ def reach(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, in
             boxes, sizes = (values[those] for values in at)
             sides, ratios = _suited(boxes)
             fits = [anchor_recall(boxes, sizes, [AnchorLevel(16, sides, each)]).recall for each in (USUAL, ratios)]
-            pyramid = anchor_recall(wide[0][those], wide[1][those], PYRAMID).recall
-            found[label] = 100 * max(*fits, pyramid)
+            fits.append(anchor_recall(wide[0][those], wide[1][those], PYRAMID).recall)
+            found[label] = 100 * max(fits)
     return found
 
 
