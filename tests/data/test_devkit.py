@@ -144,6 +144,10 @@ def copy_as(year: str) -> Callable[[Path], object]:
             r"VOCdevkit/VOC2012: has no lists of images in ImageSets/Main",
         ),
         (
+            lambda root: shutil.rmtree(root / "VOC2012/Annotations"),
+            r"VOC2012/Annotations/2008_000008\.xml: .*there is no such file",
+        ),
+        (
             lambda root: (root / "VOC2012/ImageSets/Main/train.txt").write_text(""),
             "VOC2012/ImageSets/Main/train.txt: names no images",
         ),
