@@ -12,6 +12,7 @@ from reslearn.detect.ladder import TABLE_9, default_scales, ways
 from reslearn.errors import UserError
 from reslearn.evaluation.detection import coco, compare, voc
 from reslearn.evaluation.matching import Matches
+from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import METRICS, Dataset, Effect, Experiment, Look, Measured, Metric, Plan, Row, Scale, Training
 from reslearn.reproduce.experiment import scales as at
 from reslearn.reproduce.judge import DIFFERS, HOLDS, NOT_RUN, UNDECIDED, judge_effect, judge_row
@@ -145,7 +146,8 @@ def measure_ladder(models: Mapping[str, Sequence[Path]], look: Look) -> Measured
     rows += [{"what": what, "published": value, "ours": None, "verdict": NOT_RUN} for what, value in ELSEWHERE.items()]
     steps = [*pairwise(rung for rung in judged if rung not in BESIDE), *(("baseline", rung) for rung in BESIDE if rung in judged)]
     claims = [_gain(after, judged[before], judged[after], m) for m in metrics for before, after in steps]
-    return Measured(rows, claims, data=data.name)
+    caption = "Differences in AP and in AP50, and their 95% intervals."
+    return Measured(rows, claims, lambda path: plots.effects(claims, path), caption=caption, data=data.name)
 
 
 def _tests(plain: tuple[Detector, ...], context: tuple[Detector, ...]) -> dict[str, list[Way]]:
