@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "FPN": {"kind": "fpn"},
     "live BN": {"batch_norm": "live"},
     "in turns": {"alternate": (1, 1, 1, 1)},
+    "in turns, live BN": {"alternate": (1, 1, 1, 1), "batch_norm": "live"},
 }
 
 
@@ -51,17 +52,18 @@ def train(data: str, changes: dict[str, Any]) -> dict[str, Any]:
     else:
         state = AlternatingState(model, recipe, phase_ends(recipe, len(source)))
         losses = state.losses
-    stepper, found = DetectStepper(recipe, source, state, "fp32", losses), []
+    stepper, found, digests = DetectStepper(recipe, source, state, "fp32", losses), [], []
     for step in range(STEPS):
         runtime.seed_step(recipe.seed, step, ranks.draws(model))
         before = dict(state.progress.losses)
         stepper(stepper.prepare(step), state.progress)
         found.append({name: (sum_ - before.get(name, 0.0)) / SIZE for name, sum_ in state.progress.losses.items()})
         state.progress.step = step + 1
+        saved = state.to_checkpoint()
+        digests.append({name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in (saved.model | saved.state).items()})
         if isinstance(state, AlternatingState) and step + 1 in state.ends[:-1]:
             state.enter(state.phase + 1)
-    digests = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.model.state_dict().items()}
-    return {"losses": found, "state": digests, "grad_norm": stepper.grad_norm}
+    return {"losses": found, "states": digests, "grad_norm": stepper.grad_norm}
 
 
 def look(data: str, masks: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from boxed import annotation, coco, voc, voc_object, voc_xml
 from detect.small import detector
 from drawing import draw_images
 from reslearn import UserError
+from reslearn.data import annotated
 from reslearn.data.boxes import BadBoxes, BoxImage, BoxSet, Objects
 from reslearn.data.masks import draw, parse
 from reslearn.detect import detect, save_detector
@@ -127,7 +128,7 @@ def test_a_run_is_tested_on_what_it_held_out(tmp_path: Path) -> None:
     assert open_split(data, ["cat"], "val", held_out=held).name == "set/train, held out"
 
 
-def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path) -> None:
+def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its split and what it held out of it; in COCO's folders a name may be in several splits."""
     cat, run = voc_xml(voc_object((5, 6, 20, 30))), tmp_path / "run"
     data = voc(tmp_path / "set", dict.fromkeys("abcd", cat), "trainval")
@@ -162,6 +163,13 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path) -> None:
         file.rename(tmp_path / "coco" / "annotations" / f"instances_{split}.json")
     trained(tmp_path / "coco", "train")
     assert (told("train", tmp_path / "coco"), told("val", tmp_path / "coco")) == (["a.jpg", "b.jpg"], [])
+    images = open_split(tmp_path / "coco", ["cat", "dog"], "val").images
+    with monkeypatch.context() as patched:
+        patched.setattr(annotated, "read_document", lambda path: pytest.fail(f"{path} is read for nothing"))
+        assert not run_trained_on(run, tmp_path / "coco", images)
+    trained(data, "trainval")
+    (data / "ImageSets" / "Main" / "trainval.txt").unlink()
+    assert told("val") == [], "its list is there no more"
     single = coco(tmp_path, [annotation()])
     trained(single, "train", "a.jpg")
     assert told("all", single) == ["b.jpg"]

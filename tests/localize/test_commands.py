@@ -162,6 +162,7 @@ MISTAKES = {
     "lr": (["train", "{data}", "--out", "o", "--model", "resnet8", "--lr", "0"], "schedule.lr"),
     "net": (["train", "{data}", "--out", "o", "--model", "resnt8"], "no network called 'resnt8'"),
     "there": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "is there already"),
+    "here": (["train", "{data}", "--out", ".", "--model", "resnet8"], "--out .: a run makes its own folder"),
     "resume and more": (["train", "--resume", "o", "--model", "resnet8", "--lr", "1"], "leave out --lr, --model"),
     "resume nothing": (["train", "--resume", "o"], "is no run of localize train"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),

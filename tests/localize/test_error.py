@@ -25,6 +25,9 @@ def test_overlap_counts_pixels() -> None:
         box, boxes = random_boxes(numbers, 1)[0], random_boxes(numbers, 5)
         slow = [(pixels(box) & pixels(b)).sum() / (pixels(box) | pixels(b)).sum() for b in boxes]
         assert overlap(box, boxes) == pytest.approx(slow)
+    some = random_boxes(numbers, 6).reshape(2, 3, 4)
+    each = np.stack([[overlap(box, boxes) for box in row] for row in some])
+    np.testing.assert_array_equal(overlap(some, boxes), each)
     point = np.zeros(4)
     assert overlap(point, point[None]).tolist() == [0.0]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import roi_align
 
 from localize.test_runs import process
 from painted_sets import TINY, write_set
@@ -18,12 +19,13 @@ from reslearn import UserError, cli
 from reslearn.data.annotated import open_boxes
 from reslearn.data.boxes import BoxSet
 from reslearn.data.preprocess import Preprocessing, cover
-from reslearn.localize import Localizer, create_localizer, evaluate, load_localizer, refine, train
+from reslearn.localize import Localizer, create_localizer, evaluate, load_localizer, net, refine, train
 from reslearn.localize.net import CODER, CONTEXT, Settings, warp
 from reslearn.localize.predict import propose
 from reslearn.localize.predict import refine as refined
 from reslearn.localize.refine import Plan, Refinement, region_losses, resume
 from reslearn.localize.views import of_one_kind
+from reslearn.training import runtime
 
 PLAN = {"proposals": 20, "batch": 8, "schedule": {"epochs": 10, "lr": 0.02, "shape": "cosine", "warmup": 0.1}}
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
@@ -69,6 +71,20 @@ def test_a_region_is_seen_with_what_is_around_it() -> None:
     assert [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1] == pytest.approx([16, 211, 16, 211], abs=1)
     edge = warp(image + 5, torch.tensor([[60.0, 20, 100, 40]]), (227, 227))[0, 0]
     assert (edge[:, 218:] == 0).all() and (edge[:, :205] > 4).all(), "the mean where the image ends"
+
+
+def test_a_region_is_cut_out_by_the_kernel_where_determinism_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run on a GPU is tested, where torchvision would take its compiled version in Python."""
+    seen = []
+
+    def watched(*arguments: object, **more: object) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return roi_align(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(net, "roi_align", watched)
+    with runtime.deterministic(torch.device("meta")):  # of any device but a CPU
+        warp(torch.zeros(1, 8, 8), torch.tensor([[1.0, 1, 5, 5]]), (4, 4))
+    assert seen == [False] and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_proposals_are_the_highest_scored_boxes_of_their_class(fresh: Localizer, few: BoxSet) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,7 +56,9 @@ def test_two_ranks_learn_from_what_one_learns_from_and_hold_the_same_state(found
     one, (a, b) = found[0]["train"][case], (part["train"][case] for part in found[1])
     assert a == b, "losses, and states bit for bit"
     assert len(one["losses"]) == STEPS and any(one["losses"])
-    for mine, theirs in zip(one["losses"], a["losses"], strict=True):
+    # Proposals of phase 2 follow from running statistics, which two micro-batches of one rank move twice, those of two ranks once.
+    same = STEPS // 4 if case == "in turns, live BN" else STEPS
+    for mine, theirs in zip(one["losses"][:same], a["losses"][:same], strict=True):
         assert mine == {name: pytest.approx(value, rel=2e-4, abs=2e-4) for name, value in theirs.items()}
 
 
@@ -77,7 +81,8 @@ def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Pa
     env = {**os.environ, **QUIET}
     done = subprocess.run(command(shapes, tmp_path / "whole"), capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("machine ") == 1 and "2 ranks" in done.stdout, "one of them speaks"
+    assert all(done.stdout.count(word) == 1 for word in ("machine  ", "model    ", "report   ")), "one of them speaks"
+    assert "2 ranks" in done.stdout
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert {"gallery", "examples"} <= set(result) and result["last"]["test"]["n"] == 5
     alone = train(shapes, "resnet8", settings=[*SMALL, *STEPPED], out=tmp_path / "alone", quiet=True, task="detect", device="cpu")
@@ -104,6 +109,17 @@ def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Pa
     weights = [(folder / "model.safetensors").read_bytes()[-4096:] for folder in (tmp_path / "whole", killed)]
     assert weights[0] == weights[1]
     assert json.loads((killed / "result.json").read_text())["last"] == result["last"]
+
+
+def test_unsound_boxes_end_all_ranks_with_one_line(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "set")
+    file = next((tmp_path / "set" / "Annotations").glob("train-*.xml"))
+    file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>nan</xmax>", file.read_text(), count=1))
+    done = subprocess.run(command(tmp_path / "set", tmp_path / "run"), capture_output=True, text=True, env={**os.environ, **QUIET})
+    said = [line for line in done.stderr.splitlines() if "reslearn: " in line]
+    assert done.returncode and len(said) == 1 and said[0].endswith("(mend them, or leave these objects out: --bad-boxes drop)")
+    assert "rank 1" not in done.stderr.split("reslearn FAILED")[0] and "in by_first" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

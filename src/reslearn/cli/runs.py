@@ -64,7 +64,6 @@ def train(
     elif data is None:
         raise UserError("say what to train on: reslearn train DATA (or --resume RUN)")
     from reslearn import api
-    from reslearn.training import ranks
 
     if resume is not None:
         go_on(resume, device)
@@ -76,26 +75,25 @@ def train(
         given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init}
         _print_seeds(api.many.summary(api.train_seeds(seeds, data, out, device, **given)), out)
         return
-    run = api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init)
-    if ranks.first():
-        print_run(run)
+    print_run(api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init))
 
 
 def go_on(folder: Path, device: str) -> None:
     """Continue a run of any task, or those of several seeds in a folder, to the end, and print the numbers."""
     from reslearn import api
-    from reslearn.training import ranks
 
     if api.many.seed_folders(folder):
         _print_seeds(api.many.summary(api.resume_seeds(folder, device)), folder)
         return
-    run = api.resume(folder, device=device)
-    if ranks.first():
-        print_run(run)
+    print_run(api.resume(folder, device=device))
 
 
 def print_run(run: "Run") -> None:
-    """The numbers of a finished run, and where its files are."""
+    """The numbers of a finished run, and where its files are; of several ranks, the first one says so."""
+    from reslearn.training import ranks
+
+    if not ranks.first():
+        return
     _print_result(run.result)
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     typer.echo(f"report   {run.folder / 'report.html'}")

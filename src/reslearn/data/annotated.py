@@ -1,6 +1,6 @@
 """`open_boxes(path)`: a folder or file of annotated images, whatever its layout, -> its splits as BoxSets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,14 +66,18 @@ def split_names(path: str | Path) -> list[str]:
     return list(sources(Path(path), None))
 
 
-def named_images(path: str | Path, split: str) -> set[Path]:
+def named_images(path: str | Path, split: str, among: Iterable[Path]) -> set[Path]:
     """The files of the images that a split names, sound or not, as BoxImage.path has them; VOC's without suffix, which it does not
-    name. Raises UserError where there is no such split."""
+    name. among: the files that are asked about; COCO's large file is not read where none is in its folder.
+
+    Raises UserError where there is no such split."""
     root = Path(path)
     kind, file, folder = sources(root, [split])[split]
     if kind == "voc":
         named = {year: lists(root / year).get(split, ()) for year in years(root)}
         return {root / year / "JPEGImages" / stem for year, lines in named.items() for stem, _ in lines}
+    if not any(each.is_relative_to(folder) for each in among):
+        return set()
     entries = read_document(file)["images"]
     return {folder / name for one in entries if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)}
 

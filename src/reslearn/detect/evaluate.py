@@ -96,7 +96,10 @@ def run_trained_on(model: str | Path, data: str | Path, images: Sequence[BoxImag
         return set()
     if source != str(Path(data).expanduser().absolute()):
         return set()
-    trained = named_images(data, "all" if "all" in split_names(data) else train)
+    try:
+        trained = named_images(data, "all" if "all" in split_names(data) else train, [image.path for image in images])
+    except UserError:  # the list it was trained on is there no more
+        return set()
     held = set(run_held_out(model, data))
     files = [image.path.with_suffix("") if image.id is None else image.path for image in images]  # VOC's lists have no suffixes
     return {i for i, image in enumerate(images) if files[i] in trained and image.name not in held}

@@ -8,11 +8,13 @@ IOU = 0.5
 """From this overlap on, a box is right (Russakovsky et al., 2015, section 4.2)."""
 
 
-def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,) with boxes (M, 4), as x1, y1, x2, y2: (M,) on [0, 1]; 0 where neither has an area."""
-    shared = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros(len(boxes)), where=union > 0)
+def overlap(some: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of a box (4,), or of several (..., 4), with boxes (M, 4), as x1, y1, x2, y2: (..., M) on [0, 1]; 0 where neither has an
+    area."""
+    low, high = some[..., None, :2], some[..., None, 2:]
+    shared = np.clip(np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2]), 0, None).prod(axis=-1)
+    union = (high - low).prod(axis=-1) + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
+    return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
 def is_right(classes: Sequence[int] | np.ndarray, boxes: np.ndarray, label: int, truth: np.ndarray, iou: float = IOU) -> bool:

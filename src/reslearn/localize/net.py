@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import roi_align
 
 from reslearn.data.preprocess import Preprocessing
+from reslearn.detect.heads import own_pooling
 from reslearn.detect.trunk import Convolutions, Stages, split
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
@@ -74,7 +75,8 @@ def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     margin = CONTEXT / (1 - 2 * CONTEXT) * (boxes[:, 2:] - boxes[:, :2])
     grown = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], 1)
-    return roi_align(image[None], [grown], size, aligned=True)
+    with own_pooling():
+        return roi_align(image[None], [grown], size, aligned=True)
 
 
 class Localizer(nn.Module):

@@ -144,7 +144,7 @@ class Refinement:
 
     def region(self, i: int, kind: float, which: float) -> tuple[np.ndarray, np.ndarray, bool]:
         """A proposal of image i, (4,), the true box that it overlaps most, and whether by half or more; drawn by two of [0, 1)."""
-        overlaps = np.stack([overlap(box, self.single.boxes[i]) for box in self.proposals[i].astype(np.float64)])
+        overlaps = overlap(self.proposals[i].astype(np.float64), self.single.boxes[i])
         good = overlaps.max(1) >= IOU
         those = np.flatnonzero(good == (kind < 0.5))
         those = those if len(those) else np.arange(len(good))

@@ -70,6 +70,8 @@ class Stage(Protocol):
 
 def check_new(folder: Path) -> None:
     """Raise UserError where a run cannot be begun in a folder."""
+    if not folder.name:
+        raise UserError(f"--out {folder}: a run makes its own folder: give a new one's name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give a new folder with --out, or go on with --resume {folder}")
 

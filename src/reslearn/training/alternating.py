@@ -93,7 +93,8 @@ class AlternatingState(State):
             self.proposer = None
             model.freeze(model.backbone)
             trained = [model.rpn if phase == 3 else model.roi_heads]
-        self.optimizer = make_optimizer(nn.ModuleList(trained), self.recipe.optimizer, self.recipe.schedule.lr)
+        self.trained = nn.ModuleList(trained)
+        self.optimizer = make_optimizer(self.trained, self.recipe.optimizer, self.recipe.schedule.lr)
 
     def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """Those that the phase trains, by name."""

@@ -49,9 +49,6 @@ class DetectStepper:
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
-        live = [module for module in state.model.modules() if isinstance(module, _BatchNorm)]
-        # Ranks normalise by their own images: see stepper.HostStepper.
-        self.statistics = [buffer for module in live for buffer in module.buffers() if buffer.is_floating_point()]
 
     def prepare(self, step: int) -> BoxBatch:
         epochs, indices = self.order[step]
@@ -76,7 +73,10 @@ class DetectStepper:
         trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in trained if p.grad is not None]
         means = torch.stack([each * share for each, share in zip(parts, shares, strict=True)]).sum(0)
-        ranks.average([*gradients, *self.statistics, means])
+        live = [module for module in self.state.trained.modules() if isinstance(module, _BatchNorm) and module.training]
+        # Ranks normalise by their own images: see stepper.HostStepper.
+        statistics = [buffer for module in live for buffer in module.buffers() if buffer.is_floating_point()]
+        ranks.average([*gradients, *statistics, means])
         *values, norm = torch.cat([means, torch.nn.utils.get_total_norm(gradients)[None]]).tolist()  # the only wait for the device
         sums = dict(zip(names, values, strict=True))
         loss = sum(sums.values())

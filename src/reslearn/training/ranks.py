@@ -245,16 +245,18 @@ def by_first(work: Callable[[], T]) -> T:
     if count() == 1:
         return work()
     found: list[Any] = [None, None]
+    own: UserError | None = None
     if first():
         try:
             found[0] = work()
         except UserError as error:
-            found[1] = error
+            own, found[1] = error, str(error)  # its text alone: one with more to it may not be made anew from what is sent
     wait(PREPARING)
     dist.broadcast_object_list(found, 0, _host)
     if found[1] is not None:
-        found[1].shared = True
-        raise found[1]
+        error = own or UserError(found[1])
+        error.shared = True
+        raise error
     return found[0]
 
 

@@ -49,10 +49,10 @@ def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:
 
 
 class State:
-    """Model, optimizer, average, best weights and progress."""
+    """Model, optimizer, average, best weights and progress. trained: what steps change, of the model or of one beside it."""
 
     def __init__(self, model: nn.Module, recipe: Any) -> None:
-        self.model = model
+        self.model = self.trained = model
         self.frozen = freeze(model, recipe.net.frozen)
         self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)
         self.ema = Ema(model, recipe.ema) if recipe.ema is not None else None
