@@ -187,13 +187,16 @@ def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
     folder, out = data.parent, tmp_path / "drawn"
     Image.open(folder / "a.png").convert("L").save(folder / "grey.webp")
     (folder / "broken.jpg").write_bytes(b"no image")
-    files = [folder / "a.png", folder / "broken.jpg", folder / "grey.webp"]
+    Image.new("RGB", (3000, 3)).save(folder / "thin.png")
+    files = [folder / "a.png", folder / "broken.jpg", folder / "thin.png", folder / "grey.webp"]
     code, printed, err = run(monkeypatch, capsys, "predict", masked, *files, "--out", out, "--score", "0.1")
     lines = printed.splitlines()
-    assert code == 2 and err.startswith("reslearn: 1 of 3 files could not be read: ") and "broken.jpg" in err
-    assert len(lines) == 3 and "class " in lines[0] and "%" in lines[0] and "not an image" in lines[1]
+    assert code == 2 and err.startswith("reslearn: 2 of 4 files could not be read: ") and "broken.jpg" in err
+    assert len(lines) == 4 and "class " in lines[0] and "%" in lines[0] and "not an image" in lines[1]
+    assert "3000 x 3 px: too elongated" in lines[2]
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "grey.webp.png"]
     plain, drawn = (np.asarray(Image.open(path)) for path in (folder / "a.png", out / "a.png"))
+    (folder / "thin.png").unlink()
     factor = drawn.shape[0] // plain.shape[0]
     assert drawn.shape == (48 * factor, 64 * factor, 3) and (drawn != plain.repeat(factor, 0).repeat(factor, 1)).any()
     code, printed, err = run(monkeypatch, capsys, "predict", masked, files[0], "--out", out)

@@ -109,3 +109,23 @@ def test_a_trained_trunks_statistics_are_averaged_anew_where_it_has_any_and_they
     assert images("resnet18") == images("vgg16-bn") == 64 and images("resnet18", "precise_bn=8") == 8
     assert images("vgg16") is None and images("resnet18", start=False) is None
     assert images("resnet18", "detector.batch_norm=live") is None
+
+
+def test_a_pyramid_takes_an_anchor_a_level(splits: dict[str, BoxSet]) -> None:
+    with pytest.raises(UserError, match=r"detector\.anchors: a pyramid on resnet18 has 5 levels, an anchor each, not 3"):
+        made(splits, "detector.kind=fpn", "detector.anchors=[8,16,32]", net="resnet18")
+    assert len(made(splits, "detector.kind=fpn", "detector.anchors=[8,16,32,64,128]", net="resnet18").detector.anchors) == 5
+
+
+def test_images_of_which_nothing_would_be_left_are_refused(splits: dict[str, BoxSet], tmp_path: Path) -> None:
+    thin = open_boxes(boxed.shapes(tmp_path / "set", images=2, size=(30, 2000)))
+    with pytest.raises(UserError, match=r"train-0\.\w+: 2000 x 30 px: too elongated"):
+        made(thin, "detector.min_size=16", "detector.max_size=32", "detector.anchors=[16]")
+    assert made(thin, "detector.min_size=32", "detector.max_size=128", "detector.anchors=[16]")
+
+
+def test_epochs_are_said_to_be_chosen_where_they_are(splits: dict[str, BoxSet]) -> None:
+    def said(*settings: str) -> bool:
+        return " epochs: 8 images" in " ".join(resolve(splits, None, None, settings, family=DETECTION)[1])
+
+    assert said() and not said("schedule.steps=5") and not said("schedule.epochs=5")

@@ -43,6 +43,7 @@ def test_both_tables_from_the_same_runs(data: Path, tmp_path: Path) -> None:
     ):
         assert ours[what] == pytest.approx(said[view][key]["error"])
     assert (tmp_path / "out" / result["picture"]).read_bytes().startswith(b"\x89PNG") and len(result["claims"]) == 3
+    assert {claim["verdict"] for claim in result["claims"]} == {"undecided"}, "two steps decide nothing"
     with pytest.raises(UserError, match="give --seeds 2 or more"):
         reproduce(EXPERIMENTS["table14"], "smoke", seeds=1, **on)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -180,6 +180,7 @@ def test_a_trunk_of_grey_images_sees_grey_images(shapes: Path, tmp_path: Path) -
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
     done = train(shapes, None, settings=settings, init=tmp_path / "grey.safetensors", **on)
     assert load_detector(done.folder)([torch.rand(1, 48, 64)]) and done.result["last"]["test"]["n"] == 4
+    assert any("seen in grey" in line for line in json.loads((done.folder / "recipe.json").read_text())["chose"])
     (done.folder / "result.json").unlink()
     assert resume(done.folder, device="cpu", quiet=True).result["last"]["test"] == done.result["last"]["test"]
 

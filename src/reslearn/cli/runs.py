@@ -117,18 +117,20 @@ def _print_result(result: dict[str, Any]) -> None:
         for split, what in (("val", "held-out"), ("test", "test"), ("train", "training (nothing was held out)")):
             if split in result[name]:
                 numbers = result[name][split]
-                for measure, key, interval in _measures(numbers):
+                for measure, found, interval in _measures(numbers):
                     low, high = interval or (math.nan, math.nan)
                     spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
-                    value = math.nan if numbers[key] is None else numbers[key]
+                    value = math.nan if found is None else found
                     typer.echo(f"result   {what} {measure} {value:.2f}%  ({spread}; {title}: step {step:,})")
 
 
-def _measures(numbers: dict[str, Any]) -> list[tuple[str, str, list[float] | None]]:
-    """(name, key, interval) of the numbers that are printed: of a classifier or of a detector."""
+def _measures(numbers: dict[str, Any]) -> list[tuple[str, float | None, list[float] | None]]:
+    """(name, value, interval) of the numbers that are printed: of a classifier or of a detector, with masks or without."""
     if "top1_error" in numbers:
-        return [("error", "top1_error", numbers["top1_interval"])]
-    return [(name, name, numbers["intervals"][name]) for name in ("AP", "AP50", "AP75")]
+        return [("error", numbers["top1_error"], numbers["top1_interval"])]
+    found = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
+    names = ("AP", "AP50", "AP75")
+    return [(f"{of}{name}", each[name], each["intervals"][name]) for of, each in found.items() for name in names]
 
 
 class Split(StrEnum):

@@ -16,6 +16,7 @@ from reslearn.data.images import read
 from reslearn.data.masks import draw, runs_of
 from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
+from reslearn.detect.settings import too_thin
 from reslearn.detect.store import load_detector
 from reslearn.device import pick_device
 from reslearn.errors import UserError
@@ -34,6 +35,10 @@ class Way:
     models: tuple[Detector, ...]
     refinement: bool = False
     scales: tuple[int, ...] = ()
+
+    def refuses(self, height: int, width: int) -> str | None:
+        """Why an image of these pixels cannot be looked at, if it cannot."""
+        return next((why for model in self.models if (why := too_thin(model.settings, height, width, self.scales))), None)
 
     @property
     def channels(self) -> int:
@@ -157,6 +162,8 @@ def find(images: Sequence[BoxImage], ways: Sequence[Way], progress: Progress | N
     found: list[list[dict[str, Any]]] = [[] for _ in ways]
     seconds: list[list[float]] = [[] for _ in ways]
     for done, image in enumerate(images, 1):
+        if why := next((why for way in ways if (why := way.refuses(image.height, image.width))), None):
+            raise UserError(f"{image.path}: {why}")
         views = {count: tensor(read(image.path, count)) for count in {way.channels for way in ways}}
         for i, way in enumerate(ways):
             began = time.perf_counter()

@@ -87,6 +87,9 @@ def predictions(
         except UserError as error:
             yield Prediction(file, error=str(error))
             continue
+        if why := way.refuses(*views[way.channels].shape[:2]):
+            yield Prediction(file, error=f"{file}: {why}")
+            continue
         found = _surest(look(way, tensor(views[way.channels])), score)
         if targets:
             _save(picture(views[3], found, way.models[0].classes), targets[file])

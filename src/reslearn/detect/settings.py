@@ -1,5 +1,6 @@
 """What a detector is, beside its network: every number of it, validated, as its model file carries it."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -93,6 +94,18 @@ class Settings(BaseModel):
         if min(*self.ranked, *self.proposals) < 1:
             raise ValueError("ranked and proposals must be at least 1")
         return self
+
+
+def too_thin(settings: Settings, height: int, width: int, sides: Sequence[int] = ()) -> str | None:
+    """Why an image of these pixels cannot be looked at: scaled to fit, its shorter side has no pixel left. None: it can be.
+
+    sides: shorter sides in px of multi-scale testing, beside the detector's own.
+    """
+    short, long = sorted((height, width))
+    longest = settings.max_size / settings.min_size
+    if all(short * min(side / short, round(side * longest) / long) >= 1 for side in (settings.min_size, *sides)):
+        return None
+    return f"{width} x {height} px: too elongated, nothing is left of its shorter side where the longer one fits"
 
 
 def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
 from reslearn.data.boxes import Bad, BoxSet
-from reslearn.detect.settings import Settings, make_settings
+from reslearn.detect.settings import Settings, make_settings, too_thin
 from reslearn.detect.trunk import split
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
@@ -244,6 +244,8 @@ def _choose(
     kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
     sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
     values, chose = NAMED[name](data, net, kind, start is not None, **sized)
+    if name == "detect-default" and {"schedule.steps", "schedule.epochs"} & set(asked):
+        chose = [line for line in chose if " epochs: " not in line]  # it is not what is chosen
     if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
         with torch.device("meta"):
             normalised = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
@@ -254,6 +256,14 @@ def _choose(
 
 
 def _check(recipe: DetectRecipe, data: Splits) -> None:
+    d = recipe.detector
+    if d.kind == "fpn" and len(d.anchors) != (count := levels(recipe.net.name)):
+        raise UserError(
+            f"detector.anchors: a pyramid on {recipe.net.name} has {count} levels, an anchor each, not {len(d.anchors)}"
+        )
+    for image in data["train"].images:
+        if why := too_thin(d, image.height, image.width):
+            raise UserError(f"{image.path}: {why}")
     if recipe.detector.masks and not any(image.objects.segmentations for image in data["train"].images):
         raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
     own = "val" in data and recipe.data.train != "val"

@@ -114,7 +114,7 @@ def table9(data: Dataset, scale: Scale) -> Plan:
         trainings={PLAIN: training("resnet18", scale), CONTEXT: training("resnet18", scale, "detector.context=true")},
         seeds=3 if scale == "small" else 1,
         of_models=measure_ladder,
-        deviations=(*_deviations(scale), "multi-scale testing at the paper's five sides in proportion to 240 px"),
+        deviations=(*_deviations(scale), "multi-scale testing at the paper's five sides in proportion"),
         minutes=3.0,
     )
 

@@ -12,7 +12,7 @@ from reslearn.files import write_text
 from reslearn.nets import spec
 from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Scale, Work
-from reslearn.reproduce.judge import FAILED, NOT_RUN, judge_effect, judge_row
+from reslearn.reproduce.judge import FAILED, NOT_RUN, UNDECIDED, judge_effect, judge_row
 from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, open_data, train
 from reslearn.training import runtime
 from reslearn.training.display import Display
@@ -171,7 +171,8 @@ def _distinct(words: Iterable[str]) -> list[str]:
 def _take(measured: Measured, result: dict[str, Any], picture: Path) -> None:
     """Put what was measured into a result, and draw it."""
     result["rows"] += measured.rows
-    result["claims"] += measured.claims
+    smoke = {"verdict": UNDECIDED} if result["scale"] == "smoke" else {}  # two steps decide nothing
+    result["claims"] += [{**claim, **smoke} for claim in measured.claims]
     result["deviations"] += measured.deviations
     result |= {"data": measured.data} if measured.data else {}
     if measured.draw is not None:

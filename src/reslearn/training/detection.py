@@ -98,6 +98,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if recipe.net.init is not None:
         same_net(recipe)
         chose.append("normalisation: that of the model it starts from")
+        if trunk(recipe.net.init, None)[2].channels == 1:
+            chose.append("images are seen in grey, as the model saw them that it starts from")
     changed = recipe.data.val != BoxData.model_fields["val"].default or any(each.startswith("data.val=") for each in asked.settings)
     if "val" in data.splits and train != "val" and changed:
         raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
