@@ -158,6 +158,34 @@ def test_a_killed_rank_ends_the_job_which_goes_on_bit_for_bit() -> None:
     assert done.stdout.endswith("2 of 2 identical\n")
 
 
+WAITING = """
+import sys, time
+from datetime import timedelta
+from reslearn.training import ranks
+ranks.ANSWER = timedelta(seconds=1.5)
+with ranks.joined("cpu"):
+    if ranks.rank() == int(sys.argv[1]):
+        time.sleep(4)
+    began = time.monotonic()
+    try:
+        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
+        print("here", flush=True)
+    except RuntimeError:
+        print(f"left after {time.monotonic() - began:.0f}", flush=True)
+    time.sleep(5)
+"""
+
+
+@pytest.mark.parametrize(("slow", "said"), [(0, ["here", "here"]), (1, ["left after 2", None])])
+def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_than_for_an_answer(
+    slow: int, said: list[str | None]
+) -> None:
+    command = [*TORCHRUN, "--tee", "3", "--no-python", sys.executable, "-c", WAITING, str(slow)]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    for rank, words in enumerate(said):
+        assert words is None or f"[default{rank}]:{words}" in lines, lines
+
+
 RECIPE = {"net": {"name": "resnet8"}, "schedule": {"steps": 2}}
 
 

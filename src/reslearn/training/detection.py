@@ -282,6 +282,7 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
         best = numbers(model)[0]
         if ranks.first():
             save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
+        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {
         "step": p.step,

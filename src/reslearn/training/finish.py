@@ -109,6 +109,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         best = numbers(model)[0]
         if ranks.first():
             save(model, folder / "best.safetensors", card(best))
+        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
     settle_bn(state.evaluated, loop, stop)
     last, seen = numbers(state.evaluated)
     result: dict[str, Any] = {

@@ -283,5 +283,5 @@ class Loop:
             if self.metrics.exists():
                 fsync_file(self.metrics)  # a checkpoint counts its bytes
             checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
-        ranks.wait(ranks.ANSWER if ranks.first() else ranks.WRITING)  # the others have nothing to do but to wait
+        ranks.wait(ranks.WRITING, others=ranks.ANSWER)  # who have nothing to do but to wait
         self.saved_at = time.monotonic()

@@ -64,16 +64,19 @@ def settle_trunk(net: nn.Module, images: int, recipe: DetectRecipe, view: Prepro
     """
     device = next(net.parameters()).device
     sides = recipe.detector.min_size, recipe.detector.max_size
-    fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # no more padding than need be
+    fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # nothing is padded
     order = Order(recipe.seed, len(source), TOGETHER)
 
     def batches() -> Iterator[Tensor]:
         for done in range(0, images, TOGETHER):
             epochs, indices = (drawn[: images - done] for drawn in order[done // TOGETHER])
             photos, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs, indices))
-            yield fit([photo.to(device) for photo in photos])[0].tensors
+            scaled = [fit([photo.to(device)])[0].tensors[0] for photo in photos]
+            height, width = (min(each.shape[side] for each in scaled) for side in (-2, -1))  # cut, as what pads would count, too
+            yield torch.stack([each[:, :height, :width] for each in scaled])
             display.progress("averaging BN", min(done + TOGETHER, images), images)
 
     settle_batch_norm(net, batches())
+    ranks.wait(ranks.PREPARING)
     ranks.average([buffer for buffer in net.buffers() if buffer.is_floating_point()])  # the same on all, bit for bit
     display.say(f"         its BN statistics are averages over {images} training images")

@@ -40,6 +40,7 @@ PREPARING = timedelta(hours=2)  # of the images: photos may be decoded, once
 GLOO = ("gloo", "pair closure", "Barrier")  # words of its errors, which have no class of their own
 
 _host: Any = None  # the group in which processes talk: gloo, whatever the gradients travel by
+_patient: dict[timedelta, Any] = {}  # the same, where they wait longer: all but rank 0 wait as long as their group does
 _store: Any = None  # where they leave word for each other; kept by torchrun, or by rank 0
 
 
@@ -83,7 +84,7 @@ def joined(device: str = "auto") -> Iterator[None]:
     A rank that dies ends the others at once with Lost, a UserError, and torchrun names it; one that hangs does so after ANSWER,
     and the error names it.
     """
-    global _host, _store
+    global _host, _patient, _store
     if _host is not None or (asked() == 1 and count() == 1):
         yield
         return
@@ -98,6 +99,7 @@ def joined(device: str = "auto") -> Iterator[None]:
         _store = PrefixStore(f"attempt-{restarts()[0]}", store)
         dist.init_process_group(backend, store=_store, rank=number, world_size=ranks, timeout=ANSWER)
     _host = dist.new_group(backend="gloo", timeout=ANSWER)
+    _patient = {most: dist.new_group(backend="gloo", timeout=most) for most in (WRITING, PREPARING)}
     try:
         yield
     except RuntimeError as error:
@@ -132,9 +134,9 @@ def _silent() -> list[int]:
 
 
 def _leave() -> None:
-    global _host
+    global _host, _patient
     dist.destroy_process_group()
-    _host = None
+    _host, _patient = None, {}
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -220,10 +222,12 @@ def agree(number: int) -> int:
     return int(asked_for)
 
 
-def wait(most: timedelta) -> None:
-    """Until all ranks are here. Raises RuntimeError naming those that are not, after `most`."""
+def wait(most: timedelta, others: timedelta | None = None) -> None:
+    """Until all ranks are here. Raises RuntimeError after `most`, WRITING or PREPARING; rank 0 waits for `others` so long, if it is
+    given, and names those that are not here.
+    """
     if count() > 1:
-        dist.monitored_barrier(_host, most)
+        dist.monitored_barrier(_patient[most], others if others is not None and first() else most)
 
 
 def gather(value: T) -> list[T]:
