@@ -14,6 +14,7 @@ SIDES = (240, 320, 480, 600, 800, 1000, 1200)
 """Shorter sides in px that are tried where a size is too small."""
 HALF = 50.0
 """Percent of a class's objects that some anchors should fit."""
+MOST = 5_000
 USUAL = (0.5, 1.0, 2.0)
 PYRAMID = [AnchorLevel(4 * 2**i, (32.0 * 2**i,), USUAL) for i in range(5)]
 
@@ -61,12 +62,13 @@ def try_anchors(
 
 def reach(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, int] | None = None) -> dict[int, float]:
     """The share of the boxes of each of these labels, percent, that the best anchors fit at a size: C4's, chosen for this class
-    alone, or a pyramid's usual ones. Labels without boxes are left out."""
+    alone, or a pyramid's usual ones. Labels without boxes are left out; of more than MOST boxes, so many are taken evenly."""
     at, wide = scaled_boxes(images, *(size or C4)), scaled_boxes(images, *(size or FPN))
     own, found = _labels(images), {}
     for label in labels:
-        those = own == label
-        if those.any():
+        those = np.flatnonzero(own == label)
+        if len(those):
+            those = those[np.linspace(0, len(those) - 1, min(len(those), MOST)).astype(int)]
             boxes, sizes = (values[those] for values in at)
             sides, ratios = _suited(boxes)
             fits = [anchor_recall(boxes, sizes, [AnchorLevel(16, sides, each)]).recall for each in (USUAL, ratios)]
