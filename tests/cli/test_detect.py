@@ -150,10 +150,10 @@ def test_ladder_has_the_rungs_of_table_9(
 ) -> None:
     one, two = (save_detector(detector(seed=s, context=context), tmp_path / f"{s}.safetensors") for s in (0, 1))
     found = json.loads(run(monkeypatch, capsys, "ladder", one, data, "--with", two, "--json")[1])
-    assert found["scales"] == [11, 21, 32, 43, 53] and found["context"] is context  # 200 to 1000 for 600: for 32
+    assert found["scales"] == [21, 32, 43, 53] and found["context"] is context  # 400 to 1000 for 600: for 32; not 11
     rungs = {row["name"]: row for row in found["rungs"]}
     assert list(rungs) == ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", "ensemble"]
-    scales = ["--scales", "11,21,32,43,53"]
+    scales = ["--scales", "21,32,43,53"]
     options = {
         "baseline": [one],
         "+ box refinement": [one, "--refinement"],
@@ -323,6 +323,10 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["eval", "MODEL", "nowhere"], "nowhere: there is no such folder or .json file"),
     (["eval", "MODEL", "DATA", "--split", "test"], "no split 'test'; known: all"),
     (["eval", "MODEL", "DATA", "--scales", "48"], "two or more shorter sides"),
+    (["eval", "MODEL", "DATA", "--scales", "8,100000"], "scales=(8, 100000): 8 is no shorter side of 16 to 4096 px"),
+    (["ladder", "MODEL", "DATA", "--scales", "32,4097"], "4097 is no shorter side of 16 to 4096 px"),
+    (["compare", "MODEL", "MODEL", "DATA", "--scales", "0,32"], "0 is no shorter side of 16 to 4096 px"),
+    (["predict", "MODEL", "set/a.png", "--scales", "15,32"], "15 is no shorter side of 16 to 4096 px"),
     (["eval", "MODEL", "DATA", "--scales", "a,b"], "write whole numbers with commas between"),
     (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
     (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),

@@ -81,6 +81,8 @@ def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
         (["detector.msk=true"], "did you mean 'detector.masks' or 'detector.nms'?"),
         (["detector.kind=c5"], "kind='c5': must be one of"),
         (["detector.anchors=[0]"], "anchors and ratios must be above 0"),
+        (["alternate=[1,1]"], "--set alternate=[1,1]: alternate: takes 4 values (not [1, 1])"),
+        (["alternate=[]"], "alternate: takes 4 values (not [])"),
         (["detector.max_size=20"], "below min_size"),
         (["detector.frozen=2"], "give it as well"),
         (["net.frozen=1"], "net.frozen"),
@@ -97,6 +99,13 @@ def test_what_does_not_apply_is_said_in_one_line(splits: dict[str, BoxSet], sett
     with pytest.raises(UserError) as error:
         made(splits, *settings)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_without_a_base_is_told_the_usual_one(splits: dict[str, BoxSet], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 1\n")
+    with pytest.raises(UserError, match='such as base = "detect-default"'):
+        made(splits, recipe=file)
 
 
 def test_a_trained_trunks_statistics_are_averaged_anew_where_it_has_any_and_they_are_frozen(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from reslearn.errors import UserError
 
 PAPER_SCALES = (200, 400, 600, 800, 1000)  # shorter sides in px (DRL appendix B)
 PAPER_SIDE = 600  # px: the shorter side that detectors were trained with
+SIDES = (16, 4096)  # px: the least and the largest shorter side, of settings.min_size too
 REGION = 224  # px of 600: a region is pooled where it comes nearest to this size, of another detector's side in proportion
 
 
@@ -114,11 +115,11 @@ def detect(
     models: several are an ensemble: each proposes, the proposals are united, each judges all of them, and the scores, boxes and
     masks are averaged; NMS and thresholds are the first one's. refinement: each region is judged a second time where its box
     went; old and new are united, and after NMS each box is voted on by those of its class that overlap it. scales: shorter
-    sides in px, two or more (the paper: 200 to 1000, of a min_size of 600): each region is described at the two adjacent ones at
+    sides of 16 to 4096 px, two or more (the paper: 200 to 1000, of a min_size of 600): each region is described at the two adjacent ones at
     which it comes nearest to 224 px (of 600: in proportion), and the features are merged by maxout; proposals and masks come from
     the detector's own min_size. Global context is a part of the detector, not of the test.
 
-    Raises UserError for models that do not go together, are in training mode, or scales that are not ascending.
+    Raises UserError for models that do not go together, are in training mode, or scales that are not ascending or out of range.
     """
     models = [models] if isinstance(models, Detector) else list(models)
     _check(models, scales)
@@ -137,8 +138,11 @@ def _check(models: list[Detector], scales: Sequence[int]) -> None:
             raise UserError("an ensemble's detectors all have masks, or none has")
         if other.training:
             raise UserError("detect is for detectors in evaluation: call model.eval() first")
-    if scales and (len(scales) < 2 or list(scales) != sorted(set(scales)) or scales[0] < 1):
+    if scales and (len(scales) < 2 or list(scales) != sorted(set(scales))):
         raise UserError(f"scales={tuple(scales)}: must be two or more shorter sides in px, ascending")
+    low, high = SIDES
+    if wrong := [side for side in scales if not low <= side <= high]:
+        raise UserError(f"scales={tuple(scales)}: {wrong[0]} is no shorter side of {low} to {high} px")
 
 
 def _detect(models: list[Detector], image: Tensor, refinement: bool, scales: Sequence[int]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 from reslearn.data.boxes import BoxSet
 from reslearn.detect.detector import Detector
 from reslearn.detect.evaluate import Progress, Way, find, matches
-from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE
+from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE, SIDES
 from reslearn.evaluation.detection import coco, compare
 
 # DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
@@ -20,8 +20,9 @@ TABLE_9 = {
 
 
 def default_scales(model: Detector) -> tuple[int, ...]:
-    """The paper's five shorter sides, in proportion to the detector's own."""
-    return tuple(round(side * model.settings.min_size / PAPER_SIDE) for side in PAPER_SCALES)
+    """The paper's five shorter sides, in proportion to the detector's own; those of them that a detector takes."""
+    sides = (round(side * model.settings.min_size / PAPER_SIDE) for side in PAPER_SCALES)
+    return tuple(side for side in sides if SIDES[0] <= side <= SIDES[1])
 
 
 def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> dict[str, Way | None]:

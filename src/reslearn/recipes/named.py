@@ -77,7 +77,7 @@ def resolve(
             values["net"] = {**values.get("net", {}), "name": net}
     if start is not None:  # the network is the one that the weights are of
         values = {**values, "net": {**file.get("net", {}), **start}}
-    resolved = change(validate(values, where, family.kind), settings)
+    resolved = change(validate(values, where, family.kind, family.usual(data)), settings)
     if seed is not None:
         resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed", family.kind)
     family.check(resolved, data)

@@ -253,22 +253,27 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
-def validate(values: dict[str, Any], where: str = "recipe", kind: type[Common] = Recipe) -> Any:
-    """A recipe of that kind of nested values, or UserError naming the first key that is wrong, with the nearest known one."""
+def validate(values: dict[str, Any], where: str = "recipe", kind: type[Common] = Recipe, base: str = "default") -> Any:
+    """A recipe of that kind of nested values, or UserError naming the first key that is wrong, with the nearest known one.
+
+    base: what is named to begin with where a key is missing."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error, kind)}") from error
+        raise UserError(f"{where}: {_explain(error, kind, base)}") from error
 
 
-def _explain(error: ValidationError, kind: type[Common]) -> str:
+def _explain(error: ValidationError, kind: type[Common], base: str) -> str:
     # A key that is not known is why another one is missing.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # an item of a list, the last of those that are missing
+        places = [each["loc"][-1] for each in error.errors() if each["loc"][:-1] == first["loc"][:-1]]
+        return f"{key}: takes {1 + max(place for place in places if isinstance(place, int))} values (not {first['input']!r})"
     if first["type"] == "missing":
-        return f'no {key}: give it, or begin with a base, such as base = "default"'
+        return f'no {key}: give it, or begin with a base, such as base = "{base}"'
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error":
         listed = first.get("ctx", {}).get("expected", "")
