@@ -131,9 +131,13 @@ class BoxImage:
     objects: Objects
     id: int | None = None  # COCO's image id
 
-    def pixels(self) -> np.ndarray:
-        """uint8 (height, width, 3), upright. Raises UserError as `images.read` does."""
-        return read(self.path, 3)
+    def pixels(self, channels: int = 3) -> np.ndarray:
+        """uint8 (height, width, channels), upright, 1 or 3 channels. Raises UserError as `images.read` does, with what to do: a
+        set is opened by the headers of its images, so damage behind them is met here first."""
+        try:
+            return read(self.path, channels)
+        except UserError as why:
+            raise UserError(f"{why}; reslearn doctor names all such files, and --fix copies the set without them") from None
 
     def target(self, *, masks: bool = False, difficult: bool = True) -> dict[str, torch.Tensor]:
         """What torchvision's detectors are trained on: `boxes` float32 (N, 4), `labels` int64 (N,), and `masks` uint8 (N, H, W).
