@@ -200,7 +200,8 @@ class BoxSet:
 
 @dataclass
 class Draft:
-    """An object as a file has it, before it is checked: `label` from 1; `box` continuous x1, y1, x2, y2, any numbers."""
+    """An object as a file has it, before it is checked: `label` from 1; `box` continuous x1, y1, x2, y2, any numbers, and how to
+    print it, where the file `wrote` others."""
 
     index: int
     label: int
@@ -210,6 +211,7 @@ class Draft:
     area: float | None = None
     id: int | None = None
     segmentation: Segmentation | None = None
+    wrote: str | None = None
 
 
 @dataclass
@@ -245,12 +247,12 @@ def settle(drafts: Iterable[Draft], height: int, width: int, file: str, faults: 
     seen: dict[tuple[Any, ...], int] = {}
     for draft in drafts:
         box = np.array(draft.box, np.float64)
-        numbers = ", ".join(f"{number:g}" for number in box)
+        numbers = draft.wrote or ", ".join(f"{number:g}" for number in box)
         cut = np.clip(box, 0, limits)
         if not np.isfinite(box).all():
             kind, text = "not finite", f"the box {numbers}"
         elif (box[2:] - box[:2] <= least + 1e-9).any():
-            kind, text = "no area", f"the box {numbers}" + (f" (x1 and y1 are {least:g} less than in the file)" if least else "")
+            kind, text = "no area", f"the box {numbers}"
         elif (cut[2:] <= cut[:2]).any():
             kind, text = "outside", f"the box {numbers} misses the image of {width} x {height}"
         elif (same := seen.setdefault((draft.label, draft.crowd, *box), draft.index)) != draft.index:
