@@ -48,14 +48,19 @@ class Finding:
 
 
 class BadBoxes(UserError):
-    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend, and the `remedy`
-    by which objects are left out, where that can be."""
+    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend, and what to do:
+    the `remedy` by which objects are left out or boxes cut, or, of files, doctor."""
 
     def __init__(self, findings: Sequence[Finding], remedy: str = 'bad="drop"', shown: int = 8) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
-        mend = "" if any(f.level == "file" for f in findings) else f" (mend them, or leave these objects out: {remedy})"
-        super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
+        if any(f.level == "file" for f in findings):
+            mend = "reslearn doctor SET --fix COPY copies the set without them"
+        elif all(f.kind == "sticks out" for f in findings):
+            mend = f"mend them, or have them cut: {remedy}"
+        else:
+            mend = f"mend them, or leave these objects out: {remedy}"
+        super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more} ({mend})")
         self.findings = tuple(findings)
 
 
