@@ -40,7 +40,7 @@ def test_what_is_wrong_is_printed_and_mended(
         "  class  train  small  medium  large             side, px\n  cat        5      5       0      0  22 to 22, median 22\n",
         "  C4             40, 67          128, 256, 512",
         "  no area, 7: boxes without width or height: they make losses NaN (--fix: left out)\n",
-        "    Annotations/bad.xml object 0: the box 0, 8, 1, 20 (x1 and y1 are 1 less than in the file)\n",
+        "    Annotations/bad.xml object 0: the box xmin 1, ymin 9, xmax 1, ymax 20\n",
         "    and 2 more, which --json names\n",
     ):
         assert words in out, (words, out)

@@ -214,6 +214,21 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     assert [one["id"] for one in copied["categories"]] == [7, 3]
 
 
+@pytest.mark.parametrize(("split", "name", "kind"), [("val", "star", "unknown category"), ("train", "cat", "category twice")])
+def test_a_category_that_is_left_out_takes_its_objects_with_it(tmp_path: Path, split: str, name: str, kind: str) -> None:
+    root = clean_coco(tmp_path / "set")
+    file = root / "annotations" / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    document["categories"].append({"id": 9, "name": name})
+    document["annotations"].append(annotation(50, 1, 9, (30, 5, 20, 20)))
+    file.write_text(json.dumps(document))
+    found = examine_boxes(root)
+    assert {(one.kind, one.index) for one in found.findings} == {(kind, None), ("unknown class", 10)}
+    mend_boxes(found, root, tmp_path / "copy")
+    assert examine_boxes(tmp_path / "copy").findings == () and counts(tmp_path / "copy") == (4, 20)
+    assert open_boxes(tmp_path / "copy")["train"].classes == ("cat", "dog")
+
+
 def test_what_the_files_name_is_counted_whether_it_can_be_read_or_not(tmp_path: Path) -> None:
     root = clean_voc(tmp_path / "set")
     for plant in (VOC["image gone"][0], VOC["listed twice"][0], xml("v0", voc_xml(CAT, voc_object((9, 9, 9, 20)), DOG))):

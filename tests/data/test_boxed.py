@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import boxed
+import planting
 from reslearn.data.annotated import open_boxes
 from reslearn.data.augment import Draws
 from reslearn.data.boxed import Boxed, hold_out, mirrored, upside_down
+from reslearn.errors import UserError
 
 
 def draws(indices: list[int], epoch: int = 0) -> Draws:
@@ -51,6 +53,18 @@ def test_without_flips_images_are_as_they_are(tmp_path: Path) -> None:
     images, targets = source.train_batch(draws([3, 1]))
     assert torch.equal(images[0], source[3][0]) and torch.equal(targets[1]["boxes"], source[1][1]["boxes"])
     assert images[0].shape == (3, 48, 64) and images[0].min() >= 0 and images[0].max() <= 1
+
+
+def test_damage_behind_the_header_is_met_when_the_image_is_read_and_says_what_to_do(tmp_path: Path) -> None:
+    root = boxed.voc(tmp_path, {"a": boxed.voc_xml(boxed.voc_object((1, 1, 9, 9)))})
+    file = root / "JPEGImages" / "a.jpg"
+    planting.photo(0, boxed.SIZE).save(file, quality=95)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 4])
+    split = open_boxes(root)["train"]
+    words = r"a\.jpg: cannot be decoded, damaged or cut short: .*; reslearn doctor names all such files, and --fix copies the set "
+    for read in (lambda: Boxed(split)[0], lambda: Boxed(split, channels=1)[0], split.images[0].pixels):
+        with pytest.raises(UserError, match=words + "without them$"):
+            read()
 
 
 def test_difficult_objects_are_trained_on_only_if_asked_for(tmp_path: Path) -> None:

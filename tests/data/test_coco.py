@@ -168,9 +168,15 @@ def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
         (tmp_path / split).rename(tmp_path / f"{split}2017")
     assert [one.images[0].path.parent.name for one in open_boxes(tmp_path).values()] == ["train2017", "val2017"]
     val = tmp_path / "annotations" / "instances_val2017.json"
-    val.write_text(val.read_text().replace('"dog"', '"dgo"'))
-    with pytest.raises(BadBoxes, match=r"categories\[0\]: 'dgo'; did you mean 'dog'"):
+    document = json.loads(val.read_text().replace('"dog"', '"dgo"'))
+    val.write_text(json.dumps(document))
+    assert open_boxes(tmp_path)["val"].faults() == {"unknown category": 1}, "what nothing uses stops nothing"
+    document["annotations"].append(annotation(2, category=7))
+    val.write_text(json.dumps(document))
+    words = r"1 fault: instances_val2017\.json object 1: unknown class: 'dgo' is none of the 2 classes; did you mean 'dog'\? \("
+    with pytest.raises(BadBoxes, match=words + r"mend them, or leave these objects out: bad=\"drop\"\)"):
         open_boxes(tmp_path)
+    assert open_boxes(tmp_path, bad="drop")["val"].counts() == {"cat": 1, "dog": 0}
 
 
 def test_a_split_that_is_there_twice_is_refused_by_both_names(tmp_path: Path) -> None:

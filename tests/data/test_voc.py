@@ -137,6 +137,31 @@ def test_all_faults_are_listed_and_the_first_are_shown(tmp_path: Path) -> None:
     assert [finding.index for finding in caught.value.findings] == list(range(30)) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("objects", "remedy"),
+    [
+        ([OBJECTS["sticks out"]], 'mend them, or have them cut: bad="drop"'),
+        ([OBJECTS["sticks out"], OBJECTS["no area"]], 'mend them, or leave these objects out: bad="drop"'),
+        ([OBJECTS["no area"]], 'mend them, or leave these objects out: bad="drop"'),
+        (None, "reslearn doctor SET --fix COPY copies the set without them"),
+    ],
+)
+def test_what_to_do_is_said(tmp_path: Path, objects: list[str] | None, remedy: str) -> None:
+    root = voc(tmp_path, {"a": voc_xml(GOOD, *objects or ()), "b": voc_xml(GOOD)})
+    if objects is None:
+        (root / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(BadBoxes) as caught:
+        open_boxes(root)
+    assert str(caught.value).endswith(f" ({remedy})")
+
+
+def test_boxes_are_named_by_the_numbers_of_their_file(tmp_path: Path) -> None:
+    bad = voc_object((504, 337, 504, 340)), voc_object((50, 5, 70.5, 9))
+    no_area, out = examine(voc(tmp_path, {"a": voc_xml(*bad)}))
+    assert no_area.text == "the box xmin 504, ymin 337, xmax 504, ymax 340"
+    assert out.text == "the box xmin 50, ymin 5, xmax 70.5, ymax 9 sticks out of the image of 60 x 40 by 10.5: cut to it"
+
+
 def test_splits(tmp_path: Path) -> None:
     root = voc(tmp_path, {"a": voc_xml(GOOD)})
     for name in ("val", "trainval", "cat_train", "odd_one"):

@@ -176,7 +176,7 @@ def _coco(
         if index not in unsound and one.get("image_id") in kept:
             annotations.append(_inside(one, *sizes[one["image_id"]]) if index in sticking else one)
     document |= {"images": [entries[image.id] for image in images], "annotations": annotations}
-    document["categories"] = _first(document["categories"])
+    document["categories"] = _first(document["categories"], diagnosis.classes)
     whole = split == "all"
     folder = fresh if whole else fresh / split
     target = fresh / file.name if whole else fresh / "annotations" / f"instances_{split}.json"
@@ -192,11 +192,11 @@ def _inside(annotation: dict[str, Any], width: float, height: float) -> dict[str
     return annotation | {"bbox": [left, top, min(x + w, width) - left, min(y + h, height) - top]}
 
 
-def _first(categories: list[Any]) -> list[Any]:
-    """The sound ones, of one id or one name the first."""
+def _first(categories: list[Any], classes: Sequence[str]) -> list[Any]:
+    """The sound ones of these classes, of one id or one name the first."""
     found: list[Any] = []
     for one in categories:
-        sound = isinstance(one, dict) and type(one.get("id")) is int and isinstance(one.get("name"), str) and one["name"]
+        sound = isinstance(one, dict) and type(one.get("id")) is int and one.get("name") in classes
         if sound and not any(one["id"] == other["id"] or one["name"] == other["name"] for other in found):
             found.append(one)
     return found

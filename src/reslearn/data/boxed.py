@@ -9,7 +9,6 @@ from torch import Tensor
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxes import BoxImage, BoxSet
-from reslearn.data.images import read
 
 Flip = Literal["none", "horizontal", "both"]
 Target = dict[str, Tensor]
@@ -50,7 +49,7 @@ class Boxed:
 
 def pixels(image: BoxImage, channels: int = 3) -> Tensor:
     """float32 (C, H, W) on [0, 1]. Raises UserError, naming the file."""
-    return torch.from_numpy(np.ascontiguousarray(read(image.path, channels).transpose(2, 0, 1))).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(image.pixels(channels).transpose(2, 0, 1))).float() / 255
 
 
 def mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:

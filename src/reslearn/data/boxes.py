@@ -48,14 +48,19 @@ class Finding:
 
 
 class BadBoxes(UserError):
-    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend, and the `remedy`
-    by which objects are left out, where that can be."""
+    """Annotations that cannot be used. The text has the first few of `findings`, which are all there is to mend, and what to do:
+    the `remedy` by which objects are left out or boxes cut, or, of files, doctor."""
 
     def __init__(self, findings: Sequence[Finding], remedy: str = 'bad="drop"', shown: int = 8) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
-        mend = "" if any(f.level == "file" for f in findings) else f" (mend them, or leave these objects out: {remedy})"
-        super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more}{mend}")
+        if any(f.level == "file" for f in findings):
+            mend = "reslearn doctor SET --fix COPY copies the set without them"
+        elif all(f.kind == "sticks out" for f in findings):
+            mend = f"mend them, or have them cut: {remedy}"
+        else:
+            mend = f"mend them, or leave these objects out: {remedy}"
+        super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more} ({mend})")
         self.findings = tuple(findings)
 
 
@@ -131,9 +136,13 @@ class BoxImage:
     objects: Objects
     id: int | None = None  # COCO's image id
 
-    def pixels(self) -> np.ndarray:
-        """uint8 (height, width, 3), upright. Raises UserError as `images.read` does."""
-        return read(self.path, 3)
+    def pixels(self, channels: int = 3) -> np.ndarray:
+        """uint8 (height, width, channels), upright, 1 or 3 channels. Raises UserError as `images.read` does, with what to do: a
+        set is opened by the headers of its images, so damage behind them is met here first."""
+        try:
+            return read(self.path, channels)
+        except UserError as why:
+            raise UserError(f"{why}; reslearn doctor names all such files, and --fix copies the set without them") from None
 
     def target(self, *, masks: bool = False, difficult: bool = True) -> dict[str, torch.Tensor]:
         """What torchvision's detectors are trained on: `boxes` float32 (N, 4), `labels` int64 (N,), and `masks` uint8 (N, H, W).
@@ -196,7 +205,8 @@ class BoxSet:
 
 @dataclass
 class Draft:
-    """An object as a file has it, before it is checked: `label` from 1; `box` continuous x1, y1, x2, y2, any numbers."""
+    """An object as a file has it, before it is checked: `label` from 1; `box` continuous x1, y1, x2, y2, any numbers, and how to
+    print it, where the file `wrote` others."""
 
     index: int
     label: int
@@ -206,6 +216,7 @@ class Draft:
     area: float | None = None
     id: int | None = None
     segmentation: Segmentation | None = None
+    wrote: str | None = None
 
 
 @dataclass
@@ -241,12 +252,12 @@ def settle(drafts: Iterable[Draft], height: int, width: int, file: str, faults: 
     seen: dict[tuple[Any, ...], int] = {}
     for draft in drafts:
         box = np.array(draft.box, np.float64)
-        numbers = ", ".join(f"{number:g}" for number in box)
+        numbers = draft.wrote or ", ".join(f"{number:g}" for number in box)
         cut = np.clip(box, 0, limits)
         if not np.isfinite(box).all():
             kind, text = "not finite", f"the box {numbers}"
         elif (box[2:] - box[:2] <= least + 1e-9).any():
-            kind, text = "no area", f"the box {numbers}" + (f" (x1 and y1 are {least:g} less than in the file)" if least else "")
+            kind, text = "no area", f"the box {numbers}"
         elif (cut[2:] <= cut[:2]).any():
             kind, text = "outside", f"the box {numbers} misses the image of {width} x {height}"
         elif (same := seen.setdefault((draft.label, draft.crowd, *box), draft.index)) != draft.index:

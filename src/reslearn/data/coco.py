@@ -24,7 +24,7 @@ def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] |
     """
     document = read_document(path)
     file = path.name
-    labels, classes = _categories(document["categories"], file, faults, classes)
+    labels, unknown, classes = _categories(document["categories"], file, faults, classes)
     owners: dict[int, list[Draft]] = {}
     sizes: dict[int, tuple[Path, str, int, int]] = {}
     names: dict[str, int] = {}
@@ -52,7 +52,7 @@ def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] |
     seen: dict[int, int] = {}
     for index, entry in enumerate(document["annotations"]):
         try:
-            draft, image = _draft(index, entry, labels, sizes)
+            draft, image = _draft(index, entry, labels, unknown, sizes)
             if draft.id is not None and seen.setdefault(draft.id, index) != index:
                 raise _Fault("duplicate id", f"id {draft.id} is that of annotation {seen[draft.id]} already")
             owners[image].append(draft)
@@ -98,9 +98,10 @@ def read_document(path: Path) -> dict[str, list[Any]]:
 
 def _categories(
     entries: list[Any], file: str, faults: Faults, classes: Sequence[str] | None
-) -> tuple[dict[int, int], Sequence[str]]:
-    """(label by category id, names by label)."""
+) -> tuple[dict[int, int], dict[int, str], Sequence[str]]:
+    """(label by category id, what is said, by id, of those that are none of `classes`, names by label)."""
     names: dict[int, str] = {}
+    unknown: dict[int, str] = {}
     for i, entry in enumerate(entries):
         try:
             id, name = _integer(entry, "id"), entry.get("name")
@@ -114,14 +115,17 @@ def _categories(
         elif name in names.values():
             faults.add("file", "category twice", file, None, f"categories[{i}]: there is a {name!r} already")
         elif classes is not None and name not in classes:
-            faults.add("file", "unknown class", file, None, f"categories[{i}]: {name!r}{did_you_mean(name, classes)}")
+            unknown[id] = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
+            faults.add("note", "unknown category", file, None, f"categories[{i}]: {unknown[id]}")
         else:
             names[id] = name
     listed = [names[id] for id in sorted(names)] if classes is None else classes
-    return {id: listed.index(name) + 1 for id, name in names.items()}, listed
+    return {id: listed.index(name) + 1 for id, name in names.items()}, unknown, listed
 
 
-def _draft(index: int, entry: Any, labels: dict[int, int], sizes: dict[int, tuple[Path, str, int, int]]) -> tuple[Draft, int]:
+def _draft(
+    index: int, entry: Any, labels: dict[int, int], unknown: dict[int, str], sizes: dict[int, tuple[Path, str, int, int]]
+) -> tuple[Draft, int]:
     """(the object, its image's id). Raises _Fault."""
     try:
         image, category = _integer(entry, "image_id"), _integer(entry, "category_id")
@@ -140,7 +144,8 @@ def _draft(index: int, entry: Any, labels: dict[int, int], sizes: dict[int, tupl
     if image not in sizes:
         raise _Fault("unknown image", f"image_id {image} is none of the images that can be used")
     if category not in labels:
-        raise _Fault("unknown class", f"category_id {category} is none of the {len(labels)} categories'")
+        text = unknown.get(category, f"category_id {category} is none of the {len(labels)} categories'")
+        raise _Fault("unknown class", text)
     _, name, rows, columns = sizes[image]
     try:
         raw = entry.get("segmentation")

@@ -214,7 +214,8 @@ def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[
             faults.add("object", "unreadable object", file, index, str(why))
             continue
         box = turn_box([x1 - 1, y1 - 1, x2, y2], orientation, int(height), int(width))
-        drafts.append(Draft(index, classes.index(name) + 1, box, difficult == "1"))
+        wrote = f"xmin {x1:g}, ymin {y1:g}, xmax {x2:g}, ymax {y2:g}"
+        drafts.append(Draft(index, classes.index(name) + 1, box, difficult == "1", wrote=wrote))
     return BoxImage(path, called, rows, columns, settle(drafts, rows, columns, file, faults, least=1))
 
 
