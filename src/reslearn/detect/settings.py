@@ -103,7 +103,8 @@ def too_thin(settings: Settings, height: int, width: int, sides: Sequence[int] =
     """
     short, long = sorted((height, width))
     longest = settings.max_size / settings.min_size
-    if all(short * min(side / short, round(side * longest) / long) >= 1 for side in (settings.min_size, *sides)):
+    looks = [settings.min_size, *(side for side in sides if side >= 16)]  # smaller ones are refused by detect
+    if all(short * min(side / short, round(side * longest) / long) >= 1 for side in looks):
         return None
     return f"{width} x {height} px: too elongated, nothing is left of its shorter side where the longer one fits"
 
