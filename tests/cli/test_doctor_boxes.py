@@ -11,8 +11,10 @@ from planting import photo
 from reslearn import cli
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "doctor", *map(str, words)])
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object, command: tuple[str, ...] = ("doctor",)
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["reslearn", *command, *map(str, words)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     out, err = capsys.readouterr()
@@ -72,3 +74,21 @@ def test_size_is_of_sets_with_boxes(
     assert run(monkeypatch, capsys, images, "--size", "600") == (2, "", says)
     code, out, err = run(monkeypatch, capsys, tmp_path / "none.json")
     assert (code, out) == (2, "") and "there is no such folder or .json file" in err
+
+
+@pytest.mark.parametrize("files", [("labels/train/a.txt", "images/train/a.jpg"), ("data.yaml", "train/images/a.jpg")])
+@pytest.mark.parametrize("words", [("doctor",), ("detect", "train")])
+def test_yolos_layout_is_refused_by_name(
+    files: tuple[str, str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("0 0.5 0.5 0.2 0.2\n")
+    photo(0, (40, 60)).save(tmp_path / files[1])
+    code, out, err = run(monkeypatch, capsys, tmp_path, command=words)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(f"reslearn: {tmp_path}: this is YOLO's layout, which is not read: write VOC (Annotations/, ")

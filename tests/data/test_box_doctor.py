@@ -214,6 +214,23 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     assert [one["id"] for one in copied["categories"]] == [7, 3]
 
 
+def test_outlines_that_have_nothing_to_do_with_their_boxes_are_noted(tmp_path: Path) -> None:
+    root = clean_coco(tmp_path / "set")
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    elsewhere, inside = [[40, 10, 60, 10, 60, 30]], [[0, 6, 20, 6, -5, 26]]
+    runs = {"size": [40, 60], "counts": [0, 40 * 60]}
+    for one, outline in zip(document["annotations"], (inside, elsewhere, runs), strict=False):
+        one["segmentation"] = outline
+    file.write_text(json.dumps(document))
+    found = examine_boxes(root)
+    assert found.clean and [(one.kind, one.names, one.detail) for one in found.findings] == [
+        ("outline elsewhere", ("a.jpg",), "object 2, whose outline is within 0, 0, 60, 40, its box 2, 6, 22, 26, IoU 0.17"),
+        ("outline elsewhere", ("b.jpg",), "object 1, whose outline is within 40, 10, 60, 30, its box 1, 6, 21, 26, IoU 0.00"),
+    ]
+    assert all(len(one) == 2 for one in open_boxes(root).values()), "it stops nothing"
+
+
 @pytest.mark.parametrize(("split", "name", "kind"), [("val", "star", "unknown category"), ("train", "cat", "category twice")])
 def test_a_category_that_is_left_out_takes_its_objects_with_it(tmp_path: Path, split: str, name: str, kind: str) -> None:
     root = clean_coco(tmp_path / "set")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as theirs
 
-from reslearn.data.masks import Runs, draw, pack, parse, runs_of, turn, unpack
+from reslearn.data.masks import Runs, draw, extent, pack, parse, runs_of, turn, unpack
 
 POINT = st.tuples(st.floats(-8, 40), st.floats(-8, 40))
 
@@ -74,3 +74,20 @@ def test_what_is_wrong_with_a_polygon() -> None:
     ):
         with pytest.raises(ValueError, match=text):
             parse([numbers], 40, 60)
+
+
+@settings(max_examples=20, deadline=None)
+@given(left=st.integers(0, 20), top=st.integers(0, 20), width=st.integers(2, 20), height=st.integers(2, 20))
+def test_the_box_around_polygons_and_runs(left: int, top: int, width: int, height: int) -> None:
+    right, bottom = left + width, top + height
+    square = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float64)
+    assert extent((square[:3], square[1:])).tolist() == [left, top, right, bottom]
+    mask = np.zeros((44, 48), bool)
+    mask[top:bottom, left:right] = True
+    mask[top + 1 : bottom, left + 1] = False
+    assert extent(runs_of(mask)).tolist() == theirs_box(mask) == [left, top, right, bottom]
+
+
+def theirs_box(mask: np.ndarray) -> list[float]:
+    x, y, width, height = theirs.toBbox(theirs.encode(np.asfortranarray(mask.astype(np.uint8)))).tolist()
+    return [x, y, x + width, y + height]

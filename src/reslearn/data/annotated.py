@@ -12,7 +12,7 @@ from reslearn.errors import UserError, did_you_mean
 
 _LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
 COCO (annotations/instances_train.json and train/), a folder a split with _annotations.coco.json in it, or a .json file with its
-images beside it"""
+images beside it""".replace("\n", " ")
 
 
 def open_boxes(
@@ -50,13 +50,15 @@ def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequ
 
 
 def holds_boxes(path: str | Path) -> bool:
-    """Whether a path looks like a set with boxes, sound or not: a .json file, or a folder with VOC's or COCO's annotations."""
+    """Whether a path looks like a set with boxes, sound or not: a .json file, or a folder with VOC's or COCO's annotations, or in
+    YOLO's layout, which `open_boxes` refuses."""
     try:
         root = Path(path).expanduser()
         if root.suffix.lower() == ".json":
             return True
         voc = any((root / f"{year}JPEGImages").is_dir() or (root / f"{year}ImageSets/Main").is_dir() for year in years(root))
-        return voc or any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
+        coco = any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
+        return voc or coco or _is_yolo(root)
     except (OSError, RuntimeError, ValueError):  # a name too long or of no user's, a folder that may not be entered
         return False
 
@@ -120,9 +122,17 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
             if name == "test" and (left_out := unannotated(root)):
                 raise UserError(f"{root}: no split 'test': the images of {', '.join(left_out)} have no annotations")
             raise UserError(f"{root}: no split {name!r}{did_you_mean(name, found)}")
+    if not wanted and _is_yolo(root):
+        raise UserError(f"{root}: this is YOLO's layout, which is not read: {_LAYOUTS}")
     if not wanted:
         raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
     return {name: _the_one(root, name, found[name]) for name in wanted}
+
+
+def _is_yolo(root: Path) -> bool:
+    """Whether images/ lies beside labels/, or a data.yaml describes it; or so in train/."""
+    places = [place for place in (root, root / "train") if (place / "images").is_dir()]
+    return any((place / "labels").is_dir() or (root / "data.yaml").is_file() for place in places)
 
 
 def _photos(file: Path, otherwise: Path) -> Path:

@@ -16,6 +16,7 @@ from reslearn.data.doctor import LOST, copies, look_at_all, of_files, spans, sta
 from reslearn.data.folder import Entry
 from reslearn.data.images import suffix_for
 from reslearn.data.look import Look, look_at_file
+from reslearn.data.masks import extent
 from reslearn.data.stream import Progress
 from reslearn.data.tried_anchors import C4, FPN, HALF, SIDES, AnchorRecall, large_enough, reach, try_anchors
 from reslearn.data.voc import lists, splits, unannotated, years
@@ -25,6 +26,8 @@ SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
 """COCO's sizes, each up to this area in pixels of the image as it is."""
 SAME = 0.95
 """Two boxes of an image with this IoU or more are about one object."""
+ELSEWHERE = 0.5
+"""An outline and a box with a lower IoU are hardly of one object."""
 
 BOX_KINDS = {
     "no such image": Kind(True, "annotated, but not there", OUT),
@@ -57,6 +60,7 @@ BOX_KINDS = {
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
     "two classes": Kind(False, f"boxes of two classes with an IoU of {SAME:g} or more: perhaps one object"),
+    "outline elsewhere": Kind(False, f"outlines whose own box has an IoU below {ELSEWHERE:g} with the object's"),
     "imbalance": Kind(False, f"the most frequent class has {IMBALANCE} times the objects of the rarest, or more"),
     "few objects": Kind(False, f"classes of fewer than {FEW} objects in train"),
 }
@@ -160,7 +164,7 @@ def examine_boxes(
         if found.kind != "elongated":  # no centre is cut out here
             findings.append(BoxFinding(found.kind, tuple(dict.fromkeys(found.names)), found.detail))
     for split, image in places:
-        findings += _nearly_one(image, sets[split].classes)
+        findings += [*_nearly_one(image, sets[split].classes), *_elsewhere(image)]
     first = next(iter(sets.values()))
     findings += [*_balance(sets), *_others(root, sets), *_out_of_reach(first, size)]
     order = list(ALL_KINDS)
@@ -217,16 +221,33 @@ def _of_box(finding: Any) -> BoxFinding:
 def _nearly_one(image: BoxImage, classes: Sequence[str]) -> Iterator[BoxFinding]:
     """Pairs of boxes that can hardly be two objects."""
     those: Objects = image.objects
-    low = np.maximum(those.boxes[:, None, :2], those.boxes[None, :, :2])
-    high = np.minimum(those.boxes[:, None, 2:], those.boxes[None, :, 2:])
-    shared, areas = np.clip(high - low, 0, None).prod(axis=2), box_areas(those.boxes)
-    iou = shared / (areas[:, None] + areas[None] - shared)
+    iou = _iou(those.boxes[:, None], those.boxes[None])
     for i, j in np.argwhere(np.triu(iou >= SAME, 1)).tolist():
         if those.crowd[i] or those.crowd[j]:
             continue
         kind = "nearly twice" if those.labels[i] == those.labels[j] else "two classes"
         names = " and ".join(classes[int(those.labels[k]) - 1] for k in (i, j))
         yield BoxFinding(kind, (image.name,), f"objects {those.ids[i]} and {those.ids[j]}, {names}, IoU {iou[i, j]:.2f}")
+
+
+def _elsewhere(image: BoxImage) -> Iterator[BoxFinding]:
+    """Outlines that have little to do with their boxes."""
+    those = image.objects
+    for i, outline in enumerate(those.segmentations or ()):
+        if outline is None:
+            continue
+        around = np.clip(extent(outline), 0, [image.width, image.height] * 2)
+        if (iou := float(_iou(those.boxes[i], around))) < ELSEWHERE:
+            boxes = [", ".join(f"{side:g}" for side in box) for box in (around, those.boxes[i])]
+            detail = f"object {those.ids[i]}, whose outline is within {boxes[0]}, its box {boxes[1]}, IoU {iou:.2f}"
+            yield BoxFinding("outline elsewhere", (image.name,), detail)
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of boxes (..., 4) that are broadcast against each other."""
+    shared = np.clip(np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2]), 0, None).prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (one, other)]
+    return shared / (areas[0] + areas[1] - shared)
 
 
 def _balance(sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:

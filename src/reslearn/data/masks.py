@@ -162,6 +162,15 @@ def _fill(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     return (np.cumsum(times) % 2 == 1).reshape(width, height).T
 
 
+def extent(segmentation: Segmentation) -> np.ndarray:
+    """The box around it, float64 (4,): x1, y1, x2, y2; a pixel in column c covers c to c + 1."""
+    if isinstance(segmentation, Runs):
+        rows, columns = (np.flatnonzero(draw(segmentation, segmentation.height, segmentation.width).any(axis)) for axis in (1, 0))
+        return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+    points = np.concatenate(segmentation)
+    return np.concatenate([points.min(0), points.max(0)])
+
+
 def turn(segmentation: Segmentation, orientation: int, height: int, width: int) -> Segmentation:
     """The segmentation of a stored image of this height and width, after its EXIF orientation (1 to 8) is undone."""
     if isinstance(segmentation, Runs):
