@@ -114,10 +114,10 @@ def detect(
 
     models: several are an ensemble: each proposes, the proposals are united, each judges all of them, and the scores, boxes and
     masks are averaged; NMS and thresholds are the first one's. refinement: each region is judged a second time where its box
-    went; old and new are united, and after NMS each box is voted on by those of its class that overlap it. scales: shorter
-    sides of 16 to 4096 px, two or more (the paper: 200 to 1000, of a min_size of 600): each region is described at the two adjacent ones at
-    which it comes nearest to 224 px (of 600: in proportion), and the features are merged by maxout; proposals and masks come from
-    the detector's own min_size. Global context is a part of the detector, not of the test.
+    went; old and new are united, and after NMS each box is voted on by those of its class that overlap it. scales: two or more
+    shorter sides of 16 to 4096 px (the paper: 200 to 1000, of a min_size of 600): each region is described at the two adjacent ones
+    at which it comes nearest to 224 px (of 600: in proportion), and the features are merged by maxout; proposals and masks come
+    from the detector's own min_size. Global context is a part of the detector, not of the test.
 
     Raises UserError for models that do not go together, are in training mode, or scales that are not ascending or out of range.
     """
