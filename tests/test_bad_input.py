@@ -286,6 +286,10 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         lambda t: ["predict", str(model(t)), str(put(t / "d" / "x.txt").parent)],
         "no images in",
     ),
+    "a set with boxes": (
+        lambda t: ["eval", str(model(t)), str(put(t / "d" / "annotations" / "instances_test.json").parents[1])],
+        "/d is a set with boxes: a detector is tested on it, by reslearn detect eval",
+    ),
     "two formats at once": (lambda t: ["predict", str(model(t)), str(t), "--json", "--csv"], "choose --json or --csv"),
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
     "a net that is not deeper": (

@@ -332,6 +332,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
     (["eval", "MODEL", "GREY", "DATA"], "all look at grey images, or all at coloured"),
     (["compare", "MODEL", "TWO", "DATA"], "know different classes: class 1, class 2, class 3; and class 1, class 2"),
+    (["eval", "MODEL"], "DATA is missing: reslearn detect eval "),
     (["compare", "MODEL", "DATA"], "Missing argument"),
     (["eval", "TWO", "DATA"], "that the detector does not know"),
     (["eval", "CLASSIFIER", "DATA"], "holds a classification network, not a detector"),

@@ -184,7 +184,7 @@ def test_a_pixel_mean_becomes_one_of_the_channels(tmp_path: Path) -> None:
         ("resnet8", {"min_sizes": 8}, "no option 'min_sizes' of a detector; did you mean 'min_size'"),
         ("resnet8", {"anchors": (8, -1)}, "anchors and ratios must be above 0"),
         ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "has 4 levels and takes as many, not 2"),
-        ("resnet8", {"nms": 2}, "detector: nms: Input should be less than or equal to 1"),
+        ("resnet8", {"nms": 2}, "detector.nms: Input should be less than or equal to 1"),
         ("resnet8", {"min_size": 900, "max_size": 800}, "max_size=800 is below min_size=900"),
         ("resnet8", {"frozen": 1}, "frozen keeps what a trained network brings"),
         ("resnet8", {"classes": 0}, "at least 1 class"),

@@ -165,7 +165,9 @@ def test_what_is_off_is_unset() -> None:
     off = detector("resnet8", background=0, anchors_inside=False).settings
     assert off == detector("resnet8").settings
     assert not {"background", "anchors_inside"} & set(off.model_dump(mode="json", exclude_none=True))
-    with pytest.raises(UserError, match="anchors_inside: no anchor fits into images of min_size=32: take smaller anchors"):
+    with pytest.raises(
+        UserError, match=r"detector: no anchor fits .* min_size=32: take smaller ones, or set detector\.anchors_inside=false"
+    ):
         create_detector("resnet8", 2, min_size=32, max_size=64, anchors=(32, 64), anchors_inside=True)
-    with pytest.raises(UserError, match=r"background: Input should be less than 0\.5"):
+    with pytest.raises(UserError, match=r"detector\.background: Input should be less than 0\.5"):
         create_detector("resnet8", 2, background=0.5)

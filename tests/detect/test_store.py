@@ -13,6 +13,7 @@ from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, load_detector, save_detector
 from reslearn.weights import read_card
+from reslearn.weights.store import network
 
 
 @pytest.mark.parametrize(
@@ -45,11 +46,28 @@ def test_each_kind_of_file_is_opened_by_its_own(tmp_path: Path) -> None:
     reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
     with pytest.raises(UserError, match=r"d\.safetensors holds a detector, not a classification network"):
         reslearn.load(tmp_path / "d.safetensors")
-    with pytest.raises(UserError, match=r"c\.safetensors holds a classification network, not a detector"):
+    with pytest.raises(
+        UserError, match=r"c\.safetensors holds a classification network, not a detector: reslearn detect train --init"
+    ):
         load_detector(tmp_path / "c.safetensors")
     assert "detector" not in json.loads(read_card(tmp_path / "c.safetensors").model_dump_json())
     with pytest.raises(ValueError, match="a classifier has at least 2"):
         Card(net="resnet8", classes=("a",), preprocessing=view)
+
+
+def test_predict_takes_no_detector_and_train_no_unknown_task(tmp_path: Path) -> None:
+    model = load_detector(save_detector(create_detector("resnet8", 2), tmp_path / "d.safetensors"))
+    with pytest.raises(UserError, match="the model holds a detector, not a classification network: take reslearn detect"):
+        reslearn.predict(model, tmp_path / "a.png")
+    with pytest.raises(UserError, match="task='detekt': must be one of 'classify', 'detect'"):
+        reslearn.train("fashion-sample", "resnet8", out=tmp_path / "run", task="detekt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_table_of_a_detectors_network_alone(tmp_path: Path) -> None:
+    save_detector(create_detector("resnet8", 2), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors holds a detector, not a classification network"):
+        network(str(tmp_path))
 
 
 def test_a_card_with_other_settings_is_one_line(tmp_path: Path) -> None:

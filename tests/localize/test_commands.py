@@ -152,8 +152,11 @@ def test_from_a_classifier_by_command(
 
 MISTAKES = {
     "no data": (["train", "--model", "resnet8"], "say what to train on and where to"),
-    "nothing to start from": (["train", "{data}", "--out", "o"], "give either the name of a network or a model"),
-    "both": (["train", "{data}", "--out", "o", "--model", "resnet8", "--init", "x"], "give either the name"),
+    "nothing to start from": (
+        ["train", "{data}", "--out", "o"],
+        "give either net (--model), the name of a network, or init (--init)",
+    ),
+    "both": (["train", "{data}", "--out", "o", "--model", "resnet8", "--init", "x"], "give either net (--model)"),
     "jitter": (["train", "{data}", "--out", "o", "--model", "resnet8", "--jitter", "5"], "--jitter 5: write two sizes"),
     "small jitter": (
         ["train", "{data}", "--out", "o", "--model", "resnet8", "--jitter", "99,100"],

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import reslearn
 from reslearn import UserError
 from reslearn.data.preprocess import Preprocessing
-from reslearn.detect import create_detector, save_detector
+from reslearn.detect import create_detector, load_detector, save_detector
 from reslearn.localize import create_localizer, load_localizer, save_localizer
 from reslearn.localize.examples import EXAMPLES, losses, match
 from reslearn.localize.net import Localizer, Settings, flat
@@ -170,6 +170,11 @@ def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
         reslearn.load(tmp_path / "l.safetensors")
     with pytest.raises(UserError, match=r"d\.safetensors holds no localizer"):
         load_localizer(tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=r"l\.safetensors holds a localizer, not a detector: reslearn localize eval tests it"):
+        load_detector(tmp_path / "l.safetensors")
+    for name, kind in (("l", "localizer"), ("d", "detector")):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a trunk starts from a classification model"):
+            create_detector(tmp_path / f"{name}.safetensors", 2)
     with pytest.raises(UserError, match="no localization on CifarDenseNet"):
         create_localizer("densenet-40-12", CLASSES, Settings(anchors=((8, 8),)), VIEW)
 

@@ -79,7 +79,7 @@ def test_files_and_settings(splits: dict[str, BoxSet], tmp_path: Path) -> None:
         (["min_sze=96"], "no key 'min_sze'; did you mean 'detector.min_size'?"),
         (["detector.lr=0.1"], "no key 'detector.lr'; did you mean 'schedule.lr'?"),
         (["detector.msk=true"], "did you mean 'detector.masks' or 'detector.nms'?"),
-        (["detector.kind=c5"], "kind='c5': must be one of"),
+        (["detector.kind=c5"], "detector.kind='c5': must be one of"),
         (["detector.anchors=[0]"], "anchors and ratios must be above 0"),
         (["alternate=[1,1]"], "--set alternate=[1,1]: alternate: takes 4 values (not [1, 1])"),
         (["alternate=[]"], "alternate: takes 4 values (not [])"),

@@ -93,7 +93,12 @@ def train(
 
 @app.command("eval", no_args_is_help=True)
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several: an ensemble.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", default_factory=list, show_default=False, help="Run folders or model files; several: an ensemble."
+        ),
+    ],
     data: Data,
     split: Split = None,
     refinement: Refinement = False,
@@ -111,6 +116,8 @@ def evaluate(
       reslearn detect eval runs/cells bccd --refinement --scales 160,240,320
       reslearn detect eval runs/cells runs/others instances_val.json --out results.json --json
     """
+    if not models:  # the last of the arguments is DATA, whatever was meant
+        raise UserError(f"DATA is missing: reslearn detect eval {data} DATA")
     sides = whole_numbers(scales)
     _new_file("--out", out)
     from reslearn.detect.evaluate import Way, find, numbers, open_detectors

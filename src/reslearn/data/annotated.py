@@ -63,6 +63,12 @@ def holds_boxes(path: str | Path) -> bool:
         return False
 
 
+def boxes_alone(path: str | Path) -> bool:
+    """Whether a path looks like a set with boxes that is none of class folders, too, as `localize crops` writes them."""
+    train = Path(path) / "train"
+    return holds_boxes(path) and not (train.is_dir() and any(each.is_dir() for each in train.iterdir()))
+
+
 def split_names(path: str | Path) -> list[str]:
     """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
     return list(sources(Path(path), None))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.data.images import IMAGE_SUFFIXES, read
-from reslearn.errors import UserError
-from reslearn.weights.store import Card, load
+from reslearn.errors import UserError, naming
+from reslearn.weights.store import Card, check_classifies, load
 
 BATCH = 32
 THREADS = 4
@@ -85,6 +85,8 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
     card = getattr(model, "card", None)
     if not isinstance(card, Card):
         raise UserError("predict needs a model with a card: one that reslearn.load() made")
+    with naming(Path("the model")):
+        check_classifies(card)
     if top < 1:
         raise UserError(f"top={top}: must be at least 1")
     device = next(model.parameters()).device

@@ -22,7 +22,7 @@ from reslearn.detect.trunk import Stages, freeze_batch_norm, split, stages_of
 from reslearn.errors import UserError
 from reslearn.nets import create, models, spec
 from reslearn.nets.resnet import ResNet
-from reslearn.weights.store import Card, load
+from reslearn.weights.store import Card, described, load
 
 PYRAMID = 256  # channels of a pyramid's maps (FPN, section 3)
 HIDDEN = 1024  # of the two layers on a pyramid's regions (FPN, section 4.2)
@@ -83,7 +83,7 @@ def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module,
         return body, {"net": net, "options": {}}, view
     if channels is not None:
         raise UserError(f"channels={channels} is for a network given by name: a model brings its own")
-    body = copy.deepcopy(net) if isinstance(net, nn.Module) else load(net)
+    body = copy.deepcopy(net) if isinstance(net, nn.Module) else load(net, describe=_described)
     card = getattr(body, "card", None)
     if not isinstance(card, Card):
         first = next(module for module in body.modules() if isinstance(module, nn.Conv2d))
@@ -95,6 +95,13 @@ def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module,
         mean = view.normaliser().shift.mul(-1).mul(torch.tensor(view.std)[:, None, None]).mean((1, 2))
         view = view.model_copy(update={"pixel_mean": None, "mean": tuple(mean.tolist())})
     return body, {"net": card.net, "options": card.options, "trained": True}, view
+
+
+def _described(card: Card) -> nn.Module:
+    if card.detector is not None or card.localizer is not None:
+        kind = "localizer" if card.detector is None else "detector"
+        raise UserError(f"holds a {kind}: a trunk starts from a classification model")
+    return described(card)
 
 
 class Pyramid(nn.Module):

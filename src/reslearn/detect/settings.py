@@ -89,7 +89,7 @@ class Settings(BaseModel):
             raise ValueError(f"max_size={self.max_size} is below min_size={self.min_size}")
         if self.anchors_inside and min(self.anchors) >= self.min_size:
             raise ValueError(
-                f"anchors_inside: no anchor fits into images of min_size={self.min_size}: take smaller anchors, or set it false"
+                f"no anchor fits into images of min_size={self.min_size}: take smaller ones, or set detector.anchors_inside=false"
             )
         if min(*self.ranked, *self.proposals) < 1:
             raise ValueError("ranked and proposals must be at least 1")
@@ -112,7 +112,7 @@ def too_thin(settings: Settings, height: int, width: int, sides: Sequence[int] =
 def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:
     """Settings of a kind with its defaults. levels: of a pyramid on this net. Raises UserError, naming the option."""
     if kind not in DEFAULTS:
-        raise UserError(f"kind='{kind}': must be one of {', '.join(map(repr, DEFAULTS))}")
+        raise UserError(f"detector.kind='{kind}': must be one of {', '.join(map(repr, DEFAULTS))}")
     if unknown := next((key for key in options if key not in Settings.model_fields), None):
         raise UserError(f"no option '{unknown}' of a detector{did_you_mean(unknown, Settings.model_fields)}")
     pyramid = {"anchors": tuple(32.0 * 2**i for i in range(levels))} if kind == "fpn" else {}
@@ -120,8 +120,8 @@ def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:
         made = Settings(**{**DEFAULTS[kind], **pyramid, **options, "kind": kind})
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"][:1])
-        raise UserError(f"detector: {where}{first['msg'].removeprefix('Value error, ')}") from error
+        where = ".".join(["detector", *(str(part) for part in first["loc"][:1])])
+        raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
     if kind == "fpn" and len(made.anchors) != levels:
         raise UserError(f"anchors: a pyramid on this network has {levels} levels and takes as many, not {len(made.anchors)}")
     return made

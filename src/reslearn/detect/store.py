@@ -16,8 +16,11 @@ from reslearn.weights.store import Card, load, save
 
 def described(card: Card) -> Detector:
     """The detector of a card, without weights (on the meta device). Raises UserError."""
+    if card.localizer is not None:
+        raise UserError("holds a localizer, not a detector: reslearn localize eval tests it")
     if card.detector is None:
-        raise UserError("holds a classification network, not a detector: create_detector makes one of it")
+        makes = "reslearn detect train --init, or create_detector in Python, makes one of it"
+        raise UserError(f"holds a classification network, not a detector: {makes}")
     try:
         settings = Settings.model_validate(card.detector)
     except ValidationError as error:

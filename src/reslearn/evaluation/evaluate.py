@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn import data as datasets
+from reslearn.data.annotated import boxes_alone
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
 from reslearn.data.stream import Photos
@@ -107,6 +108,8 @@ def evaluate(
     if not models:
         raise UserError("evaluate needs at least one model")
     cards = [_card(each) for each in models]
+    if data not in datasets.NAMES and boxes_alone(data):
+        raise UserError(f"{data} is a set with boxes: a detector is tested on it, by reslearn detect eval")
     opened = datasets.open(data, on_bad=on_bad)  # type: ignore[arg-type]
     how = protocol, None if scales is None else tuple(scales), flip
     # All of them are looked at before the first one takes its time.

@@ -60,7 +60,7 @@ def make_plan(values: dict[str, Any]) -> Plan:
         first = error.errors()[0]
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from error
     if (plan.net is None) == (plan.init is None):
-        raise UserError("give either the name of a network or a model to start from")
+        raise UserError("give either net (--model), the name of a network, or init (--init), a model to start from")
     if not plan.size <= plan.jitter[0] <= plan.jitter[1]:
         raise UserError(f"jitter={plan.jitter}: must be two sizes in px, {plan.size} <= low <= high")
     if not 0 < plan.iou[0] <= plan.iou[1] <= 1:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reslearn import data as datasets
-from reslearn.data.annotated import holds_boxes
+from reslearn.data.annotated import boxes_alone
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet
@@ -37,7 +37,7 @@ START_ONLY = (
 
 
 def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
-    if asked.data not in datasets.NAMES and holds_boxes(asked.data) and not _has_class_folders(asked.data):
+    if asked.data not in datasets.NAMES and boxes_alone(asked.data):
         raise UserError(f"{asked.data} is a set with boxes: reslearn detect train {asked.data} trains a detector on it")
     opened = datasets.open(asked.data, on_bad=asked_on_bad(asked.recipe, asked.settings))
     start = None if asked.init is None else start_of(asked.init, asked.model)
@@ -55,12 +55,6 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
         sources = make_sources(opened, splits, recipe, device, display.progress, view)
     facts = {"data": _describe(opened, sources), "preprocessing": sources.preprocessing.model_dump(mode="json")}
     return Ready(opened, recipe, sources), chose, made, facts
-
-
-def _has_class_folders(data: str | Path) -> bool:
-    """Whether a set with boxes is one of class folders, too, as `localize crops` writes them."""
-    train = Path(data) / "train"
-    return train.is_dir() and any(each.is_dir() for each in train.iterdir())
 
 
 def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:

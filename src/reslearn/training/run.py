@@ -92,6 +92,8 @@ def begin(
     """A new run in its folder, with its recipe, not yet trained. The arguments are train's."""
     display = Display(quiet)  # of rank 0, which alone begins runs
     settings = [settings] if isinstance(settings, str) else settings
+    if task not in TASKS:
+        raise UserError(f"task={task!r}: must be one of {', '.join(map(repr, TASKS))}")
     runtime.check_versions()
     on = ranks.own_device(pick_device(device))
     if out is not None:

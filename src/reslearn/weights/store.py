@@ -49,12 +49,17 @@ class Card(BaseModel):
         return self
 
 
-def described(card: Card) -> nn.Module:
-    """The classification network of a card, without weights (on the meta device). Raises UserError."""
+def check_classifies(card: Card) -> None:
+    """Raise UserError where a card is of something else than a classification network."""
     if card.detector is not None:
         raise UserError("holds a detector, not a classification network: take reslearn detect, or reslearn.detect.load_detector")
     if card.localizer is not None:
         raise UserError("holds a localizer, not a classification network: reslearn localize takes it")
+
+
+def described(card: Card) -> nn.Module:
+    """The classification network of a card, without weights (on the meta device). Raises UserError."""
+    check_classifies(card)
     check_options(spec(card.net), card.options)
     with torch.device("meta"):
         return create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
@@ -141,6 +146,8 @@ def network(name_or_path: str) -> tuple[nn.Module, tuple[int, ...]]:
         is_file = os.path.exists(name_or_path)  # noqa: PTH110  unlike Path's, it takes names that are too long
     if is_file or "/" in name_or_path or name_or_path.endswith(".safetensors"):
         card = read_card(name_or_path)
+        with naming(model_file(name_or_path)):
+            check_classifies(card)
         name, classes, options = card.net, len(card.classes), card.options
         size = (card.preprocessing.channels, *card.preprocessing.size)
     else:
