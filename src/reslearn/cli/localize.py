@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reslearn.cli.detect import BadBoxes
+from reslearn.cli.detect import DROP, BadBoxes
 from reslearn.cli.options import Device, Json
 from reslearn.errors import UserError
 
@@ -38,7 +38,7 @@ def crops(
     from reslearn.data.boxes import bad_boxes_left_out_by
     from reslearn.localize.crops import cut_out
 
-    with bad_boxes_left_out_by("--bad-boxes drop"):
+    with bad_boxes_left_out_by(DROP):
         counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
     for split, of in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))

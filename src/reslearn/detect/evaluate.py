@@ -71,35 +71,37 @@ def open_detectors(paths: Sequence[str | Path], device: str = "auto") -> tuple[D
     return models
 
 
-def run_policy(model: str | Path) -> Bad | None:
-    """What a run, given as its folder, did with unsound boxes: "fail" or "drop"; None of a file."""
-    record = Path(model) / "recipe.json"
+def _fact(model: str | Path, *keys: str) -> Any:
+    """What the recipe.json of a run, given as its folder, holds at these keys; None of a file, and where it holds nothing."""
     try:
-        policy = json.loads(record.read_text(encoding="utf-8"))["recipe"]["data"]["bad"]
+        found = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found
+
+
+def _of(model: str | Path, data: str | Path) -> bool:
+    """Whether a run, given as its folder, is of this very set."""
+    return _fact(model, "source") == str(Path(data).expanduser().absolute())
+
+
+def run_policy(model: str | Path) -> Bad | None:
+    """What a run, given as its folder, did with unsound boxes: "fail" or "drop"; None of a file."""
+    policy = _fact(model, "recipe", "data", "bad")
     return policy if policy in ("fail", "drop") else None
 
 
 def run_held_out(model: str | Path, data: str | Path) -> list[str]:
     """The names of the images that a run, given as its folder, held out of this very set; none of a file, or of another set."""
-    record = Path(model) / "recipe.json"
-    try:
-        source = json.loads(record.read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    same = source == str(Path(data).expanduser().absolute())
-    return read_held_out(Path(model)).get("val", []) if same else []
+    return read_held_out(Path(model)).get("val", []) if _of(model, data) else []
 
 
 def run_trained_on(model: str | Path, data: str | Path, images: Sequence[BoxImage]) -> set[int]:
     """Which of these images of a set a run, given as its folder, was trained on; none of a file, or of another set."""
-    try:
-        facts = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))
-        source, train = facts["source"], facts["recipe"]["data"]["train"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    if source != str(Path(data).expanduser().absolute()):
+    train = _fact(model, "recipe", "data", "train")
+    if train is None or not _of(model, data):
         return set()
     try:
         trained = named_images(data, "all" if "all" in split_names(data) else train, [image.path for image in images])
