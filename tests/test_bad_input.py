@@ -2,6 +2,7 @@
 
 import json
 import struct
+import shutil
 import subprocess
 import sys
 import zlib
@@ -108,6 +109,7 @@ def interrupted(tmp: Path, spoil: Callable[[Path], object]) -> Argv:
     """Resuming a run that did not reach its end, after something happened to its folder."""
     run = finished(tmp)
     (run / "result.json").unlink()
+    shutil.copytree(newest(run), run / "checkpoints" / "step-00000002")  # the one before, which goes when a run ends
     spoil(run)
     return ["train", "--resume", str(run)]
 

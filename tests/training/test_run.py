@@ -38,6 +38,11 @@ def test_workers_and_checkpoints_change_nothing(kind: str, tmp_path: Path) -> No
         assert all(torch.equal(first[name], tensor) for name, tensor in weights(run).items())
 
 
+def test_a_finished_run_keeps_its_last_checkpoint_alone(images: Path, tmp_path: Path) -> None:
+    run = reslearn.train(images, "resnet8", settings=[*QUICK, "checkpoint.every=2"], out=tmp_path / "run", quiet=True).folder
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
+
+
 def test_the_seed_decides_everything(images: Path, tmp_path: Path) -> None:
     runs = [
         reslearn.train(images, "resnet8", settings=QUICK, seed=seed, out=tmp_path / f"{i}", quiet=True).folder

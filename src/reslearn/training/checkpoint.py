@@ -62,9 +62,14 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
             fsync_folder(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    for old in found(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(folder, KEEP)
     return target
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Leave the newest `keep` checkpoints of a folder."""
+    for old in found(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def found(folder: Path) -> list[Path]:

@@ -190,8 +190,11 @@ def train_job(job: Job) -> Run:
 
 
 def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    """The end of a run; see its task."""
-    return task_of(job.facts).finish(job, loop, stop)
+    """The end of a run; see its task. With the model files written, its last checkpoint is all that it still needs."""
+    result = task_of(job.facts).finish(job, loop, stop)
+    if ranks.first():
+        checkpoint.prune(job.folder / "checkpoints", 1)
+    return result
 
 
 def _machine(device: torch.device, ready: Ready, mode: str) -> dict[str, Any]:
