@@ -1,8 +1,8 @@
 """Whatever a user gives that cannot be used: one clear line, exit code 2, and nothing left behind."""
 
 import json
-import struct
 import shutil
+import struct
 import subprocess
 import sys
 import zlib
