@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ VOC = {
     "leak": (copied("a0.jpg", "v1.jpg"), ("leak", ("JPEGImages/a0.jpg", "JPEGImages/v1.jpg"), None)),
     "in both lists": (listed("a0", "val"), ("leak", ("JPEGImages/a0.jpg",), None)),
     "listed twice": (listed("a0", "train"), ("image twice", ("ImageSets/Main/train.txt",), None)),
+    "in no list": (image("b9.jpg", JPEG), ("not listed", ("JPEGImages/b9.jpg",), None)),
     "class missing": (relabelled, ("class missing", ("dog",), None)),
 }  # fmt: skip
 
@@ -212,6 +214,22 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
     copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
     assert [one["id"] for one in copied["images"]] == [1, 2] and copied["annotations"][-1] == document["annotations"][-2]
     assert [one["id"] for one in copied["categories"]] == [7, 3]
+
+
+def test_files_and_images_that_nothing_reads_are_noted(tmp_path: Path) -> None:
+    root = clean_coco(tmp_path / "set")
+    file = root / "annotations" / "instances_train.json"
+    shutil.copy(file, file.with_name("instances_train2.json"))
+    for name in ("train/c.png", "val/a.jpeg", "c.jpg"):  # the last in no folder of images
+        (root / name).write_bytes(JPEG)
+    (root / "train" / "notes.txt").write_text("no image")
+    found = examine_boxes(root)
+    assert found.clean and [(one.kind, one.names) for one in found.findings] == [
+        ("file aside", ("instances_train2.json",)),
+        ("not listed", ("train/c.png", "val/a.jpeg")),
+    ]
+    alone = examine_boxes(file)
+    assert [(one.kind, one.names) for one in alone.findings] == [("not listed", (f"{root / 'train/c.png'}",))]
 
 
 def test_outlines_that_have_nothing_to_do_with_their_boxes_are_noted(tmp_path: Path) -> None:

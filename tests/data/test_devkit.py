@@ -113,6 +113,13 @@ def test_a_test_list_without_annotations_is_left_out_with_a_note(tmp_path: Path)
         open_boxes(root, only=["test"])
 
 
+def test_so_it_is_in_a_single_folder(tmp_path: Path) -> None:
+    """VOC2012 as it is handed out, its test list from the server's archive beside it."""
+    root = with_test_of_2012(devkit(tmp_path / "VOCdevkit")) / "VOC2012"
+    sets = open_boxes(root)
+    assert list(sets) == ["train", "val"] and sets["train"].faults() == {"not annotated": 1}
+
+
 def test_a_test_list_with_some_annotations_is_read_and_the_others_are_missed(tmp_path: Path) -> None:
     root = with_test_of_2012(devkit(tmp_path / "VOCdevkit"), annotated=1)
     with pytest.raises(BadBoxes, match=r"1 fault: VOC2012/Annotations/2010_000001\.xml: unreadable annotation: .*no such file"):

@@ -138,3 +138,15 @@ def test_epochs_are_said_to_be_chosen_where_they_are(splits: dict[str, BoxSet]) 
         return " epochs: 8 images" in " ".join(resolve(splits, None, None, settings, family=DETECTION)[1])
 
     assert said() and not said("schedule.steps=5") and not said("schedule.epochs=5")
+
+
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [(None, "lr 0.02: the trunk starts from nothing"), ({"name": "resnet18", "init": "m.safetensors"}, "lr 0.005: ")],
+)
+def test_the_lr_is_said_to_be_chosen_where_it_is(splits: dict[str, BoxSet], start: dict[str, str] | None, line: str) -> None:
+    def said(*settings: str) -> list[str]:
+        chose = resolve(splits, None, None, settings, start=start, family=DETECTION)[1]
+        return [each for each in chose if each.startswith("lr ")]
+
+    assert said()[0].startswith(line) and len(said()) == 1 and not said("schedule.lr=0.01")

@@ -7,7 +7,8 @@ from pathlib import Path
 from reslearn.data.boxes import Bad, BoxSet, Faults, Finding
 from reslearn.data.coco import read_coco, read_document
 from reslearn.data.folder import SPLITS
-from reslearn.data.voc import lists, note_left_out, read_voc, splits, unannotated, years
+from reslearn.data.images import IMAGE_SUFFIXES
+from reslearn.data.voc import list_file, lists, note_left_out, read_voc, splits, unannotated, years
 from reslearn.errors import UserError, did_you_mean
 
 _LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
@@ -90,6 +91,25 @@ def named_images(path: str | Path, split: str, among: Iterable[Path]) -> set[Pat
     return {folder / name for one in entries if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)}
 
 
+def unnamed_images(path: str | Path) -> list[Path]:
+    """The images that lie beside those of a set, and that no split and no list of it names.
+
+    Raises UserError where there is no set."""
+    root = Path(path)
+    named = {
+        folder / name
+        for kind, file, folder in sources(root, None).values()
+        if kind == "coco"
+        for one in read_document(file)["images"]
+        if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)
+    }
+    for year in years(root) if root.is_dir() else ():
+        named |= {root / year / "JPEGImages" / stem for lines_of in lists(root / year).values() for stem, _ in lines_of}
+    beside = {folder for each in named if (folder := each.parent).is_dir()}
+    files = sorted(file for folder in beside for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return [file for file in files if file not in named and file.with_suffix("") not in named]
+
+
 def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:
     if classes is not None and len(set(classes)) < len(classes):
         raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
@@ -98,6 +118,8 @@ def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None)
         faults[name] = some = Faults()
         if kind == "voc" and len(faults) == 1:
             note_left_out(root, some)
+        for other in _passed_over(file, name):
+            some.add("note", "file aside", other.name, None, f"not read: {file.name} is the {name} split")
         one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
         classes = one.classes
         sets[name] = replace(one, findings=tuple(some.found))
@@ -135,6 +157,11 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
     return {name: _the_one(root, name, found[name]) for name in wanted}
 
 
+def _passed_over(file: Path, split: str) -> list[Path]:
+    """What lies beside instances_SPLIT.json, read as that split, and could be meant as well, such as instances_SPLIT2017.json."""
+    return sorted(set(file.parent.glob(f"{file.stem}*.json")) - {file}) if file.stem == f"instances_{split}" else []
+
+
 def _is_yolo(root: Path) -> bool:
     """Whether images/ lies beside labels/, or a data.yaml describes it; or so in train/."""
     places = [place for place in (root, root / "train") if (place / "images").is_dir()]
@@ -152,7 +179,7 @@ def _photos(file: Path, otherwise: Path) -> Path:
 def _the_one(root: Path, split: str, found: Sequence[tuple[str, Path, Path]]) -> tuple[str, Path, Path]:
     """Raises UserError where a split is there several times."""
     if len(found) > 1:
-        files = [root / "ImageSets" / "Main" / f"{split}.txt" if kind == "voc" else file for kind, file, _ in found]
+        files = [root / list_file("", split) if kind == "voc" else file for kind, file, _ in found]
         names = " and ".join(str(file.relative_to(root)) for file in files)
         raise UserError(
             f"{root}: {names} are both its {split} split: move one away, or give the .json file that is meant instead of the folder"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.annotated import survey
+from reslearn.data.annotated import survey, unnamed_images
 from reslearn.data.boxes import BoxImage, BoxSet, Objects, box_areas
 from reslearn.data.diagnosis import FEW, IMBALANCE, KINDS, OUT, Kind
 from reslearn.data.doctor import LOST, copies, look_at_all, of_files, spans, statistics
@@ -19,7 +19,7 @@ from reslearn.data.look import Look, look_at_file
 from reslearn.data.masks import extent
 from reslearn.data.stream import Progress
 from reslearn.data.tried_anchors import C4, FPN, HALF, SIDES, AnchorRecall, large_enough, reach, try_anchors
-from reslearn.data.voc import lists, splits, unannotated, years
+from reslearn.data.voc import list_file, lists, splits, unannotated, years
 from reslearn.errors import UserError
 
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
@@ -56,6 +56,8 @@ BOX_KINDS = {
     "list of others": Kind(False, "VOC lists with images of none of train, val and test, which alone are examined", OUT),
     "not annotated": Kind(False, "lists of images without annotations, such as VOC's later tests, which its server judges", OUT),
     "out of reach": Kind(True, "classes of which no anchors reach half of the objects: those will hardly be found"),
+    "file aside": Kind(False, "COCO files that could be of a split which another one is", OUT),
+    "not listed": Kind(False, "images beside those of the set that none of its files names", OUT),
     "unknown category": Kind(False, "categories of COCO's file that the first split does not have", OUT),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),
@@ -167,6 +169,9 @@ def examine_boxes(
         findings += [*_nearly_one(image, sets[split].classes), *_elsewhere(image)]
     first = next(iter(sets.values()))
     findings += [*_balance(sets), *_others(root, sets), *_out_of_reach(first, size)]
+    if aside := unnamed_images(root):
+        names = tuple(_name(path, base) for path in aside)
+        findings.append(BoxFinding("not listed", names, f"{len(aside):,} images"))
     order = list(ALL_KINDS)
     mean, std, *_ = statistics(colours, grey)
     height, width, aspect = spans([seen.size for seen in looks if seen.pixels])
@@ -280,7 +285,7 @@ def _others(root: Path, sets: Mapping[str, BoxSet]) -> Iterator[BoxFinding]:
         every = {name: {image for image, _ in lines} for name, lines in lists(root / year).items()}
         seen = {image for split in sets for image in every.get(split, ())}
         for name in splits(root / year):
-            if (file := f"{year}ImageSets/Main/{name}.txt") not in left_out and (more := every[name] - seen):
+            if (file := list_file(year, name)) not in left_out and (more := every[name] - seen):
                 yield BoxFinding("list of others", (file,), f"{len(more):,} of {len(every[name]):,} images")
 
 

@@ -16,7 +16,7 @@ from reslearn.data.coco import read_document
 from reslearn.data.folder import for_each
 from reslearn.data.mend import check_target
 from reslearn.data.stream import Progress
-from reslearn.data.voc import lists, parse_xml, unannotated, years
+from reslearn.data.voc import list_file, lists, parse_xml, unannotated, years
 from reslearn.errors import UserError
 from reslearn.files import writing
 
@@ -88,7 +88,7 @@ def counts(data: str | Path) -> tuple[int, int]:
             images, objects = images + len(document["images"]), objects + len(document["annotations"])
             continue
         left_out = unannotated(root)
-        there = [year for year in years(root) if f"{year}ImageSets/Main/{split}.txt" not in left_out]
+        there = [year for year in years(root) if list_file(year, split) not in left_out]
         named = dict.fromkeys((year, image) for year in there for image, _ in lists(root / year).get(split, ()))
         trees = for_each(lambda each: parse_xml(root / each[0] / "Annotations" / f"{each[1]}.xml"), list(named))
         images += len(named)

@@ -1,8 +1,10 @@
 """Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt; or a devkit of such folders.
 
+VOC publishes no annotations of the tests after 2007, which its server alone judges: a test list without one annotated image is left
+out, with a note.
+
 A devkit (VOCdevkit/VOC2007, VOCdevkit/VOC2012) is one set: a split has the images of all years that have a list of that name, so
-that trainval is what papers call 07+12, and test is that of 2007. VOC publishes no annotations of later tests, which its server
-alone judges: a test list without one annotated image is left out, with a note. So 07++12 (trainval and test of 2007, trainval of
+that trainval is what papers call 07+12, and test is that of 2007. So 07++12 (trainval and test of 2007, trainval of
 2012) can be trained on, by a list of one name in both years, but its test, that of 2012, takes the server.
 
 VOC counts pixels from 1 and its xmax, ymax are the last pixels inside: x1, y1, x2, y2 here are xmin - 1, ymin - 1, xmax, ymax.
@@ -56,15 +58,15 @@ def splits(root: Path) -> list[str]:
             raise UserError(
                 f"{root / year}: has no lists of images in ImageSets/Main, as VOC has from 2007 on: move it out of here"
             )
-        found |= {name for name in own if _list(year, name) not in left_out}
+        found |= {name for name in own if list_file(year, name) not in left_out}
     return sorted(found)
 
 
 def unannotated(root: Path) -> dict[str, int]:
-    """How many images the test lists of a devkit name none of whose images is annotated, by list."""
+    """How many images the test lists name none of whose images is annotated, by list."""
     found = {}
     for year in years(root):
-        if year and (root / (file := _list(year, "test"))).is_file():
+        if (root / (file := list_file(year, "test"))).is_file():
             stems = _stems(root, file, Faults())
             if not any((root / f"{year}Annotations" / f"{stem}.xml").is_file() for stem in stems):
                 found[file] = len(stems)
@@ -96,7 +98,7 @@ def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | No
     is no such split.
     """
     left_out = unannotated(root) if split == "test" else {}
-    there = [year for year in years(root) if (root / (file := _list(year, split))).is_file() and file not in left_out]
+    there = [year for year in years(root) if (root / (file := list_file(year, split))).is_file() and file not in left_out]
     if not there:
         raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
     documents = [document for year in there for document in _documents(root, year, split, faults)]
@@ -123,7 +125,7 @@ Document = tuple[str, str, str, Element]
 
 def _documents(root: Path, year: str, split: str, faults: Faults) -> Iterator[Document]:
     """(year, stem, file, its root) of each annotation that can be read."""
-    stems = _stems(root, _list(year, split), faults)
+    stems = _stems(root, list_file(year, split), faults)
     files = [f"{year}Annotations/{stem}.xml" for stem in stems]
     trees = for_each(lambda file: parse_xml(root / file), files)
     for stem, file, tree in zip(stems, files, trees, strict=True):
@@ -135,7 +137,8 @@ def _documents(root: Path, year: str, split: str, faults: Faults) -> Iterator[Do
             yield year, stem, file, tree
 
 
-def _list(year: str, split: str) -> str:
+def list_file(year: str, split: str) -> str:
+    """Where a folder of a devkit ("VOC2007/"; "" is a single one) lists the images of a split."""
     return f"{year}ImageSets/Main/{split}.txt"
 
 

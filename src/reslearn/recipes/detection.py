@@ -194,6 +194,8 @@ def detect_default(
     chose.append(f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects")
     epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
     chose.append(f"{epochs} epochs: {len(images):,} images")
+    lr = 0.005 if start else 0.02
+    chose.append(f"lr {lr:g}: the trunk {'has been trained' if start else 'starts from nothing'}")
     return {
         "name": "detect-default",
         "net": {"name": net},
@@ -201,7 +203,7 @@ def detect_default(
         "detector": _detector(net, start, kind, **options),
         "batch": {"size": 2},
         "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True, "undecayed": "norm-and-bias"},
-        "schedule": {"epochs": epochs, "lr": 0.005 if start else 0.02, "shape": "cosine", "warmup": 0.1},
+        "schedule": {"epochs": epochs, "lr": lr, "shape": "cosine", "warmup": 0.1},
         "log": {"every": 20},
     }, chose
 
@@ -244,8 +246,9 @@ def _choose(
     kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
     sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
     values, chose = NAMED[name](data, net, kind, start is not None, **sized)
-    if name == "detect-default" and {"schedule.steps", "schedule.epochs"} & set(asked):
-        chose = [line for line in chose if " epochs: " not in line]  # it is not what is chosen
+    overruled = {"schedule.steps": " epochs: ", "schedule.epochs": " epochs: ", "schedule.lr": "lr "}
+    said = tuple(line for key, line in overruled.items() if key in asked)
+    chose = [line for line in chose if not any(word in line for word in said)]  # what is asked for is not chosen
     if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
         with torch.device("meta"):
             normalised = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
