@@ -212,6 +212,8 @@ def test_settings_change_values_and_steps_replace_epochs() -> None:
     assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
     assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
     assert resolve(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
+    with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give one of them"):
+        resolve(small(), "cifar10-paper", settings=["schedule.epochs=2", "schedule.steps=9"])
 
 
 def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:

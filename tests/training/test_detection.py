@@ -285,6 +285,14 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
+def test_vocs_recipes_say_which_split_to_name_in_a_coco_set(tmp_path: Path) -> None:
+    file = boxed.coco(tmp_path, [boxed.annotation()])
+    with pytest.raises(
+        UserError, match=r"a\.json: voc-paper trains on VOC's trainval, .* --set data\.train=train$".replace("a", file.stem, 1)
+    ):
+        train(file, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+
+
 def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 2)
     with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):

@@ -18,7 +18,7 @@ from reslearn.nets import spec
 from reslearn.nets.zoo import OPTIONS
 from reslearn.recipes import Recipe, asked_on_bad, resolve, validate
 from reslearn.recipes.recipe import Data
-from reslearn.training import finish as ending
+from reslearn.training import finish as classifiers
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
@@ -90,7 +90,7 @@ def make_state(job: Job, network: nn.Module) -> State:
 def make_loop(job: Job, state: State) -> Loop:
     recipe, sources = job.ready.recipe, job.ready.sources
     if ranks.first() and not (job.folder / "images" / "augmented.png").exists():
-        ending.save_augmented_sheet(job.folder, recipe, sources.train)
+        classifiers.save_augmented_sheet(job.folder, recipe, sources.train)
     return Loop(job.folder, recipe, sources, state, job.device, job.mode, job.display)
 
 
@@ -111,7 +111,7 @@ def introduce(job: Job) -> list[str]:
 
 
 def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    return ending.finish(loop, job.ready.data, stop)
+    return classifiers.finish(loop, job.ready.data, stop)
 
 
 def start_of(init: str | Path, model: str | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Detecting objects: what a run of it is made of. The functions are those of a Task."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from reslearn.data.annotated import open_boxes, split_names
+from reslearn.data.annotated import holds_boxes, open_boxes, split_names
 from reslearn.data.boxed import Boxed, hold_out
 from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import integer
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
+from reslearn.data.voc import years
 from reslearn.detect.build import assemble, trunk
 from reslearn.detect.detector import Detector
 from reslearn.detect.evaluate import Way
@@ -25,7 +25,6 @@ from reslearn.evaluation.detection import detection_metrics
 from reslearn.evaluation.detection_review import review
 from reslearn.evaluation.gallery import save_gallery
 from reslearn.evaluation.matching import Matches
-from reslearn.files import write_text
 from reslearn.nets import create, spec
 from reslearn.recipes import asked_for, resolve, validate
 from reslearn.recipes.detection import DETECTION, BoxData, DetectRecipe
@@ -35,6 +34,7 @@ from reslearn.training.classification import same_net, start_of
 from reslearn.training.detect_loop import DetectLoop
 from reslearn.training.detect_step import judge
 from reslearn.training.display import Display
+from reslearn.training.ending import conclude
 from reslearn.training.loop import Loop
 from reslearn.training.precise_bn import settle_trunk
 from reslearn.training.state import State
@@ -89,6 +89,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
         train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
+        if train == "trainval" and holds_boxes(asked.data) and not years(Path(asked.data)):
+            raise UserError(f"{asked.data}: {base} trains on VOC's trainval, which a COCO set has not: --set data.train=train")
     data = open_set(asked.data, train, bad or "fail")
     init, settings = _init(asked)
     start = None if init is None else start_of(init, asked.model)
@@ -237,13 +239,12 @@ def _describe(data: Annotated, sources: Sources) -> dict[str, Any]:
 
 
 def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    recipe, state, sources, data = loop.recipe, loop.state, loop.sources, job.ready.data
-    p = state.progress
+    recipe, sources, data = loop.recipe, loop.sources, job.ready.data
     held = {name: source for name, source in sources.named().items() if name != "train"} or {"train": sources.train}
-
     shown = "test" if "test" in held else next(iter(held))
 
-    def numbers(model: nn.Module) -> tuple[dict[str, Any], Matches]:
+    def numbers(model: nn.Module) -> tuple[dict[str, Any], tuple[Detector, Matches]]:
+        assert isinstance(model, Detector)
         result, matches = {}, {}
         for name, source in held.items():
 
@@ -251,7 +252,6 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
                 stop.check()
                 loop.display.progress(f"evaluating on {name}", done, total)
 
-            assert isinstance(model, Detector)
             seen = judge(model, source, "fp32", recipe.seed, progress)
             matches[name] = seen.boxes
             result[name] = detection_metrics(seen.boxes, seed=recipe.seed) | {
@@ -261,10 +261,11 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
             }
             if seen.masks is not None:
                 result[name]["masks"] = detection_metrics(seen.masks, seed=recipe.seed)
-        return result, matches[shown]
+        return result, (model, matches[shown])
 
-    def card(numbers: dict[str, Any]) -> Card:
-        return Card(
+    def save(model: nn.Module, path: Path, numbers: dict[str, Any]) -> None:
+        assert isinstance(model, Detector)
+        card = Card(
             net=recipe.net.name,
             options=recipe.net.options(),
             classes=data.classes,
@@ -274,35 +275,11 @@ def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
             metrics={split: {key: values[key] for key in KEPT} for split, values in numbers.items()},
             data={"name": data.name, "fingerprint": job.facts["data"]["fingerprint"]},
         )
+        save_detector(model, path, card)
 
-    best: dict[str, Any] | None = None
-    if state.best and p.best_step != p.step:
-        model = network(job, fresh=False)
-        model.load_state_dict(state.best)
-        best = numbers(model)[0]
-        if ranks.first():
-            save_detector(model, loop.folder / "best.safetensors", card(best))  # type: ignore[arg-type]
-        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
-    last, seen = numbers(state.evaluated)
-    result: dict[str, Any] = {
-        "step": p.step,
-        "epochs": round(loop.epoch(), 4),
-        "seconds": round(p.seconds, 1),
-        "images_per_s": round(p.step * recipe.batch.size / p.seconds, 2) if p.seconds else None,
-        "peak_memory_mb": round(runtime.peak_memory_mb(loop.device)),
-        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
-        "last": {"step": p.step, **last},
-    }
-    if state.best:
-        result["best"] = {"step": p.best_step, **(best or last)}
-    if not ranks.first():
-        return result
-    save_detector(state.evaluated, loop.folder / "model.safetensors", card(last))  # type: ignore[arg-type]
-    if state.best and best is None:
-        save_detector(state.evaluated, loop.folder / "best.safetensors", card(last))  # type: ignore[arg-type]
-    images = held[shown].split.images
-    result["gallery"], result["gallery_split"] = save_gallery(loop.folder, images, seen), shown
-    assert isinstance(state.evaluated, Detector)
-    result["examples"] = save_examples(loop.folder, Way((state.evaluated.eval(),)), images)
-    write_text(loop.folder / "result.json", json.dumps(result, indent=1))
-    return result
+    def more(seen: tuple[Detector, Matches]) -> dict[str, Any]:
+        (model, matches), images = seen, held[shown].split.images
+        examples = save_examples(loop.folder, Way((model.eval(),)), images)
+        return {"gallery": save_gallery(loop.folder, images, matches), "gallery_split": shown, "examples": examples}
+
+    return conclude(loop, lambda: network(job, fresh=False), numbers, save, more)

@@ -1,6 +1,5 @@
 """The end of a run: the test set, once; the numbers, the pictures and the model files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,18 @@ from reslearn.data.draws import Order, view_seed
 from reslearn.data.sets import DataSet
 from reslearn.evaluation.metrics import metrics
 from reslearn.evaluation.protocols import Seen
-from reslearn.files import write_atomic, write_text
+from reslearn.files import write_atomic
 from reslearn.recipes import Recipe
 from reslearn.training import ranks, runtime
+from reslearn.training.ending import conclude
 from reslearn.training.loop import Loop
 from reslearn.training.precise_bn import settle_bn
 from reslearn.training.setup import Source, Sources, make_model
 from reslearn.weights.store import Card, save
 
 WORST = 16  # images with the highest loss that the report shows
+Bad = dict[str, dict[str, str]]
+"""Why images could not be read, by split and name."""
 SHEET = (4, 12)  # rows and columns of the sheet of augmented images
 
 
@@ -71,12 +73,12 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
 
     All ranks evaluate; the first one writes, and has the worst images in its result.
     """
-    folder, recipe, state, sources = loop.folder, loop.recipe, loop.state, loop.sources
-    p = state.progress
+    recipe, sources = loop.recipe, loop.sources
     held = _held_out(sources)
     shown = "test" if "test" in held else next(iter(held))
 
-    def numbers(model: nn.Module) -> tuple[dict[str, Any], Seen]:
+    def numbers(model: nn.Module) -> tuple[dict[str, Any], tuple[Seen, Bad]]:
+        settle_bn(model, loop, stop)
         result: dict[str, Any] = {}
         seen: dict[str, Seen] = {}
         for name, source in held.items():
@@ -88,10 +90,11 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
             batch = min(loop.eval_batch(), 250)
             seen[name] = ranks.single_view(model, source, batch=batch, flip=recipe.evaluate.flip, progress=progress)
             result[name] = metrics(seen[name].logits, seen[name].labels, data.classes, seed=recipe.seed)
-        return result, seen[shown]
+        bad = {name: ranks.merged(source.bad) for name, source in {"train": sources.train, **held}.items()}
+        return result, (seen[shown], {name: reasons for name, reasons in bad.items() if reasons})
 
-    def card(numbers: dict[str, Any]) -> Card:
-        return Card(
+    def save_model(model: nn.Module, path: Path, numbers: dict[str, Any]) -> None:
+        card = Card(
             net=recipe.net.name,
             options=recipe.net.options(),
             classes=data.classes,
@@ -100,41 +103,17 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
             metrics=_short(numbers),
             data={"name": data.name, "fingerprint": data.fingerprint(), "arrangement": data.arrangement()},
         )
+        save(model, path, card)
 
-    best: dict[str, Any] | None = None
-    if state.best and p.best_step != p.step:  # first: should the last weights have gone astray, the best ones are kept
-        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
-        model.load_state_dict(state.best)
-        settle_bn(model, loop, stop)
-        best = numbers(model)[0]
-        if ranks.first():
-            save(model, folder / "best.safetensors", card(best))
-        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
-    settle_bn(state.evaluated, loop, stop)
-    last, seen = numbers(state.evaluated)
-    result: dict[str, Any] = {
-        "step": p.step,
-        "views": "the image and its mirror, averaged" if recipe.evaluate.flip else "the image",
-        "epochs": round(loop.epoch(), 4),
-        "seconds": round(p.seconds, 1),
-        "images_per_s": round(p.step * recipe.batch.size / p.seconds, 1) if p.seconds else None,
-        "peak_memory_mb": round(runtime.peak_memory_mb(loop.device)),
-        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
-        "last": {"step": p.step, **last},
-    }
-    if state.best:
-        result["best"] = {"step": p.best_step, **(best or last)}
-    bad = {name: ranks.merged(source.bad) for name, source in {"train": sources.train, **held}.items()}
-    if not ranks.first():
-        return result
-    save(state.evaluated, folder / "model.safetensors", card(last))
-    if state.best and best is None:
-        save(state.evaluated, folder / "best.safetensors", card(last))
-    result["worst"], result["worst_split"] = _worst(folder, held[shown], seen, data.classes), shown
-    if any(bad.values()):
-        result["unreadable"] = {name: reasons for name, reasons in bad.items() if reasons}
-    write_text(folder / "result.json", json.dumps(result, indent=1))
-    return result
+    def more(seen: tuple[Seen, Bad]) -> dict[str, Any]:
+        worst, unreadable = _worst(loop.folder, held[shown], seen[0], data.classes), seen[1]
+        views = "the image and its mirror, averaged" if recipe.evaluate.flip else "the image"
+        return {"views": views, "worst": worst, "worst_split": shown} | ({"unreadable": unreadable} if unreadable else {})
+
+    def network() -> nn.Module:
+        return make_model(recipe, len(data.classes), sources.preprocessing.channels, loop.device)
+
+    return conclude(loop, network, numbers, save_model, more)
 
 
 def _short(numbers: dict[str, Any]) -> dict[str, Any]:
