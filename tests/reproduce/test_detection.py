@@ -54,6 +54,9 @@ def test_of_several_seeds_rungs_are_means_and_all_together_an_ensemble(tmp_path:
     rungs = ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", NEAR, "ensemble", ALONE]
     assert rungs_of(looked.rows) == rungs
     assert [row["ours"]["n"] for row in looked.rows if row["ours"]][::3] == [2, 2, 2, 2, 2, 1, 1]
+    said: list[str] = []
+    measure_ladder(models, Look(str(data), str(data), "cpu", said.append), most=2)
+    assert said == ["testing 2 images in 12 ways"]
     opened = open_detectors(models["a"], "cpu")
     images = open_split(data, opened[0].classes)
     ways = [Way((opened[0],)), Way((opened[1],)), Way(opened)]
