@@ -95,6 +95,7 @@ LISTS: dict[str, Callable[[Path], None]] = {
     "paths, tabs": by_rows("val.tsv", row="val/{file}.JPEG\t{wnid}"),
     "space": by_rows("val.txt", row="{file}.JPEG {wnid}"),
     "Caffe's": by_rows("val.txt", row="{file}.JPEG {index}"),
+    "Caffe's, with a header": by_rows("val.csv", "file,label", row="{file}.JPEG,{index}"),
     "Kaggle's": by_rows("LOC_val_solution.csv", "ImageId,PredictionString", row="{file},{wnid} 85 1 499 272 {wnid} 3 4 5 6"),
     "Kaggle's, three folders above": by_rows("../LOC_val_solution.csv", row="{file},{wnid} 85 1 499 272"),
 }
@@ -107,7 +108,7 @@ def test_flat_validation_images_have_the_classes_of_their_list(name: str, flat: 
     assert truth(listing) == list(TRUTH) and truth(listing, "train") == list(WNIDS)
     assert [entry.name for entry in listing.entries if entry.split == "val"] == [f"val/{name}.JPEG" for name in VAL]
     assert listing.classes == ("tench", "goldfish", "crane")
-    if name == "Caffe's":
+    if name.startswith("Caffe's"):
         with pytest.raises(UserError, match="numbers from 0 to 2, whose order is unknown"):
             scan(flat / "val")
     else:
@@ -205,6 +206,14 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "line 2: ILSVRC2012_val_00000001.JPEG is",
     ),
     "no class": (wrong("val.csv", f"{VAL[0]}.JPEG,"), "val.csv line 1: no class"),
+    "no class in a later line": (wrong("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[1]}.JPEG"), "val.csv line 2: no class"),
+    "an image without a number": (
+        lambda root: (
+            fill(root, "val/extra.JPEG"),
+            lines(root, "imagenet_2012_validation_synset_labels.txt", *TRUTH, TENCH),
+        )[1],
+        "has 7 lines without names of files, which do not tell the class of extra.JPEG",
+    ),
     "nothing in it": (wrong("val.csv", ""), "val.csv: is empty"),
     "lists that disagree": (two_that_disagree, f"is '{CRANE}' in"),
     "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv: cannot be read as UTF-8 text"),  # type: ignore[dict-item]
