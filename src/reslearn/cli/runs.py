@@ -256,8 +256,8 @@ def predict(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; RUN/report.html for one run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or those of several seeds; several are laid over each other.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; FOLDER/report.html for one folder.")] = None,
 ) -> None:
     """One self-contained HTML page: curves, confusion, the hardest images, the recipe, the cost.
 
@@ -268,9 +268,9 @@ def report(
     """
     from reslearn.training.many import seed_folders
 
-    runs = [run for folder in runs for run in seed_folders(folder) or [folder]]
     if out is None and len(runs) > 1:
         raise UserError("several runs make one page: say where with -o PAGE.html")
     from reslearn import report
 
-    typer.echo(report.write(runs, out or runs[0] / "report.html"))
+    folders = [run for folder in runs for run in seed_folders(folder) or [folder]]
+    typer.echo(report.write(folders, out or runs[0] / "report.html"))
