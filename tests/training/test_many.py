@@ -166,12 +166,13 @@ def test_what_cannot_be_is_refused(
     command: list[str], words: list[str], said: str, images: Path, boxes: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there").mkdir()
+    here = tmp_path / "here"
+    (here / "there").mkdir(parents=True)
+    monkeypatch.chdir(here)
     data = boxes if "detect" in command else images
     code, out, err = run(monkeypatch, capsys, *command, *(data if word == "DATA" else word for word in words))
     assert code == 2 and not out and err.startswith("reslearn: ") and said in err and err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["there"], "also where the first of the seeds could be begun"
+    assert [path.name for path in here.iterdir()] == ["there"], "also where the first of the seeds could be begun"
 
 
 @pytest.mark.parametrize("words", [["DATA", "--seeds", "2", "--out", "new"], ["--resume", "MANY"]])
@@ -180,13 +181,14 @@ def test_ranks_do_not_share_seeds(
     command: list[str], words: list[str], images: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    begin(images, "resnet8", None, SETTINGS, 0, tmp_path / "many" / "seed-0", "cpu", True, None)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    begin(images, "resnet8", None, SETTINGS, 0, here / "many" / "seed-0", "cpu", True, None)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(here)
     code, out, err = run(monkeypatch, capsys, *command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
     assert code == 2 and not out and err.endswith("each by one process: start them without torchrun\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["many"]
+    assert [path.name for path in here.iterdir()] == ["many"]
 
 
 def test_in_python_too_it_needs_a_folder_and_runs_in_it(images: Path, tmp_path: Path) -> None:
