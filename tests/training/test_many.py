@@ -151,6 +151,18 @@ def test_whichever_command_goes_on_with_detectors(
     assert code == 0 and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
 
 
+def test_stopped_while_data_is_opened_it_says_how_to_go_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> Run:
+        raise KeyboardInterrupt
+
+    begin(images, "resnet8", None, SETTINGS, 0, tmp_path / "many" / "seed-0", "cpu", True, None)
+    monkeypatch.setattr(many, "resume", stop)
+    code, _, err = run(monkeypatch, capsys, "train", "--resume", tmp_path / "many")
+    assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
+
+
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
 @pytest.mark.parametrize("words, said", [
     (["DATA", "--seeds", "0", "--out", "new"], "Invalid value for '--seeds'"),
