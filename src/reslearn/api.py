@@ -38,20 +38,21 @@ def resume(run: str | Path, device: str = "auto", quiet: bool = False) -> Run:
     return _reported(training.resume(run, device, quiet))
 
 
-def train_seeds(seeds: int, data: str | Path, out: str | Path, device: str = "auto", **arguments: Any) -> list[Run]:
+def train_seeds(seeds: int, data: str | Path, out: str | Path | None = None, device: str = "auto", **arguments: Any) -> list[Run]:
     """Train with several seeds, in OUT/seed-0, ...; OUT/seeds.json and OUT/report.html hold all of them.
 
-    The other arguments are train's. Raises what train raises.
+    The other arguments are train's. Raises what train raises, and UserError without `out`.
     """
-    return _summed_up(Path(out), many.train_seeds(seeds, data, out=out, device=device, **arguments))
+    return _summed_up(many.train_seeds(seeds, data, out=out, device=device, **arguments))
 
 
 def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
     """Continue interrupted runs of several seeds to their ends."""
-    return _summed_up(Path(out), many.resume_seeds(out, device, quiet))
+    return _summed_up(many.resume_seeds(out, device, quiet))
 
 
-def _summed_up(out: Path, runs: list[Run]) -> list[Run]:
+def _summed_up(runs: list[Run]) -> list[Run]:
+    out = runs[0].folder.parent
     write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
     report.write([_reported(run).folder for run in runs], out / "report.html")
     return runs

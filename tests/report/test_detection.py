@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -117,6 +118,23 @@ def test_several_runs(run: Path, images: BoxSet, tmp_path: Path) -> None:
     assert re.search(r"stroke: var\(--c1\); stroke-width: 1.8", page.source)  # the second's precision over recall
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
+
+
+def test_several_seeds(run: Path, images: BoxSet, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", images, images, skill=0.8)
+    assert "seeds" not in Page(write([run, other], tmp_path / "page.html")).text
+    document = json.loads((other / "recipe.json").read_text())
+    document["recipe"]["seed"] = 1
+    (other / "recipe.json").write_text(json.dumps(document))
+    ours = [json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other)]
+    values = {key: [one[key] for one in ours] for key in ("AP", "AP50", "AP75")}
+    assert len(set(values["AP"])) == 2
+    spread = {key: f"{key} is {mean(each):.1f} ± {stdev(each):.1f}%" for key, each in values.items()}
+    said = f"Over 2 seeds of one recipe the test {', '.join(spread.values())} (mean ± standard deviation)."
+    assert said in Page(write([run, other], tmp_path / "page.html")).text
+    document["recipe"]["net"]["name"] = "plain18"
+    (other / "recipe.json").write_text(json.dumps(document))
+    assert "seeds" not in Page(write([run, other], tmp_path / "page.html")).text, "more than the seed differs"
 
 
 def test_detectors_and_classifiers_share_no_page(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Several seeds: each run is what it is alone, one after the other or side by side; interrupted ones go on."""
+"""Several seeds, of classifiers and detectors: each run is what it is alone; interrupted and killed ones go on."""
 
 import json
 import os
@@ -9,14 +9,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import boxed
-from reslearn import UserError, cli, train
-from reslearn.training import many
+from reslearn import UserError, api, cli, train
+from reslearn.training import Run, many
 from reslearn.training.run import begin
 
 SETTINGS = ["schedule.steps=6", "batch.size=8", "log.every=2", "data.val=4"]
+BOXED = ["schedule.steps=2", "data.val=2", "detector.regions=8", "detector.anchors=[20]"]
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("boxes")
+    return boxed.shapes(boxed.shapes(root, images=4, split="test"), images=6)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["reslearn", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
 
 
 def same(one: Path, other: Path) -> bool:
@@ -30,14 +47,59 @@ def same(one: Path, other: Path) -> bool:
 
 def test_each_seed_is_what_it_is_alone(images: Path, tmp_path: Path) -> None:
     runs = many.train_seeds(2, images, "resnet8", settings=SETTINGS, seed=4, out=tmp_path / "many", quiet=True)
-    assert [run.folder.name for run in runs] == ["seed-4", "seed-5"]
-    for seed, run in zip((4, 5), runs, strict=True):
+    assert [each.folder.name for each in runs] == ["seed-4", "seed-5"]
+    for seed, done in zip((4, 5), runs, strict=True):
         alone = train(images, "resnet8", settings=SETTINGS, seed=seed, out=tmp_path / f"alone-{seed}", quiet=True)
-        assert same(alone.folder, run.folder)
+        assert same(alone.folder, done.folder)
     assert not same(runs[0].folder, runs[1].folder)
-    found = many.summary(runs)
-    errors = [run.result["last"]["test"]["top1_error"] for run in runs]
-    assert found["test"]["errors"] == errors and found["test"]["mean"] == sum(errors) / 2
+    found = many.summary(runs)["test"]["error"]
+    errors = [each.result["last"]["test"]["top1_error"] for each in runs]
+    assert found["each"] == errors and found["mean"] == pytest.approx(np.mean(errors))
+    assert found["std"] == pytest.approx(np.std(errors, ddof=1))
+    assert many.summary(runs[:1])["test"]["error"] == {"each": errors[:1], "mean": errors[0], "std": None}
+
+
+def test_what_one_of_the_runs_cannot_measure_has_no_mean() -> None:
+    def one(ap: float | None, **more: Any) -> Run:
+        numbers = {"AP": ap, "AP50": 3.0, "AP75": 1.0, "intervals": dict.fromkeys(("AP", "AP50", "AP75"))}
+        return Run(Path("run"), {"last": {"step": 1, "test": numbers | more}})
+
+    masks = one(2.0).result["last"]["test"]
+    both = many.summary([one(4.0, masks=masks), one(None, masks=masks)])["test"]
+    assert both["AP"] == {"each": [4.0, None], "mean": None, "std": None}
+    assert both["AP50"] == {"each": [3.0, 3.0], "mean": 3.0, "std": 0.0} and both["mask AP"]["mean"] == 2.0
+    assert "mask AP" not in many.summary([one(4.0, masks=masks), one(4.0)])["test"]
+
+
+def test_detectors_of_several_seeds_are_what_they_are_alone(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "many", tmp_path / "mine.toml"
+    recipe.write_text('base = "detect-default"\nseed = 3\n')  # where the seeds begin
+    words = ["detect", "train", boxes, "--model", "resnet8", "--recipe", recipe, *(f"--set={each}" for each in BOXED)]
+    code, printed, _ = run(monkeypatch, capsys, *words, "--seeds", 2, "--out", out, "--device", "cpu")
+    assert code == 0 and not list(tmp_path.glob(".*"))
+    results = []
+    for seed in (3, 4):
+        alone = train(boxes, "resnet8", recipe, BOXED, seed, tmp_path / f"{seed}", "cpu", quiet=True, task="detect")
+        assert same(alone.folder, out / f"seed-{seed}")
+        results.append(json.loads((out / f"seed-{seed}" / "result.json").read_text()))
+        assert results[-1]["last"] == json.loads((alone.folder / "result.json").read_text())["last"]
+    assert not same(out / "seed-3", out / "seed-4")
+    found, lines = json.loads((out / "seeds.json").read_text()), printed.splitlines()
+    for split, title in (("val", "held-out"), ("test", "test")):
+        for measure in ("AP", "AP50", "AP75"):
+            values = [result["last"][split][measure] for result in results]
+            mean, std = np.mean(values), np.std(values, ddof=1)
+            assert found[split][measure] == {"each": values, "mean": pytest.approx(mean), "std": pytest.approx(std)}
+            each = f"{values[0]:.2f}, {values[1]:.2f}; n=2 seeds"
+            assert f"result   {title} {measure} {mean:.2f} +- {std:.2f}%  ({each})" in lines
+    assert lines[-1] == f"report   {out / 'report.html'}"
+    (out / "report.html").unlink()
+    assert run(monkeypatch, capsys, "report", out)[:2] == (0, f"{out / 'report.html'}\n")
+    aps = [result["last"]["test"]["AP"] for result in results]
+    said = f"Over 2 seeds of one recipe the test AP is {np.mean(aps):.1f} ± {np.std(aps, ddof=1):.1f}%, AP50 is "
+    assert said in (out / "report.html").read_text()
 
 
 def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
@@ -45,61 +107,106 @@ def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
         begin(images, "resnet8", None, [*SETTINGS, f"schedule.steps={steps}"], seed, tmp_path / f"{seed}", "cpu", True, None)
         for seed, steps in ((1, 6), (2, 3), (3, 6))
     ]
-    for run, job in zip(many.side_by_side(jobs), jobs, strict=True):
+    for done, job in zip(many.side_by_side(jobs), jobs, strict=True):
         settings = [*SETTINGS, f"schedule.steps={job.ready.recipe.schedule.steps}"]
         alone = train(
-            images, "resnet8", settings=settings, seed=job.ready.recipe.seed, out=tmp_path / f"alone-{run.folder.name}", quiet=True
+            images, "resnet8", settings=settings, seed=job.ready.recipe.seed, out=tmp_path / f"alone-{done.folder.name}", quiet=True
         )
-        assert same(alone.folder, run.folder)
+        assert same(alone.folder, done.folder)
 
 
-def test_interrupted_seeds_go_on(images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "many"
-    words = ["train", str(images), "--model", "resnet8", "--seeds", "2", "--out", str(out)]
-    words += [f"--set={s}" for s in ("schedule.steps=40", "batch.size=8", "log.every=1", "data.val=4")]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("task", ["classify", "detect"])
+def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, boxes: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "many", ["train"] if task == "classify" else ["detect", "train"]
+    data, settings = (images, [*SETTINGS, "schedule.steps=40"]) if task == "classify" else (boxes, [*BOXED, "schedule.steps=20"])
+    settings += ["log.every=1", "checkpoint.every=2"]
+    words = [*command, str(data), "--model", "resnet8", "--seeds", "2", "--out", str(out), *(f"--set={each}" for each in settings)]
     one_thread: dict[str, Any] = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
     process = subprocess.Popen([sys.executable, "-m", "reslearn", *words], stderr=subprocess.PIPE, **one_thread)
-    while process.poll() is None and not (out / "seed-0" / "metrics.jsonl").exists():
+    while process.poll() is None and not list(out.glob("seed-0/checkpoints/step-*")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the run is saved" in said
-    assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
-    again = [sys.executable, "-m", "reslearn", "train", "--resume", str(out)]
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
+    assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-0" / "result.json").exists()
+    again = [sys.executable, "-m", "reslearn", *command, "--resume", str(out)]
     done = subprocess.run(again, capture_output=True, **one_thread)
     assert done.returncode == 0 and "n=2 seeds" in done.stdout, done.stderr
-    assert len(json.loads((out / "seeds.json").read_text())["test"]["errors"]) == 2 and (out / "report.html").exists()
-    alone = train(images, "resnet8", settings=[w.removeprefix("--set=") for w in words[8:]], out=tmp_path / "alone", quiet=True)
-    assert same(alone.folder, out / "seed-0")
+    assert len(json.loads((out / "seeds.json").read_text())["test"]) == (1 if task == "classify" else 3)
+    assert (out / "report.html").exists()
+    for seed in (0, 1):
+        alone = train(data, "resnet8", settings=settings, seed=seed, out=tmp_path / f"{seed}", quiet=True, task=task)
+        assert same(alone.folder, out / f"seed-{seed}")
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
-def test_detectors_of_several_seeds_go_on(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_whichever_command_goes_on_with_detectors(
+    command: list[str], boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder of them, as experiments leave it, whichever of the commands goes on with it."""
-    data = boxed.shapes(boxed.shapes(tmp_path / "set", images=4, split="test"), images=6)
-    settings = ["schedule.steps=2", "data.val=2", "detector.regions=8", "detector.anchors=[20]"]
     for seed in (0, 1):
-        begin(data, "resnet8", None, settings, seed, tmp_path / "many" / f"seed-{seed}", "cpu", True, None, "detect")
-    monkeypatch.setattr(sys, "argv", ["reslearn", *command, "--resume", str(tmp_path / "many")])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    out = capsys.readouterr().out
-    assert not left.value.code and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
-    results = [json.loads((tmp_path / "many" / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
-    found = json.loads((tmp_path / "many" / "seeds.json").read_text())
-    for split in ("val", "test"):
-        values = [result["last"][split]["AP"] for result in results]
-        assert found[split]["AP"] == values and found[split]["mean"] == pytest.approx(sum(values) / 2)
-    assert "errors" not in found["test"]
+        begin(boxes, "resnet8", None, BOXED, seed, tmp_path / "many" / f"seed-{seed}", "cpu", True, None, "detect")
+    code, out, _ = run(monkeypatch, capsys, *command, "--resume", tmp_path / "many")
+    assert code == 0 and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
 
 
-def test_what_cannot_be_is_refused(images: Path, tmp_path: Path) -> None:
+def test_stopped_while_data_is_opened_it_says_how_to_go_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> Run:
+        raise KeyboardInterrupt
+
+    begin(images, "resnet8", None, SETTINGS, 0, tmp_path / "many" / "seed-0", "cpu", True, None)
+    monkeypatch.setattr(many, "resume", stop)
+    code, _, err = run(monkeypatch, capsys, "train", "--resume", tmp_path / "many")
+    assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
+
+
+@pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
+@pytest.mark.parametrize("words, said", [
+    (["DATA", "--seeds", "0", "--out", "new"], "Invalid value for '--seeds'"),
+    (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
+    (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: say where with --out"),
+    (["DATA", "--seeds", "2", "--out", "there"], "there exists: continue its runs with --resume there, or choose another --out"),
+    (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--seed: seed: Input should be less"),
+    (["--resume", "there", "--seeds", "2"], "--resume takes its recipe from the run: leave out --seeds"),
+    (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "from the run: leave out DATA, --set, --seed"),
+    (["--seeds", "2", "--out", "new"], "say what to train on: reslearn "),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(
+    command: list[str], words: list[str], said: str, images: Path, boxes: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    here = tmp_path / "here"
+    (here / "there").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    data = boxes if "detect" in command else images
+    code, out, err = run(monkeypatch, capsys, *command, *(data if word == "DATA" else word for word in words))
+    assert code == 2 and not out and err.startswith("reslearn: ") and said in err and err.count("\n") == 1
+    assert [path.name for path in here.iterdir()] == ["there"], "also where the first of the seeds could be begun"
+
+
+@pytest.mark.parametrize("words", [["DATA", "--seeds", "2", "--out", "new"], ["--resume", "MANY"]])
+@pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
+def test_ranks_do_not_share_seeds(
+    command: list[str], words: list[str], images: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    here = tmp_path / "here"
+    begin(images, "resnet8", None, SETTINGS, 0, here / "many" / "seed-0", "cpu", True, None)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(here)
+    code, out, err = run(monkeypatch, capsys, *command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
+    assert code == 2 and not out and err.endswith("each by one process: start them without torchrun\n")
+    assert [path.name for path in here.iterdir()] == ["many"]
+
+
+def test_in_python_too_it_needs_a_folder_and_runs_in_it(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say where with --out"):
-        many.train_seeds(2, images)
-    (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="exists: continue its runs with --resume"):
-        many.train_seeds(2, images, out=tmp_path / "there")
+        api.train_seeds(2, images)
     with pytest.raises(UserError, match="must be at least 1"):
-        many.train_seeds(0, images, out=tmp_path / "new")
+        api.train_seeds(0, images, tmp_path / "new")
+    with pytest.raises(UserError, match="holds no runs of several seeds"):
+        api.resume_seeds(tmp_path)

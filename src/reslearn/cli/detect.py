@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, one_process, several_ranks, whole_numbers
+from reslearn.cli.options import Device, Json, Seeds, one_process, several_ranks, whole_numbers
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def train(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    seeds: Seeds = None,
     init: Annotated[Path | None, typer.Option("--init", help="A classification model or run that the trunk starts from.")] = None,
     bad_boxes: Annotated[
         BadBoxes | None, typer.Option("--bad-boxes", help="Objects that are unsound: leave them out, or stop (the default).")
@@ -68,27 +69,19 @@ def train(
       reslearn detect train bccd --model resnet50 --init resnet50.safetensors
       reslearn detect train coco --model resnet50 --set detector.kind=fpn --set detector.masks=true
       reslearn detect train VOCdevkit --recipe voc-paper --init runs/imagenet
+      reslearn detect train bccd --bad-boxes drop --seeds 3 --out runs/three
       reslearn detect train --resume runs/cells
     """
-    given = {"DATA": data, "--model": model, "--recipe": recipe, "--set": settings, "--init": init, "--out": out}
-    extra = [name for name, value in given.items() if value] + ["--bad-boxes"] * (bad_boxes is not None)
-    if resume is not None and (extra or seed is not None):
-        raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
-    if resume is None and data is None:
-        raise UserError("say what to train on: reslearn detect train DATA (or --resume RUN)")
-    from reslearn.cli.runs import go_on, print_run
+    given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
+    from reslearn.cli.runs import carry_out, check_given
 
-    if resume is not None:
-        go_on(resume, device)
-        return
-    from reslearn import api
+    check_given("reslearn detect train", resume, data, **given, bad_boxes=bad_boxes, seeds=seeds)
     from reslearn.data.boxes import bad_boxes_left_out_by
 
-    assert data is not None
-    chosen = [*(settings or ()), *([f"data.bad={bad_boxes.value}"] if bad_boxes else [])]
+    if bad_boxes is not None:
+        given["settings"] = [*given["settings"], f"data.bad={bad_boxes.value}"]
     with bad_boxes_left_out_by(DROP):
-        run = api.train(data, model, recipe, chosen, seed, out, device, init=init, task="detect")
-    print_run(run)
+        carry_out(resume, data, seeds, device, **given, task="detect")
 
 
 @app.command("eval", no_args_is_help=True)

@@ -9,6 +9,7 @@ from reslearn.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs, with seeds one after the other.")]
 
 
 def several_ranks() -> bool:

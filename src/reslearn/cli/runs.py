@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, whole_numbers
+from reslearn.cli.options import Device, Json, Seeds, whole_numbers
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
     from reslearn.training import Run
+
+SPLITS = {"val": "held-out", "test": "test", "train": "training"}
 
 
 def train(
@@ -30,7 +32,7 @@ def train(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs, with seeds one after the other.")] = None,
+    seeds: Seeds = None,
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
@@ -48,47 +50,38 @@ def train(
       reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
-    if resume is not None:
-        given = {
-            "DATA": data,
-            "--model": model,
-            "--recipe": recipe,
-            "--set": settings,
-            "--init": init,
-            "--out": out,
-            "--seeds": seeds,
-        }
-        extra = [name for name, value in given.items() if value]
-        if extra or seed is not None:
-            raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra) or '--seed'}")
-    elif data is None:
-        raise UserError("say what to train on: reslearn train DATA (or --resume RUN)")
+    given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
+    check_given("reslearn train", resume, data, **given, seeds=seeds)
+    carry_out(resume, data, seeds, device, **given)
+
+
+def check_given(command: str, resume: Path | None, data: str | Path | None, **others: Any) -> None:
+    """Raises UserError unless there is data to train on, or a run to go on with and nothing else; others: options by name."""
+    if resume is None:
+        if data is None:
+            raise UserError(f"say what to train on: {command} DATA (or --resume RUN)")
+        return
+    options = {"DATA": data} | {f"--{'set' if name == 'settings' else name.replace('_', '-')}": others[name] for name in others}
+    if extra := [name for name, value in options.items() if value not in (None, ())]:
+        raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra)}")
+
+
+def carry_out(resume: Path | None, data: Any, seeds: int | None, device: str, **given: Any) -> None:
+    """Go on with a run of any task, or with those of several seeds; or train on what is given, as api.train names it. Print the
+    last numbers."""
     from reslearn import api
 
-    if resume is not None:
-        go_on(resume, device)
-        return
-    assert data is not None
-    if seeds is not None:
-        if out is None:
-            raise UserError("several seeds need a folder for their runs: say where with --out")
-        given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init}
-        _print_seeds(api.many.summary(api.train_seeds(seeds, data, out, device, **given)), out)
-        return
-    print_run(api.train(data, model, recipe=recipe, settings=settings or (), seed=seed, out=out, device=device, init=init))
+    if resume is not None and api.many.seed_folders(resume):
+        _print_seeds(api.resume_seeds(resume, device))
+    elif resume is not None:
+        _print_run(api.resume(resume, device))
+    elif seeds is not None:
+        _print_seeds(api.train_seeds(seeds, data, device=device, **given))
+    else:
+        _print_run(api.train(data, device=device, **given))
 
 
-def go_on(folder: Path, device: str) -> None:
-    """Continue a run of any task, or those of several seeds in a folder, to the end, and print the numbers."""
-    from reslearn import api
-
-    if api.many.seed_folders(folder):
-        _print_seeds(api.many.summary(api.resume_seeds(folder, device)), folder)
-        return
-    print_run(api.resume(folder, device=device))
-
-
-def print_run(run: "Run") -> None:
+def _print_run(run: "Run") -> None:
     """The numbers of a finished run, and where its files are; of several ranks, the first one says so."""
     from reslearn.training import ranks
 
@@ -99,38 +92,39 @@ def print_run(run: "Run") -> None:
     typer.echo(f"report   {run.folder / 'report.html'}")
 
 
-def _print_seeds(found: dict[str, Any], folder: Path) -> None:
-    for split, what in (("val", "held-out"), ("test", "test"), ("train", "training")):
-        if split in found:
-            measure, key = ("error", "errors") if "errors" in found[split] else ("AP", "AP")
-            each = ", ".join(f"{value:.2f}" for value in found[split][key])
-            spread = "" if found[split]["std"] is None else f" +- {found[split]['std']:.2f}"
-            typer.echo(f"result   {what} {measure} {found[split]['mean']:.2f}{spread}%  ({each}; n={len(found['runs'])} seeds)")
-    typer.echo(f"report   {folder}/report.html")
+def _print_seeds(runs: "list[Run]") -> None:
+    """The numbers of runs with several seeds: a line for each split and measure."""
+    from reslearn.training.many import summary
+
+    found, folder = summary(runs), runs[0].folder.parent
+    for split, what in SPLITS.items():
+        for measure, of in found.get(split, {}).items():
+            each = ", ".join(f"{_number(value):.2f}" for value in of["each"])
+            spread = "" if of["std"] is None else f" +- {of['std']:.2f}"
+            seeds = f"n={len(runs)} seed{'s' * (len(runs) > 1)}"
+            typer.echo(f"result   {what} {measure} {_number(of['mean']):.2f}{spread}%  ({each}; {seeds})")
+    typer.echo(f"report   {folder / 'report.html'}")
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _print_result(result: dict[str, Any]) -> None:
     """A line for each split of the last and, where they are others, the best weights."""
+    from reslearn.training.many import measures
+
     same = result.get("best", {}).get("step") == result["last"]["step"]
     for name in ["last"] if same else [name for name in ("last", "best") if name in result]:
         step, title = result[name]["step"], "last, best" if same else name
-        for split, what in (("val", "held-out"), ("test", "test"), ("train", "training (nothing was held out)")):
+        for split, what in SPLITS.items():
             if split in result[name]:
                 numbers = result[name][split]
-                for measure, found, interval in _measures(numbers):
+                note = " (nothing was held out)" if split == "train" else ""
+                for measure, (value, interval) in measures(numbers).items():
                     low, high = interval or (math.nan, math.nan)
                     spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
-                    value = math.nan if found is None else found
-                    typer.echo(f"result   {what} {measure} {value:.2f}%  ({spread}; {title}: step {step:,})")
-
-
-def _measures(numbers: dict[str, Any]) -> list[tuple[str, float | None, list[float] | None]]:
-    """(name, value, interval) of the numbers that are printed: of a classifier or of a detector, with masks or without."""
-    if "top1_error" in numbers:
-        return [("error", numbers["top1_error"], numbers["top1_interval"])]
-    found = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
-    names = ("AP", "AP50", "AP75")
-    return [(f"{of}{name}", each[name], each["intervals"][name]) for of, each in found.items() for name in names]
+                    typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({spread}; {title}: step {step:,})")
 
 
 class Split(StrEnum):
@@ -262,8 +256,8 @@ def predict(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; RUN/report.html for one run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or those of several seeds; several are laid over each other.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; FOLDER/report.html for one folder.")] = None,
 ) -> None:
     """One self-contained HTML page: curves, confusion, the hardest images, the recipe, the cost.
 
@@ -274,9 +268,9 @@ def report(
     """
     from reslearn.training.many import seed_folders
 
-    runs = [run for folder in runs for run in seed_folders(folder) or [folder]]
     if out is None and len(runs) > 1:
         raise UserError("several runs make one page: say where with -o PAGE.html")
     from reslearn import report
 
-    typer.echo(report.write(runs, out or runs[0] / "report.html"))
+    folders = [run for folder in runs for run in seed_folders(folder) or [folder]]
+    typer.echo(report.write(folders, out or runs[0] / "report.html"))

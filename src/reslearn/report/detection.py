@@ -9,7 +9,7 @@ from markupsafe import Markup
 from reslearn.report import analyses, detection_plots, plots
 from reslearn.report.detection_runs import KINDS, BySize, DetectionRun, Numbers, Precision, Review, Snapshot, read_run
 from reslearn.report.runs import Folder
-from reslearn.report.shared import SPLITS, cost, net_name, notices, picture, recipe_rows, render, same_data
+from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, picture, recipe_rows, render, same_data
 
 MEANING = {
     "class": "in place, but of another class",
@@ -111,7 +111,9 @@ def _compared(runs: Sequence[DetectionRun]) -> str:
         return says
     run, split, numbers = max(done, key=lambda one: -math.inf if one[2].AP is None else one[2].AP)
     says += f" After the last iteration the highest {split} AP, {points(numbers.AP)}%{_interval(numbers)}, is that of"
-    return f"{says} {run.label}."
+    measured = {key: [getattr(one, key) for _, _, one in done] for key in ("AP", "AP50", "AP75")}
+    measured["mask AP"] = [one.masks.AP if one.masks else None for _, _, one in done]
+    return f"{says} {run.label}.{over_seeds([one for one, *_ in done], split, measured, 1)}"
 
 
 def _compared_curves(measured: Sequence[tuple[str, Numbers] | None]) -> str:

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from reslearn.errors import UserError
 from reslearn.report import analyses, detection, plots
 from reslearn.report.runs import Metrics, Run, Snapshot, most_confused, open_folders, read_run
-from reslearn.report.shared import SPLITS, cost, net_name, notices, percent, picture, recipe_rows, render, same_data
+from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, percent, picture, recipe_rows, render
 
 GRID_CLASSES = 60  # more rows of a confusion matrix than this cannot be told apart on a screen
 
@@ -107,12 +106,7 @@ def _compared(runs: list[Run]) -> str:
     interval = f" (95% interval {_spread(metrics)})" if _spread(metrics) else ""
     says += f" After the last iteration the lowest {split} error, {percent(metrics.top1_error)}{interval},"
     says += f" is that of {run.label}."
-    changed = {row["key"] for row in recipe_rows([run.setup.recipe for run, _, _ in done]) if row["differs"]}
-    if len(done) > 1 and "seed" in changed and changed <= {"seed", "name"} and same_data([run for run, _, _ in done]):
-        errors = [metrics.top1_error for _, _, metrics in done]
-        says += f" Over {len(done)} seeds of one recipe the {split} error is {mean(errors):.2f} ± {stdev(errors):.2f}%"
-        says += " (mean ± standard deviation)."
-    return says
+    return says + over_seeds([run for run, _, _ in done], split, {"error": [metrics.top1_error for _, _, metrics in done]}, 2)
 
 
 def _view(run: Run, index: int) -> dict[str, Any]:

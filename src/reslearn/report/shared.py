@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -85,6 +86,17 @@ def notices(runs: Sequence[AnyRun]) -> list[str]:
 
 def same_data(runs: Sequence[AnyRun]) -> bool:
     return len({(run.setup.data.name, run.setup.data.fingerprint) for run in runs}) == 1
+
+
+def over_seeds(runs: Sequence[AnyRun], split: str, measured: Mapping[str, Sequence[float | None]], digits: int) -> str:
+    """A sentence: the mean and deviation over the runs of what was measured (percent, a value a run) on a split; "" where more
+    than seeds differs. What a run could not measure is left out."""
+    changed = {row["key"] for row in recipe_rows([run.setup.recipe for run in runs]) if row["differs"]}
+    whole = {name: [value for value in values if value is not None] for name, values in measured.items() if None not in values}
+    if "seed" not in changed or not changed <= {"seed", "name"} or not same_data(runs) or not whole:
+        return ""
+    said = ", ".join(f"{name} is {mean(each):.{digits}f} ± {stdev(each):.{digits}f}%" for name, each in whole.items())
+    return f" Over {len(runs)} seeds of one recipe the {split} {said} (mean ± standard deviation)."
 
 
 def net_name(run: AnyRun) -> str:

@@ -1,14 +1,18 @@
 """The same run with several seeds: one after the other, or side by side on a GPU that a small network cannot fill."""
 
+import os
+import shutil
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
 
 from reslearn.errors import Interrupted, UserError
+from reslearn.files import writing
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.folder import locked, read_facts
@@ -29,8 +33,10 @@ def train_seeds(
     device: str = "auto",
     quiet: bool = False,
     init: str | Path | None = None,
+    task: str = "classify",
 ) -> list[Run]:
-    """Runs with the seeds `seed`, `seed` + 1, ..., in the folders OUT/seed-0, ...; the other arguments are those of train.
+    """Runs with the seeds `seed`, `seed` + 1, ... (by default from the recipe's on), in the folders OUT/seed-0, ...; the other
+    arguments are those of train.
 
     Each gives the same as alone. Raises what train raises; Interrupted leaves runs that resume_seeds(OUT) goes on with.
     """
@@ -39,11 +45,19 @@ def train_seeds(
         raise UserError(f"seeds={seeds}: must be at least 1")
     if out is None:
         raise UserError("several seeds need a folder for their runs: say where with --out")
-    if Path(out).exists():
+    out = Path(out)
+    if out.exists():
         raise UserError(f"{out} exists: continue its runs with --resume {out}, or choose another --out")
-    first = seed or 0
-    for number in range(first, first + seeds):
-        begin(data, model, recipe, settings, number, Path(out) / f"seed-{number}", device, True, init)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:  # the folder appears with all of its runs, or not at all: what is gone on with is what was asked for
+        for number in range(seeds):
+            begun = begin(data, model, recipe, settings, seed, fresh / str(number), device, True, init, task)
+            begun.folder.rename(fresh / f"seed-{begun.ready.recipe.seed}")
+            seed = begun.ready.recipe.seed + 1
+        with writing(out):
+            fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return resume_seeds(out, device, quiet)
 
 
@@ -59,8 +73,10 @@ def seed_folders(folder: str | Path) -> list[Path]:
 
 
 def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
-    """Go on with the runs of several seeds to their ends."""
+    """Go on with the runs of several seeds to their ends. Raises what resume raises."""
     _alone()
+    if not seed_folders(folder):
+        raise UserError(f"{folder} holds no runs of several seeds: they are folders such as {Path(folder) / 'seed-0'}")
     display, runs = Display(quiet), {}
     waiting = [path for path in seed_folders(folder) if not (path / "result.json").exists()]
     facts = [read_facts(path) for path in waiting]
@@ -78,6 +94,8 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
                 runs[path] = resume(path, device, quiet)
             except Interrupted as signal:
                 raise Interrupted(signal.number, Path(folder)) from None
+            except KeyboardInterrupt:  # while its data is opened
+                raise Interrupted(SIGINT, Path(folder)) from None
     return [runs[path] for path in seed_folders(folder)]
 
 
@@ -102,15 +120,32 @@ def side_by_side(jobs: Sequence[Job]) -> list[Run]:
         return [Run(job.folder, finish(job, loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
 
 
+def measures(numbers: dict[str, Any]) -> dict[str, tuple[float | None, list[float] | None]]:
+    """The values that stand for a split's numbers, in percent, by name, with their 95% intervals: of a classifier its error, of a
+    detector AP, AP50 and AP75, and those of its masks. None where nothing can be measured."""
+    if "top1_error" in numbers:
+        return {"error": (numbers["top1_error"], numbers["top1_interval"])}
+    found = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
+    return {f"{of}{key}": (each[key], each["intervals"][key]) for of, each in found.items() for key in ("AP", "AP50", "AP75")}
+
+
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The last numbers, in percent, of runs with several seeds: for each split, `errors` of classifiers or `AP` of detectors, one a
-    run, and their `mean` and `std` (of the sample)."""
+    """The last numbers of runs with several seeds: `{"runs": folders, split: {measure: {"each": values, "mean": , "std": }}}`, with
+    a value for each run; std is of the sample, None for one run, and both are None where a value is."""
     found: dict[str, Any] = {"runs": [str(run.folder) for run in runs]}
     for split in ("val", "test", "train"):
-        numbers = [run.result["last"].get(split, {}) for run in runs]
-        key, title = ("top1_error", "errors") if any("top1_error" in each for each in numbers) else ("AP", "AP")
-        values = [each.get(key) for each in numbers]
-        if values and None not in values:
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            found[split] = {title: values, "mean": statistics.mean(values), "std": spread}
+        numbers = [measures(run.result["last"][split]) for run in runs if split in run.result["last"]]
+        if len(numbers) == len(runs):
+            shared = [name for name in numbers[0] if all(name in one for one in numbers)]
+            found[split] = {name: _spread([one[name][0] for one in numbers]) for name in shared}
     return found
+
+
+def _spread(each: Sequence[float | None]) -> dict[str, Any]:
+    values = [value for value in each if value is not None]
+    whole = len(values) == len(each)
+    return {
+        "each": list(each),
+        "mean": statistics.mean(values) if whole else None,
+        "std": statistics.stdev(values) if whole and len(values) > 1 else None,
+    }
