@@ -23,6 +23,7 @@ def guesses(truth: Single, classes: int, skill: float, seed: int) -> View:
     scores = numbers.normal(0, 1, (n, classes))
     scores[np.arange(n), truth.labels] += 2 * skill
     near = np.stack([boxes[0] + numbers.normal(0, 2.5 / skill, 4) for boxes in truth.boxes])
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 3)
     astray = numbers.random(n) < 0.15 / skill
     near[astray] = [0, 0, 8, 8]
     boxes = np.tile(np.array([5.0, 5, 20, 20]), (n, classes, 1))

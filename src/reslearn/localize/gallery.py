@@ -1,6 +1,7 @@
 """Pictures for the report of a run: where a localizer looks worst and where it is right, and what it learns from."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from reslearn.localize.views import Single
 
 WORST, RIGHT = 12, 6  # pictures of either kind
 SIDE = 320  # px: the longer side of a picture
-SHEET, TILE = (3, 8), 128  # rows and columns, px
+MOST, COLUMNS, TILE = 24, 8, 128  # pictures on the sheet, side by side, px of each
 Example = tuple[np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -65,10 +66,12 @@ def save_examples(folder: Path, examples: Iterable[Example]) -> None:
     """RUN/images/examples.jpg: what the network learns from, side by side; each an image uint8 (H, W, 3), its true boxes and the
     boxes that are given with it, (4,) each. Raises UserError where it cannot be written."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows, columns = SHEET
+    tiles = [
+        draw(pixels, [*((box, FOUND, False) for box in given), *((box, TRUTH, False) for box in true)], TILE)
+        for pixels, true, given in islice(examples, MOST)
+    ]
+    rows, columns = -(-len(tiles) // COLUMNS), min(COLUMNS, len(tiles))
     sheet = Image.new("RGB", (columns * (TILE + 2) - 2, rows * (TILE + 2) - 2), "white")
-    for at, (pixels, true, given) in zip(range(rows * columns), examples, strict=False):
-        boxes = [(box, FOUND, False) for box in given] + [(box, TRUTH, False) for box in true]
-        place = (at % columns * (TILE + 2), at // columns * (TILE + 2))
-        sheet.paste(draw(pixels, boxes, TILE), place)
+    for at, tile in enumerate(tiles):
+        sheet.paste(tile, (at % COLUMNS * (TILE + 2), at // COLUMNS * (TILE + 2)))
     save_picture(sheet, folder / "images" / "examples.jpg")

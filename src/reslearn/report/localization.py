@@ -77,10 +77,13 @@ def _summary(run: LocalizationRun) -> str:
     says = f"{what} on {net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
     if found := _measured(run):
         split, numbers = found
-        each = [f"{percent(view.true_class.error)} {VIEWS[name]}" for name, view in numbers.views.items()]
-        says += f" With the true class given, its box is wrong on {', '.join(each)}, of the {numbers.n:,} {split} images"
-        last = numbers.views[_judged(numbers)]
-        says += f"{_interval(last.true_class).replace('(', '(the last: ') if len(each) > 1 else _interval(last.true_class)}."
+        judged = _judged(numbers)
+        last, others = numbers.views[judged], [name for name in numbers.views if name != judged]
+        each = "".join(f", {percent(numbers.views[name].true_class.error)} {VIEWS[name]}" for name in others)
+        says += (
+            f" With the true class given, its box is wrong on {percent(last.true_class.error)} of the {numbers.n:,} {split} images"
+        )
+        says += f"{_interval(last.true_class)}, {VIEWS[judged]}{each.replace(',', ';', 1)}."
         if last.top1:
             says += f" With the class to be guessed as well it errs on {percent(last.top1.error)}{_interval(last.top1)}."
     return says + cost(run)
