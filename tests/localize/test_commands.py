@@ -97,7 +97,10 @@ def test_five_guesses_where_there_are_more_classes() -> None:
     boxes = np.tile([0.0, 0, 1, 1], (2, 7, 1))
     found = errors(order, boxes, Single(np.array([2, 1]), (boxes[0, :1], boxes[0, :1])), "abcdefg")
     assert [found[key]["error"] for key in ("true_class", "top1", "top5", "classification")] == [0, 100, 50, 100]
-    assert found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0} and found["per_class"][0]["error"] is None
+    assert (
+        found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0, "interval": [0.0, 0.0]}
+        and found["per_class"][0]["error"] is None
+    )
 
 
 def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp_path: Path) -> None:

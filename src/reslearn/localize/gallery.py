@@ -1,6 +1,6 @@
 """Pictures for the report of a run: where a localizer looks worst and where it is right, and what it learns from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from reslearn.localize.views import Single
 WORST, RIGHT = 12, 6  # pictures of either kind
 SIDE = 320  # px: the longer side of a picture
 MOST, COLUMNS, TILE = 24, 8, 128  # pictures on the sheet, side by side, px of each
-Example = tuple[np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
+Example = tuple[np.ndarray, Iterable[np.ndarray], Iterable[np.ndarray]]
 
 
 def save_gallery(folder: Path, data: BoxSet, truth: Single, found: Mapping[str, View]) -> dict[str, Any]:
