@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import reslearn
+from pages import Page
 from painted_sets import COLOURS, TINY, write_set
 from reslearn import UserError, cli
 from reslearn.data.annotated import open_boxes
@@ -55,7 +56,7 @@ def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
     assert evaluate(fresh, shapes)["dense"]["true_class"]["error"] > 2 * result["dense"]["true_class"]["error"] + 20
     card = load_localizer(run).card
     assert card.metrics["test"]["dense"] == result["dense"]["true_class"]["error"]
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 12
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 96
 
 
 def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> None:
@@ -96,7 +97,10 @@ def test_five_guesses_where_there_are_more_classes() -> None:
     boxes = np.tile([0.0, 0, 1, 1], (2, 7, 1))
     found = errors(order, boxes, Single(np.array([2, 1]), (boxes[0, :1], boxes[0, :1])), "abcdefg")
     assert [found[key]["error"] for key in ("true_class", "top1", "top5", "classification")] == [0, 100, 50, 100]
-    assert found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0} and found["per_class"][0]["error"] is None
+    assert (
+        found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0, "interval": [0.0, 0.0]}
+        and found["per_class"][0]["error"] is None
+    )
 
 
 def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp_path: Path) -> None:
@@ -141,7 +145,15 @@ def test_from_a_classifier_by_command(
     reslearn.save(reslearn.create("plain8", 5), "c.safetensors", Card(net="plain8", classes=tuple("abcde"), preprocessing=view))
     words = ["train", shapes, "--init", "c.safetensors", "--out", "where", "--size", 32, "--epochs", 1, "--batch", 16]
     assert localize(monkeypatch, *words, "--jitter", "32,40", "--lr", 0.01, "--device", "cpu") == 0
-    assert "true class given, 1 crop" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "true class given, 1 crop" in said and "report   where/report.html" in said
+    page = Page(Path("where/report.html"))
+    assert "A localizer on plain8" in page.text and f"from {shapes.name}, for 4 iterations (1.0 epochs)" in page.text
+    assert page.count("svg") == 2 and page.count("img") == len(json.loads(Path("where/result.json").read_text())["gallery"]) + 1
+    Path("where/report.html").unlink()
+    assert localize(monkeypatch, "train", "--resume", "where", "--device", "cpu") == 0
+    assert Page(Path("where/report.html")).source == page.source
+    capsys.readouterr()
     card = load_localizer("where").card
     assert card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLOURS)
     assert localize(monkeypatch, "eval", "where", shapes, "--scale", 40, "--scale", 48, "--out", "e.json", "--device", "cpu") == 0

@@ -14,6 +14,7 @@ import torch
 from torchvision.ops import roi_align
 
 from localize.test_runs import process
+from pages import Page
 from painted_sets import TINY, write_set
 from reslearn import UserError, cli
 from reslearn.data.annotated import open_boxes
@@ -236,6 +237,9 @@ def test_by_command(
     assert "test localization error, true class given, refined" in said and "model    o/model.safetensors" in said
     assert called(monkeypatch, "eval", "o", shapes, "--device", "cpu") == 0
     assert "R-CNN" in capsys.readouterr().out.splitlines()[1]
+    page = Page(Path("o/report.html"))
+    assert "The second stage, R-CNN, of a localizer on resnet8" in page.text and "dense, then R-CNN" in page.text
+    assert "the first stage, which proposes regions, is that of" in page.text and page.count("img") > 3
     others = write_set(tmp_path / "others", {"train": 2})
     file = others / "train" / "_annotations.coco.json"
     file.write_text(file.read_text().replace('"disc"', '"ring"'))

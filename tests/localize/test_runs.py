@@ -65,7 +65,7 @@ def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path) -> None:
     assert f"stopped by SIGINT; the run is saved, and reslearn localize train --resume '{out}' goes on" in said
     assert "Traceback" not in said and not (out / "result.json").exists()
     result = resume(out, device="cpu", say=lambda line: None)
-    assert result["steps"] == 8 and result["test"]["n"] == 30 and (out / "model.safetensors").exists()
+    assert result["step"] == 8 and result["test"]["n"] == 30 and (out / "model.safetensors").exists()
 
 
 KILLED_AS_IT_BEGINS = """
@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_as_it_begins_is_not_there(shapes: Path, tmp_path: 
     child.communicate(timeout=240)
     assert child.returncode == -signal.SIGKILL and (tmp_path / ".killed.partial" / "checkpoints").exists()
     assert not list(out.iterdir())
-    assert train(shapes, out, device="cpu", say=lambda line: None, **plan)["steps"] == 8
+    assert train(shapes, out, device="cpu", say=lambda line: None, **plan)["step"] == 8
     assert [path.name for path in tmp_path.iterdir()] == ["killed"]
 
 

@@ -141,7 +141,7 @@ def test_detectors_and_classifiers_share_no_page(run: Path, tmp_path: Path) -> N
     classifier = tmp_path / "classifier"
     classifier.mkdir()
     (classifier / "recipe.json").write_text('{"recipe": {"name": "kinds"}}')
-    with pytest.raises(UserError, match="cells finds objects, and kinds tells classes apart: they share no page"):
+    with pytest.raises(UserError, match="kinds tells classes apart, and cells finds objects: they share no page"):
         write([classifier, run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

@@ -84,7 +84,7 @@ def train(
     else:
         assert data is not None and out is not None
         localize_train(data, out, device=device, say=typer.echo, **plan, **_schedule(epochs, lr, 0.05))
-    typer.echo(f"model    {(resume or out or Path()) / 'model.safetensors'}")
+    _finished(resume or out or Path())
 
 
 @app.command(no_args_is_help=True)
@@ -121,7 +121,15 @@ def refine(
     else:
         assert model is not None and data is not None and out is not None
         begin(model, data, out, device=device, say=typer.echo, **plan, **_schedule(epochs, lr, 0.02))
-    typer.echo(f"model    {(resume or out or Path()) / 'model.safetensors'}")
+    _finished(resume or out or Path())
+
+
+def _finished(run: Path) -> None:
+    """Write the report of a run that has come to its end, and say where its files are."""
+    from reslearn import report
+
+    typer.echo(f"model    {run / 'model.safetensors'}")
+    typer.echo(f"report   {report.write([run], run / 'report.html')}")
 
 
 def _check_resume(resume: Path | None, names: dict[str, Any], plan: dict[str, Any]) -> None:

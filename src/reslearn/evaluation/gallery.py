@@ -1,6 +1,6 @@
 """Pictures of what a detector gets wrong: the worst mistakes from near, and the images with most of them as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from reslearn.evaluation.matching import Matches
 from reslearn.files import write_atomic
 
 TRUTH, FOUND = (70, 140, 245), (245, 130, 40)  # objects and detections, told apart by everyone who sees colours at all
+Colour = tuple[int, int, int]
 _NEAR, _WHOLE = 320, 720  # pixels of a picture's side
 
 
@@ -39,20 +40,21 @@ def save_gallery(
         sort = "missed" if mistake.detection is None else "alarm"
         file = f"images/{sort}-{counts[sort]:02d}.jpg"
         counts[sort] += 1
-        _save(_near(images[mistake.image], mistake, kept), folder / file)
+        save_picture(_near(images[mistake.image], mistake, kept), folder / file)
         rows.append({"image": file, **describe(mistake, matches, names)})
     by_image: dict[int, list[Mistake]] = {}
     for mistake in mistakes(kept):
         by_image.setdefault(mistake.image, []).append(mistake)
     for rank, i in enumerate(sorted(by_image, key=lambda i: (-len(by_image[i]), i))[:whole]):
         file = f"images/image-{rank:02d}.jpg"
-        _save(_all(images[i], i, by_image[i], kept), folder / file)
+        save_picture(_all(images[i], i, by_image[i], kept), folder / file)
         row = {"image": file, "kind": "image", "name": names[i], "objects": len(matches.truth[i])}
         rows.append(row | {"detections": int((kept.image == i).sum()), "mistakes": count_mistakes(by_image[i])})
     return rows
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """A JPEG, whole or not at all. Raises UserError where it cannot be written."""
     write_atomic(path, lambda temporary: picture.save(temporary, "JPEG", quality=88, subsampling=0))
 
 
@@ -74,26 +76,35 @@ def _all(image: BoxImage, i: int, wrong: Sequence[Mistake], kept: Matches) -> Im
 
 def _drawn(image: BoxImage, i: int, wrong: Sequence[Mistake], kept: Matches, view: tuple[float, ...], longer: int) -> Image.Image:
     """The part `view` (x1, y1, x2, y2) of an image with its boxes; the longer side gets so many pixels."""
-    left, top, right, bottom = view
-    scale = longer / max(right - left, bottom - top)
-    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
-    picture = Image.fromarray(image.pixels()).resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    pen = ImageDraw.Draw(picture)
     objects, found = kept.truth[i], kept.found[i]
     detections = set(kept.index[kept.image == i].tolist())
     wrong_found = {mistake.detection for mistake in wrong if mistake.detection is not None}
     wrong_truth = {mistake.object for mistake in wrong if mistake.detection is None}
-    origin = np.array([left, top, left, top])
     boxes = [(box, TRUTH, g in wrong_truth) for g, box in enumerate(objects.boxes)]
     boxes += [(found.boxes[d], FOUND, d in wrong_found) for d in sorted(detections | wrong_found)]
+    return draw(image.pixels(), boxes, longer, view)
+
+
+def draw(
+    pixels: np.ndarray, boxes: Iterable[tuple[np.ndarray, Colour, bool]], longer: int, view: tuple[float, ...] | None = None
+) -> Image.Image:
+    """An image, uint8 (H, W, 3), or the part `view` (x1, y1, x2, y2) of it, its longer side of so many pixels, with boxes on it.
+
+    boxes: (x1, y1, x2, y2 in the image's pixels), colour, and whether it is drawn thick, with a rim to be seen on any image.
+    """
+    left, top, right, bottom = view or (0, 0, pixels.shape[1], pixels.shape[0])
+    scale = longer / max(right - left, bottom - top)
+    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    pen, origin = ImageDraw.Draw(picture), np.array([left, top, left, top])
     for box, colour, thick in sorted(boxes, key=lambda one: one[2]):
         corners = tuple(((box - origin) * scale).round().tolist())
-        if thick:  # with a rim, to be seen on any image
+        if thick:
             _rectangle(pen, corners, (255, 255, 255), 7, 1)
         _rectangle(pen, corners, colour, 5 if thick else 3 if colour == TRUTH else 1, 0)  # a detection on an object: both show
     return picture
 
 
-def _rectangle(pen: ImageDraw.ImageDraw, corners: tuple[float, ...], colour: tuple[int, int, int], width: int, grow: int) -> None:
+def _rectangle(pen: ImageDraw.ImageDraw, corners: tuple[float, ...], colour: Colour, width: int, grow: int) -> None:
     x1, y1, x2, y2 = corners
     pen.rectangle((x1 - grow, y1 - grow, max(x1, x2) + grow, max(y1, y2) + grow), outline=colour, width=width)

@@ -17,6 +17,10 @@ def overlap(some: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
+ASKED = tuple(i / 20 for i in range(21))
+"""Overlaps from 0 to 1 that results say for how many images they are reached."""
+
+
 def is_right(classes: Sequence[int] | np.ndarray, boxes: np.ndarray, label: int, truth: np.ndarray, iou: float = IOU) -> bool:
     """Whether one of the G guesses has the image's class and overlaps any of its true boxes by `iou` or more.
 
@@ -26,6 +30,13 @@ def is_right(classes: Sequence[int] | np.ndarray, boxes: np.ndarray, label: int,
     if not len(truth):
         raise ValueError("an image without a true box has no localization error")
     return any(int(k) == label and bool((overlap(box, truth) >= iou).any()) for k, box in zip(classes, boxes, strict=True))
+
+
+def best_overlaps(boxes: np.ndarray, labels: np.ndarray, truths: Sequence[np.ndarray]) -> np.ndarray:
+    """IoU (N,) of the box that is guessed for each image's own class with the true box that it overlaps most; the arguments are
+    those of localization_errors."""
+    own = boxes[np.arange(len(labels)), labels]
+    return np.array([overlap(box, truth).max() for box, truth in zip(own, truths, strict=True)])
 
 
 def localization_errors(

@@ -1,6 +1,6 @@
 """The localization error of a model: with the true class given and with predicted ones, on one crop and dense (DRL Table 13)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from reslearn.data.boxes import BoxSet
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.evaluation.metrics import interval
-from reslearn.localize.error import localization_errors
+from reslearn.localize.error import ASKED, best_overlaps, localization_errors
 from reslearn.localize.net import Localizer, load_localizer
 from reslearn.localize.predict import Progress, pixels_of, predict, propose, refine, silent
 from reslearn.localize.sets import open_to_test
@@ -47,6 +47,7 @@ def evaluate(
     classifier: str | Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    show: "Callable[[BoxSet, Single, dict[str, View]], object] | None" = None,
 ) -> dict[str, Any]:
     """The localization errors of a model on a split, by default test, else val, ready for JSON.
 
@@ -54,7 +55,9 @@ def evaluate(
     the classes; without one, the class is that of the highest-scored box. Returns n, split, data, and for "1-crop" and "dense" a
     dict of localization errors in percent with 95% bootstrap intervals over the images: `true_class`, the class being given;
     `top1` and, from 6 classes on, `top5` guesses of predicted classes; `classification`, the class alone, first guess; and
-    `per_class`, of true_class. Where the model has a second stage, "refined" is what that makes of the dense proposals.
+    `per_class`, of true_class. `right_by_iou` of true_class and top1 is the percentage of images that are right where an overlap
+    of 0, 0.05, ... 1 is asked. Where the model has a second stage, "refined" is what that makes of the dense proposals.
+    show: is given the images, their truth and what was found in them, to draw it.
     Raises UserError for what cannot be read or does not fit.
     """
     model = load_localizer(model, pick_device(device)) if isinstance(model, str | Path) else model
@@ -72,8 +75,11 @@ def evaluate(
     dense = tuple(scales) or (min(look.covered),)
     result: dict[str, Any] = {"data": chosen.name, "split": used, "n": len(chosen), "classes": list(model.classes)}
     result |= {"classes_from": "its own scores" if classifier is None else str(classifier), "scales": list(dense)}
-    for name, view in views(model, chosen, truth.labels, dense, said, progress).items():
+    found = views(model, chosen, truth.labels, dense, said, progress)
+    for name, view in found.items():
         result[name] = errors(view.order, view.boxes, truth, model.classes)
+    if show is not None:
+        show(chosen, truth, found)
     return result
 
 
@@ -138,9 +144,17 @@ def errors(order: np.ndarray, boxes: np.ndarray, truth: Single, classes: Sequenc
     given = judged["true_class"]
     of = [given[truth.labels == k] for k in range(len(classes))]
     found["per_class"] = [
-        {"class": name, "n": len(each), "error": 100 * float(each.mean()) if len(each) else None}
+        {
+            "class": name,
+            "n": len(each),
+            "error": 100 * float(each.mean()) if len(each) else None,
+            "interval": interval(int(each.sum()), len(each), 0) if len(each) else None,
+        }
         for name, each in zip(classes, of, strict=True)
     ]
+    overlaps = best_overlaps(boxes, truth.labels, truth.boxes)
+    for key, named in (("true_class", np.ones(len(overlaps), bool)), ("top1", ~judged["classification"])):
+        found[key]["right_by_iou"] = [100 * float((named & (overlaps >= iou)).mean()) for iou in ASKED]
     return found
 
 

@@ -1,6 +1,7 @@
 """The second stage, R-CNN (DRL appendix C): learned from the boxes that a localizer proposes on its training images."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.localize import run
 from reslearn.localize.error import IOU, overlap
-from reslearn.localize.net import Localizer, Regions, Settings, create_localizer, described, load_localizer, save_localizer, warp
+from reslearn.localize.gallery import Example, save_examples
+from reslearn.localize.net import (
+    CONTEXT,
+    Localizer,
+    Regions,
+    Settings,
+    create_localizer,
+    described,
+    load_localizer,
+    save_localizer,
+    warp,
+)
 from reslearn.localize.predict import Progress, propose
-from reslearn.localize.run import Say, begin, check_new, go_on, read_facts, reopened
+from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_facts, reopened
 from reslearn.localize.sets import open_to_train
 from reslearn.localize.train import Images, finish
 from reslearn.localize.views import of_one_kind
@@ -71,8 +83,8 @@ def refine(
     torch.manual_seed(integer(made.seed, 0x1218))
     both = _with_second(first, made.proposals)
     assert both.regions is not None
-    facts = {"command": "refine", "source": str(Path(data).resolve()), "fingerprint": sets["train"].fingerprint()}
-    facts |= {"plan": made.model_dump(mode="json"), "proposals": _digest(boxes)}
+    chose = [f"the first stage, which proposes regions, is that of {localizer}"]
+    facts = facts_of("refine", data, sets, made, chose, on) | {"proposals": _digest(boxes)}
 
     def more(path: Path) -> None:
         save_localizer(first, path / "localizer.safetensors")
@@ -170,6 +182,17 @@ class Refinement:
         labels = torch.from_numpy(self.single.labels)[indices]
         return torch.cat(seen), labels, torch.tensor(positive), torch.cat(targets)
 
+    def drawn(self) -> Iterator[Example]:
+        """The regions of the first batch as they are seen, with the proposal's box and the true one, if that overlaps by half or
+        more."""
+        seen, _, positive, targets = self.batch(0)
+        look = self.card.preprocessing
+        h, w = look.size
+        given = torch.tensor([[w * CONTEXT, h * CONTEXT, w * (1 - CONTEXT), h * (1 - CONTEXT)]])
+        for view, good, target in zip(look.normaliser().invert(seen), positive.tolist(), targets, strict=True):
+            true = Regions.coder.decode_single(target[None], given).numpy() if good else ()
+            yield view.permute(1, 2, 0).numpy(), list(true), list(given.numpy())
+
     def described(self, card: Card) -> nn.Module:
         regions = described(card).regions
         assert regions is not None
@@ -187,6 +210,7 @@ class Refinement:
         both = _with_second(load_localizer(folder / "localizer.safetensors"), self.plan.proposals).to(on).eval()
         assert both.regions is not None
         both.regions.load_state_dict(model.state_dict())
+        save_examples(folder, self.drawn())
         return finish(both, self.sets, self.plan, folder, progress, say)
 
 

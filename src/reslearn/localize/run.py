@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -76,6 +77,21 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder} is there already: give a new folder with --out, or go on with --resume {folder}")
 
 
+def facts_of(
+    stage: str, data: str | Path, sets: dict[str, BoxSet], plan: Plan, chose: list[str], on: torch.device
+) -> dict[str, Any]:
+    """What localize.json says of a run of a stage, train or refine: all that is known before the first step, in words for its
+    report, and what a resumed run goes by."""
+    learned = sets["train"]
+    about = {"name": Path(data).resolve().name, "classes": learned.classes, "n": {name: len(each) for name, each in sets.items()}}
+    about |= {"objects": learned.counts(), "fingerprint": learned.fingerprint()}
+    machine = runtime.machine(on, pick_precision("auto", on), "fused" if on.type == "cpu" and fused.enable() is None else "eager")
+    fused.enable(False)
+    facts: dict[str, Any] = {"command": stage, "called": runtime.command(f"reslearn.localize.{stage}()")}
+    facts |= {"source": str(Path(data).resolve()), "fingerprint": about["fingerprint"], "plan": plan.model_dump(mode="json")}
+    return facts | {"data": about, "machine": machine, "versions": runtime.versions(), "chose": chose}
+
+
 def begin(
     folder: Path, facts: dict[str, Any], model: nn.Module, card: Card, more: Callable[[Path], object] = lambda path: None
 ) -> None:
@@ -83,7 +99,7 @@ def begin(
 
     So a resumed run needs nothing of what it was begun with but its images.
     """
-    facts |= {"card": json.loads(card.model_dump_json()), "versions": runtime.versions()}
+    facts["card"] = json.loads(card.model_dump_json())
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
     with writing(folder):
@@ -140,9 +156,15 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
         if on.type == "cpu":
             fused.enable()  # where the machine has a compiler
         try:
-            log = _learn(model.train(), stage, saved, folder, on, stop, say)
+            log, seconds = _learn(model.train(), stage, saved, folder, on, stop, say)
             fused.enable(False)
-            result: dict[str, Any] = {"steps": log[-1]["step"] if log else 0, "losses": log[-1] if log else {}}
+            step = log[-1]["step"] if log else 0
+            result: dict[str, Any] = {"step": step, "epochs": round(step * stage.plan.batch / len(stage), 4)}
+            result |= {
+                "seconds": round(seconds, 1),
+                "images_per_s": round(step * stage.plan.batch / seconds, 1) if seconds else None,
+            }
+            result |= {"peak_memory_mb": round(runtime.peak_memory_mb(on)), "losses": log[-1]["losses"] if log else {}}
             result |= stage.finish(model.eval(), folder, lambda what, done, total: stop.check(), say)
             stop.check()
         except Interrupted as signal:
@@ -156,11 +178,12 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
 
 def _learn(
     model: nn.Module, stage: Stage, saved: checkpoint.Checkpoint, folder: Path, on: torch.device, stop: runtime.Stop, say: Say
-) -> list[dict[str, Any]]:
-    """Every step that is left. Returns the log."""
+) -> tuple[list[dict[str, Any]], float]:
+    """Every step that is left. Returns the log, and the seconds that all steps took."""
     plan = stage.plan
     total = plan.schedule.total(len(stage), plan.batch)
     every = max(1, len(stage) // plan.batch)  # steps: about an epoch
+    often = max(1, every // 10)  # steps from one line of metrics.jsonl to the next
     optimizer = make_optimizer(model, plan.optimizer, plan.schedule.lr)
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -169,11 +192,15 @@ def _learn(
     context = pick_precision("auto", on)
     log: list[dict[str, Any]] = list(saved.facts["log"])
     first = step = int(saved.facts["step"])
+    before, began = float(saved.facts.get("seconds", 0)), time.perf_counter()
+
+    def seconds() -> float:
+        return before + time.perf_counter() - began
 
     def save() -> None:
         if step > first:
             there = {names[p]: s["momentum_buffer"] for p, s in optimizer.state.items()}
-            state = checkpoint.Checkpoint(model.state_dict(), there, {"step": step, "log": log}, {})
+            state = checkpoint.Checkpoint(model.state_dict(), there, {"step": step, "log": log, "seconds": seconds()}, {})
             checkpoint.save(folder / "checkpoints", step, state)
             write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
 
@@ -195,10 +222,13 @@ def _learn(
             loss.backward()
             optimizer.step()
             step += 1
+            if step % often == 0 or step == total:
+                parts = {name: round(value.item(), 6) for name, value in found.items()}
+                line = {"event": "train", "step": step, "epoch": round(step * plan.batch / len(stage), 4), "lr": rate}
+                log.append(line | {"loss": round(loss.item(), 6), "losses": parts})
             if step % every == 0 or step == total:
-                line = {name: round(value.item(), 6) for name, value in found.items()}
-                log.append({"step": step, "lr": rate, **line})
-                say(f"step {step:>6}/{total}  lr {rate:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in line.items()))
+                of = {name: value.item() for name, value in found.items()}
+                say(f"step {step:>6}/{total}  lr {rate:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in of.items()))
                 if step == total or step // every % max(1, total // every // 10) == 0:
                     save()
-    return log
+    return log, seconds()

@@ -15,15 +15,17 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 from reslearn.data.statistics import measure
 from reslearn.data.stream import Photos
+from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.localize import run
-from reslearn.localize.evaluate import evaluate, in_words
+from reslearn.localize.evaluate import View, evaluate, in_words
 from reslearn.localize.examples import losses
+from reslearn.localize.gallery import save_examples, save_gallery
 from reslearn.localize.net import Localizer, Settings, create_localizer, described, flat, save_localizer
 from reslearn.localize.predict import Progress
-from reslearn.localize.run import Say, begin, check_new, go_on, read_facts, reopened
+from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_facts, reopened
 from reslearn.localize.sets import open_to_train
-from reslearn.localize.views import draws_of, of_one_kind, training_crop
+from reslearn.localize.views import Single, draws_of, of_one_kind, training_crop
 from reslearn.recipes.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card, load
 
@@ -126,8 +128,7 @@ def train(data: str | Path, out: str | Path, *, device: str = "auto", say: Say =
     settings = Settings(anchors=_anchors(sets["train"], made), iou=made.iou)
     torch.manual_seed(integer(made.seed, 0x1217))
     model = create_localizer(start if start is not None else made.net or "", sets["train"].classes, settings, view)
-    facts = {"command": "train", "source": str(Path(data).resolve()), "fingerprint": sets["train"].fingerprint()}
-    facts |= {"plan": made.model_dump(mode="json")}
+    facts = facts_of("train", data, sets, made, _chose(made, settings, view), pick_device(device))
     begin(folder, facts, model, model.card)
     return go_on(folder, facts, Boxes(sets, made, view), device, say)
 
@@ -161,25 +162,36 @@ class Boxes(Examples):
 
     def finish(self, model: nn.Module, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
         assert isinstance(model, Localizer)
+        save_examples(folder, ((crop, boxes, ()) for crop, boxes in self.crops(*self.order[0])))
         return finish(model, self.sets, self.plan, folder, progress, say)
 
 
 def finish(model: Localizer, sets: dict[str, BoxSet], plan: run.Plan, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
-    """Test a localizer on the splits to test on and write FOLDER/model.safetensors. Returns the numbers by split."""
-    result: dict[str, Any] = {}
+    """Test a localizer on the splits to test on and write FOLDER/model.safetensors, with pictures of the last one for the report.
+
+    Returns the numbers by split, and what the pictures show.
+    """
+    result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    shown: dict[str, Any] = {}
+    tested = [split for split in ("val", "test") if split in sets]
     names = {"1-crop": "1 crop", "dense": "dense", "refined": "refined"}
-    for split in ("val", "test"):
-        if split not in sets:
-            continue
-        result[split] = found = evaluate(model, sets[split], split=split, progress=progress)
+
+    def show(data: BoxSet, truth: Single, found: dict[str, View]) -> None:
+        shown.update(save_gallery(folder, data, truth, found), gallery_split=tested[-1])
+
+    for split in tested:
+        draws = show if split == tested[-1] else None
+        result[split] = found = evaluate(model, sets[split], split=split, progress=progress, show=draws)
         for view in ("dense", "refined") if "refined" in found else ("1-crop",):
             error = in_words(found[view], found["n"])
             say(f"result   {split} localization error, true class given, {names[view]}: {error}")
-    metrics = {split: {view: each[view]["true_class"]["error"] for view in names if view in each} for split, each in result.items()}
+    metrics = {
+        split: {view: result[split][view]["true_class"]["error"] for view in names if view in result[split]} for split in tested
+    }
     data = {"name": sets["train"].name, "fingerprint": sets["train"].fingerprint()}
     update = {"recipe": plan.model_dump(mode="json"), "metrics": metrics, "data": data}
     save_localizer(model, folder / "model.safetensors", model.card.model_copy(update=update))
-    return result
+    return result | shown
 
 
 def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
@@ -193,6 +205,17 @@ def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
     names = tuple(image.name for image in data.images)
     files = tuple(image.path for image in data.images)
     return measure(Photos(Split(np.zeros(len(files), np.int64), names, files=files), view), view, "channel")
+
+
+def _chose(plan: Plan, settings: Settings, view: Preprocessing) -> list[str]:
+    """What was taken from the data, or from the model that training starts from."""
+    shapes = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in settings.anchors)
+    colours = "the model that it starts from" if plan.init is not None else "the training images"
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (view.mean or (), view.std))
+    return [
+        f"{len(settings.anchors)} anchors of {shapes} px: fitted to the boxes of training crops",
+        f"mean {mean} and deviation {std} of the channels: those of {colours}",
+    ]
 
 
 def _anchors(data: BoxSet, plan: Plan) -> tuple[tuple[float, float], ...]:

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from reslearn.errors import UserError
-from reslearn.report import analyses, detection, plots
-from reslearn.report.runs import Metrics, Run, Snapshot, most_confused, open_folders, read_run
+from reslearn.report import analyses, detection, localization, plots
+from reslearn.report.runs import KINDS, Folder, Metrics, Run, Snapshot, most_confused, open_folders, read_run
 from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, percent, picture, recipe_rows, render
 
 GRID_CLASSES = 60  # more rows of a confusion matrix than this cannot be told apart on a screen
@@ -27,11 +27,12 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     """
     target = Path(target)
     folders = open_folders(runs)
-    detectors = [one.setup.detects for one in folders]
-    if any(detectors) and not all(detectors):
-        one, other = folders[detectors.index(True)].label, folders[detectors.index(False)].label
-        raise UserError(f"{one} finds objects, and {other} tells classes apart: they share no page, make one of each kind")
-    page = detection.page(folders) if any(detectors) else _page([read_run(one) for one in folders])
+    by_kind = {one.setup.kind: one.label for one in reversed(folders)}
+    if len(by_kind) > 1:
+        some = ", and ".join(f"{by_kind[kind]} {KINDS[kind]}" for kind in KINDS if kind in by_kind)
+        raise UserError(f"{some}: they share no page, make one of each kind")
+    pages = {"classify": _page, "detect": detection.page, "localize": localization.page}
+    page = pages[folders[0].setup.kind](folders)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _page(runs: list[Run]) -> str:
+def _page(folders: Sequence[Folder]) -> str:
+    runs = [read_run(folder) for folder in folders]
     several = len(runs) > 1
     return render(
         "page.html.j2",

@@ -34,8 +34,11 @@ class Data(Part):
     faults: dict[str, int] = {}
 
 
+KINDS = {"classify": "tells classes apart", "detect": "finds objects", "localize": "says where one object is"}
+
+
 class Setup(Part):
-    """`recipe.json`: all that was known before the first step."""
+    """`recipe.json`, or `localize.json`: all that was known before the first step."""
 
     recipe: dict[str, Any]
     task: str = ""
@@ -46,9 +49,19 @@ class Setup(Part):
     chose: list[str] = []
 
     @property
-    def detects(self) -> bool:
-        """Whether the run is of a detector, which finds objects; else of a classifier."""
-        return "detect" in (self.task, self.recipe.get("task"))
+    def kind(self) -> str:
+        """What was trained: a key of KINDS."""
+        return next((kind for kind in ("detect", "localize") if kind in (self.task, self.recipe.get("task"))), "classify")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_localize(cls, said: Any) -> Any:
+        """What `localize.json` calls by other names."""
+        if not isinstance(said, dict) or not isinstance(plan := said.get("plan"), dict):
+            return said
+        card = said["card"] if isinstance(said.get("card"), dict) else {}
+        recipe = {"stage": said.get("command", "train"), **plan, "net": card.get("net")}
+        return {**said, "task": "localize", "recipe": recipe, "command": said.get("called", "")}
 
 
 class Outcome(Part):
@@ -214,9 +227,10 @@ def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k:
 def _read_setup(folder: Path) -> Setup:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder")
-    if not (folder / "recipe.json").is_file():
-        raise UserError(f"{folder}: not a run folder: it has no recipe.json")
-    return read_json(folder / "recipe.json", Setup)
+    name = next((name for name in ("recipe.json", "localize.json") if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder}: not a run folder: it has no recipe.json, nor localize.json")
+    return read_json(folder / name, Setup)
 
 
 def read_run(opened: Folder) -> Run:

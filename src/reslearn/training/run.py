@@ -1,7 +1,6 @@
 """A run folder, from its start or from its last checkpoint, to its end."""
 
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -110,7 +109,7 @@ def begin(
     facts = {
         "task": task,
         "recipe": resolved.model_dump(mode="json"),
-        "command": _command(),
+        "command": runtime.command("reslearn.train()"),
         "source": _absolute(data),
         **about,
         "machine": _machine(on, ready, mode),
@@ -244,12 +243,6 @@ def _introduce(job: Job, loop: Loop) -> None:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def _command() -> str:
-    """The command line that began the run, or that it was Python."""
-    from_shell = Path(sys.argv[0]).parent.name == "reslearn" or Path(sys.argv[0]).name == "reslearn"
-    return shlex.join(["reslearn", *sys.argv[1:]]) if from_shell else "reslearn.train() in Python"
 
 
 def _absolute(data: str | Path) -> str:

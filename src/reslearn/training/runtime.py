@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import resource
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,12 @@ def machine(device: torch.device, precision: str, step: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What a result was made with."""
     return {"reslearn": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def command(function: str) -> str:
+    """The command line that began a run, or that it was `function` in Python."""
+    from_shell = Path(sys.argv[0]).parent.name == "reslearn" or Path(sys.argv[0]).name == "reslearn"
+    return shlex.join(["reslearn", *sys.argv[1:]]) if from_shell else f"{function} in Python"
 
 
 @dataclass
