@@ -219,6 +219,8 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
 def test_files_and_images_that_nothing_reads_are_noted(tmp_path: Path) -> None:
     root = clean_coco(tmp_path / "set")
     file = root / "annotations" / "instances_train.json"
+    other = root / "annotations" / "instances_val.json"
+    other.write_text(other.read_text().replace('"a.jpg"', '"../val/a.jpg"'))
     shutil.copy(file, file.with_name("instances_train2.json"))
     for name in ("train/c.png", "val/a.jpeg", "c.jpg"):  # the last in no folder of images
         (root / name).write_bytes(JPEG)
@@ -228,6 +230,10 @@ def test_files_and_images_that_nothing_reads_are_noted(tmp_path: Path) -> None:
         ("file aside", ("instances_train2.json",)),
         ("not listed", ("train/c.png", "val/a.jpeg")),
     ]
+    voc_root = clean_voc(tmp_path / "voc")
+    (voc_root / "ImageSets/Main/test.txt").write_text("my dog\n")
+    (voc_root / "JPEGImages/my dog.jpg").write_bytes(JPEG)
+    assert [(one.kind, one.names) for one in examine_boxes(voc_root).findings] == [("not annotated", ("ImageSets/Main/test.txt",))]
     alone = examine_boxes(file)
     assert [(one.kind, one.names) for one in alone.findings] == [("not listed", (f"{root / 'train/c.png'}",))]
 

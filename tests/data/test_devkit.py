@@ -120,6 +120,14 @@ def test_so_it_is_in_a_single_folder(tmp_path: Path) -> None:
     assert list(sets) == ["train", "val"] and sets["train"].faults() == {"not annotated": 1}
 
 
+def test_an_unreadable_test_list_is_for_whoever_asks_for_it(tmp_path: Path) -> None:
+    root = devkit(tmp_path / "VOCdevkit") / "VOC2012"
+    (root / "ImageSets/Main/test.txt").write_text("")
+    assert list(open_boxes(root, only=["val"])) == ["val"]
+    with pytest.raises(UserError, match=r"test\.txt: names no images"):
+        open_boxes(root)
+
+
 def test_a_test_list_with_some_annotations_is_read_and_the_others_are_missed(tmp_path: Path) -> None:
     root = with_test_of_2012(devkit(tmp_path / "VOCdevkit"), annotated=1)
     with pytest.raises(BadBoxes, match=r"1 fault: VOC2012/Annotations/2010_000001\.xml: unreadable annotation: .*no such file"):

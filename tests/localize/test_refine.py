@@ -179,12 +179,33 @@ def test_what_is_learned_from(fresh: Localizer, shapes: Path) -> None:
         dx, dy, dw, dh = (target / torch.tensor([10.0, 10, 5, 5])).tolist()
         centre, size = own[0, :2] + side / 2 + torch.tensor([dx, dy]) * side, side * torch.exp(torch.tensor([dw, dh]))
         x1, y1, x2, y2 = torch.cat([centre - size / 2, centre + size / 2]).tolist()
-        lit = view[{0: 0, 1: 2}[int(label)]] - view[1] > 70
-        rows, columns = lit.nonzero().T
-        inside = [max(x1, 0), max(y1, 0), min(x2, 32), min(y2, 32)]
-        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == pytest.approx(inside, abs=2.1)
+        assert painted(view, label) == pytest.approx([max(x1, 0), max(y1, 0), min(x2, 32), min(y2, 32)], abs=2.1)
         mirrored += dx > 0
     assert 5 < mirrored < positive.sum() - 5
+
+
+def painted(view: torch.Tensor, label: torch.Tensor) -> list[float]:
+    """x1, y1, x2, y2 of what has the class's colour in (3, H, W)."""
+    rows, columns = (view[{0: 0, 1: 2}[int(label)]] - view[1] > 70).nonzero().T
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]  # type: ignore[list-item]
+
+
+def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(fresh: Localizer, shapes: Path) -> None:
+    sets = open_boxes(shapes)
+    boxes = of_one_kind(sets["train"]).boxes
+    proposals = np.stack([np.stack([own[0] * 0 + [0, 0, 6, 6], own[0] + [-3, 2, 2, 3]]) for own in boxes]).astype(np.float32)
+    plan = Plan(batch=64, schedule={"epochs": 1, "lr": 0.1}, proposals=2)  # type: ignore[arg-type]
+    stage = Refinement(sets, plan, fresh.card, proposals)
+    drawn, (_, labels, positive, _) = list(stage.drawn()), stage.batch(0, 24)
+    assert len(drawn) == 24 and [len(true) for _, true, _ in drawn] == positive.int().tolist()
+    edge = 32 * CONTEXT
+    assert 5 < positive.sum() < 19
+    for (view, true, given), label in zip(drawn, labels, strict=True):
+        assert given[0].tolist() == pytest.approx([edge, edge, 32 - edge, 32 - edge])
+        if len(true):
+            assert painted(torch.from_numpy(view.copy()).permute(2, 0, 1).float(), label) == pytest.approx(
+                true[0].clip(0, 32).tolist(), abs=2.1
+            )
 
 
 def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes: Path) -> None:

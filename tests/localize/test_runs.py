@@ -64,7 +64,10 @@ def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path) -> None:
     assert child.returncode == 130, said
     assert f"stopped by SIGINT; the run is saved, and reslearn localize train --resume '{out}' goes on" in said
     assert "Traceback" not in said and not (out / "result.json").exists()
+    log = (out / "metrics.jsonl").read_text()
+    (out / "metrics.jsonl").unlink()  # as if killed between the checkpoint and it
     result = resume(out, device="cpu", say=lambda line: None)
+    assert (out / "metrics.jsonl").read_text() == log and len(list((out / "checkpoints").iterdir())) == 1
     assert result["step"] == 8 and result["test"]["n"] == 30 and (out / "model.safetensors").exists()
 
 

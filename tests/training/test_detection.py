@@ -293,6 +293,14 @@ def test_vocs_recipes_say_which_split_to_name_in_a_coco_set(tmp_path: Path) -> N
         train(file, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
 
 
+def test_what_is_no_set_is_said_first(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "yolo" / "train" / folder).mkdir(parents=True)
+    for data, words in ((tmp_path / "yolo", "YOLO's layout"), (tmp_path / "gone.json", "no such folder or .json file")):
+        with pytest.raises(UserError, match=words):
+            train(data, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+
+
 def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 2)
     with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):

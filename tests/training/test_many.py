@@ -130,7 +130,7 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
-    assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-0" / "result.json").exists()
+    assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
     again = [sys.executable, "-m", "reslearn", *command, "--resume", str(out)]
     done = subprocess.run(again, capture_output=True, **one_thread)
     assert done.returncode == 0 and "n=2 seeds" in done.stdout, done.stderr

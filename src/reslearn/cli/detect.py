@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +80,7 @@ def train(
 
     if bad_boxes is not None:
         given["settings"] = [*given["settings"], f"data.bad={bad_boxes.value}"]
-    with bad_boxes_left_out_by(DROP):
+    with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
         carry_out(resume, data, seeds, device, **given, task="detect")
 
 

@@ -1,5 +1,6 @@
 """`open_boxes(path)`: a folder or file of annotated images, whatever its layout, -> its splits as BoxSets."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def unnamed_images(path: str | Path) -> list[Path]:
     Raises UserError where there is no set."""
     root = Path(path)
     named = {
-        folder / name
+        Path(os.path.normpath(folder / name))  # as ../train/a.jpg is train's
         for kind, file, folder in sources(root, None).values()
         if kind == "coco"
         for one in read_document(file)["images"]

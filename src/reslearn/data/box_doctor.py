@@ -57,7 +57,7 @@ BOX_KINDS = {
     "not annotated": Kind(False, "lists of images without annotations, such as VOC's later tests, which its server judges", OUT),
     "out of reach": Kind(True, "classes of which no anchors reach half of the objects: those will hardly be found"),
     "file aside": Kind(False, "COCO files that could be of a split which another one is", OUT),
-    "not listed": Kind(False, "images beside those of the set that none of its files names", OUT),
+    "not listed": Kind(False, "images beside those of the set that no split of it names, and no list in ImageSets/Main", OUT),
     "unknown category": Kind(False, "categories of COCO's file that the first split does not have", OUT),
     "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
     "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME:g} or more: perhaps one object"),

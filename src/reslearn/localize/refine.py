@@ -18,7 +18,7 @@ from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.localize import run
 from reslearn.localize.error import IOU, overlap
-from reslearn.localize.gallery import Example, save_examples
+from reslearn.localize.gallery import MOST, Example, save_examples
 from reslearn.localize.net import (
     CONTEXT,
     Localizer,
@@ -145,6 +145,7 @@ class Refinement:
     """
 
     name = "refine"
+    of_images = False
 
     def __init__(self, sets: dict[str, BoxSet], plan: Plan, card: Card, proposals: np.ndarray) -> None:
         self.sets, self.plan, self.card, self.proposals = sets, plan, card, proposals
@@ -163,9 +164,10 @@ class Refinement:
         own = those[int(which * len(those))]
         return self.proposals[i, own], self.single.boxes[i][overlaps[own].argmax()], bool(good[own])
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is seen, float32 (R, C, h, w), normalised; labels int64 (R,); positive bool (R,); targets float32 (R, 4)."""
-        epochs, indices = self.order[step]
+    def batch(self, step: int, most: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is seen, float32 (R, C, h, w), normalised; labels int64 (R,); positive bool (R,); targets float32 (R, 4); of the
+        first `most`, if that is given."""
+        epochs, indices = (each[:most] for each in self.order[step])
         draws = Draws(self.draws, epochs, indices)
         look = self.card.preprocessing
         normalise, seen, positive, targets = look.normaliser(), [], [], []
@@ -183,9 +185,9 @@ class Refinement:
         return torch.cat(seen), labels, torch.tensor(positive), torch.cat(targets)
 
     def drawn(self) -> Iterator[Example]:
-        """The regions of the first batch as they are seen, with the proposal's box and the true one, if that overlaps by half or
+        """Regions of the first batch as they are seen, with the proposal's box and the true one, if that overlaps by half or
         more."""
-        seen, _, positive, targets = self.batch(0)
+        seen, _, positive, targets = self.batch(0, MOST)
         look = self.card.preprocessing
         h, w = look.size
         given = torch.tensor([[w * CONTEXT, h * CONTEXT, w * (1 - CONTEXT), h * (1 - CONTEXT)]])

@@ -41,9 +41,10 @@ class Plan(Section):
 
 
 class Stage(Protocol):
-    """What is learned, and from what. name: the command's, train or refine."""
+    """What is learned, and from what. name: the command's, train or refine. of_images: whether a batch is of whole images."""
 
     name: str
+    of_images: bool
 
     @property
     def plan(self) -> Plan: ...
@@ -158,13 +159,12 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
         try:
             log, seconds = _learn(model.train(), stage, saved, folder, on, stop, say)
             fused.enable(False)
+            _write_metrics(folder, log)  # again: a run that was killed when it had saved its last step did not
             step = log[-1]["step"] if log else 0
             result: dict[str, Any] = {"step": step, "epochs": round(step * stage.plan.batch / len(stage), 4)}
-            result |= {
-                "seconds": round(seconds, 1),
-                "images_per_s": round(step * stage.plan.batch / seconds, 1) if seconds else None,
-            }
-            result |= {"peak_memory_mb": round(runtime.peak_memory_mb(on)), "losses": log[-1]["losses"] if log else {}}
+            rate = round(step * stage.plan.batch / seconds, 1) if seconds and stage.of_images else None
+            result |= {"seconds": round(seconds, 1), "images_per_s": rate, "peak_memory_mb": round(runtime.peak_memory_mb(on))}
+            result["losses"] = log[-1].get("losses", {}) if log else {}
             result |= stage.finish(model.eval(), folder, lambda what, done, total: stop.check(), say)
             stop.check()
         except Interrupted as signal:
@@ -173,7 +173,12 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
         finally:
             fused.enable(False)
         write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
+        checkpoint.prune(folder / "checkpoints", 1)
         return result
+
+
+def _write_metrics(folder: Path, log: list[dict[str, Any]]) -> None:
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
 
 
 def _learn(
@@ -202,7 +207,7 @@ def _learn(
             there = {names[p]: s["momentum_buffer"] for p, s in optimizer.state.items()}
             state = checkpoint.Checkpoint(model.state_dict(), there, {"step": step, "log": log, "seconds": seconds()}, {})
             checkpoint.save(folder / "checkpoints", step, state)
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+            _write_metrics(folder, log)
 
     with closing(ahead(stage.batch, range(first, total), min(os.cpu_count() or 1, 4))) as batches:
         for batch in batches:

@@ -20,7 +20,7 @@ from reslearn.errors import UserError
 from reslearn.localize import run
 from reslearn.localize.evaluate import View, evaluate, in_words
 from reslearn.localize.examples import losses
-from reslearn.localize.gallery import save_examples, save_gallery
+from reslearn.localize.gallery import MOST, save_examples, save_gallery
 from reslearn.localize.net import Localizer, Settings, create_localizer, described, flat, save_localizer
 from reslearn.localize.predict import Progress
 from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_facts, reopened
@@ -145,6 +145,7 @@ class Boxes(Examples):
     """The first stage, as a run takes it: boxes for each class, at every place of the map."""
 
     name = "train"
+    of_images = True
 
     def __init__(self, sets: dict[str, BoxSet], plan: Plan, view: Preprocessing) -> None:
         super().__init__(sets["train"], plan)
@@ -162,7 +163,7 @@ class Boxes(Examples):
 
     def finish(self, model: nn.Module, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:
         assert isinstance(model, Localizer)
-        save_examples(folder, ((crop, boxes, ()) for crop, boxes in self.crops(*self.order[0])))
+        save_examples(folder, ((crop, boxes, ()) for crop, boxes in self.crops(*(each[:MOST] for each in self.order[0]))))
         return finish(model, self.sets, self.plan, folder, progress, say)
 
 

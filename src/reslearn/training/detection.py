@@ -1,6 +1,7 @@
 """Detecting objects: what a run of it is made of. The functions are those of a Task."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reslearn.data.annotated import holds_boxes, open_boxes, split_names
+from reslearn.data.annotated import open_boxes, split_names
 from reslearn.data.boxed import Boxed, hold_out
 from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import integer
@@ -89,7 +90,7 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
         train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
-        if train == "trainval" and holds_boxes(asked.data) and not years(Path(asked.data)):
+        if train == "trainval" and split_names(asked.data) and not years(Path(asked.data)):
             raise UserError(f"{asked.data}: {base} trains on VOC's trainval, which a COCO set has not: --set data.train=train")
     data = open_set(asked.data, train, bad or "fail")
     init, settings = _init(asked)
@@ -224,16 +225,13 @@ def introduce(job: Job) -> list[str]:
 
 
 def _describe(data: Annotated, sources: Sources) -> dict[str, Any]:
-    faults: dict[str, int] = {}
-    for split in data.splits.values():
-        for kind, n in split.faults().items():
-            faults[kind] = faults.get(kind, 0) + n
+    faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.level != "note")
     return {
         "name": data.name,
         "classes": list(data.classes),
         "n": {name: len(source) for name, source in sources.named().items()},
         "objects": sources.train.split.counts(),
-        "faults": faults,
+        "faults": dict(faults),
         "fingerprint": data.fingerprint(),
     }
 

@@ -1,6 +1,5 @@
 """The same run with several seeds: one after the other, or side by side on a GPU that a small network cannot fill."""
 
-import os
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -48,7 +47,10 @@ def train_seeds(
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists: continue its runs with --resume {out}, or choose another --out")
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    fresh = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)  # of one that was killed
+    with writing(out):
+        fresh.mkdir(parents=True)
     try:  # the folder appears with all of its runs, or not at all: what is gone on with is what was asked for
         for number in range(seeds):
             begun = begin(data, model, recipe, settings, seed, fresh / str(number), device, True, init, task)
