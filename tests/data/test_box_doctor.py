@@ -234,6 +234,8 @@ def test_files_and_images_that_nothing_reads_are_noted(tmp_path: Path) -> None:
     (voc_root / "ImageSets/Main/test.txt").write_text("my dog\n")
     (voc_root / "JPEGImages/my dog.jpg").write_bytes(JPEG)
     assert [(one.kind, one.names) for one in examine_boxes(voc_root).findings] == [("not annotated", ("ImageSets/Main/test.txt",))]
+    second = examine_boxes(file.with_name("instances_train2.json"))
+    assert second.images == {"all": 2} and [one.kind for one in second.findings] == ["not listed"], "in train/, too"
     alone = examine_boxes(file)
     assert [(one.kind, one.names) for one in alone.findings] == [("not listed", (f"{root / 'train/c.png'}",))]
 

@@ -16,6 +16,12 @@ from reslearn.errors import UserError
 GOOD = voc_object((1, 1, 10, 10))
 
 
+def test_a_split_without_annotations_has_no_classes_to_hold_others_to(tmp_path: Path) -> None:
+    root = voc(tmp_path, {"v": voc_xml(voc_object((5, 5, 20, 20)))}, "val")
+    (root / "ImageSets/Main/train.txt").write_text("t\n")
+    assert [(one.kind, one.file) for one in examine(root)] == [("unreadable annotation", "Annotations/t.xml")]
+
+
 def test_boxes_are_continuous_and_tags_in_any_order(tmp_path: Path) -> None:
     one = voc_object((1, 2, 60, 40), "dog", "<difficult> 1 </difficult><part><name>head</name><bndbox/></part>")
     root = voc(tmp_path, {"a": voc_xml(one, GOOD), "empty": voc_xml(), "b": voc_xml(voc_object(("4.5", "6", " 8 ", "9e0")))})

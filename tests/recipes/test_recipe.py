@@ -60,8 +60,14 @@ def test_cifar10_paper_is_section_4_2() -> None:
 def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int | None, batch: int, epochs: int) -> None:
     recipe, chose = resolve(data, "default")
     got = (recipe.net.name, recipe.data.size, recipe.batch.size, recipe.schedule.epochs)
+    n = len(data.splits.get("train", data.splits.get("all")).labels)
     assert got == (net, size, batch, epochs)
-    assert any(net in line for line in chose) and any(f"batch {batch} and {epochs} epochs" in line for line in chose)
+    assert any(net in line for line in chose) and chose[-2:] == [f"batch {batch}: {n:,} images", f"{epochs} epochs: {n:,} images"]
+    others = resolve(data, "default", settings=["data.size=64", "batch.size=8", "schedule.steps=9"] if size else ["batch.size=8"])[
+        1
+    ]
+    assert not any(line.startswith(("batch", "image size")) for line in others), "what is asked for is not chosen"
+    assert any(" epochs: " in line for line in others) == (size is None)
 
 
 def test_uneven_classes_are_weighted_and_it_says_so() -> None:

@@ -285,12 +285,14 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_vocs_recipes_say_which_split_to_name_in_a_coco_set(tmp_path: Path) -> None:
+def test_vocs_recipes_say_which_split_to_name_where_there_is_no_trainval(shapes: Path, tmp_path: Path) -> None:
     file = boxed.coco(tmp_path, [boxed.annotation()])
-    with pytest.raises(
-        UserError, match=r"a\.json: voc-paper trains on VOC's trainval, .* --set data\.train=train$".replace("a", file.stem, 1)
-    ):
-        train(file, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+    for data, split in ((file, "all"), (shapes, "train")):
+        with pytest.raises(UserError) as why:
+            train(data, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+        assert str(why.value) == f"{data}: voc-paper trains on VOC's trainval, which is not there: --set data.train={split}"
+    anchors = ["data.train=all", "detector.min_size=64", "detector.max_size=64", "detector.anchors=[16]"]
+    assert ready(file, "voc-paper", *anchors).recipe.data.train == "all"
 
 
 def test_what_is_no_set_is_said_first(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None)
         for other in _passed_over(file, name):
             some.add("note", "file aside", other.name, None, f"not read: {file.name} is the {name} split")
         one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
-        classes = one.classes
+        classes = one.classes or None  # of a split without one object that can be read, the next has the classes
         sets[name] = replace(one, findings=tuple(some.found))
     return sets, faults
 
@@ -170,10 +170,15 @@ def _is_yolo(root: Path) -> bool:
 
 
 def _photos(file: Path, otherwise: Path) -> Path:
-    """The folder of a COCO file's images: of annotations/instances_NAME.json, NAME or images beside annotations, if it is there."""
+    """The folder of a COCO file's images: of annotations/instances_NAME.json, what is there beside annotations of NAME, images and,
+    where NAME is train2, train or such as train2017."""
     beside = file.parent if file.parent.name else file.absolute().parent
-    names = (file.stem.removeprefix("instances_"), "images") if beside.name == "annotations" else ()
-    folders = [beside.parent / name for name in names]
+    if beside.name != "annotations":
+        return otherwise
+    name = file.stem.removeprefix("instances_")
+    folders = [beside.parent / name, beside.parent / "images"]
+    if (split := next((each for each in SPLITS if name.startswith(each)), None)) is not None:
+        folders += [beside.parent / split, *sorted(beside.parent.glob(f"{split}[0-9]*"))]
     return next((folder for folder in folders if folder.is_dir()), otherwise)
 
 

@@ -183,7 +183,7 @@ def finish(model: Localizer, sets: dict[str, BoxSet], plan: run.Plan, folder: Pa
     for split in tested:
         draws = show if split == tested[-1] else None
         result[split] = found = evaluate(model, sets[split], split=split, progress=progress, show=draws)
-        for view in ("dense", "refined") if "refined" in found else ("1-crop",):
+        for view in (name for name in names if name in found):
             error = in_words(found[view], found["n"])
             say(f"result   {split} localization error, true class given, {names[view]}: {error}")
     metrics = {

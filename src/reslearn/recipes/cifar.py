@@ -3,10 +3,9 @@
 reslearn train cifar10 --model resnet20 --recipe cifar10-paper
 """
 
-from typing import Any
-
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
+from reslearn.recipes.recipe import Chosen
 
 
 def check_cifar(data: DataSet, recipe: str) -> None:
@@ -19,7 +18,7 @@ def check_cifar(data: DataSet, recipe: str) -> None:
         )
 
 
-def cifar10_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def cifar10_paper(data: DataSet, net: str | None) -> Chosen:
     """DRL 4.2, with the numbers' sources beside them.
 
     Deviations: precision is bf16 where the processor has it (the paper: fp32); where the padding's value is not stated, it is
@@ -53,4 +52,4 @@ def cifar10_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[
         },
         "log": {"every": 100},
     }
-    return values, []
+    return values, {}

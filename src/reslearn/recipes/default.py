@@ -3,12 +3,11 @@
 reslearn train path/to/folder
 """
 
-from typing import Any
-
 import numpy as np
 
 from reslearn.data.sets import DataSet
 from reslearn.nets.zoo import applies, spec
+from reslearn.recipes.recipe import Chosen
 
 
 def _training_labels(data: DataSet) -> np.ndarray:
@@ -16,16 +15,16 @@ def _training_labels(data: DataSet) -> np.ndarray:
     return split.labels if split is not None else np.zeros(0, np.int64)
 
 
-def default(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def default(data: DataSet, net: str | None) -> Chosen:
     """Net, image size, batch size and epochs from the number and the size of the images. The schedule is one cycle."""
     labels = _training_labels(data)
     images, (height, width) = len(labels), data.sizes
     small = data.resident or min(height, width) <= 80
-    chose = []
+    chose: dict[str, str] = {}
 
     if net is None:
         net = "resnet20" if small else "resnet18"
-        chose.append(f"net {net}: images are about {height}x{width} px")
+        chose["net.name"] = f"net {net}: images are about {height}x{width} px"
     row = spec(net)
 
     if data.resident:
@@ -33,16 +32,17 @@ def default(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
     else:
         size = 128 if row.stem == "imagenet" else 32 if min(height, width) < 48 else 64
         view = {"size": size, "crop_scale": (0.35, 1.0), "crop_ratio": 0.875, "workers": 2}
-        chose.append(f"image size {size}: suits {net} and trains fast; data.size changes it")
+        chose["data.size"] = f"image size {size}: suits {net} and trains fast; data.size changes it"
 
     batch = int(2 ** np.floor(np.log2(np.clip(images / 16, 16, 128))))
     epochs = int(np.clip(round(200_000 / max(images, 1)), 15, 60))
-    chose.append(f"batch {batch} and {epochs} epochs: {images:,} images")
+    chose["batch.size"] = f"batch {batch}: {images:,} images"
+    chose["schedule.epochs"] = f"{epochs} epochs: {images:,} images"
 
     counts = np.bincount(labels, minlength=len(data.classes))
     uneven = counts.max() > 1.5 * max(counts.min(), 1)
     if uneven:
-        chose.append(f"class weights auto: classes have {counts.min()} to {counts.max()} images")
+        chose["loss.class_weights"] = f"class weights auto: classes have {counts.min()} to {counts.max()} images"
 
     values = {
         "name": "default",

@@ -15,7 +15,7 @@ from reslearn.detect.trunk import split
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.recipes.named import Family
-from reslearn.recipes.recipe import Batch, Common, Every, Held, Section
+from reslearn.recipes.recipe import Batch, Chosen, Common, Every, Held, Section
 
 Splits = dict[str, BoxSet]
 SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
@@ -103,7 +103,7 @@ def _as_published(net: str, start: bool, kind: str) -> dict[str, Any]:
     return pooled | {"anchors_inside": True} | ({"frozen": 2} if start and net.startswith("vgg") else {})
 
 
-def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
 
     On VOCdevkit, with VOC2007 and VOC2012, it is 07+12: trained on trainval of both, tested on test of 2007, where DRL reports 76.4
@@ -125,10 +125,10 @@ def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[di
         "optimizer": {"momentum": 0.9, "weight_decay": 5e-4},
         "schedule": {"steps": 70_000, "lr": 1e-3, "shape": "steps", "drops": (5 / 7,)},
         "evaluate": {"every": 10_000},
-    }, []
+    }, {}
 
 
-def voc_paper_4step(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+def voc_paper_4step(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC by the papers' own four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
 
     In each, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3 and
@@ -139,7 +139,7 @@ def voc_paper_4step(data: Splits, net: str | None, kind: str, start: bool) -> tu
     return {**values, "name": "voc-paper-4step", "alternate": (2, 1, 2, 1), "schedule": schedule}, chose
 
 
-def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[dict[str, Any], list[str]]:
+def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
     """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
 
     Trained jointly. The paper trains proposals (8 images a step) and regions (16) for so long each; in turns, and with 8 images for
@@ -159,23 +159,22 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> tuple[d
         "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
         "schedule": {"steps": 320_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)},
         "evaluate": {"every": 20_000},
-    }, []
+    }, {}
 
 
-def detect_default(
-    data: Splits, net: str | None, kind: str, start: bool, side: int | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def detect_default(data: Splits, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
     """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
 
     side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
     """
-    images, net, chose = data["train"].images, net or "resnet18", []
+    images, net = data["train"].images, net or "resnet18"
+    chose: dict[str, str] = {}
     with torch.device("meta"):
         stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
     if side is None:
         side = _side(data)
         small = _small(scaled_boxes(images, side, 10 * side)[0])
-        chose.append(f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px")
+        chose["detector.min_size"] = f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px"
     long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
     limit = int(np.ceil(side * min(long, 2) / 32) * 32)
     boxes, sizes = scaled_boxes(images, side, limit)
@@ -184,18 +183,18 @@ def detect_default(
         options["anchors"] = _anchors(boxes)
         recall = anchor_recall(boxes, sizes, [AnchorLevel(stride, options["anchors"])]).recall
         shown = ", ".join(f"{a:g}" for a in options["anchors"])
-        chose.append(f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5")
+        chose["detector.anchors"] = f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5"
         if roi > 7 and side <= SMALL:
             options["roi_size"] = 7
-            chose.append("regions are pooled to 7 x 7 pixels: the images are small")
+            chose["detector.roi_size"] = "regions are pooled to 7 x 7 pixels: the images are small"
     crowded = int(np.percentile([len(image.objects) for image in images], 90))
     options["regions"] = int(np.clip(2 ** np.ceil(np.log2(3 * max(crowded, 4))), 16, 128))
     options["detections"] = int(np.clip(4 * max(len(image.objects) for image in images), 100, 1000))
-    chose.append(f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects")
+    chose["detector.regions"] = f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects"
     epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
-    chose.append(f"{epochs} epochs: {len(images):,} images")
+    chose["schedule.epochs"] = f"{epochs} epochs: {len(images):,} images"
     lr = 0.005 if start else 0.02
-    chose.append(f"lr {lr:g}: the trunk {'has been trained' if start else 'starts from nothing'}")
+    chose["schedule.lr"] = f"lr {lr:g}: the trunk {'has been trained' if start else 'starts from nothing'}"
     return {
         "name": "detect-default",
         "net": {"name": net},
@@ -231,7 +230,6 @@ def _side(data: Splits) -> int:
     return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
 
 
-Chosen = tuple[dict[str, Any], list[str]]
 NAMED: dict[str, Callable[..., Chosen]] = {
     "coco-paper": coco_paper,
     "detect-default": detect_default,
@@ -240,21 +238,16 @@ NAMED: dict[str, Callable[..., Chosen]] = {
 }
 
 
-def _choose(
-    name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def _choose(name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]) -> Chosen:
     kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
     sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
     values, chose = NAMED[name](data, net, kind, start is not None, **sized)
-    overruled = {"schedule.steps": " epochs: ", "schedule.epochs": " epochs: ", "schedule.lr": "lr "}
-    said = tuple(line for key, line in overruled.items() if key in asked)
-    chose = [line for line in chose if not any(word in line for word in said)]  # what is asked for is not chosen
     if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
         with torch.device("meta"):
             normalised = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
         if normalised:
             values["precise_bn"] = SETTLED
-            chose.append(f"the trunk's BN statistics are averages over {SETTLED} training images, and frozen")
+            chose["precise_bn"] = f"the trunk's BN statistics are averages over {SETTLED} training images, and frozen"
     return values, chose
 
 

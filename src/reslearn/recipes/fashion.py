@@ -3,12 +3,11 @@
 reslearn train fashion-sample
 """
 
-from typing import Any
-
 from reslearn.data.sets import DataSet
+from reslearn.recipes.recipe import Chosen
 
 
-def fashion(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def fashion(data: DataSet, net: str | None) -> Chosen:
     """A short modern schedule: one cycle of the learning rate (Smith and Topin, 2017), Nesterov momentum, flips, shifts."""
     values = {
         "name": "fashion",
@@ -19,4 +18,4 @@ def fashion(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
         "schedule": {"epochs": 15, "lr": 0.2, "shape": "one-cycle", "warmup": 0.2},
         "log": {"every": 20},
     }
-    return values, []
+    return values, {}

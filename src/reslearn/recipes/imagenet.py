@@ -3,11 +3,10 @@
 reslearn train IMAGENET --model resnet50 --recipe imagenet-classic
 """
 
-from typing import Any
-
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
 from reslearn.nets.zoo import applies, spec
+from reslearn.recipes.recipe import Chosen
 
 
 def check_photos(data: DataSet, recipe: str) -> None:
@@ -17,7 +16,7 @@ def check_photos(data: DataSet, recipe: str) -> None:
         raise UserError(f"recipe {recipe} is for photos; '{data.name}' has images of {height}x{width} px: use --recipe default")
 
 
-def imagenet_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def imagenet_paper(data: DataSet, net: str | None) -> Chosen:
     """DRL 3.4, with the numbers' sources beside them.
 
     reslearn train IMAGENET --model resnet34 --recipe imagenet-paper
@@ -51,10 +50,10 @@ def imagenet_paper(data: DataSet, net: str | None) -> tuple[dict[str, Any], list
         "precise_bn": 200,  # batches; the paper says only that statistics are computed after training
         "log": {"every": 100},
     }
-    return values, []
+    return values, {}
 
 
-def imagenet_classic(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def imagenet_classic(data: DataSet, net: str | None) -> Chosen:
     """Ninety epochs of random resized crops, as most published weights were trained (torchvision's V1 weights among them).
 
     reslearn train IMAGENET --model resnet50-v1.5 --recipe imagenet-classic
@@ -72,10 +71,10 @@ def imagenet_classic(data: DataSet, net: str | None) -> tuple[dict[str, Any], li
         "schedule": {"epochs": 90, "lr": 0.1, "lr_batch": 256, "shape": "steps", "drops": (1 / 3, 2 / 3)},
         "log": {"every": 100},
     }
-    return values, []
+    return values, {}
 
 
-def imagenet_fast(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[str]]:
+def imagenet_fast(data: DataSet, net: str | None) -> Chosen:
     """Accuracy by the hour: views that grow, one cycle of a higher lr, label smoothing, an average of the weights, no decay of BN
     and biases. `--set schedule.epochs=` takes 16 to 88; more is better.
 
@@ -104,4 +103,4 @@ def imagenet_fast(data: DataSet, net: str | None) -> tuple[dict[str, Any], list[
         "ema": 0.999,
         "log": {"every": 100},
     }
-    return values, []
+    return values, {}

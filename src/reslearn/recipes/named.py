@@ -15,10 +15,10 @@ from reslearn.recipes.cifar_fast import cifar10_fast
 from reslearn.recipes.default import default
 from reslearn.recipes.fashion import fashion
 from reslearn.recipes.imagenet import imagenet_classic, imagenet_fast, imagenet_paper
-from reslearn.recipes.recipe import Common, Recipe, change, read_file, validate
+from reslearn.recipes.recipe import Chosen, Common, Recipe, change, read_file, validate
 
-# name -> (data, net or None) -> (values, what it chose and why)
-NAMED: dict[str, Callable[[DataSet, str | None], tuple[dict[str, Any], list[str]]]] = {
+# name -> (data, net or None) -> values, and what it chose
+NAMED: dict[str, Callable[[DataSet, str | None], Chosen]] = {
     "cifar10-fast": cifar10_fast,
     "cifar10-paper": cifar10_paper,
     "default": default,
@@ -37,7 +37,7 @@ class Family:
     kind: type[Common]
     names: Collection[str]
     usual: Callable[[Any], str]
-    choose: Callable[[str, Any, str | None, dict[str, Any] | None, dict[str, Any]], tuple[dict[str, Any], list[str]]]
+    choose: Callable[[str, Any, str | None, dict[str, Any] | None, dict[str, Any]], Chosen]
     check: Callable[[Any, Any], None]
 
 
@@ -66,7 +66,7 @@ def resolve(
         spec(net)  # an unknown name is the first thing to hear of
     base = file.pop("base", None) if file else str(recipe)
     values: dict[str, Any] = {}
-    chose: list[str] = []
+    chose: dict[str, str] = {}
     if base is not None:
         values, chose = family.choose(base, data, net, start, asked)
     where = f"recipe {recipe}"
@@ -81,7 +81,8 @@ def resolve(
     if seed is not None:
         resolved = validate(resolved.model_dump() | {"seed": seed}, "--seed", family.kind)
     family.check(resolved, data)
-    return resolved, chose
+    overruled = {*asked, *(["schedule.epochs"] if "schedule.steps" in asked else [])}
+    return resolved, [line for key, line in chose.items() if key not in overruled]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

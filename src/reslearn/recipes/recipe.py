@@ -238,6 +238,9 @@ class Recipe(Common):
         return self
 
 
+Chosen = tuple[dict[str, Any], dict[str, str]]
+"""The values of a named recipe, and what of them was chosen from the data: a sentence, with the reason, by key."""
+
 R = TypeVar("R", bound=Common)
 
 

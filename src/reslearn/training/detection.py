@@ -15,7 +15,7 @@ from reslearn.data.boxes import BoxSet, bad_boxes_left_out_by
 from reslearn.data.draws import integer
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
-from reslearn.data.voc import years
+from reslearn.data.voc import splits as voc_splits
 from reslearn.detect.build import assemble, trunk
 from reslearn.detect.detector import Detector
 from reslearn.detect.evaluate import Way
@@ -90,8 +90,8 @@ def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, 
     if not isinstance(train, str) or not train:  # unless a recipe's file says so; what is no text is refused with the recipe
         base = asked_for("base", asked.recipe, ()) or str(asked.recipe)
         train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
-        if train == "trainval" and split_names(asked.data) and not years(Path(asked.data)):
-            raise UserError(f"{asked.data}: {base} trains on VOC's trainval, which a COCO set has not: --set data.train=train")
+        if train == "trainval" and (there := split_names(asked.data)) and train not in voc_splits(Path(asked.data)):
+            raise UserError(f"{asked.data}: {base} trains on VOC's trainval, which is not there: --set data.train={there[0]}")
     data = open_set(asked.data, train, bad or "fail")
     init, settings = _init(asked)
     start = None if init is None else start_of(init, asked.model)
