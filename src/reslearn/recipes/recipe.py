@@ -298,7 +298,7 @@ def _value(text: str) -> Any:
 def change(recipe: R, settings: Sequence[str]) -> R:
     """The recipe with `key=value` settings applied; schedule.steps and schedule.epochs, one of them, replace the recipe's."""
     values = recipe.model_dump()
-    lengths = [setting for setting in settings if setting.partition("=")[0] in ("schedule.steps", "schedule.epochs")]
+    lengths = [setting for setting in settings if setting.startswith(("schedule.steps=", "schedule.epochs="))]
     if len({setting.partition("=")[0] for setting in lengths}) > 1:
         raise UserError(
             f"{' and '.join(f'--set {setting}' for setting in lengths)}: give one of them, the length in steps or in epochs"
