@@ -1,6 +1,7 @@
 """What tests share: real data where RESLEARN_DATA points to it, small folders of images, a cache of their own."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from hypothesis import settings
 from drawing import draw_images
 
 torch.set_num_threads(1)  # tests run side by side
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in a shell's background: commands that tests start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # New examples are for a developer's machine: a landing must not fail by chance.
 settings.register_profile("ci", derandomize=True)
