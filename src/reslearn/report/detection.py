@@ -9,7 +9,7 @@ from markupsafe import Markup
 from reslearn.report import analyses, detection_plots, plots
 from reslearn.report.detection_runs import KINDS, BySize, DetectionRun, Numbers, Precision, Review, Snapshot, read_run
 from reslearn.report.runs import Folder
-from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, picture, recipe_rows, render, same_data
+from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, picture, recipe_rows, render, same_data, trained
 
 MEANING = {
     "class": "in place, but of another class",
@@ -85,12 +85,8 @@ def _interval(numbers: Numbers) -> str:
 def _summary(run: DetectionRun) -> str:
     """One paragraph: what was trained, on what, how well it finds objects, at what cost."""
     data, result = run.setup.data, run.result
-    parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
-    images = f"{data.n['train']:,} images" if "train" in data.n else "images"
     classes = f" with {len(data.classes):,} class{'es' * (len(data.classes) != 1)} of objects" if data.classes else ""
-    epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
-    done = f", for {run.step:,} iterations{epochs}" if run.step else ""
-    says = f"A detector on {net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+    says = trained(run, "A detector on ", classes)
     if result and (last := _measured(result.last)):
         split, numbers = last
         says += f" After the last iteration its AP is {points(numbers.AP)}%{_interval(numbers)} on {numbers.n:,} {split} images,"

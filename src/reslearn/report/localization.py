@@ -1,6 +1,5 @@
 """The page of localizers' runs, of `reslearn localize train` and `refine`."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from markupsafe import Markup
 from reslearn.report import analyses, localization_plots, plots
 from reslearn.report.localization_runs import VIEWS, LocalizationRun, Numbers, Wrong, read_run
 from reslearn.report.runs import Folder
-from reslearn.report.shared import SPLITS, cost, net_name, notices, percent, picture, recipe_rows, render, same_data
+from reslearn.report.shared import SPLITS, cost, net_name, notices, percent, picture, recipe_rows, render, same_data, trained
 
 ASKED = {
     "true_class": ("true class given", "the class is known, its box is judged"),
@@ -66,15 +65,11 @@ def _interval(wrong: Wrong) -> str:
 
 def _summary(run: LocalizationRun) -> str:
     """One paragraph: what was trained, on what, how often it is wrong, at what cost."""
-    data, result = run.setup.data, run.result
-    parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
-    images = f"{data.n['train']:,} images" if "train" in data.n else "images"
+    data = run.setup.data
     classes = f" of {len(data.classes):,} classes" if data.classes else ""
-    epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
-    done = f", for {run.step:,} iterations{epochs}" if run.step else ""
     refined = run.setup.recipe.get("stage") == "refine"
     what = "The second stage, R-CNN, of a localizer" if refined else "A localizer"
-    says = f"{what} on {net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+    says = trained(run, f"{what} on ", classes)
     if found := _measured(run):
         split, numbers = found
         judged = _judged(numbers)

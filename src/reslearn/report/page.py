@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reslearn.errors import UserError
 from reslearn.report import analyses, detection, localization, plots
 from reslearn.report.runs import KINDS, Folder, Metrics, Run, Snapshot, most_confused, open_folders, read_run
-from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, percent, picture, recipe_rows, render
+from reslearn.report.shared import SPLITS, cost, net_name, notices, over_seeds, percent, picture, recipe_rows, render, trained
 
 GRID_CLASSES = 60  # more rows of a confusion matrix than this cannot be told apart on a screen
 
@@ -79,12 +79,8 @@ def _spread(metrics: Metrics) -> str:
 def _summary(run: Run) -> str:
     """One paragraph: what was trained, on what, how well it does, at what cost."""
     data, result = run.setup.data, run.result
-    parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
-    images = f"{data.n['train']:,} images" if "train" in data.n else "images"
     classes = f" of {len(data.classes):,} classes" if data.classes else ""
-    epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
-    done = f", for {run.step:,} iterations{epochs}" if run.step else ""
-    says = f"{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+    says = trained(run, "", classes)
     if result is None:
         return says
     if last := _measured(result.last):

@@ -104,6 +104,16 @@ def net_name(run: AnyRun) -> str:
     return text(net.get("name", "a network")) if isinstance(net, Mapping) else text(net)
 
 
+def trained(run: AnyRun, what: str, classes: str) -> str:
+    """A sentence: what was trained, on how many images and classes (in words, "" where it is not known), for how long."""
+    data, result = run.setup.data, run.result
+    parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
+    images = f"{data.n['train']:,} images" if "train" in data.n else "images"
+    epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
+    done = f", for {run.step:,} iterations{epochs}" if run.step else ""
+    return f"{what}{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+
+
 def cost(run: AnyRun) -> str:
     """A sentence: what training took; "" for a run that has not finished."""
     result, machine = run.result, run.setup.machine
