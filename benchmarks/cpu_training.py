@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 from reslearn import data as datasets
 from reslearn.bench.plain import plain_loop
 from reslearn.bench.train import OurLoop, bench
-from reslearn.recipes import change, resolve
 from reslearn.training import runtime
+from reslearn.training.recipe import change
+from reslearn.training.resolve import resolve
 from reslearn.training.stepper import pick
 
 CPU = torch.device("cpu")
 WINDOW = 20  # steps of the mean that is drawn
-LIKE_PLAIN = ["batch.micro=null", "optimizer.style=pytorch", "schedule.lr=0.1", "data.pad_with=black", "data.normalise=channel"]
+LIKE_PLAIN = ["batch.micro=null", "optimizer.style=pytorch", "schedule.lr=0.1", "data.pad_with=black", "data.normalize=channel"]
 
 
 def our_losses(seed: int, steps: int) -> list[float]:
@@ -71,9 +72,9 @@ def draw(curves: dict[str, list[list[float]]], path: Path) -> None:
     axes = figure.add_subplot(
         xlabel="iterations", ylabel=f"training loss (mean of {WINDOW})", title="ResNet-20 on CIFAR-10, three seeds"
     )
-    for (name, runs), colour in zip(curves.items(), ("tab:blue", "tab:red"), strict=True):
+    for (name, runs), color in zip(curves.items(), ("tab:blue", "tab:red"), strict=True):
         for i, run in enumerate(runs):
-            axes.plot(smooth(run), lw=1, color=colour, label=name if i == 0 else None)
+            axes.plot(smooth(run), lw=1, color=color, label=name if i == 0 else None)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

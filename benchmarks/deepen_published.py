@@ -19,7 +19,7 @@ from torch import Tensor
 
 import reslearn
 from reslearn import data
-from reslearn.data.resident import Resident
+from reslearn.data.images.resident import Resident
 from reslearn.evaluation.protocols import single_view
 from reslearn.weights.deepened import deepen_model
 from reslearn.weights.imports import import_weights

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.boxes import Objects
-from reslearn.evaluation.detection import coco
+from reslearn.data.boxes.box_set import Objects
+from reslearn.evaluation.average_precision import coco
 from reslearn.evaluation.matching import match
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")

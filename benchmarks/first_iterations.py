@@ -60,10 +60,10 @@ def draw(rows: list[dict], path: Path) -> None:
     """Training error dashed, held-out error bold, as in the paper's Figure 6."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="iterations", ylabel="error (%)", title="CIFAR-10, the paper's recipe, first iterations")
-    for row, colour in zip(rows, ("tab:red", "tab:blue"), strict=True):
-        axes.plot(*zip(*((p["step"], p["error"]) for p in row["curve"]), strict=True), "--", lw=1, color=colour)
+    for row, color in zip(rows, ("tab:red", "tab:blue"), strict=True):
+        axes.plot(*zip(*((p["step"], p["error"]) for p in row["curve"]), strict=True), "--", lw=1, color=color)
         held = [(p["step"], p["top1_error"]) for p in row["held_out"]]
-        axes.plot(*zip(*held, strict=True), "o-", lw=2.5, color=colour, label=f"{row['net']}: test {row['test_error']:.2f}%")
+        axes.plot(*zip(*held, strict=True), "o-", lw=2.5, color=color, label=f"{row['net']}: test {row['test_error']:.2f}%")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -25,8 +25,9 @@ import reslearn
 from reslearn import data as datasets
 from reslearn.bench.train import OurLoop, bench
 from reslearn.device import pick_device
-from reslearn.recipes import change, resolve
 from reslearn.training import many, runtime
+from reslearn.training.recipe import change
+from reslearn.training.resolve import resolve
 from reslearn.training.run import begin
 
 PAPER = {"resnet20": 8.75, "resnet56": 6.97, "resnet110": 6.43}  # DRL Table 6

@@ -36,15 +36,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as T
 
 import reslearn
-from reslearn.bench.detection import NET, Asked, Case, Ours, Plain, cases, memory
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
+from reslearn.bench.detectors import NET, Asked, Case, Ours, Plain, cases, memory
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.read import open_boxes
 from reslearn.detect import Detector, create_detector, heads, load_detector, save_detector
-from reslearn.detect.evaluate import Way, find
-from reslearn.detect.trunk import settle_batch_norm
+from reslearn.detect.backbone import settle_batch_norm
+from reslearn.detect.evaluate import TestOptions, find
+from reslearn.detect.step import on
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.training import runtime
-from reslearn.training.detect_step import on
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as runtime.deterministic sets it, for everybody
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -222,7 +222,7 @@ def inference(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
     mine = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **asked.sizes)
     mine.load_state_dict(weights(theirs, mine))
     with tempfile.TemporaryDirectory() as folder:
-        way = Way((load_detector(save_detector(mine, Path(folder) / "model.safetensors"), asked.device),))
+        way = TestOptions((load_detector(save_detector(mine, Path(folder) / "model.safetensors"), asked.device),))
     images = [split.images[i % len(split)] for i in range(asked.images)]
     pixels = [each.float().div(255) for each in (T.pil_to_tensor(Image.open(image.path).convert("RGB")) for image in images)]
     precisions = tuple(dict.fromkeys(["fp32", pick_precision("auto", asked.device)]))

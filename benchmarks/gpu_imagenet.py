@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from reslearn import data as datasets
 from reslearn.bench import limits
 from reslearn.bench.train import OurLoop
-from reslearn.data.stream import ahead
+from reslearn.data.images.stream import ahead
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.nets import create
 from reslearn.nets.cost import cost
-from reslearn.recipes import change, resolve
-from reslearn.recipes.recipe import Loss, Optimizer
 from reslearn.training import runtime
+from reslearn.training.recipe import Loss, Optimizer, change
+from reslearn.training.resolve import resolve
 from reslearn.training.step import make_criterion, make_optimizer, train_step
 
 NET, CLASSES = "resnet50-v1.5", 1000
@@ -44,7 +44,7 @@ def batch(size: int, images: int, device: torch.device) -> tuple[Tensor, Tensor]
     return pixels.to(device), torch.randint(0, CLASSES, (images,), generator=generator).to(device)
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalized(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(1 / 58.0).sub_(2.0)
 
 
@@ -57,7 +57,7 @@ def plain(pixels: Tensor, labels: Tensor, device: torch.device) -> Step:
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(model(normalised(pixels)), labels)
+            loss = F.cross_entropy(model(normalized(pixels)), labels)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -75,7 +75,7 @@ def ours(pixels: Tensor, labels: Tensor, device: torch.device, compiled: bool) -
     cast = autocast(pick_precision("auto", device), device)
 
     def step() -> None:
-        train_step(run, normalised(pixels), labels, criterion, optimizer, cast)
+        train_step(run, normalized(pixels), labels, criterion, optimizer, cast)
 
     return step
 

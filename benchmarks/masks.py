@@ -1,7 +1,7 @@
 """Mask R-CNN on two CPU cores: clothes on photos (tests/pasting.py), to mask AP and a picture of what it finds.
 
-    reslearn train cifar10 --model resnet18 --recipe cifar10-fast --set schedule.steps=2000 --out trunk
-    python benchmarks/masks.py FOLDER-OF-PHOTOS --init trunk --work masks
+    reslearn train cifar10 --model resnet18 --recipe cifar10-fast --set schedule.steps=2000 --out backbone
+    python benchmarks/masks.py FOLDER-OF-PHOTOS --init backbone --work masks
 
 Photos are those of class folders, FOLDER/*/*.jpg. Train, val and test share neither items nor photos. A run that was interrupted
 goes on where it was.
@@ -22,9 +22,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxed import pixels
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.read import open_boxes
+from reslearn.data.boxes.source import pixels
 from reslearn.detect import detect, load_detector
 from reslearn.training import resume, train
 
@@ -52,7 +52,7 @@ SETTINGS = [
     "log.every=25",
     "evaluate.every=200",
 ]
-COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 SHOWN, SURE = 15, 0.5  # test images in the picture, and the least score of what is drawn
 
 
@@ -81,15 +81,15 @@ def picture(split: BoxSet, model: Path, file: Path, dpi: int = 100) -> None:
         for box, label, score, mask in zip(*(found[key].cpu() for key in ("boxes", "labels", "scores", "masks")), strict=True):
             if score < SURE:
                 continue
-            colour = COLOURS[int(label) - 1]
+            color = COLORS[int(label) - 1]
             layer = np.zeros((image.height, image.width, 4))
-            layer[mask[0] > 0.5] = (*colour, 0.5)
+            layer[mask[0] > 0.5] = (*color, 0.5)
             axis.imshow(layer, interpolation="nearest", extent=(0, image.width, image.height, 0))
             x1, y1, x2, y2 = box.tolist()
-            axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.5))
+            axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
             text = f"{split.classes[int(label) - 1]} {100 * float(score):.0f}%"
             axis.text(
-                x1 + 1, max(y1, 6), text, fontsize=8, color="white", va="bottom", backgroundcolor=(*colour, 0.9)
+                x1 + 1, max(y1, 6), text, fontsize=8, color="white", va="bottom", backgroundcolor=(*color, 0.9)
             ).get_bbox_patch().set_boxstyle("square,pad=0.15")
     figure.savefig(file, dpi=dpi, pil_kwargs={"quality": 85})
     plt.close(figure)
@@ -112,7 +112,7 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--init", type=Path, help="a ResNet-18 for classification that the trunk starts from; else from nothing")
+    parser.add_argument("--init", type=Path, help="a ResNet-18 for classification that the backbone starts from; else from nothing")
     parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/masks.jpg"))
@@ -128,7 +128,7 @@ def main() -> None:
         result = fit(data, work / "run", options.init)
         about = json.loads((work / "run" / "recipe.json").read_text())
         record = {
-            "command": f"python benchmarks/masks.py FOLDER-OF-PHOTOS{' --init trunk' if options.init else ''}",
+            "command": f"python benchmarks/masks.py FOLDER-OF-PHOTOS{' --init backbone' if options.init else ''}",
             "settings": SETTINGS,
             "images": IMAGES,
             "training_objects": about["data"]["objects"],

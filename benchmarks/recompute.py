@@ -21,10 +21,10 @@ def measure(net: str, batch: int, recompute: bool) -> dict:
     """Seconds of a step, and the process's largest memory above what it had before the first one."""
     import torch
 
+    from reslearn.classify.sources import make_model
     from reslearn.device import autocast, pick_device, pick_precision
-    from reslearn.recipes import validate
     from reslearn.training import runtime
-    from reslearn.training.setup import make_model
+    from reslearn.training.recipe import validate
     from reslearn.training.step import make_criterion, make_optimizer, train_step
     from reslearn.training.stepper import pick
 

@@ -12,7 +12,7 @@ SIZE = (40, 60)  # height, width
 
 
 def photo(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> Path:
-    """A grey image of this stored height and width."""
+    """A gray image of this stored height and width."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.full((*size, 3), 128, np.uint8))
     exif = Image.Exif()

@@ -48,13 +48,13 @@ def real_data() -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes of twelve 16x16 colour images."""
+    """Two classes of twelve 16x16 color images."""
     return draw_images(tmp_path / "images")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes of twelve 90x120 colour images."""
+    """Two classes of twelve 90x120 color images."""
     return draw_images(tmp_path / "photos", size=(90, 120))
 
 

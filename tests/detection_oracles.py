@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.boxes import Objects
-from reslearn.data.masks import runs_of
+from reslearn.data.boxes.box_set import Objects
+from reslearn.data.boxes.masks import runs_of
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.boxes import BoxImage, BoxSet, Objects
-from reslearn.evaluation.detection import detection_metrics
+from reslearn.data.boxes.box_set import BoxImage, BoxSet, Objects
+from reslearn.detect.gallery import save_gallery
+from reslearn.evaluation.average_precision import detection_metrics
 from reslearn.evaluation.detection_review import review
-from reslearn.evaluation.gallery import save_gallery
 from reslearn.evaluation.matching import Matches, match
 
 PARTS = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -39,7 +39,7 @@ def detections(image: BoxImage, numbers: np.random.Generator, classes: int, skil
 
 
 def drawn_set(folder: Path, count: int = 12) -> BoxSet:
-    """Grey images with dark rectangles, and the rectangles as objects of two classes."""
+    """Gray images with dark rectangles, and the rectangles as objects of two classes."""
     from PIL import Image
 
     numbers, images = np.random.default_rng(0), []

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from painted_sets import TINY, write_set
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.read import open_boxes
 from reslearn.localize.evaluate import View, errors
 from reslearn.localize.gallery import save_examples, save_gallery
 from reslearn.localize.run import facts_of

@@ -1,4 +1,4 @@
-"""Easy sets for localization: noise with one coloured box in each image."""
+"""Easy sets for localization: noise with one colored box in each image."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ TINY = {
     "batch": 8,
     "schedule": {"epochs": 12, "lr": 0.03, "shape": "cosine", "warmup": 0.1},
 }
-COLOURS = {"disc": (220, 60, 40), "square": (40, 80, 220)}
+COLORS = {"disc": (220, 60, 40), "square": (40, 80, 220)}
 
 
 def write_set(root: Path, counts: dict[str, int]) -> Path:
@@ -27,11 +27,11 @@ def write_set(root: Path, counts: dict[str, int]) -> Path:
             pixels = numbers.integers(90, 150, (40, 52, 3)).astype(np.uint8)
             w, h = numbers.integers(14, 26, 2).tolist()
             x, y = int(numbers.integers(0, 52 - w)), int(numbers.integers(0, 40 - h))
-            pixels[y : y + h, x : x + w] = [*COLOURS.values()][kind]
+            pixels[y : y + h, x : x + w] = [*COLORS.values()][kind]
             Image.fromarray(pixels).save(root / split / f"{i}.png")
             images.append({"id": i + 1, "file_name": f"{i}.png", "height": 40, "width": 52})
             annotations.append({"id": i + 1, "image_id": i + 1, "category_id": kind + 1, "bbox": [x, y, w, h]})
-        kinds = [{"id": i, "name": name} for i, name in enumerate(COLOURS, 1)]
+        kinds = [{"id": i, "name": name} for i, name in enumerate(COLORS, 1)]
         document = {"images": images, "annotations": annotations, "categories": kinds}
         (root / split / "_annotations.coco.json").write_text(json.dumps(document))
     return root

@@ -1,6 +1,6 @@
 """A set for masks: items of clothing (Fashion-MNIST's, from the package's sample) pasted on photos, written as COCO.
 
-Each item keeps its own grey pixels, a little lifted, and is scaled, turned and laid over what is there. Its segmentation is what
+Each item keeps its own gray pixels, a little lifted, and is scaled, turned and laid over what is there. Its segmentation is what
 of it can be seen, as COCO's annotators draw it: one polygon for each of its parts, along the edges of the pixels, so that drawn
 again it is the same mask, pixel for pixel. Splits share neither items nor photos.
 """
@@ -25,10 +25,10 @@ _TRIES = 12  # places an item is tried at
 
 @dataclass(frozen=True)
 class Item:
-    """One item in its 28 x 28 pixels: its class (a place in CLASSES), and grey uint8."""
+    """One item in its 28 x 28 pixels: its class (a place in CLASSES), and gray uint8."""
 
     label: int
-    grey: np.ndarray
+    gray: np.ndarray
 
 
 def items(split: str, part: slice) -> list[Item]:
@@ -43,10 +43,10 @@ def items(split: str, part: slice) -> list[Item]:
     return found
 
 
-def silhouette(grey: np.ndarray) -> np.ndarray:
+def silhouette(gray: np.ndarray) -> np.ndarray:
     """bool (H, W): the largest part that is not the black ground, with its holes filled (dark cloth, a bag's handle)."""
-    parts, n = ndimage.label(grey > 12)
-    sizes = ndimage.sum_labels(np.ones(grey.shape), parts, np.arange(1, n + 1))
+    parts, n = ndimage.label(gray > 12)
+    sizes = ndimage.sum_labels(np.ones(gray.shape), parts, np.arange(1, n + 1))
     return ndimage.binary_fill_holes(parts == 1 + np.argmax(sizes))
 
 
@@ -85,7 +85,7 @@ def outlines(mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
     return found, holes
 
 
-# neighbour that is outside, (down, right) -> the corner of the pixel where its edge starts, and where that leads: clockwise
+# neighbor that is outside, (down, right) -> the corner of the pixel where its edge starts, and where that leads: clockwise
 _EDGES = {(-1, 0): ((0, 0), (1, 0)), (0, 1): ((1, 0), (0, 1)), (1, 0): ((1, 1), (-1, 0)), (0, -1): ((0, 1), (0, -1))}
 
 
@@ -96,13 +96,13 @@ def drawn(item: Item, numbers: np.random.Generator, side: int) -> tuple[np.ndarr
     flip = numbers.random() < 0.5
     size = (round(28 * scale),) * 2
     layers = []
-    for layer in (item.grey, silhouette(item.grey).astype(np.uint8) * 255):
+    for layer in (item.gray, silhouette(item.gray).astype(np.uint8) * 255):
         image = Image.fromarray(layer[:, ::-1] if flip else layer).resize(size, Image.Resampling.BICUBIC)
         layers.append(np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True), np.float64) / 255)
-    grey, alpha = layers
+    gray, alpha = layers
     rows, columns = (np.flatnonzero((alpha >= 0.5).any(axis)) for axis in (1, 0))
     inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return 255 * (0.25 + 0.75 * grey[inside])[..., None].repeat(3, axis=2), alpha[inside]
+    return 255 * (0.25 + 0.75 * gray[inside])[..., None].repeat(3, axis=2), alpha[inside]
 
 
 def compose(

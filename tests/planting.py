@@ -14,7 +14,7 @@ A, B = "train/cat/0.jpg", "train/dog/1.jpg"
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 64)) -> Image.Image:
-    """An image of soft spots of colour, of (height, width)."""
+    """An image of soft spots of color, of (height, width)."""
     spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize(size[::-1], Image.Resampling.BICUBIC)
 
@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], dict[str, set[str]]]] = {
     "a link to nothing": (broken_link, {"unreadable": {f"{X}.jpg"}}),
     "a pipe": (pipe, {"unreadable": {f"{X}.jpg"}}),
     "a PNG called .jpg": (write(f"{X}.jpg", encoded(NEW, "PNG")), {"wrong suffix": {f"{X}.jpg"}}),
-    "one colour": (write(f"{X}.jpg", encoded(Image.new("RGB", (64, 48), "navy"), "JPEG")), {"blank": {f"{X}.jpg"}}),
+    "one color": (write(f"{X}.jpg", encoded(Image.new("RGB", (64, 48), "navy"), "JPEG")), {"blank": {f"{X}.jpg"}}),
     "a thumbnail": (write(f"{X}.jpg", encoded(photo(1000, (4, 5)), "JPEG")), {"tiny": {f"{X}.jpg"}}),
     "a strip": (write(f"{X}.jpg", encoded(photo(1000, (40, 170)), "JPEG")), {"elongated": {f"{X}.jpg"}}),
     "twice": (copy(A, f"{X}.jpg"), {"duplicate": {A, f"{X}.jpg"}}),
@@ -170,10 +170,10 @@ FAULTS["classes that differ by case"] = (
 )
 
 NOTES: dict[str, tuple[Callable[[Path], None], dict[str, set[str]]]] = {
-    "CMYK": (write(f"{X}.jpg", encoded(NEW.convert("CMYK"), "JPEG")), {"colour space": {f"{X}.jpg"}}),
+    "CMYK": (write(f"{X}.jpg", encoded(NEW.convert("CMYK"), "JPEG")), {"color space": {f"{X}.jpg"}}),
     "a palette": (write(f"{X}.png", encoded(NEW.quantize(32), "PNG")), {"palette": {f"{X}.png"}}),
-    "grey": (write(f"{X}.jpg", encoded(NEW.convert("L"), "JPEG")), {"grey": {f"{X}.jpg"}}),
-    "16 bits of grey": (write(f"{X}.png", encoded(DEEP, "PNG")), {"deep": {f"{X}.png"}, "grey": {f"{X}.png"}}),
+    "gray": (write(f"{X}.jpg", encoded(NEW.convert("L"), "JPEG")), {"gray": {f"{X}.jpg"}}),
+    "16 bits of gray": (write(f"{X}.png", encoded(DEEP, "PNG")), {"deep": {f"{X}.png"}, "gray": {f"{X}.png"}}),
     "transparency": (write(f"{X}.png", encoded(NEW.convert("RGBA"), "PNG")), {"transparent": {f"{X}.png"}}),
     "EXIF rotation": (write(f"{X}.jpg", encoded(NEW, "JPEG", exif=EXIF)), {"rotated": {f"{X}.jpg"}}),
     "an animated GIF": (

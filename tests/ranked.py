@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from reslearn import create
-from reslearn.data.draws import checksum
+from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
-from reslearn.data.resident import Resident
+from reslearn.data.sampling import checksum
 from reslearn.data.sets import Split
-from reslearn.nets import fused
-from reslearn.recipes.recipe import validate
+from reslearn.kernels import fuse as fused
 from reslearn.training import ranks, runtime
+from reslearn.training.recipe import validate
 from reslearn.training.state import State
 from reslearn.training.step import make_criterion
 from reslearn.training.stepper import make_stepper, pick
-from reslearn.training.sync_bn import synchronised
+from reslearn.training.sync_bn import synchronized
 
 STEPS, SIZE, CPU = 30, 32, torch.device("cpu")
 # A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
@@ -28,8 +28,8 @@ RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
 CASES: dict[str, dict[str, Any]] = {
     "no BN": {"net": {"name": "highway-19"}},
     "no BN, micro-batches": {"net": {"name": "highway-19"}, "batch": {"size": SIZE, "micro": 8}},
-    "synchronised BN": RESNET | {"batch": {"size": SIZE, "sync_bn": True}},
-    "synchronised BN, recomputed": RESNET | {"batch": {"size": SIZE, "sync_bn": True}, "recompute": True},
+    "synchronized BN": RESNET | {"batch": {"size": SIZE, "sync_bn": True}},
+    "synchronized BN, recomputed": RESNET | {"batch": {"size": SIZE, "sync_bn": True}, "recompute": True},
     "BN of micro-batches": RESNET | {"batch": {"size": SIZE, "micro": 16}, "step": "fused"},
     "stochastic depth": RESNET | {"net": {"name": "resnet8", "last_survival": 0.3}, "batch": {"size": SIZE, "sync_bn": True}},
 }
@@ -54,7 +54,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = create(recipe.net.name, 4, **recipe.net.options())
     model.recompute = recipe.recompute  # type: ignore[assignment]
-    model = synchronised(model, CPU) if recipe.batch.sync_bn else model
+    model = synchronized(model, CPU) if recipe.batch.sync_bn else model
     state = State(model.to(memory_format=torch.channels_last).train(), recipe)
     mode, _ = pick(recipe.step, CPU, recipe, resident=True)
     stepper = make_stepper(mode, recipe, images, state, make_criterion(recipe.loss, torch.bincount(images.labels)), "fp32")
@@ -75,12 +75,12 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     return {"losses": losses, "seen": seen, "stream": stream, "state": [whole, average], "wrong": state.progress.wrong}
 
 
-def normalise() -> dict[str, Any]:
+def normalize() -> dict[str, Any]:
     """One BN layer on its rank's part of a batch of large mean: outputs, gradients and statistics."""
     torch.manual_seed(1)
     shift = torch.tensor([0.0, 10, -100])[:, None, None]
     x, wanted = (torch.randn(12, 3, 5, 5, dtype=torch.float64) * 2 + shift for _ in range(2))
-    layer = synchronised(nn.Sequential(nn.BatchNorm2d(3, dtype=torch.float64)), CPU)
+    layer = synchronized(nn.Sequential(nn.BatchNorm2d(3, dtype=torch.float64)), CPU)
     own = ranks.own(12)
     x = x[own].clone().requires_grad_()
     y = layer(x)
@@ -95,7 +95,7 @@ def evaluate(images: int, batch: int) -> dict[str, Any]:
     """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
     torch.manual_seed(2)
     split, model, calls = source(images), create("resnet8", 4), []
-    if ranks.Part(split, batch).places[1:2].tolist() == [1]:
+    if ranks.Shard(split, batch).places[1:2].tolist() == [1]:
         split.holes, split.bad = {1}, {"1": "broken"}
     seen = ranks.single_view(model, split, batch=batch, progress=calls.append)
     digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in seen.logits]
@@ -109,7 +109,7 @@ def everything() -> dict[str, Any]:
     found = {name: train(changes) for name, changes in CASES.items()}
     agreed = [ranks.agree(7 * ranks.rank()), ranks.by_first(lambda: 5 + ranks.rank()), ranks.gather(ranks.rank())]
     sizes = {"103 by 25": evaluate(103, 25), "10 by 25": evaluate(10, 25)}
-    return {"train": found, "bn": normalise(), "agreed": agreed, "evaluate": sizes}
+    return {"train": found, "bn": normalize(), "agreed": agreed, "evaluate": sizes}
 
 
 if __name__ == "__main__":

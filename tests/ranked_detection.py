@@ -9,19 +9,19 @@ from typing import Any
 import torch
 
 from detect.small import detector
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxed import Boxed
-from reslearn.evaluation.detection import coco
-from reslearn.recipes.detection import DetectRecipe
-from reslearn.recipes.recipe import validate
+from reslearn.data.boxes.read import open_boxes
+from reslearn.data.boxes.source import BoxSource
+from reslearn.detect.alternating import AlternatingState, phase_ends
+from reslearn.detect.recipes import DetectRecipe
+from reslearn.detect.step import DetectStepper, judge
+from reslearn.evaluation.average_precision import coco
 from reslearn.training import ranks, runtime
-from reslearn.training.alternating import AlternatingState, phase_ends
-from reslearn.training.detect_step import DetectStepper, judge
+from reslearn.training.recipe import validate
 from reslearn.training.state import State
 
 STEPS, SIZE = 6, 4
 # Every anchor and every region is learned from, so that nothing is drawn. Losses are means over the regions of a micro-batch, and
-# BN normalises by it: one rank takes as many images at once as each of two.
+# BN normalizes by it: one rank takes as many images at once as each of two.
 WHOLE = {"classes": ["disc", "square"], "regions": 512, "batch_norm": "frozen", "proposals": (60, 24)}
 CASES: dict[str, dict[str, Any]] = {
     "C4": {},
@@ -46,7 +46,7 @@ def train(data: str, changes: dict[str, Any]) -> dict[str, Any]:
     }
     values |= {"detector": model.settings.model_dump()} | {key: changes[key] for key in changes if key not in options}
     recipe: DetectRecipe = validate(values, kind=DetectRecipe)
-    source = Boxed(open_boxes(data)["train"], flip="horizontal")
+    source = BoxSource(open_boxes(data)["train"], flip="horizontal")
     if recipe.alternate is None:
         state, losses = State(model, recipe), model
     else:
@@ -70,7 +70,7 @@ def look(data: str, masks: bool) -> dict[str, Any]:
     """AP and losses on images of which each rank sees some: five, an odd number."""
     split, calls = open_boxes(data)["test"], list[int]()
     model = detector(classes=split.classes, masks=masks)  # type: ignore[arg-type]
-    seen = judge(model, Boxed(split, masks=masks), "fp32", 0, calls.append)
+    seen = judge(model, BoxSource(split, masks=masks), "fp32", 0, calls.append)
     scores = [found.scores.tolist() for found in seen.boxes.found]
     return {
         "AP": coco(seen.boxes),

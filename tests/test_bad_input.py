@@ -225,7 +225,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         train_on(lambda d: (draw_images(d / "train"), draw_images(d / "val"))[0].parent, "--set", "data.val=0.2"),
         "has its own val images",
     ),
-    "a recipe for other images": (good_folder_with("--recipe", "cifar10-paper"), "is for 32x32 colour images"),
+    "a recipe for other images": (good_folder_with("--recipe", "cifar10-paper"), "is for 32x32 color images"),
     "a net that shrinks too much": (good_folder_with("--model", "resnet18"), "use a CIFAR net"),
     "a negative seed": (good_folder_with("--seed", "-1"), "seed"),
     "a seed that is no number": (good_folder_with("--seed", "x"), "--seed"),

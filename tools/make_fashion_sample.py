@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reslearn.data.images import read_idx
+from reslearn.data.images.files import read_idx
 from reslearn.data.sets import open as open_set
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from reslearn.api import resume, train
+    from reslearn.classify.evaluate import evaluate
     from reslearn.deploy.predict import predict
     from reslearn.errors import UserError
-    from reslearn.evaluation.evaluate import evaluate
     from reslearn.nets import create, models
     from reslearn.weights import Card, load, save
 
@@ -25,7 +25,7 @@ _HOME = {
     "resume": "api",
     "predict": "deploy.predict",
     "UserError": "errors",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "classify.evaluate",
     "create": "nets",
     "models": "nets",
     "Card": "weights",

@@ -10,7 +10,7 @@ from torch import nn
 
 from reslearn import UserError, train
 from reslearn.analysis.responses import responses
-from reslearn.analysis.subject import BATCH, chunks, fresh, initialised, open_subject
+from reslearn.analysis.subject import BATCH, chunks, fresh, initialized, open_subject
 from reslearn.weights.store import Card, load, save
 
 SHORT = ["schedule.steps=4", "batch.size=16", "log.every=2"]
@@ -52,7 +52,7 @@ def test_a_network_by_its_name_is_untrained(tmp_path: Path, monkeypatch: pytest.
     subject = open_subject("preact-resnet14", "fashion-sample", 30, 0)
     assert subject.name == "preact-resnet14, untrained" and not subject.facts()["trained"]
     assert subject.images.shape == (30, 1, 28, 28) and abs(subject.images.mean().item()) < 0.2
-    assert torch.equal(subject.model.state_dict()["conv1.weight"], initialised(subject.card, subject.images, 0).conv1.weight)  # type: ignore[arg-type]
+    assert torch.equal(subject.model.state_dict()["conv1.weight"], initialized(subject.card, subject.images, 0).conv1.weight)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="resnet14 is a network before training: say with --data"):
         open_subject("resnet14", None, 5, 0)
     with pytest.raises(UserError, match="no model file or run folder called resnet15"):
@@ -73,7 +73,7 @@ def test_a_fresh_network_is_another(run: Path) -> None:
 def test_dropout_and_depth_stay_out_when_statistics_are_taken() -> None:
     card = open_subject("resnet8", "fashion-sample", 4, 0).card.model_copy(update={"options": {"merge": "dropout"}})
     images = torch.randn(9, 1, 28, 28)
-    one, two = initialised(card, images), initialised(card, images)
+    one, two = initialized(card, images), initialized(card, images)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     assert not any(module.training for module in one.modules())
     assert all(module.momentum == 0.1 for module in one.modules() if isinstance(module, nn.BatchNorm2d))

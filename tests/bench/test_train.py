@@ -11,7 +11,7 @@ from reslearn import UserError, cli
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
 from reslearn.bench.train import bench
-from reslearn.nets import fused
+from reslearn.kernels import fuse as fused
 
 SHORT = {"rounds": 1, "steps": 1}
 

@@ -16,7 +16,7 @@ from PIL import Image
 from detect.small import TINY, detector
 from drawing import draw_images
 from reslearn import UserError, cli, create, train
-from reslearn.data.masks import draw, parse
+from reslearn.data.boxes.masks import draw, parse
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, detect, save_detector
 from reslearn.detect.evaluate import tensor
@@ -185,16 +185,16 @@ def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
     masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = data.parent, tmp_path / "drawn"
-    Image.open(folder / "a.png").convert("L").save(folder / "grey.webp")
+    Image.open(folder / "a.png").convert("L").save(folder / "gray.webp")
     (folder / "broken.jpg").write_bytes(b"no image")
     Image.new("RGB", (3000, 3)).save(folder / "thin.png")
-    files = [folder / "a.png", folder / "broken.jpg", folder / "thin.png", folder / "grey.webp"]
+    files = [folder / "a.png", folder / "broken.jpg", folder / "thin.png", folder / "gray.webp"]
     code, printed, err = run(monkeypatch, capsys, "predict", masked, *files, "--out", out, "--score", "0.1")
     lines = printed.splitlines()
     assert code == 2 and err.startswith("reslearn: 2 of 4 files could not be read: ") and "broken.jpg" in err
     assert len(lines) == 4 and "class " in lines[0] and "%" in lines[0] and "not an image" in lines[1]
     assert "3000 x 3 px: too elongated" in lines[2]
-    assert sorted(path.name for path in out.iterdir()) == ["a.png", "grey.webp.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "gray.webp.png"]
     plain, drawn = (np.asarray(Image.open(path)) for path in (folder / "a.png", out / "a.png"))
     (folder / "thin.png").unlink()
     factor = drawn.shape[0] // plain.shape[0]
@@ -258,7 +258,7 @@ def test_images_without_detections_are_evaluated(
     assert run(monkeypatch, capsys, "eval", blind, data)[0] == 0
 
 
-def test_a_detector_of_grey_images_and_a_run_folder(
+def test_a_detector_of_gray_images_and_a_run_folder(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run has left out bad boxes, and so does its evaluation."""
@@ -330,7 +330,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["eval", "MODEL", "DATA", "--scales", "a,b"], "write whole numbers with commas between"),
     (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
     (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
-    (["eval", "MODEL", "GREY", "DATA"], "all look at grey images, or all at coloured"),
+    (["eval", "MODEL", "GRAY", "DATA"], "all look at gray images, or all at colored"),
     (["compare", "MODEL", "TWO", "DATA"], "know different classes: class 1, class 2, class 3; and class 1, class 2"),
     (["eval", "MODEL"], "DATA is missing: reslearn detect eval "),
     (["compare", "MODEL", "DATA"], "Missing argument"),
@@ -351,8 +351,8 @@ def test_mistakes_get_one_line_and_leave_nothing(
     names = {"MODEL": model, "MASKED": masked, "DATA": data}
     if "TWO" in words:
         names["TWO"] = save_detector(detector(classes=2), tmp_path / "two.safetensors")
-    if "GREY" in words:
-        names["GREY"] = save_detector(detector(channels=1), tmp_path / "grey.safetensors")
+    if "GRAY" in words:
+        names["GRAY"] = save_detector(detector(channels=1), tmp_path / "gray.safetensors")
     if "CLASSIFIER" in words:
         view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
         card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)

@@ -37,7 +37,7 @@ def test_a_clean_set_exits_with_0_and_notes_do_not_count(
     NOTES["CMYK"][0](photos)
     code, out, _ = run(monkeypatch, capsys, photos)
     assert code == 0 and "nothing wrong" in out and "  modes        RGB 22, CMYK 1\n" in out
-    assert "colour space, 1: not RGB: converted without a colour profile\n    train/cat/x.jpg: CMYK\n" in out
+    assert "color space, 1: not RGB: converted without a color profile\n    train/cat/x.jpg: CMYK\n" in out
 
 
 def test_faults_exit_with_1_and_are_named(

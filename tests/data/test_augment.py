@@ -14,13 +14,13 @@ from reslearn.data.augment import (
     PCA_VECTORS,
     TOP,
     Draws,
-    colour_noise,
+    color_noise,
     crop_boxes,
     flip_and_crop,
     grown,
     training_views,
 )
-from reslearn.data.decode import take
+from reslearn.data.images.decode import take
 
 
 def draws(n: int = 64, seed: int = 5) -> Draws:
@@ -143,9 +143,9 @@ def test_scale_jitter_draws_every_side_of_its_range_as_often() -> None:
     assert len(counts) == 5 and (abs(counts - 1000) < 150).all()
 
 
-def test_colour_noise_has_the_covariance_that_the_eigenvectors_say() -> None:
+def test_color_noise_has_the_covariance_that_the_eigenvectors_say() -> None:
     n = 200_000
-    noise = colour_noise(Draws(3, torch.zeros(n, dtype=torch.int64), torch.arange(n)), 0.1).double()
+    noise = color_noise(Draws(3, torch.zeros(n, dtype=torch.int64), torch.arange(n)), 0.1).double()
     vectors, values = torch.tensor(PCA_VECTORS).double(), torch.tensor(PCA_VALUES).double()
     expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
     assert noise.mean(0).abs().max() < 1e-3 * 0.2175

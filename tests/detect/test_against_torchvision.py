@@ -8,7 +8,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detect.small import pictures, target
 from reslearn.detect import create_detector
-from reslearn.detect.trunk import FixedBatchNorm, freeze_batch_norm, settle_batch_norm
+from reslearn.detect.backbone import FixedBatchNorm, freeze_batch_norm, settle_batch_norm
 from small_nets import batch, network
 
 

@@ -11,9 +11,9 @@ from detect.small import TINY, detector, pictures, target
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import Detector, create_detector
+from reslearn.detect.backbone import split
 from reslearn.detect.build import assemble
 from reslearn.detect.settings import make_settings
-from reslearn.detect.trunk import split
 from reslearn.nets.zoo import TABLE
 
 # those of a thousand layers take half a minute each, and differ from their shallower kin in nothing that is cut
@@ -37,8 +37,8 @@ def test_every_network_is_cut_where_its_description_says(name: str) -> None:
     with torch.device("meta"):
         net = dict(reslearn.create(name).state_dict())
     own = [key.removeprefix("backbone.").removeprefix("roi_heads.box_head.") for key in model.state_dict()]
-    *trunk, _, _ = net
-    assert [key for key in own if key in net] == [key for key in net if key in trunk]
+    *backbone, _, _ = net
+    assert [key for key in own if key in net] == [key for key in net if key in backbone]
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet50", 33), ("resnet101", 52), ("vgg16", 137)])
@@ -68,8 +68,8 @@ def test_full_size_detectors_take_trained_weights_and_a_step(name: str) -> None:
     model = create_detector(net, 20, min_size=64, max_size=96, anchors=(16, 32), regions=8, proposals=(20, 10))
     trained = net.state_dict()
     own = {key.removeprefix("backbone.").removeprefix("roi_heads.box_head."): t for key, t in model.state_dict().items()}
-    *trunk, _, _ = trained
-    assert all(torch.equal(own[key], trained[key]) for key in trunk)
+    *backbone, _, _ = trained
+    assert all(torch.equal(own[key], trained[key]) for key in backbone)
     del net, trained, own
     (image,) = pictures((64, 80))
     step(model, [image], [target(image, (8, 8, 40, 48), label=20)])

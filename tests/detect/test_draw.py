@@ -1,12 +1,12 @@
-"""Pictures of detections: where the boxes are, colours that are told apart by everyone, labels that can be read."""
+"""Pictures of detections: where the boxes are, colors that are told apart by everyone, labels that can be read."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from reslearn.data.masks import runs_of
-from reslearn.detect.draw import COLOURS, DARK, colour, ink, picture
+from reslearn.data.boxes.masks import runs_of
+from reslearn.detect.draw import COLORS, DARK, color, ink, picture
 
 # Machado, Oliveira and Fernandes 2009, table 1, severity 1.0: on linear RGB
 BLINDNESS = {
@@ -36,16 +36,16 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_are_told_apart_by_everyone(kind: str) -> None:
+def test_colors_are_told_apart_by_everyone(kind: str) -> None:
     """A difference of 2.3 is just noticed; these are apart by several times that."""
-    seen = [lab(np.clip(BLINDNESS[kind] @ linear(paint), 0, 1)) for paint in COLOURS]
+    seen = [lab(np.clip(BLINDNESS[kind] @ linear(paint), 0, 1)) for paint in COLORS]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 10
-    assert len(set(COLOURS)) == 7 and colour(8) == colour(1) != colour(2)
+    assert len(set(COLORS)) == 7 and color(8) == color(1) != color(2)
 
 
-def test_labels_can_be_read_on_every_colour() -> None:
+def test_labels_can_be_read_on_every_color() -> None:
     """4.5 to 1 is WCAG's level AA."""
-    for paint in (*COLOURS, DARK, (255, 255, 255)):
+    for paint in (*COLORS, DARK, (255, 255, 255)):
         light, dark = sorted((0.05 + linear(each) @ [0.2126, 0.7152, 0.0722] for each in (paint, ink(paint))), reverse=True)
         assert light / dark >= 4.5, paint
 
@@ -56,12 +56,12 @@ def test_a_box_is_drawn_where_it_is(ground: int) -> None:
     found = {"boxes": np.array([[100.0, 200, 300, 400]]), "labels": np.array([2]), "scores": np.array([0.9])}
     drawn = picture(image, found, ["cat", "dog"])
     assert drawn.shape == image.shape and (image == ground).all()
-    painted = np.argwhere((drawn == COLOURS[1]).all(axis=2) & (np.arange(500) >= 200)[:, None])
+    painted = np.argwhere((drawn == COLORS[1]).all(axis=2) & (np.arange(500) >= 200)[:, None])
     assert painted.min(axis=0).tolist() == [200, 100] and painted.max(axis=0).tolist() == [399, 299]
     assert (drawn[210:390, 110:290] == ground).all() and (drawn[:150] == ground).all() and (drawn[410:] == ground).all()
-    assert (drawn[300, 99] == DARK).all() or ground == 0  # a rim, for grounds of the colour itself
+    assert (drawn[300, 99] == DARK).all() or ground == 0  # a rim, for grounds of the color itself
     label = drawn[170:200, 100:200]
-    assert (label == COLOURS[1]).all(axis=2).any() and (label.reshape(-1, 3) == ink(COLOURS[1])).all(axis=1).any()
+    assert (label == COLORS[1]).all(axis=2).any() and (label.reshape(-1, 3) == ink(COLORS[1])).all(axis=1).any()
 
 
 def test_masks_are_tinted_with_an_edge() -> None:
@@ -75,8 +75,8 @@ def test_masks_are_tinted_with_an_edge() -> None:
         "masks": (runs_of(mask),),
     }
     drawn = picture(image, found, ["cat"])
-    assert (drawn[250, 150:250] == COLOURS[0]).all() and (drawn[350, 160:240] == 100).all()
-    assert drawn[300, 200].tolist() == [round(0.6 * 100 + 0.4 * c) for c in COLOURS[0]]
+    assert (drawn[250, 150:250] == COLORS[0]).all() and (drawn[350, 160:240] == 100).all()
+    assert drawn[300, 200].tolist() == [round(0.6 * 100 + 0.4 * c) for c in COLORS[0]]
 
 
 def test_nothing_found_small_images_and_boxes_at_the_rim() -> None:
@@ -86,7 +86,7 @@ def test_nothing_found_small_images_and_boxes_at_the_rim() -> None:
     found = {"boxes": np.array([[0, 0, 36, 28], [35, 27, 36, 28.0]]), "labels": np.array([1, 1]), "scores": np.array([0.9, 0.8])}
     drawn = picture(image, found, ["a very long name that does not fit into this small image at all, whatever is done" * 2])
     assert drawn.shape == (28 * 13, 36 * 13, 3)
-    assert (drawn == COLOURS[0]).all(axis=2).any()
+    assert (drawn == COLORS[0]).all(axis=2).any()
 
 
 def test_labels_do_not_cover_each_other() -> None:
@@ -99,6 +99,6 @@ def test_labels_do_not_cover_each_other() -> None:
         for n in (1, 2)
     )
     label = (slice(170, 200), slice(200, 400))
-    first = (one[label] == COLOURS[0]).all(axis=2)
-    assert first.sum() > 300 and (both[label][first] == COLOURS[0]).all()
-    assert (both == COLOURS[1]).all(axis=2).sum() > 300
+    first = (one[label] == COLORS[0]).all(axis=2)
+    assert first.sum() > 300 and (both[label][first] == COLORS[0]).all()
+    assert (both == COLORS[1]).all(axis=2).sum() > 300

@@ -13,12 +13,12 @@ from boxed import annotation, coco, voc, voc_object, voc_xml
 from detect.small import detector
 from drawing import draw_images
 from reslearn import UserError
-from reslearn.data import annotated
-from reslearn.data.boxes import BadBoxes, BoxImage, BoxSet, Objects
-from reslearn.data.masks import draw, parse
+from reslearn.data.boxes import read as annotated
+from reslearn.data.boxes.box_set import BadBoxes, BoxImage, BoxSet, Objects
+from reslearn.data.boxes.masks import draw, parse
 from reslearn.detect import detect, save_detector
 from reslearn.detect.evaluate import (
-    Way,
+    TestOptions,
     find,
     matches,
     numbers,
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> BoxSet:
 
 def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
     one, other = detector(masks=True), detector(seed=1, masks=True)
-    ways = [Way((one,)), Way((one, other), True, (32, 48))]
+    ways = [TestOptions((one,)), TestOptions((one, other), True, (32, 48))]
     calls: list[tuple[int, int]] = []
     found = find(data.images, ways, lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)] and len(found) == 2
@@ -64,7 +64,7 @@ def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
 
 def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
     """And masks are judged only where the objects have them."""
-    (found,) = find(data.images, [Way((detector(masks=True),))])
+    (found,) = find(data.images, [TestOptions((detector(masks=True),))])
     for each, image in zip(found.detections, data.images, strict=True):
         n = len(image.objects)
         each |= {"boxes": image.objects.boxes, "labels": image.objects.labels, "scores": np.ones(n), "masks": each["masks"][:n]}
@@ -76,7 +76,7 @@ def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
 
 
 def test_results_have_the_sets_own_ids_and_packed_masks(data: BoxSet) -> None:
-    (found,) = find(data.images, [Way((detector(masks=True),))])
+    (found,) = find(data.images, [TestOptions((detector(masks=True),))])
     rows = iter(json.loads(json.dumps(results(found.detections, data))))
     for each, id in zip(found.detections, (5, 6, 7), strict=True):
         for (x1, y1, x2, y2), label, score, mask in zip(*(each[k] for k in ("boxes", "labels", "scores", "masks")), strict=True):
@@ -181,8 +181,8 @@ def test_detectors_are_opened_together_and_policies_read(tmp_path: Path) -> None
     assert [model.training for model in open_detectors([one, one])] == [False, False]
     with pytest.raises(UserError, match=r"two.safetensors know different classes: class 1, class 2, class 3; and class 1, class 2"):
         open_detectors([one, two])
-    with pytest.raises(UserError, match="all look at grey images, or all at coloured ones"):
-        _ = Way((detector(), detector(channels=1))).channels
+    with pytest.raises(UserError, match="all look at gray images, or all at colored ones"):
+        _ = TestOptions((detector(), detector(channels=1))).channels
     assert run_policy(one) is None and run_policy(tmp_path) is None
     for text, policy in (('{"recipe": {"data": {"bad": "drop"}}}', "drop"), ('{"recipe": {}}', None), ("[", None)):
         (tmp_path / "recipe.json").write_text(text)

@@ -64,9 +64,9 @@ def slow(models: list[Detector], image: Tensor, refinement: bool, scales: tuple[
         each = []
         for model in models:
             logits, deltas = model.roi_heads.box_predictor(feature(model, image, box, scales)[None])
-            centre, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+            center, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
             dx, dy, dw, dh = (deltas.reshape(-1, 4) / torch.tensor([10.0, 10, 5, 5])).unbind(1)
-            middle = centre + torch.stack([dx, dy], 1) * size
+            middle = center + torch.stack([dx, dy], 1) * size
             sides = torch.stack([dw, dh], 1).clamp(max=4.135166556742356).exp() * size  # torchvision's limit, log(1000 / 16)
             each.append((logits.softmax(-1)[0], torch.cat([middle - sides / 2, middle + sides / 2], 1)))
         return sum(s for s, _ in each) / len(each), sum(b for _, b in each) / len(each)  # type: ignore[return-value]

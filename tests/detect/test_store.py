@@ -23,7 +23,7 @@ from reslearn.weights.store import network
         ("resnet8", {"kind": "fpn", "masks": True, "batch_norm": "frozen"}),
         ("resnet8", {"roi": "pool", "channels": 1}),
     ],
-    ids=["c4", "fpn", "grey"],
+    ids=["c4", "fpn", "gray"],
 )
 def test_a_detector_comes_back_the_same(tmp_path: Path, net: str, options: dict) -> None:
     model = detector(net, **options)
@@ -84,7 +84,7 @@ def test_a_card_with_other_settings_is_one_line(tmp_path: Path) -> None:
             load_detector(path)
 
 
-def test_a_trunk_without_a_card_cannot_be_saved(tmp_path: Path) -> None:
+def test_a_backbone_without_a_card_cannot_be_saved(tmp_path: Path) -> None:
     model = create_detector(reslearn.create("resnet8", 2), 2)
     with pytest.raises(UserError, match="on a network without a card"):
         save_detector(model, tmp_path / "d.safetensors")

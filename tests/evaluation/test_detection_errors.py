@@ -3,7 +3,7 @@
 import numpy as np
 
 import detection_oracles as oracles
-from reslearn.data.boxes import Objects
+from reslearn.data.boxes.box_set import Objects
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
 from reslearn.evaluation.matching import match
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import detection_oracles as oracles
-from reslearn.data.boxes import Objects
-from reslearn.evaluation.detection import class_ap, coco
+from reslearn.data.boxes.box_set import Objects
+from reslearn.evaluation.average_precision import class_ap, coco
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
 from reslearn.evaluation.detection_review import Threshold, above, review, thresholds, worst_mistakes
 from reslearn.evaluation.matching import Matches, match

@@ -61,7 +61,7 @@ def test_an_ensemble_is_the_mean_of_scores() -> None:
     [
         ({"classes": ("a", "x", "c")}, "m0 and m1 cannot be averaged: class 1 is 'b' of the first and 'x' of the second"),
         ({"names": (*some().names[:4], "z")}, "image 4 is 'b/ü 4.jpg' of the first and 'z' of the second"),
-        ({"labels": torch.tensor([0, 1, 1, 0, 1])}, "'b/ü 2.jpg' is labelled 'c' in the first and 'b' in the second"),
+        ({"labels": torch.tensor([0, 1, 1, 0, 1])}, "'b/ü 2.jpg' is labeled 'c' in the first and 'b' in the second"),
     ],
 )
 def test_what_is_not_of_the_same_images(change: dict, said: str) -> None:

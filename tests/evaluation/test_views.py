@@ -52,7 +52,7 @@ def resized(path: Path, shorter: int) -> Tensor:
     return T.pil_to_tensor(image.resize(size, Image.Resampling.BILINEAR)).float() / 255
 
 
-def normalised(image: Tensor) -> Tensor:
+def normalized(image: Tensor) -> Tensor:
     return T.normalize(image, list(MEAN), list(STD))[None]
 
 
@@ -61,12 +61,12 @@ def slow_ten_crop(net: nn.Module, path: Path, side: int) -> Tensor:
     h, w = image.shape[1:]
     corners = [(0, 0), (0, w - side), (h - side, 0), (h - side, w - side), ((h - side) // 2, (w - side) // 2)]
     crops = [T.crop(image, top, left, side, side) for top, left in corners]
-    return torch.stack([net(normalised(c))[0].softmax(0) for crop in crops for c in (crop, T.hflip(crop))]).mean(0)
+    return torch.stack([net(normalized(c))[0].softmax(0) for crop in crops for c in (crop, T.hflip(crop))]).mean(0)
 
 
 def slow_map(net: nn.Module, image: Tensor, window: int) -> Tensor:
     """Mean softmax over places of a residual net's map, one place after the other."""
-    features = nn.Sequential(*[*net.children()][:-2])(normalised(image))[0]
+    features = nn.Sequential(*[*net.children()][:-2])(normalized(image))[0]
     found = []
     for top in range(features.shape[1] - window + 1):
         for left in range(features.shape[2] - window + 1):
@@ -93,7 +93,7 @@ def check(folder: Path, name: str, side: int, slow: Callable[[nn.Module, Path], 
     expected = torch.stack([slow(net, path) for path in split.files])
     found = seen.logits.softmax(1)
     assert (found - expected).abs().max() < 1e-5
-    single = torch.stack([net(view.normaliser()(view.fit(Pictures(split, view).image(i))[None]))[0] for i in range(len(split))])
+    single = torch.stack([net(view.normalizer()(view.fit(Pictures(split, view).image(i))[None]))[0] for i in range(len(split))])
     assert (single.softmax(1) - expected).abs().max() > 1e-3, "another protocol gives something else"
 
 
@@ -135,13 +135,13 @@ def test_dense_at_the_nets_own_size_is_the_center(tmp_path: Path) -> None:
     torch.testing.assert_close(dense.scores, center.scores, rtol=1e-5, atol=1e-6)
 
 
-def test_a_mean_for_each_pixel_is_a_colour_on_maps() -> None:
+def test_a_mean_for_each_pixel_is_a_color_on_maps() -> None:
     mean = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     view = look(64, pixel_mean=Preprocessing.encode_pixel_mean(mean))
     pixels = torch.full((1, 3, 90, 70), 51, dtype=torch.uint8)
     expected = T.normalize(pixels.float() / 255, mean.mean((1, 2)).tolist(), list(STD))
-    torch.testing.assert_close(views.normaliser(view, as_map=True)(pixels), expected)
-    crop = views.normaliser(view, as_map=False)(pixels[:, :, :64, :64])
+    torch.testing.assert_close(views.normalizer(view, as_map=True)(pixels), expected)
+    crop = views.normalizer(view, as_map=False)(pixels[:, :, :64, :64])
     torch.testing.assert_close(crop, (0.2 - mean) / torch.tensor(STD)[:, None, None].expand(1, -1, -1, -1))
 
 

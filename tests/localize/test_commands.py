@@ -10,9 +10,9 @@ import torch
 
 import reslearn
 from pages import Page
-from painted_sets import COLOURS, TINY, write_set
+from painted_sets import COLORS, TINY, write_set
 from reslearn import UserError, cli
-from reslearn.data.annotated import open_boxes
+from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.localize import create_localizer, load_localizer
 from reslearn.localize.evaluate import errors, evaluate
@@ -131,10 +131,10 @@ def test_training_sees_the_same_crops_whenever_it_looks(shapes: Path) -> None:
     second = two.batch(9)
     assert torch.equal(first[0], second[0]) and torch.equal(first[2], second[2])
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    for pixels, boxes, label in zip(*first, strict=True):  # the box is where the colour is
+    for pixels, boxes, label in zip(*first, strict=True):  # the box is where the color is
         x1, y1, x2, y2 = boxes[0].round().int().tolist()
-        colour = pixels[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
-        assert colour.argmax() == {0: 0, 1: 2}[int(label)] and colour.max() > 180
+        color = pixels[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
+        assert color.argmax() == {0: 0, 1: 2}[int(label)] and color.max() > 180
 
 
 def test_from_a_classifier_by_command(
@@ -155,7 +155,7 @@ def test_from_a_classifier_by_command(
     assert Page(Path("where/report.html")).source == page.source
     capsys.readouterr()
     card = load_localizer("where").card
-    assert card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLOURS)
+    assert card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLORS)
     assert localize(monkeypatch, "eval", "where", shapes, "--scale", 40, "--scale", 48, "--out", "e.json", "--device", "cpu") == 0
     said = capsys.readouterr().out
     assert "dense 40 48" in said and "true class given" in said and "disc" in said

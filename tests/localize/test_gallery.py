@@ -9,9 +9,9 @@ from PIL import Image
 
 from localization_runs import guesses
 from painted_sets import write_set
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
-from reslearn.evaluation.gallery import FOUND, TRUTH
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.read import open_boxes
+from reslearn.detect.gallery import FOUND, TRUTH
 from reslearn.localize.error import ASKED, best_overlaps, is_right
 from reslearn.localize.evaluate import View, errors
 from reslearn.localize.gallery import RIGHT, WORST, save_examples, save_gallery
@@ -41,12 +41,12 @@ def test_shares_are_those_of_one_image_after_the_other(painted: tuple[BoxSet, Si
     assert 0 < found["top1"]["right_by_iou"][10] < found["true_class"]["right_by_iou"][10] < 100
 
 
-def has(path: Path, colour: tuple[int, int, int], box: np.ndarray) -> bool:
-    """Whether most of a box's edge is of a colour, in a picture of an image of 52 x 40 px."""
+def has(path: Path, color: tuple[int, int, int], box: np.ndarray) -> bool:
+    """Whether most of a box's edge is of a color, in a picture of an image of 52 x 40 px."""
     pixels = np.asarray(Image.open(path)).astype(int)
     assert pixels.shape[1] == 320
     x1, y1, x2, y2 = (box * 320 / 52).round().astype(int)
-    near = np.abs(pixels - colour).max(axis=2) < 60
+    near = np.abs(pixels - color).max(axis=2) < 60
     edge = np.concatenate([near[y1:y2, x1 + 2], near[y1:y2, x2 - 3], near[y1 + 2, x1:x2], near[y2 - 3, x1:x2]])
     return bool(edge.mean() > 0.6)
 

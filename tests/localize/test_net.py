@@ -153,7 +153,7 @@ def test_it_starts_from_a_classifier_and_comes_back_from_a_file(tmp_path: Path) 
     torch.manual_seed(3)
     file = reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
     model = create_localizer(reslearn.load(file), CLASSES, Settings(anchors=((8, 8),)), VIEW).eval()
-    torch.testing.assert_close(model.trunk.conv1.weight, reslearn.load(file).conv1.weight)
+    torch.testing.assert_close(model.backbone.conv1.weight, reslearn.load(file).conv1.weight)
     path = save_localizer(model, tmp_path / "l.safetensors")
     again = load_localizer(path)
     x = torch.randn(1, 3, 40, 32)
@@ -173,13 +173,13 @@ def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"l\.safetensors holds a localizer, not a detector: reslearn localize eval tests it"):
         load_detector(tmp_path / "l.safetensors")
     for name, kind in (("l", "localizer"), ("d", "detector")):
-        with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a trunk starts from a classification model"):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a backbone starts from a classification model"):
             create_detector(tmp_path / f"{name}.safetensors", 2)
     with pytest.raises(UserError, match="no localization on CifarDenseNet"):
         create_localizer("densenet-40-12", CLASSES, Settings(anchors=((8, 8),)), VIEW)
 
 
-def test_a_pixel_mean_becomes_a_mean_colour() -> None:
+def test_a_pixel_mean_becomes_a_mean_color() -> None:
     mean = torch.rand(3, 32, 32)
     view = VIEW.model_copy(update={"pixel_mean": Preprocessing.encode_pixel_mean(mean)})
     assert flat(view).mean == pytest.approx(mean.mean((1, 2)).tolist(), rel=1e-5)

@@ -17,8 +17,8 @@ from localize.test_runs import process
 from pages import Page
 from painted_sets import TINY, write_set
 from reslearn import UserError, cli
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing, cover
 from reslearn.localize import Localizer, create_localizer, evaluate, load_localizer, net, refine, train
 from reslearn.localize.net import CODER, CONTEXT, Settings, warp
@@ -98,7 +98,7 @@ def test_proposals_are_the_highest_scored_boxes_of_their_class(fresh: Localizer,
             wide = round(scale * 52 / 40)
             view = torch.from_numpy(cover(image.pixels(), scale, scale).copy()).permute(2, 0, 1)[None]
             assert view.shape[2:] == (scale, wide)
-            logits, deltas, anchors = fresh(VIEW.normaliser()(view))
+            logits, deltas, anchors = fresh(VIEW.normalizer()(view))
             for k in range(2):
                 boxes = CODER.decode_single(deltas[0, :, k], anchors)
                 for score, box in zip(logits[0, :, k].tolist(), boxes.tolist(), strict=True):
@@ -121,7 +121,7 @@ def test_each_proposal_is_scored_and_moved_and_the_best_is_taken(fresh: Localize
     torch.nn.init.normal_(regions.scores.weight, std=0.3)
     scores, boxes = refined(fresh, few, classes, proposals)
     for i, image in enumerate(few.images):
-        x = VIEW.normaliser()(torch.from_numpy(image.pixels().copy()).permute(2, 0, 1)[None])[0]
+        x = VIEW.normalizer()(torch.from_numpy(image.pixels().copy()).permute(2, 0, 1)[None])[0]
         for k in range(2):
             if k not in classes[i]:
                 assert scores[i, k] == -np.inf and not boxes[i, k].any()
@@ -158,7 +158,7 @@ def test_losses_spelled_out() -> None:
 
 
 def test_what_is_learned_from(fresh: Localizer, shapes: Path) -> None:
-    """Half of the regions are of the object, and their targets lead to where its colour is, mirrored or not."""
+    """Half of the regions are of the object, and their targets lead to where its color is, mirrored or not."""
     sets = open_boxes(shapes)
     single = of_one_kind(sets["train"])
     near = np.stack([boxes[0] + [-3, 2, 2, 3] for boxes in single.boxes])  # around the object
@@ -171,21 +171,21 @@ def test_what_is_learned_from(fresh: Localizer, shapes: Path) -> None:
     assert 20 < positive.sum() < 44
     side = 32 * (1 - 2 * CONTEXT)
     own = torch.tensor([[32 * CONTEXT, 32 * CONTEXT, 32 * CONTEXT + side, 32 * CONTEXT + side]])
-    colours = VIEW.normaliser().invert(seen).float()
+    colors = VIEW.normalizer().invert(seen).float()
     mirrored = 0
-    for view, label, good, target in zip(colours, labels, positive, targets, strict=True):
+    for view, label, good, target in zip(colors, labels, positive, targets, strict=True):
         if not good:
             continue
         dx, dy, dw, dh = (target / torch.tensor([10.0, 10, 5, 5])).tolist()
-        centre, size = own[0, :2] + side / 2 + torch.tensor([dx, dy]) * side, side * torch.exp(torch.tensor([dw, dh]))
-        x1, y1, x2, y2 = torch.cat([centre - size / 2, centre + size / 2]).tolist()
+        center, size = own[0, :2] + side / 2 + torch.tensor([dx, dy]) * side, side * torch.exp(torch.tensor([dw, dh]))
+        x1, y1, x2, y2 = torch.cat([center - size / 2, center + size / 2]).tolist()
         assert painted(view, label) == pytest.approx([max(x1, 0), max(y1, 0), min(x2, 32), min(y2, 32)], abs=2.1)
         mirrored += dx > 0
     assert 5 < mirrored < positive.sum() - 5
 
 
 def painted(view: torch.Tensor, label: torch.Tensor) -> list[float]:
-    """x1, y1, x2, y2 of what has the class's colour in (3, H, W)."""
+    """x1, y1, x2, y2 of what has the class's color in (3, H, W)."""
     rows, columns = (view[{0: 0, 1: 2}[int(label)]] - view[1] > 70).nonzero().T
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]  # type: ignore[list-item]
 

@@ -11,12 +11,12 @@ from PIL import Image
 from boxed import annotation, coco, photo, voc, voc_object, voc_xml
 from reslearn import UserError
 from reslearn import data as datasets
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import Objects
+from reslearn.classify import task as classification
+from reslearn.data.boxes.box_set import Objects
+from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.localize.crops import cut_out, window
 from reslearn.localize.views import draws_of, of_one_kind, training_crop, view_of
-from reslearn.training import classification
 from reslearn.training.display import Display
 from reslearn.training.task import Asked
 
@@ -110,7 +110,7 @@ def test_a_window_shows_one_whole_object() -> None:
         x1, y1, x2, y2 = found.tolist()
         assert 0 <= x1 <= 40 and x2 >= 60 and 0 <= y1 <= 40 and 60 <= y2 <= 120 and x2 - x1 == y2 - y1
         assert 24 <= x2 - x1 <= 51
-        assert max(0, min(x2, 84) - 64) < 10, "less than half of the neighbour's width"
+        assert max(0, min(x2, 84) - 64) < 10, "less than half of the neighbor's width"
         sides.add(x2 - x1)
         places.add((x1, y1))
     assert len(sides) > 8 and len(places) > 20

@@ -115,13 +115,13 @@ def test_stochastic_depth_by_sample() -> None:
     assert 110 < same < 190
 
 
-@pytest.mark.parametrize("kind", ["A", "A-centred", "A-average", "A-average-centred"])
+@pytest.mark.parametrize("kind", ["A", "A-centered", "A-average", "A-average-centered"])
 @pytest.mark.parametrize("size", [8, 7])
 def test_option_a_conventions(kind: str, size: int) -> None:
     x = torch.randn(2, 4, size, size)
     got = make_shortcut(kind, 4, 8, 2)(x)  # type: ignore[arg-type, misc]
     half = F.avg_pool2d(x, 2, ceil_mode=True) if "average" in kind else x[:, :, ::2, ::2]
-    before = 2 if "centred" in kind else 0
+    before = 2 if "centered" in kind else 0
     assert got.shape == (2, 8, (size + 1) // 2, (size + 1) // 2)
     assert torch.equal(got[:, before : before + 4], half)
     assert not got[:, :before].any() and not got[:, before + 4 :].any()
@@ -135,9 +135,9 @@ def test_baselines_are_torchvisions_behind_the_same_face(name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name.replace("-", "_"))(**extra).state_dict()
         ours = reslearn.create(name).state_dict()
-        grey = reslearn.create(name, 5, 1)
+        gray = reslearn.create(name, 5, 1)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
-    assert next(m for m in grey.modules() if isinstance(m, nn.Conv2d)).in_channels == 1
+    assert next(m for m in gray.modules() if isinstance(m, nn.Conv2d)).in_channels == 1
 
 
 def test_ceil_pooling_is_caffes() -> None:

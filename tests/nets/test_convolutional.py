@@ -69,6 +69,6 @@ def test_each_place_is_the_networks_view_of_its_features(name: str, side: int) -
     torch.testing.assert_close(found.flatten(2), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_what_is_no_trunk_with_a_head() -> None:
-    with pytest.raises(UserError, match="Sequential cannot be laid over larger images"):
+def test_what_is_no_backbone_with_a_head() -> None:
+    with pytest.raises(UserError, match="Sequential cannot be applied to larger images"):
         convolutional(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)), (32, 32))

@@ -71,7 +71,7 @@ def test_the_bottleneck_is_70k_against_590k(capsys: pytest.CaptureFixture[str], 
 
 @pytest.mark.parametrize("net", ["resnet8", "plain14", "preact"])
 def test_the_receptive_field_is_what_the_gradient_sees(net: str) -> None:
-    """Positive weights and no normalisation: the gradient of one output is non-zero just in its field."""
+    """Positive weights and no normalization: the gradient of one output is non-zero just in its field."""
     torch.manual_seed(0)
     model = reslearn.create("resnet8", order="full") if net == "preact" else reslearn.create(net)
     for module in model.modules():

@@ -129,7 +129,7 @@ def test_a_plain_block_has_no_path_round_its_body() -> None:
     assert torch.equal(residual(x), x.relu())
 
 
-def test_he_initialisation() -> None:
+def test_he_initialization() -> None:
     torch.manual_seed(0)
     weight = create("resnet34").layer4[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
@@ -154,7 +154,7 @@ def test_models_filters_by_pattern() -> None:
         ("resnt20", {}, "did you mean 'resnet20'"),
         ("resnet21", {}, "no network called 'resnet21'"),
         ("resnet20", {"shortcuts": "A"}, "did you mean 'shortcut'"),
-        ("resnet20", {"shortcut": "D"}, "must be one of 'A', 'A-centred'"),
+        ("resnet20", {"shortcut": "D"}, "must be one of 'A', 'A-centered'"),
         ("resnet20", {"classes": 1}, "at least 2 classes"),
         ("resnet20", {"channels": 0}, "at least 1 channel"),
         ("resnet20", {"stride_in": "3x3"}, "stride_in does not apply"),

@@ -14,7 +14,7 @@ import pytest
 
 from reslearn import UserError, cli, train
 from reslearn.reproduce.anatomy import measure_lesions, measure_responses
-from reslearn.reproduce.catalogue import EXPERIMENTS
+from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Measured, Panel, Plan, Row, Training
 from reslearn.reproduce.run import crossing, dataset, plan, reproduce
 from reslearn.reproduce.runs import Curve, metric

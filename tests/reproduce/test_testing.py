@@ -13,7 +13,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.nets import models as known
 from reslearn.nets import spec
 from reslearn.reproduce import testing
-from reslearn.reproduce.catalogue import EXPERIMENTS
+from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Look
 from reslearn.reproduce.run import reproduce
 from reslearn.reproduce.testing import measure_single, published
@@ -33,7 +33,7 @@ def test_published_numbers_are_the_papers() -> None:
         "plain18": published(card("plain18")),
         "plain34": published(card("plain34")),
         "18A": published(card("resnet18", shortcut="A")),
-        "34A": published(card("resnet34", shortcut="A-centred")),
+        "34A": published(card("resnet34", shortcut="A-centered")),
         "34B": published(card("resnet34")),
         "34C": published(card("resnet34", shortcut="C")),
         "50": published(card("resnet50", pool="ceil")),

@@ -16,10 +16,10 @@ import torch
 from drawing import draw_images
 from ranked import CASES, STEPS, everything
 from reslearn import UserError
-from reslearn.data.draws import Order, checksum
-from reslearn.recipes.recipe import validate
+from reslearn.data.sampling import SampleOrder, checksum
 from reslearn.training import many, ranks
 from reslearn.training.folder import begun
+from reslearn.training.recipe import validate
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,7 +56,7 @@ def test_two_ranks_see_the_samples_of_one_and_hold_the_same_state(found: Any, ca
     assert len(one["losses"]) == STEPS and one["losses"][-1] != one["losses"][0]
 
 
-def test_synchronised_bn_is_bn_of_the_whole_batch(found: Any) -> None:
+def test_synchronized_bn_is_bn_of_the_whole_batch(found: Any) -> None:
     one, (first, second) = found[0]["bn"], (part["bn"] for part in found[1])
     close = {"rtol": 1e-9, "atol": 1e-9}
     for key in ("y", "x"):
@@ -83,7 +83,7 @@ def test_ranks_agree(found: Any) -> None:
 
 
 def test_the_checksum_tells_places_apart_and_adds_up() -> None:
-    epochs, indices = Order(0, 10, 8)[1]
+    epochs, indices = SampleOrder(0, 10, 8)[1]
     whole = checksum(8, epochs, indices)
     assert (checksum(8, epochs[:3], indices[:3]) + checksum(11, epochs[3:], indices[3:])) % 2**32 == whole
     assert whole != checksum(8, epochs, indices.flip(0)) != checksum(8, epochs + 1, indices)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from reslearn.recipes.recipe import Schedule
+from reslearn.training.recipe import Schedule
 from reslearn.training.schedule import lr
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from reslearn import UserError, create
-from reslearn.recipes.recipe import Loss, Optimizer
 from reslearn.training import runtime
 from reslearn.training.ema import Ema
+from reslearn.training.recipe import Loss, Optimizer
 from reslearn.training.step import NonFinite, make_criterion, make_optimizer, set_lr, train_step
 
 PLAIN = make_criterion(Loss(), torch.ones(3))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from reslearn import UserError, create
+from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
-from reslearn.data.resident import Resident
 from reslearn.data.sets import Split
-from reslearn.nets import fused
-from reslearn.recipes.recipe import Recipe, validate
+from reslearn.kernels import fuse as fused
 from reslearn.training import runtime
+from reslearn.training.recipe import Recipe, validate
 from reslearn.training.schedule import lr
 from reslearn.training.state import State
 from reslearn.training.step import NonFinite, make_criterion, set_lr
@@ -132,7 +132,7 @@ def test_what_is_not_finite_changes_nothing(how: str) -> None:
     state.progress.step = 1
     weights = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     velocity = state.optimizer.state[state.model.conv1.weight]["momentum_buffer"].clone()  # type: ignore[union-attr,index]
-    images.normalise.shift.fill_(float("nan"))
+    images.normalize.shift.fill_(float("nan"))
     with pytest.raises(NonFinite) as caught:
         stepper(stepper.prepare(1), state.progress)
         stepper(stepper.prepare(2), state.progress)  # the device does not wait to be asked

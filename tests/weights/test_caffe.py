@@ -183,7 +183,7 @@ def test_resnet50_gives_caffes_logits_from_pixels(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
         expected = evaluate(found, 50, pixels.flip(1).float() - mean)
-        given = model(model.card.preprocessing.normaliser()(pixels))
+        given = model(model.card.preprocessing.normalizer()(pixels))
     assert expected.std() > 0.1
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
@@ -199,7 +199,7 @@ def test_resnet101_gives_caffes_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         bgr = pixels.flip(1).float() - torch.tensor([103.063, 115.903, 123.152])[:, None, None]
         expected = evaluate(found, depth, bgr)
-        given = model(model.card.preprocessing.normaliser()(pixels))
+        given = model(model.card.preprocessing.normalizer()(pixels))
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 

@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "plain": ("plain18", {}, "timm", "have no network like 'plain18'"),
     "pre-activation": ("preact-resnet18", {}, "timm", "have no network like 'preact-resnet18'"),
     "CIFAR DenseNet": ("densenet-40-12", {}, "torchvision", "have no network like 'densenet-40-12'"),
-    "grey": ("resnet18", {"channels": 1}, "torchvision", "take 3 channels, and this one 1"),
+    "gray": ("resnet18", {"channels": 1}, "torchvision", "take 3 channels, and this one 1"),
     "mean image": ("resnet18", {"pixel_mean": True}, "timm", "subtracts one mean a channel"),
     "format": ("resnet18", {}, "tim", "format 'tim': must be one of torchvision, timm; did you mean 'timm'?"),
 }

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from reslearn import UserError, create
-from reslearn.weights.formats import Recognised, adapt_head, complete, recognise
+from reslearn.weights.formats import Recognized, adapt_head, complete, recognize
 from weights.compare import same_logits, shaken
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -31,9 +31,9 @@ TORCHVISION = {
 }
 
 
-def carried_over(theirs: nn.Module) -> tuple[Recognised, nn.Module]:
+def carried_over(theirs: nn.Module) -> tuple[Recognized, nn.Module]:
     """Our network with their weights."""
-    known = recognise(theirs.state_dict())
+    known = recognize(theirs.state_dict())
     with torch.device("meta"):
         ours = create(known.net, known.classes, known.channels, **known.options)
     ours.load_state_dict(complete(known.tensors, ours), assign=True)
@@ -51,9 +51,9 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 @pytest.mark.parametrize("theirs", TORCHVISION)
-def test_torchvisions_nets_are_recognised(theirs: str) -> None:
+def test_torchvisions_nets_are_recognized(theirs: str) -> None:
     extra = {"init_weights": False} if theirs == "googlenet" else {}
-    known = recognise(meta(getattr(torchvision.models, theirs), num_classes=7, **extra))
+    known = recognize(meta(getattr(torchvision.models, theirs), num_classes=7, **extra))
     assert (known.net, known.options, known.classes, known.channels) == (TORCHVISION[theirs], {}, 7, 3)
     assert shapes(known.tensors) == shapes(meta(create, known.net, 7))
     assert ("auxiliary heads" in known.why) == (theirs == "googlenet")
@@ -80,8 +80,8 @@ def test_logits_are_timms(name: str) -> None:
 
 
 @pytest.mark.parametrize("theirs", [*RESNETS, "densenet121", "densenet201"])
-def test_timms_nets_are_recognised(theirs: str) -> None:
-    known = recognise(meta(timm.create_model, theirs, num_classes=7, in_chans=1))
+def test_timms_nets_are_recognized(theirs: str) -> None:
+    known = recognize(meta(timm.create_model, theirs, num_classes=7, in_chans=1))
     assert (known.net, known.classes, known.channels) == (TORCHVISION[theirs], 7, 1)
 
 
@@ -91,7 +91,7 @@ def test_timms_nets_are_recognised(theirs: str) -> None:
 def test_timms_other_nets_are_refused_by_the_first_key_that_differs(theirs: str) -> None:
     tensors = meta(timm.create_model, theirs)
     with pytest.raises(UserError, match="fits no network here; the nearest is") as caught:
-        recognise(tensors)
+        recognize(tensors)
     if theirs.endswith("d"):
         assert "'conv1.0.weight'" in str(caught.value) or theirs.startswith("resnext")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -99,7 +99,7 @@ def test_timms_other_nets_are_refused_by_the_first_key_that_differs(theirs: str)
 
 def test_what_is_like_no_net_is_refused() -> None:
     with pytest.raises(UserError, match=r"none has tensors like its 'a\.weight' 3x4"):
-        recognise({"a.weight": torch.zeros(3, 4), "a.bias": torch.zeros(3)})
+        recognize({"a.weight": torch.zeros(3, 4), "a.bias": torch.zeros(3)})
 
 
 ZOO = [
@@ -118,49 +118,49 @@ ZOO = [
 
 
 @pytest.mark.parametrize(("net", "options", "known_as"), ZOO)
-def test_our_own_nets_are_recognised(net: str, options: dict[str, Any], known_as: str) -> None:
-    known = recognise(meta(create, net, **options))
+def test_our_own_nets_are_recognized(net: str, options: dict[str, Any], known_as: str) -> None:
+    known = recognize(meta(create, net, **options))
     assert (known.net, known.options) == (known_as, options)
     assert shapes(known.tensors) == shapes(meta(create, net, **options))
 
 
 def test_wrappers_and_prefixes_come_off() -> None:
     inner = {f"module._orig_mod.{k}": v for k, v in meta(create, "resnet8").items()}
-    known = recognise({"epoch": 3, "model": {"state_dict": inner}})
+    known = recognize({"epoch": 3, "model": {"state_dict": inner}})
     assert known.net == "resnet8" and set(known.tensors) == set(shapes(meta(create, "resnet8")))
     assert "under 'model'" in known.why and "under 'state_dict'" in known.why and "'module.'" in known.why
 
 
 def test_the_common_cifar_code_pads_on_both_sides() -> None:
     tensors = {k.replace("fc.", "linear."): v for k, v in meta(create, "resnet20").items()}
-    known = recognise(tensors)
-    assert (known.net, known.options) == ("resnet20", {"shortcut": "A-centred"}) and "both sides" in known.why
-    assert recognise(tensors, options={"shortcut": "A-average"}).options == {"shortcut": "A-average"}
+    known = recognize(tensors)
+    assert (known.net, known.options) == ("resnet20", {"shortcut": "A-centered"}) and "both sides" in known.why
+    assert recognize(tensors, options={"shortcut": "A-average"}).options == {"shortcut": "A-average"}
     projected = {
         k.replace("downsample", "shortcut").replace("fc.", "linear."): v for k, v in meta(create, "resnet20", shortcut="B").items()
     }
-    assert recognise(projected).options == {"shortcut": "B"}
-    assert "no shapes tell how shortcut A pads" in recognise(meta(create, "resnet20")).why
+    assert recognize(projected).options == {"shortcut": "B"}
+    assert "no shapes tell how shortcut A pads" in recognize(meta(create, "resnet20")).why
 
 
 def test_the_user_decides_what_shapes_cannot() -> None:
     tensors = meta(torchvision.models.resnet50)
-    paper = recognise(tensors, net="resnet50")
+    paper = recognize(tensors, net="resnet50")
     assert paper.net == "resnet50" and "strides" not in paper.why
-    assert recognise(meta(create, "resnet20"), net="plain20").net == "plain20"
+    assert recognize(meta(create, "resnet20"), net="plain20").net == "plain20"
     with pytest.raises(UserError, match="does not fit resnet34: "):
-        recognise(tensors, net="resnet34")
+        recognize(tensors, net="resnet34")
     with pytest.raises(UserError, match="no network called 'resnet5o'; did you mean"):
-        recognise(tensors, net="resnet5o")
+        recognize(tensors, net="resnet5o")
     with pytest.raises(UserError, match="no option 'shortcuts'"):
-        recognise(tensors, options={"shortcuts": "B"})
+        recognize(tensors, options={"shortcuts": "B"})
 
 
 def test_old_densenet_names() -> None:
     tensors = meta(torchvision.models.densenet121)
     old = {k.replace("norm1", "norm.1").replace("conv2", "conv.2"): v for k, v in tensors.items() if not k.endswith("tracked")}
     assert list(old) != list(shapes(tensors))
-    known = recognise(old)
+    known = recognize(old)
     assert known.net == "densenet121" and shapes(known.tensors) == shapes(tensors) and "older names" in known.why
 
 
@@ -168,25 +168,25 @@ def test_old_densenet_names() -> None:
 def test_foreign_names_are_taken_in_order_of_their_shapes(net: str) -> None:
     tensors = meta(create, net, 5, 1)
     foreign = {f"block{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(tensors.items())}
-    known = recognise(foreign)
+    known = recognize(foreign)
     assert (known.net, known.classes, known.channels) == (net, 5, 1) and "in order" in known.why
     assert all(known.tensors[k] is v for k, v in tensors.items() if not k.endswith("tracked"))
     without = {k: v for k, v in foreign.items() if not k.endswith("tracked")}
-    assert recognise(without).net == net, "BN's counters may be missing"
+    assert recognize(without).net == net, "BN's counters may be missing"
 
 
 def test_other_layers_under_our_names_are_another_network() -> None:
     with pytest.raises(UserError, match="fits no network here"):
-        recognise(meta(create, "resnet20", order="full"))
-    known = recognise(meta(create, "resnet20", order="full"), net="resnet20", options={"order": "full"})
+        recognize(meta(create, "resnet20", order="full"))
+    known = recognize(meta(create, "resnet20", order="full"), net="resnet20", options={"order": "full"})
     assert known.options == {"order": "full"}
 
 
 def test_foreign_names_that_fit_two_kinds_of_network_are_refused() -> None:
     foreign = {f"b{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(meta(create, "preact-resnet110").items())}
     with pytest.raises(UserError, match="are those of resnet110 and preact-resnet110: choose with net"):
-        recognise(foreign)
-    assert recognise(foreign, net="preact-resnet110").net == "preact-resnet110"
+        recognize(foreign)
+    assert recognize(foreign, net="preact-resnet110").net == "preact-resnet110"
 
 
 def test_a_bias_never_becomes_a_weight() -> None:
@@ -194,7 +194,7 @@ def test_a_bias_never_becomes_a_weight() -> None:
     one, two = ("bn1.weight", "bn1.bias")
     swapped = {f"x.{({one: two, two: one}).get(k, k)}": v for k, v in tensors}
     with pytest.raises(UserError, match="fits no network here"):
-        recognise(swapped)
+        recognize(swapped)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_a_bias_never_becomes_a_weight() -> None:
 )
 def test_what_is_no_state_dict_is_one_line(found: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        recognise(found)
+        recognize(found)
     assert said in str(caught.value)
 
 
-def test_another_number_of_classes_keeps_the_trunk() -> None:
+def test_another_number_of_classes_keeps_the_backbone() -> None:
     torch.manual_seed(0)
     source, target = create("resnet8", 10), create("resnet8", 3)
     weights, said = adapt_head(source.state_dict(), target)

@@ -63,7 +63,7 @@ def test_published_cifar_weights_have_their_published_error(
     path, said = import_weights(file, out=tmp_path / "m.safetensors")
     assert "both sides" in " ".join(said)
     card = reslearn.load(path).card
-    assert (card.net, card.options, card.classes) == (f"resnet{depth}", {"shortcut": "A-centred"}, CIFAR_10)
+    assert (card.net, card.options, card.classes) == (f"resnet{depth}", {"shortcut": "A-centered"}, CIFAR_10)
     result = reslearn.evaluate(path, "cifar10", device="cpu")
     assert result["n"] == 10_000
     assert round(result["top1_error"] * 100) == wrong, "one image of 10,000 is 0.01%"

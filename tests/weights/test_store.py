@@ -50,9 +50,9 @@ def test_the_pixel_mean_travels_in_the_card(tmp_path: Path) -> None:
     view = PREPROCESSING.model_copy(update={"pixel_mean": Preprocessing.encode_pixel_mean(mean), "std": (1.0,) * 3})
     card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
     reslearn.save(reslearn.create("resnet8", 2), tmp_path / "m.safetensors", card)
-    normalise = reslearn.load(tmp_path / "m.safetensors").card.preprocessing.normaliser()
+    normalize = reslearn.load(tmp_path / "m.safetensors").card.preprocessing.normalizer()
     pixels = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(normalise(pixels), pixels / 255 - mean)
+    torch.testing.assert_close(normalize(pixels), pixels / 255 - mean)
 
 
 def change_card(**change: object) -> Callable[[Path], None]:
@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "fewer classes": (change_card(classes=["a", "b"]), "'fc.weight' has shape (3, 64), not (2, 64)"),
     "a missing tensor": (drop_tensor, "'layer1.0.conv1.weight' is missing"),
     "unknown key": (change_card(extra=1), "its card is not valid at 'extra'"),
-    "bad option": (change_card(options={"shortcut": "Z"}), "must be one of 'A', 'A-centred'"),
+    "bad option": (change_card(options={"shortcut": "Z"}), "must be one of 'A', 'A-centered'"),
     "bad preprocessing": (
         change_card(preprocessing=json.loads(PREPROCESSING.model_dump_json()) | {"std": [0.0, 1.0, 1.0]}),
         "its card is not valid at 'preprocessing'",

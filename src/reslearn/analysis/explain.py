@@ -27,7 +27,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor:
     """Heat in [0, 1], (H, W) like the image: what speaks for the class; zero everywhere where nothing does.
 
     The last feature map's channels, weighted by the mean gradient of the class's logit; what is negative counts as zero.
-    image: (1, C, H, W), normalised.
+    image: (1, C, H, W), normalized.
     """
     kept: list[Tensor] = []
 

@@ -30,11 +30,11 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
 
 def in_two_dimensions(rows: Tensor, seed: int = 0) -> tuple[Tensor, tuple[float, float]]:
     """The first two principal components, float32 (N, 2), and the share of the variance along each."""
-    centred = rows - rows.mean(0)
+    centered = rows - rows.mean(0)
     torch.manual_seed(seed)
-    _, _, directions = torch.pca_lowrank(centred, q=min(6, *rows.shape), center=False)
-    points = centred @ directions[:, :2]
-    one, two = (points.square().sum(0) / centred.square().sum().clamp(min=1e-12)).tolist()
+    _, _, directions = torch.pca_lowrank(centered, q=min(6, *rows.shape), center=False)
+    points = centered @ directions[:, :2]
+    one, two = (points.square().sum(0) / centered.square().sum().clamp(min=1e-12)).tolist()
     return points, (one, two)
 
 

@@ -1,4 +1,4 @@
-"""The loss around a trained network, along two random directions normalised by filter (Li et al., 2018)."""
+"""The loss around a trained network, along two random directions normalized by filter (Li et al., 2018)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -146,7 +146,7 @@ def convolutions(model: nn.Module, images: Tensor, kernel: tuple[int, int] | Non
 
         return hook
 
-    def normalised(name: str) -> Callable[..., None]:
+    def normalized(name: str) -> Callable[..., None]:
         def hook(*seen: Any) -> None:
             if last is not None and seen[1][0] is last[1]:
                 found[last[0]] = name
@@ -158,7 +158,7 @@ def convolutions(model: nn.Module, images: Tensor, kernel: tuple[int, int] | Non
         if isinstance(module, nn.Conv2d) and not name.endswith(".gate"):
             handles.append(module.register_forward_hook(convolved(name)))
         elif isinstance(module, nn.BatchNorm2d):
-            handles.append(module.register_forward_hook(normalised(name)))
+            handles.append(module.register_forward_hook(normalized(name)))
     try:
         model(images)
     finally:

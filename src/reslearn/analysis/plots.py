@@ -41,12 +41,12 @@ def responses(found: Mapping[str, Sequence[Response]]) -> Figure:
     figure, (order, ranked) = _figure(2, 5.4, 4.2)
     mixed = False
     for i, (name, layers) in enumerate(found.items()):
-        stds, colour = [response.std for response in layers], list(TABLEAU_COLORS)[i % len(TABLEAU_COLORS)]
-        order.plot(range(1, len(stds) + 1), stds, lw=1.4, color=colour, label=_plain(name))
-        ranked.plot(range(1, len(stds) + 1), sorted(stds, reverse=True), lw=1.4, color=colour, label=_plain(name))
+        stds, color = [response.std for response in layers], list(TABLEAU_COLORS)[i % len(TABLEAU_COLORS)]
+        order.plot(range(1, len(stds) + 1), stds, lw=1.4, color=color, label=_plain(name))
+        ranked.plot(range(1, len(stds) + 1), sorted(stds, reverse=True), lw=1.4, color=color, label=_plain(name))
         bare = [(k, r.std) for k, r in enumerate(layers, start=1) if r.at == r.layer]
         if bare and len(bare) < len(layers):
-            order.plot(*zip(*bare, strict=True), "o", ms=4, mfc="white", color=colour)
+            order.plot(*zip(*bare, strict=True), "o", ms=4, mfc="white", color=color)
             mixed = True
     title = "in layer order" + (" (hollow: not followed by BN)" if mixed else "")
     order.set(xlabel="3x3 layer, from the input", ylabel="standard deviation of the response", title=title)
@@ -113,10 +113,10 @@ def lesion(found: Lesion, name: str) -> Figure:
 
 def _each(axis: Axes, errors: Mapping[str, float | None], found: Lesion, what: str) -> None:
     """A bar for each part left out; where none can be, none is drawn."""
-    for resizing, colour, label in ((False, "tab:blue", "left out"), (True, "tab:orange", "left out; it changes the shape")):
+    for resizing, color, label in ((False, "tab:blue", "left out"), (True, "tab:orange", "left out; it changes the shape")):
         bars = [(i, e) for i, (n, e) in enumerate(errors.items(), 1) if e is not None and (n in found.resizing) == resizing]
         if bars:
-            axis.bar(*zip(*bars, strict=True), width=0.8, color=colour, label=label)
+            axis.bar(*zip(*bars, strict=True), width=0.8, color=color, label=label)
     if what == "block" and found.shuffled:
         axis.plot(range(1, len(errors) + 1), list(found.shuffled.values()), "x", ms=5, color="black", label="weights shuffled")
     axis.axhline(found.whole, color="black", lw=1, ls="--", label="whole network")
@@ -139,8 +139,8 @@ def paths(found: Paths, name: str) -> Figure:
     norm.set(ylabel="norm of the gradient that comes by it", title="what one path carries")
     norm.legend(frameon=False, fontsize=8)
     first, last = found.effective
-    colours = ["tab:blue" if first <= k <= last else "tab:gray" for k in lengths]
-    carried.bar(lengths, [100 * c for c in found.carried], color=colours)
+    colors = ["tab:blue" if first <= k <= last else "tab:gray" for k in lengths]
+    carried.bar(lengths, [100 * c for c in found.carried], color=colors)
     carried.set(ylabel="share of the gradient, %", title=f"what all paths of a length carry\n(blue: {CARRIED:.0%} of it)")
     for axis in (share, norm, carried):
         axis.set_xlabel("length of the path, blocks")
@@ -179,9 +179,9 @@ def explained(picture: np.ndarray, seen: Tensor, heat: Tensor, titles: tuple[str
     figure, axes = _figure(3, 4.0, 4.4)
     extent = (0, seen.shape[2], seen.shape[1], 0)
     for axis, pixels, title in zip(axes, (picture, seen.permute(1, 2, 0).numpy(), picture), titles, strict=True):
-        grey = pixels.shape[2] == 1
-        shown = pixels[:, :, 0] if grey else pixels
-        axis.imshow(shown, cmap="gray" if grey else None, vmin=0, vmax=255, extent=extent, interpolation="nearest")
+        gray = pixels.shape[2] == 1
+        shown = pixels[:, :, 0] if gray else pixels
+        axis.imshow(shown, cmap="gray" if gray else None, vmin=0, vmax=255, extent=extent, interpolation="nearest")
         axis.set_axis_off()
         axis.set_title(title, parse_math=False, fontsize=10)
     hot = axes[2].imshow(heat.cpu().numpy(), cmap="inferno", alpha=0.55, vmin=0, vmax=1, extent=extent, interpolation="bilinear")
@@ -190,16 +190,16 @@ def explained(picture: np.ndarray, seen: Tensor, heat: Tensor, titles: tuple[str
 
 
 def features(points: Tensor, labels: Sequence[int], classes: Sequence[str], title: str, shares: tuple[float, float]) -> Figure:
-    """Images as points, coloured by class. shares: of the variance, along each component."""
+    """Images as points, colored by class. shares: of the variance, along each component."""
     figure, (axis,) = _figure(1, 7.0, 5.6)
     marks = np.array(labels)
     shown = sorted(set(labels))
-    colours = list(TABLEAU_COLORS)
+    colors = list(TABLEAU_COLORS)
     for i, label in enumerate(shown):
         chosen = points[marks == label].numpy()
         name = _plain(classes[label]) if label >= 0 else "no label"
-        marker = "os^Dvx+"[i // len(colours) % 7]
-        axis.scatter(chosen[:, 0], chosen[:, 1], s=9, alpha=0.7, color=colours[i % len(colours)], marker=marker, label=name)
+        marker = "os^Dvx+"[i // len(colors) % 7]
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=9, alpha=0.7, color=colors[i % len(colors)], marker=marker, label=name)
     first, second = (f"{100 * share:.0f}% of the variance" for share in shares)
     axis.set(xlabel=f"first principal component, {first}", ylabel=f"second principal component, {second}", title=_plain(title))
     if len(shown) <= 20:

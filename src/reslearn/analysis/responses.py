@@ -49,7 +49,7 @@ def responses(model: nn.Module, images: Tensor) -> list[Response]:
     As DRL Figure 7: after BN, before the non-linearity or the addition. Where BN stands before the convolution (pre-activation),
     the first layer of a basic block is still followed by the second one's BN, and is measured there; the last layer's output
     goes into the addition as it is, and is measured as it is. `at` says which. So it is in a net without BN.
-    images: (N, C, H, W), normalised. Raises UserError where there is no 3x3 layer.
+    images: (N, C, H, W), normalized. Raises UserError where there is no 3x3 layer.
     """
     followed = convolutions(model, images[:2], (3, 3))
     if not followed:

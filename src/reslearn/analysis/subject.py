@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from reslearn import data as datasets
-from reslearn.data.images import IMAGE_SUFFIXES
+from reslearn.classify.evaluate import note, pick_split, read_held_out, relabel
+from reslearn.data.images.files import IMAGE_SUFFIXES
+from reslearn.data.images.resident import Resident
+from reslearn.data.images.statistics import measure
+from reslearn.data.images.stream import Photos
 from reslearn.data.preprocess import Preprocessing
-from reslearn.data.resident import Resident
 from reslearn.data.sets import DataSet, Split
-from reslearn.data.statistics import measure
-from reslearn.data.stream import Photos
 from reslearn.device import pick_device
 from reslearn.errors import UserError
-from reslearn.evaluation.evaluate import note, pick_split, read_held_out, relabel
 from reslearn.evaluation.protocols import error_and_loss
 from reslearn.nets import create, spec
 from reslearn.weights.store import Card, load
@@ -32,7 +32,7 @@ BATCH = 250  # images of 32x32 px at a time; fewer where they are larger
 class Subject:
     """A network and images.
 
-    name: of the network. path: as it was given. images: float32 (N, C, H, W), normalised; labels: int64 (N,), places in
+    name: of the network. path: as it was given. images: float32 (N, C, H, W), normalized; labels: int64 (N,), places in
     `classes`, -1 where there is none; both on the model's device. names: of the images. note: why numbers may look better than
     they are, or "". trained: False for a network as it is before training.
     """
@@ -147,7 +147,7 @@ def _untrained(name: str, data: str | None, images: int, seed: int, on: torch.de
     which, split = pick_split(opened, card, {}, None)
     pixels, labels = _pixels(_draw(split, images, seed), view, on)
     try:
-        model = initialised(card, pixels, seed)
+        model = initialized(card, pixels, seed)
     except RuntimeError as why:  # pooled away to nothing
         if "too small" not in str(why):
             raise
@@ -162,7 +162,7 @@ def _at_least_two(data: DataSet) -> tuple[str, ...]:
     return data.classes
 
 
-def initialised(card: Card, images: Tensor, seed: int = 0) -> nn.Module:
+def initialized(card: Card, images: Tensor, seed: int = 0) -> nn.Module:
     """A card's network as it is before training, drawn by `seed`, with BN's statistics taken from images (N, C, H, W)."""
     torch.manual_seed(seed)
     model = create(card.net, len(card.classes), images.shape[1], **card.options).to(images.device).eval()
@@ -180,7 +180,7 @@ def initialised(card: Card, images: Tensor, seed: int = 0) -> nn.Module:
 
 def fresh(subject: Subject, seed: int = 0) -> nn.Module:
     """The subject's network as it was before training, with statistics of BN from its images."""
-    return initialised(subject.card, subject.images, seed)
+    return initialized(subject.card, subject.images, seed)
 
 
 def chunks(images: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:

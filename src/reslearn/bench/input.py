@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from reslearn import data as datasets
-from reslearn.data import decode
 from reslearn.data.augment import Draws
-from reslearn.data.draws import Order
-from reslearn.data.pack import Form, pack
+from reslearn.data.images import decode
+from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.stream import Photos, Progress, ahead
 from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sampling import SampleOrder
 from reslearn.data.sets import Split
-from reslearn.data.stream import Photos, Progress, ahead
 from reslearn.errors import UserError
 from reslearn.training import runtime
 
@@ -86,11 +86,11 @@ def their_round(see: Callable[[str], torch.Tensor], files: Files, images: int) -
             pass
 
 
-def our_round(source: Photos, images: int, normalised: bool) -> None:
-    """The same by our threads, as `reslearn train` has them. normalised: else bytes are made, which a GPU would normalise."""
-    order = Order(0, len(source), BATCH)
-    if not normalised:
-        source.normalise = lambda pixels: pixels  # type: ignore[assignment]
+def our_round(source: Photos, images: int, normalized: bool) -> None:
+    """The same by our threads, as `reslearn train` has them. normalized: else bytes are made, which a GPU would normalize."""
+    order = SampleOrder(0, len(source), BATCH)
+    if not normalized:
+        source.normalize = lambda pixels: pixels  # type: ignore[assignment]
 
     def batch(step: int) -> object:
         return source.train_batch(Draws(0, *order[step]))

@@ -11,15 +11,16 @@ import torch
 from reslearn import data as datasets
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
+from reslearn.classify.sources import make_model, make_sources
 from reslearn.data.augment import Draws
 from reslearn.data.splits import divide
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.nets.cost import cost
-from reslearn.recipes import Recipe, change, resolve
 from reslearn.training import runtime
-from reslearn.training.setup import make_model, make_sources
+from reslearn.training.recipe import Recipe, change
+from reslearn.training.resolve import resolve
 from reslearn.training.state import State
 from reslearn.training.step import make_criterion
 from reslearn.training.stepper import Stepper, make_stepper, pick

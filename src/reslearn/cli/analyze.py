@@ -168,7 +168,7 @@ def landscape(
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """The loss around the weights, along two random directions normalised by filter (Li et al., 2018).
+    """The loss around the weights, along two random directions normalized by filter (Li et al., 2018).
 
     \b
     Example:
@@ -206,7 +206,7 @@ def explain(
     """
     from reslearn.analysis import plots
     from reslearn.analysis.explain import grad_cam, large_view
-    from reslearn.data.images import read
+    from reslearn.data.images.files import read
     from reslearn.device import pick_device
     from reslearn.errors import did_you_mean
     from reslearn.weights import load
@@ -219,7 +219,7 @@ def explain(
         raise UserError(f"the model has no class '{target}'{did_you_mean(target, card.classes)}")
     picture = read(image, card.preprocessing.channels)
     seen = card.preprocessing.fit(picture)
-    view = card.preprocessing.normaliser(on)(seen[None].to(on))
+    view = card.preprocessing.normalizer(on)(seen[None].to(on))
     probabilities = net(view).detach().softmax(1)[0].tolist()
     predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
     chosen = card.classes.index(target) if target is not None else predicted

@@ -13,7 +13,7 @@ from reslearn.cli.options import Device, Json, Seeds, one_process, several_ranks
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
-    from reslearn.data.boxes import BoxSet
+    from reslearn.data.boxes.box_set import BoxSet
     from reslearn.detect import Detector
 
 app = typer.Typer(help="Find objects: detectors trained, tested, compared and used.", no_args_is_help=True)
@@ -46,14 +46,16 @@ def _group(context: typer.Context) -> None:
 @app.command(no_args_is_help=True)
 def train(
     data: Annotated[Path | None, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The trunk, such as resnet18, resnet50 or vgg16-bn.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The backbone, such as resnet18, resnet50 or vgg16-bn.")] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="detect-default, voc-paper, voc-paper-4step, coco-paper, or a .toml/.json file.")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
     seeds: Seeds = None,
-    init: Annotated[Path | None, typer.Option("--init", help="A classification model or run that the trunk starts from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="A classification model or run that the backbone starts from.")
+    ] = None,
     bad_boxes: Annotated[
         BadBoxes | None, typer.Option("--bad-boxes", help="Objects that are unsound: leave them out, or stop (the default).")
     ] = None,
@@ -76,7 +78,7 @@ def train(
     from reslearn.cli.runs import carry_out, check_given
 
     check_given("reslearn detect train", resume, data, **given, bad_boxes=bad_boxes, seeds=seeds)
-    from reslearn.data.boxes import bad_boxes_left_out_by
+    from reslearn.data.boxes.box_set import bad_boxes_left_out_by
 
     if bad_boxes is not None:
         given["settings"] = [*given["settings"], f"data.bad={bad_boxes.value}"]
@@ -113,7 +115,7 @@ def evaluate(
         raise UserError(f"DATA is missing: reslearn detect eval {data} DATA")
     sides = whole_numbers(scales)
     _new_file("--out", out)
-    from reslearn.detect.evaluate import Way, find, numbers, open_detectors
+    from reslearn.detect.evaluate import TestOptions, find, numbers, open_detectors
     from reslearn.detect.results import categories, results
     from reslearn.files import write_text
 
@@ -121,7 +123,7 @@ def evaluate(
     opened = _open(data, models[0], detectors[0], split, bad_boxes)
     if out is not None:
         categories(opened)  # before any work
-    way = Way(detectors, refinement, tuple(sides or ()))
+    way = TestOptions(detectors, refinement, tuple(sides or ()))
     with _progress() as progress:
         (found,) = find(opened.images, [way], lambda done, total: progress("images", done, total))
     result = {"models": [str(model) for model in models], **numbers(found, opened), "trained_on": _trained_on(models, data, opened)}
@@ -157,13 +159,13 @@ def compare(
       reslearn detect compare runs/plain34 runs/resnet34 bccd --split val --json
     """
     sides = tuple(whole_numbers(scales) or ())
-    from reslearn.detect.evaluate import Way, find, matches, open_detectors
-    from reslearn.evaluation.detection import compare as difference
+    from reslearn.detect.evaluate import TestOptions, find, matches, open_detectors
+    from reslearn.evaluation.average_precision import compare as difference
 
     detectors = open_detectors([one, other], device)
     opened = _open(data, one, detectors[0], split, bad_boxes)
     with _progress() as progress:
-        ways = [Way((model,), refinement, sides) for model in detectors]
+        ways = [TestOptions((model,), refinement, sides) for model in detectors]
         found = find(opened.images, ways, lambda done, total: progress("images", done, total))
     numbers = difference(*(matches(each, opened) for each in found))
     result = {
@@ -246,7 +248,7 @@ def predict(
     sides = tuple(whole_numbers(scales) or ())
     _new_file("--coco", coco)
     from reslearn.deploy.predict import find_images
-    from reslearn.detect.evaluate import Way, open_detectors
+    from reslearn.detect.evaluate import TestOptions, open_detectors
     from reslearn.detect.pictures import places, predictions
     from reslearn.detect.results import entries
     from reslearn.files import write_text
@@ -258,7 +260,7 @@ def predict(
     errors: list[str] = []
     rows: list[dict[str, Any]] = []
     width = min(max(len(str(file)) for file in files), 60)
-    for number, prediction in enumerate(predictions(Way(detectors, refinement, sides), files, score, targets), 1):
+    for number, prediction in enumerate(predictions(TestOptions(detectors, refinement, sides), files, score, targets), 1):
         name, found = str(prediction.file), prediction.found
         if found is None:
             errors.append(prediction.error or "")
@@ -276,7 +278,7 @@ def predict(
 
 
 def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
-    from reslearn.data.boxes import bad_boxes_left_out_by
+    from reslearn.data.boxes.box_set import bad_boxes_left_out_by
     from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
     policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)

@@ -12,7 +12,7 @@ from reslearn.cli.options import Json
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
-    from reslearn.data.diagnosis import Diagnosis
+    from reslearn.data.doctor.diagnosis import Diagnosis
 
 CLASSES = 20  # more classes than this: the range of their sizes only
 
@@ -38,15 +38,15 @@ def doctor(
       reslearn doctor photos --fix photos-clean --json
       reslearn doctor voc --size 480 --fix voc-clean
     """
-    from reslearn.data.annotated import holds_boxes
+    from reslearn.data.boxes.read import holds_boxes
 
     if holds_boxes(data):
         boxes(data, fix, size, as_json)
         return
     if size is not None:
         raise UserError(f"--size {size} is of sets with boxes, and {data} has none")
-    from reslearn.data.doctor import examine
-    from reslearn.data.mend import check_source, check_target, mend
+    from reslearn.data.doctor.images import examine
+    from reslearn.data.doctor.repair import check_source, check_target, mend
     from reslearn.training.display import Display
 
     if fix is not None:
@@ -89,7 +89,7 @@ def _print(found: "Diagnosis") -> None:
             typer.echo(f"  {title:<13}" + " ".join(f"{x:.4f}" for x in numbers))
     for i, row in enumerate(found.eigenvectors):
         typer.echo(f"  {'' if i else 'PCA vectors':<13}" + " ".join(f"{x:7.4f}" for x in row))
-    from reslearn.data.diagnosis import KINDS
+    from reslearn.data.doctor.diagnosis import KINDS
 
     show_findings(found.findings, KINDS)
     if found.clean:

@@ -10,15 +10,15 @@ import typer
 from reslearn.cli.findings import show_findings
 
 if TYPE_CHECKING:
-    from reslearn.data.box_doctor import BoxDiagnosis
+    from reslearn.data.doctor.boxes import BoxDiagnosis
 
 CLASSES = 20  # rows of classes that are printed
 
 
 def boxes(data: str, fix: Path | None, size: str | None, as_json: bool) -> None:
     """Examine a set with boxes, print what is found, copy what is sound. Exit codes as doctor's."""
-    from reslearn.data.box_doctor import examine_boxes, parse_size
-    from reslearn.data.box_mend import check_folder, counts, mend_boxes
+    from reslearn.data.doctor.boxes import examine_boxes, parse_size
+    from reslearn.data.doctor.repair_boxes import check_folder, counts, mend_boxes
     from reslearn.training.display import Display
 
     at = parse_size(size)
@@ -56,7 +56,7 @@ def _print(found: "BoxDiagnosis") -> None:
         typer.echo("  of these     " + ", ".join(f"{n:,} {title}" for title, n in counts if n))
     _table(found)
     _anchors(found)
-    from reslearn.data.box_doctor import ALL_KINDS
+    from reslearn.data.doctor.boxes import ALL_KINDS
 
     show_findings(found.findings, ALL_KINDS)
     if found.clean:

@@ -35,7 +35,7 @@ def crops(
     Examples:
       reslearn localize crops bccd -o cells --bad-boxes drop
     """
-    from reslearn.data.boxes import bad_boxes_left_out_by
+    from reslearn.data.boxes.box_set import bad_boxes_left_out_by
     from reslearn.localize.crops import cut_out
 
     with bad_boxes_left_out_by(DROP):

@@ -48,7 +48,7 @@ def summary(
     from reslearn.weights.store import network
 
     net, size = network(model)
-    counted = show.summarise(net, _shape(input) if input is not None else size)
+    counted = show.summarize(net, _shape(input) if input is not None else size)
     if as_json:
         typer.echo(json.dumps(show.as_json(net, counted), indent=1))
     else:

@@ -44,8 +44,8 @@ def pack(
     how: Literal["error", "skip"] = "skip" if on_bad == "skip" else "error"
     if on_bad not in (None, "error", "skip"):
         raise UserError(f"--on-bad {on_bad}: write error or skip")
-    from reslearn.data.pack import Form
-    from reslearn.data.pack import pack as write
+    from reslearn.data.images.pack import Form
+    from reslearn.data.images.pack import pack as write
     from reslearn.training.display import Display
 
     form = Form(None) if as_is else Form(short_side or 256, quality or 90)
@@ -57,7 +57,7 @@ def pack(
 
 
 def _verify(folder: Path) -> None:
-    from reslearn.data import packed
+    from reslearn.data.images import packed
 
     if not folder.is_dir() or not packed.found(folder):
         raise UserError(f"{folder}: no packed folder: reslearn pack DATA OUT makes one")

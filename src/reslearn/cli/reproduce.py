@@ -53,7 +53,7 @@ def reproduce(
       reslearn reproduce --all --scale small
     """
     from reslearn.reproduce import show
-    from reslearn.reproduce.catalogue import EXPERIMENTS, experiment
+    from reslearn.reproduce.catalog import EXPERIMENTS, experiment
     from reslearn.reproduce.run import reproduce as run
 
     scale = asked or Scale.small

@@ -46,7 +46,7 @@ def train(
       reslearn train path/to/folder --out runs/mine
       reslearn train cifar10 --model resnet56 --recipe cifar10-paper --seed 1
       reslearn train photos.csv --set schedule.epochs=20 --set data.size=96
-      reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.trunk_lr=0.1
+      reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.backbone_lr=0.1
       reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
@@ -167,7 +167,7 @@ def evaluate(
       reslearn eval runs/mine photos --protocol multiscale --scores mine.npz
       reslearn eval runs/mine runs/larger photos --protocol 10crop
     """
-    from reslearn.evaluation.evaluate import evaluate as run
+    from reslearn.classify.evaluate import evaluate as run
     from reslearn.training.display import Display
 
     display = Display(stderr=True)
@@ -191,7 +191,7 @@ def ensemble(
       reslearn ensemble mine.npz larger.npz
       reslearn ensemble mine.npz larger.npz --scores both.npz --json
     """
-    from reslearn.evaluation.evaluate import of_scores
+    from reslearn.classify.evaluate import of_scores
 
     _print_numbers(of_scores(files, scores=scores), as_json)
 
@@ -200,7 +200,7 @@ def _print_numbers(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return
-    from reslearn.evaluation.show import show
+    from reslearn.classify.show import show
 
     show(result)
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reslearn.data.draws import uniform
 from reslearn.data.preprocess import covering
+from reslearn.data.sampling import uniform
 
 Flip = bool | Literal["alternate"]
-FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOUR = range(7)  # which draw is which; colour takes four
+FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOR = range(7)  # which draw is which; color takes four
 # Of the pixels of ImageNet's training images, RGB on the scale [0, 1] (as Krizhevsky et al., 2012, section 4.1, describe them):
-# a row of eigenvectors for each colour, and the eigenvalues' roots.
+# a row of eigenvectors for each color, and the eigenvalues' roots.
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
 ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; the further attempts' draws are that far from the first
@@ -96,9 +96,9 @@ def crop_boxes(sizes: np.ndarray, draws: Draws, scale: tuple[float, float]) -> n
     return np.stack([top, left, h, w], 1).astype(np.int64)
 
 
-def colour_noise(draws: Draws, deviation: float) -> Tensor:
-    """What PCA colour noise adds to the colours of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
-    u = [draws.uniform(COLOUR + i) for i in range(4)]
+def color_noise(draws: Draws, deviation: float) -> Tensor:
+    """What PCA color noise adds to the colors of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
+    u = [draws.uniform(COLOR + i) for i in range(4)]
     radius = [(-2 * (1 - v).log()).sqrt() for v in (u[0], u[2])]  # Box and Muller, 1958
     angles = [(2 * math.pi * v) for v in (u[1], u[3])]
     normal = torch.stack([radius[0] * angles[0].cos(), radius[0] * angles[0].sin(), radius[1] * angles[1].cos()], 1)

@@ -126,7 +126,7 @@ def locate(name: str) -> Path:
     except (UserError, OSError) as why:
         places = _places(official)
         looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
-        urls = official.sources[0].url + (" and its neighbours" if official.sources[1:] else "")
+        urls = official.sources[0].url + (" and its neighbors" if official.sources[1:] else "")
         raise UserError(
             f"{name} is not in {looked} and cannot be downloaded ({why}): get {urls} by "
             f"other means, unpacked, and set RESLEARN_DATA to the folder that holds {official.folder}/"

@@ -35,14 +35,14 @@ def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return scaled(image, *covering(h, w, height, width))
 
 
-def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The middle height x width of an image, (H, W, C)."""
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 class Preprocessing(BaseModel):
-    """Decode to `channels`, scale to cover size / crop_ratio, take the centre, then (x / 255 - mean) / std.
+    """Decode to `channels`, scale to cover size / crop_ratio, take the center, then (x / 255 - mean) / std.
 
     size: (height, width) in pixels. crop_ratio: 1 for small images, 0.875 for photos (256 -> 224). mean, std: one number a
     channel on the scale [0, 1]. pixel_mean: instead of mean, one for each pixel (DRL 4.2): base64 of little-endian float32
@@ -72,14 +72,14 @@ class Preprocessing(BaseModel):
 
     @property
     def covered(self) -> tuple[int, int]:
-        """(height, width) that an image is scaled to cover before the centre is taken."""
+        """(height, width) that an image is scaled to cover before the center is taken."""
         return round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio)
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
         """The scaled image, uint8 (H, W, C), from which crops are taken."""
         return cover(image, *self.covered)
 
-    def centre_views(self, sizes: np.ndarray) -> np.ndarray:
+    def center_views(self, sizes: np.ndarray) -> np.ndarray:
         """What `fit` sees of photos of these (height, width), int (N, 2), as views, int32 (N, 9), of data/decode.py."""
         views = np.zeros((len(sizes), 9), np.int32)
         views[:, 2:4] = sizes
@@ -89,7 +89,7 @@ class Preprocessing(BaseModel):
 
     def fit(self, image: np.ndarray) -> Tensor:
         """The network's view of an image, uint8 (H, W, C) -> uint8 (C, height, width)."""
-        view = centre_crop(self.shrink(image), *self.size)
+        view = center_crop(self.shrink(image), *self.size)
         return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
 
     def _pixel_mean(self) -> Tensor:
@@ -99,10 +99,10 @@ class Preprocessing(BaseModel):
         except ValueError as error:
             raise ValueError(f"pixel_mean does not hold {self.channels}x{self.size[0]}x{self.size[1]} numbers") from error
 
-    def normaliser(self, device: torch.device | str = "cpu") -> "Normaliser":
+    def normalizer(self, device: torch.device | str = "cpu") -> "Normalizer":
         """What turns uint8 batches on a device into the network's input."""
         mean = torch.tensor(self.mean)[:, None, None] if self.pixel_mean is None else self._pixel_mean()
-        return Normaliser(mean.to(device), torch.tensor(self.std)[:, None, None].to(device))
+        return Normalizer(mean.to(device), torch.tensor(self.std)[:, None, None].to(device))
 
     @staticmethod
     def encode_pixel_mean(mean: Tensor) -> str:
@@ -110,7 +110,7 @@ class Preprocessing(BaseModel):
         return base64.b64encode(mean.numpy().astype("<f4").tobytes()).decode()
 
 
-class Normaliser:
+class Normalizer:
     """uint8 (N, C, H, W) -> float32 (N, C, H, W): (x / 255 - mean) / std, as one multiplication and one addition."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:

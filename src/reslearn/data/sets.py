@@ -1,4 +1,4 @@
-"""A name, a folder or a list -> a data set: splits of labelled images, their classes, and a fingerprint of it all."""
+"""A name, a folder or a list -> a data set: splits of labeled images, their classes, and a fingerprint of it all."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from reslearn.data import packed
 from reslearn.data.download import OFFICIAL, locate
-from reslearn.data.folder import Entry, Listing, Problem, for_each, read_list, refuse, scan
-from reslearn.data.images import Held, file_bytes, probe, read, read_cifar, read_idx
+from reslearn.data.images import packed
+from reslearn.data.images.files import PackedImage, file_bytes, probe, read, read_cifar, read_idx
+from reslearn.data.images.folder import Entry, Listing, Problem, for_each, read_list, refuse, scan
 from reslearn.errors import UserError, did_you_mean
 
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ willow_tree wolf woman worm
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images: `pixels` in memory, or `files` read when they are asked for (exactly one of the two).
+    """Labeled images: `pixels` in memory, or `files` read when they are asked for (exactly one of the two).
 
     `labels` int64 (N,), indices into DataSet.classes; `names` N names for messages, a relative path or
     "cifar10/train[17]"; `pixels` uint8 (N, C, H, W); `files` N paths, or parts of larger files.
@@ -49,7 +49,7 @@ class Split:
     labels: np.ndarray
     names: Sequence[str]
     pixels: torch.Tensor | None = None
-    files: tuple[Path | Held, ...] | None = None
+    files: tuple[Path | PackedImage, ...] | None = None
 
     def __post_init__(self) -> None:
         images = self.pixels if self.files is None else self.files
@@ -78,7 +78,7 @@ class Split:
 class DataSet:
     """Images with classes, in splits "train", "val", "test"; or in one, "all", where a folder or list is not divided.
 
-    `channels` is 1 where every image is grey, else 3. `left_out` counts the files that are not in it, by reason.
+    `channels` is 1 where every image is gray, else 3. `left_out` counts the files that are not in it, by reason.
     `sizes` is the median (height, width).
     """
 
@@ -97,7 +97,7 @@ class DataSet:
     @property
     def packed(self) -> bool:
         """Whether the images were written by `reslearn pack`."""
-        return any(isinstance(file, Held) for split in self.splits.values() for file in (split.files or ())[:1])
+        return any(isinstance(file, PackedImage) for split in self.splits.values() for file in (split.files or ())[:1])
 
     def fingerprint(self) -> str:
         """A sha256 in hex of what is in the set, whatever the order and the way it is stored.

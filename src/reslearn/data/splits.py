@@ -1,4 +1,4 @@
-"""Held-out parts: a seeded, stratified share of the images, for selecting (val) and for the final number (test)."""
+"""PackedImage-out parts: a seeded, stratified share of the images, for selecting (val) and for the final number (test)."""
 
 import numpy as np
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reslearn.data.images import IMAGE_SUFFIXES, read
+from reslearn.data.images.files import IMAGE_SUFFIXES, read
 from reslearn.errors import UserError, naming
 from reslearn.weights.store import Card, check_classifies, load
 
@@ -90,7 +90,7 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
     if top < 1:
         raise UserError(f"top={top}: must be at least 1")
     device = next(model.parameters()).device
-    normalise = card.preprocessing.normaliser(device)
+    normalize = card.preprocessing.normalizer(device)
 
     def attempt(image: Image) -> Tensor | str:
         try:
@@ -105,7 +105,7 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
             good = [view for view in views if isinstance(view, Tensor)]
             rows: list[tuple[tuple[str, float], ...]] = []
             if good:
-                pixels = normalise(torch.stack(good).to(device)).contiguous(memory_format=torch.channels_last)
+                pixels = normalize(torch.stack(good).to(device)).contiguous(memory_format=torch.channels_last)
                 best = model(pixels).float().softmax(1).topk(min(top, len(card.classes)), 1)
                 rows = [
                     tuple((card.classes[i], p) for i, p in zip(indices, values, strict=True))

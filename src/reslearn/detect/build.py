@@ -15,10 +15,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from reslearn.data.preprocess import Preprocessing
+from reslearn.detect.backbone import Stages, freeze_batch_norm, split, stages_of
 from reslearn.detect.detector import Detector
 from reslearn.detect.heads import Anchors, Heads, Pool, ProposalNetwork, Proposals, pyramid_pool
 from reslearn.detect.settings import Settings, make_settings
-from reslearn.detect.trunk import Stages, freeze_batch_norm, split, stages_of
 from reslearn.errors import UserError
 from reslearn.nets import create, models, spec
 from reslearn.nets.resnet import ResNet
@@ -32,18 +32,18 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 def create_detector(
     net: str | Path | nn.Module, classes: int | Sequence[str], kind: str = "c4", *, channels: int | None = None, **options: Any
 ) -> Detector:
-    """A detector with a network as its trunk, in training mode; its other layers are new (seed them with torch.manual_seed).
+    """A detector with a network as its backbone, in training mode; its other layers are new (seed them with torch.manual_seed).
 
     net: the name of a residual, plain or highway net, or of a VGG, which then is new too; a classification model file or run
-    folder of ours, whose weights and normalisation come along; or a network in memory, which is copied. A folder called like a
+    folder of ours, whose weights and normalization come along; or a network in memory, which is copied. A folder called like a
     network is written ./name. classes: the kinds of objects, by name or number, without background. channels: of the images,
-    for a net given by name (3). options: see Settings. batch_norm is "frozen" for a trunk that has been trained (a file, or a
+    for a net given by name (3). options: see Settings. batch_norm is "frozen" for a backbone that has been trained (a file, or a
     network that load() made) and else "live": with random weights, frozen layers let the signal explode.
 
     Raises UserError for an unknown name or option, and for what does not go together.
     """
     names = _names(classes)
-    body, known, view = trunk(net, channels)
+    body, known, view = backbone(net, channels)
     trained = known.get("trained", False)
     levels = len(body.stages) + 1 if isinstance(body, ResNet) else 0
     if kind == "fpn" or options.get("masks"):
@@ -71,8 +71,8 @@ def _names(classes: int | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
-    """A network of one's own, what is known of it, and how its input is normalised."""
+def backbone(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
+    """A network of one's own, what is known of it, and how its input is normalized."""
     if isinstance(net, str) and "/" not in net and not net.endswith(".safetensors") and (net in models() or not Path(net).exists()):
         row = spec(net)
         count = channels or 3
@@ -92,7 +92,7 @@ def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module,
         return body, {}, Preprocessing(channels=first.in_channels, size=(224, 224), mean=mean, std=std)
     view = card.preprocessing
     if view.pixel_mean is not None:  # images of any size have one mean
-        mean = view.normaliser().shift.mul(-1).mul(torch.tensor(view.std)[:, None, None]).mean((1, 2))
+        mean = view.normalizer().shift.mul(-1).mul(torch.tensor(view.std)[:, None, None]).mean((1, 2))
         view = view.model_copy(update={"pixel_mean": None, "mean": tuple(mean.tolist())})
     return body, {"net": card.net, "options": card.options, "trained": True}, view
 
@@ -100,7 +100,7 @@ def trunk(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module,
 def _described(card: Card) -> nn.Module:
     if card.detector is not None or card.localizer is not None:
         kind = "localizer" if card.detector is None else "detector"
-        raise UserError(f"holds a {kind}: a trunk starts from a classification model")
+        raise UserError(f"holds a {kind}: a backbone starts from a classification model")
     return described(card)
 
 

@@ -21,7 +21,7 @@ class Detector(GeneralizedRCNN):
     of boxes (n, 4) as x1, y1, x2, y2 in its pixels, labels (n,) from 1 in the order of `classes`, scores (n,), best first, and
     with masks, masks (n, 1, H, W) of probabilities. In training mode it takes targets as well, a list of dicts of boxes (n, 4)
     float, labels (n,) int64 and, with masks, masks (n, H, W) uint8 (n may be 0), and gives the losses by name; their sum is
-    what is minimised.
+    what is minimized.
     """
 
     rpn: ProposalNetwork
@@ -91,7 +91,7 @@ class Detector(GeneralizedRCNN):
 
     @torch.no_grad()
     def propose(self, scaled: ImageList) -> list[Tensor]:
-        """Proposals (R, 4) in each of these images, which have been scaled and normalised, in their pixels."""
+        """Proposals (R, 4) in each of these images, which have been scaled and normalized, in their pixels."""
         return self.rpn.propose(scaled, self.backbone(scaled.tensors))
 
     @contextmanager

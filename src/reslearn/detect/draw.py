@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reslearn.data.masks import draw
+from reslearn.data.boxes.masks import draw
 
-# Okabe and Ito's colours, told apart with every kind of colour blindness (https://jfly.uni-koeln.de/color/): orange, sky blue,
+# Okabe and Ito's colors, told apart with every kind of color blindness (https://jfly.uni-koeln.de/color/): orange, sky blue,
 # bluish green, reddish purple, yellow, vermilion, blue.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
+COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
 DARK = (20, 20, 20)
-TINT = 0.4  # of the colour over a mask
+TINT = 0.4  # of the color over a mask
 LEAST = 480  # px: smaller images are enlarged, so that labels fit in
 
 Box = tuple[float, float, float, float]
 
 
-def colour(label: int) -> tuple[int, int, int]:
+def color(label: int) -> tuple[int, int, int]:
     """Of a class, by its label from 1; the eighth has the first one's."""
-    return COLOURS[(label - 1) % len(COLOURS)]
+    return COLORS[(label - 1) % len(COLORS)]
 
 
 def ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -41,14 +41,14 @@ def picture(image: np.ndarray, found: dict[str, Any], classes: Sequence[str]) ->
     width = max(2, round(max(image.shape[:2]) * factor / 400))
     order = np.argsort(found["scores"], kind="stable").tolist()  # the best last
     if "masks" in found:
-        image = _tinted(image, [(draw(found["masks"][i], *image.shape[:2]), colour(found["labels"][i])) for i in order])
+        image = _tinted(image, [(draw(found["masks"][i], *image.shape[:2]), color(found["labels"][i])) for i in order])
     canvas = Image.fromarray(image.repeat(factor, 0).repeat(factor, 1))
     pen = ImageDraw.Draw(canvas)
     boxes = {i: tuple(float(x) for x in found["boxes"][i] * factor) for i in order}
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))  # pixels, both ends inside
-        for extra, paint in ((1, DARK), (0, colour(found["labels"][i]))):  # a dark rim shows it on a ground of its own colour
+        for extra, paint in ((1, DARK), (0, color(found["labels"][i]))):  # a dark rim shows it on a ground of its own color
             outer = (corners[0] - extra, corners[1] - extra, corners[2] + extra, corners[3] + extra)
             pen.rectangle(outer, outline=paint, width=width + 2 * extra)
     font = _font(max(12, round(max(canvas.size) / 55)))
@@ -56,12 +56,12 @@ def picture(image: np.ndarray, found: dict[str, Any], classes: Sequence[str]) ->
     for i in reversed(order):
         label = found["labels"][i]
         text = f"{classes[label - 1]} {100 * found['scores'][i]:.0f}%"
-        _write(pen, text, boxes[i], colour(label), font, canvas.size, taken)  # type: ignore[arg-type]
+        _write(pen, text, boxes[i], color(label), font, canvas.size, taken)  # type: ignore[arg-type]
     return np.asarray(canvas)
 
 
 def _tinted(image: np.ndarray, masks: Sequence[tuple[np.ndarray, tuple[int, int, int]]]) -> np.ndarray:
-    """Each mask (H, W) as a tint with an edge in full colour, which tells neighbours of one class apart."""
+    """Each mask (H, W) as a tint with an edge in full color, which tells neighbors of one class apart."""
     tinted = image.astype(np.float32)
     for mask, paint in masks:
         tinted[mask] = (1 - TINT) * tinted[mask] + TINT * np.array(paint, np.float32)

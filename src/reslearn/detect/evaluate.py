@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from reslearn.data.annotated import named_images, open_boxes, split_names
-from reslearn.data.boxes import Bad, BadBoxes, BoxImage, BoxSet
-from reslearn.data.images import read
-from reslearn.data.masks import draw, runs_of
+from reslearn.classify.evaluate import read_held_out
+from reslearn.data.boxes.box_set import Bad, BadBoxes, BoxImage, BoxSet
+from reslearn.data.boxes.masks import draw, runs_of
+from reslearn.data.boxes.read import named_images, open_boxes, split_names
+from reslearn.data.images.files import read
 from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
 from reslearn.detect.settings import too_thin
 from reslearn.detect.store import load_detector
 from reslearn.device import pick_device
 from reslearn.errors import UserError
-from reslearn.evaluation.detection import detection_metrics
+from reslearn.evaluation.average_precision import detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
-from reslearn.evaluation.evaluate import read_held_out
 from reslearn.evaluation.matching import Matches, match
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class TestOptions:
     """How to look at images: with one detector or several as an ensemble, and with which of the improvements of `detect`."""
 
     models: tuple[Detector, ...]
@@ -45,7 +45,7 @@ class Way:
         """Of the images. Raises UserError where the detectors do not agree."""
         counts = {len(model.transform.image_mean) for model in self.models}  # type: ignore[arg-type]
         if len(counts) > 1:
-            raise UserError("an ensemble's detectors all look at grey images, or all at coloured ones")
+            raise UserError("an ensemble's detectors all look at gray images, or all at colored ones")
         return counts.pop()
 
 
@@ -115,7 +115,7 @@ def run_trained_on(model: str | Path, data: str | Path, images: Sequence[BoxImag
 def open_split(
     data: str | Path, classes: Sequence[str], split: str | None = None, bad: Bad = "fail", held_out: Sequence[str] = ()
 ) -> BoxSet:
-    """The images to look at, labelled as `classes` are, a detector's: of the split asked for, else test, else val, else all.
+    """The images to look at, labeled as `classes` are, a detector's: of the split asked for, else test, else val, else all.
 
     held_out: names of images that are val where the set has no such split (see run_held_out): all others have been trained on.
     Raises UserError where there is no such split, or an object of a class that is none of these; BadBoxes for other faults.
@@ -142,7 +142,7 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
 
 
-def look(way: Way, image: torch.Tensor) -> dict[str, Any]:
+def look(way: TestOptions, image: torch.Tensor) -> dict[str, Any]:
     """What is found in one image, float (C, H, W) on [0, 1], as in Found."""
     device = next(way.models[0].parameters()).device
     raw = detect(way.models, [image.to(device)], refinement=way.refinement, scales=way.scales)[0]
@@ -156,7 +156,7 @@ def look(way: Way, image: torch.Tensor) -> dict[str, Any]:
     return found
 
 
-def find(images: Sequence[BoxImage], ways: Sequence[Way], progress: Progress | None = None) -> list[Found]:
+def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Progress | None = None) -> list[Found]:
     """What each way finds in the images. All look at one image before the next, so that their times can be compared.
 
     progress: called with how many images are done, and of how many. Raises UserError as `read` and `detect` do.

@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes, roi_align, roi_pool
 from torchvision.ops.poolers import LevelMapper
 
-from reslearn.detect.trunk import LastStage
+from reslearn.detect.backbone import LastStage
 
 Features = dict[str, Tensor]
 Shape = tuple[int, int]
@@ -42,7 +42,7 @@ def own_pooling() -> Iterator[None]:
 class Pool(nn.Module):
     """Regions of one map, by max pooling (Fast R-CNN) or RoIAlign (Mask R-CNN): boxes in image pixels -> (R, C, side, side).
 
-    The scale is the net's own stride. RoIAlign takes a pixel's centre at one half, as its later editions do.
+    The scale is the net's own stride. RoIAlign takes a pixel's center at one half, as its later editions do.
     """
 
     def __init__(self, how: Literal["align", "pool"], side: int, stride: int) -> None:

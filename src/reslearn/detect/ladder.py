@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
 from reslearn.detect.detector import Detector
-from reslearn.detect.evaluate import Progress, Way, find, matches
+from reslearn.detect.evaluate import Progress, TestOptions, find, matches
 from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE, SIDES
-from reslearn.evaluation.detection import coco, compare
+from reslearn.evaluation.average_precision import coco, compare
 
 # DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
 TABLE_9 = {
@@ -25,15 +25,15 @@ def default_scales(model: Detector) -> tuple[int, ...]:
     return tuple(side for side in sides if SIDES[0] <= side <= SIDES[1])
 
 
-def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> dict[str, Way | None]:
+def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> dict[str, TestOptions | None]:
     """The rungs in order. Context is a property of a detector and no way to test one: it has no way of its own."""
-    rungs: dict[str, Way | None] = {
-        "baseline": Way((model,)),
-        "+ box refinement": Way((model,), True),
+    rungs: dict[str, TestOptions | None] = {
+        "baseline": TestOptions((model,)),
+        "+ box refinement": TestOptions((model,), True),
         "+ context": None,
-        "+ multi-scale testing": Way((model,), True, tuple(scales)),
+        "+ multi-scale testing": TestOptions((model,), True, tuple(scales)),
     }
-    return rungs | ({"ensemble": Way((model, *others), True, tuple(scales))} if others else {})
+    return rungs | ({"ensemble": TestOptions((model, *others), True, tuple(scales))} if others else {})
 
 
 def ladder(

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reslearn.data.boxes import BoxImage
-from reslearn.data.images import read
+from reslearn.data.boxes.box_set import BoxImage
+from reslearn.data.images.files import read
 from reslearn.detect.draw import picture
-from reslearn.detect.evaluate import Way, look, tensor
+from reslearn.detect.evaluate import TestOptions, look, tensor
 from reslearn.detect.results import segmentation
 from reslearn.errors import UserError
 from reslearn.files import write_atomic, writing
@@ -75,7 +75,7 @@ def places(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def predictions(
-    way: Way, files: Sequence[Path], score: float = 0.5, targets: dict[Path, Path] | None = None
+    way: TestOptions, files: Sequence[Path], score: float = 0.5, targets: dict[Path, Path] | None = None
 ) -> Iterator[Prediction]:
     """What is found in each file with at least this score, as it comes. A file that cannot be read gives its error.
 
@@ -96,7 +96,9 @@ def predictions(
         yield Prediction(file, found)
 
 
-def save_examples(folder: Path, way: Way, images: Sequence[BoxImage], score: float = 0.5, most: int = 6) -> list[dict[str, Any]]:
+def save_examples(
+    folder: Path, way: TestOptions, images: Sequence[BoxImage], score: float = 0.5, most: int = 6
+) -> list[dict[str, Any]]:
     """Draw what is found, with at least this score, in some images evenly from first to last: RUN/images/found-NN.jpg, each
     `{"image": the file, "name"}`.
     """

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from reslearn.data.boxes import BoxSet
-from reslearn.data.masks import Runs, pack
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.masks import Runs, pack
 from reslearn.errors import UserError
 
 

@@ -37,7 +37,7 @@ def save_detector(model: Detector, path: str | Path, card: Card | None = None) -
     """Write a detector with its card, whole or not at all. card: its own unless given, such as one with metrics:
     `model.card.model_copy(update={"metrics": ...})`.
 
-    Raises UserError where there is no card (a trunk that was given without one), or the file cannot be written.
+    Raises UserError where there is no card (a backbone that was given without one), or the file cannot be written.
     """
     if card is None and model.card is None:
         raise UserError("a detector on a network without a card cannot say what it is: create it by name or from a model file")

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reslearn.data.boxes import box_areas
-from reslearn.evaluation.detection import class_ap, class_curves
+from reslearn.data.boxes.box_set import box_areas
+from reslearn.evaluation.average_precision import class_ap, class_curves
 from reslearn.evaluation.detection_errors import Mistake, count_mistakes, mistakes
 from reslearn.evaluation.matching import AREAS, IOUS, Matches
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from reslearn.data.boxes import Objects, box_areas
-from reslearn.data.masks import draw
+from reslearn.data.boxes.box_set import Objects, box_areas
+from reslearn.data.boxes.masks import draw
 from reslearn.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)

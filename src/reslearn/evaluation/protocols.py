@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reslearn.data.preprocess import Normaliser
+from reslearn.data.preprocess import Normalizer
 from reslearn.errors import UserError
 from reslearn.evaluation.scores import log
-from reslearn.evaluation.views import Pictures, Views, normaliser, of_one_size
+from reslearn.evaluation.views import Pictures, Views, normalizer, of_one_size
 from reslearn.nets.convolutional import convolutional
 
 PIXELS = 1 << 22  # of views that go through a network together
@@ -90,13 +90,13 @@ def many_views(
     Every module comes back in the mode, training or evaluation, that it came in.
     """
     look, on = pictures.look, next(model.parameters()).device
-    normalise = normaliser(look, protocol.as_map, on)
+    normalize = normalizer(look, protocol.as_map, on)
     seen = torch.zeros(len(pictures), dtype=torch.int64)  # views of each image
     sums: Tensor | None = None
     with evaluating(model):
         run = convolutional(model, look.size) if protocol.as_map else model
         for places, pixels in of_one_size(pictures.views(protocol), PIXELS // (2 if protocol.mirror else 1)):
-            scores = _scores(run, pixels.to(on), normalise, protocol.mirror).cpu()
+            scores = _scores(run, pixels.to(on), normalize, protocol.mirror).cpu()
             sums = torch.zeros(len(pictures), scores.shape[1]) if sums is None else sums
             sums.index_add_(0, places, scores)
             seen.index_add_(0, places, torch.ones_like(places))
@@ -107,9 +107,9 @@ def many_views(
     return Seen(log(sums[readable] / protocol.count), torch.from_numpy(pictures.split.labels)[readable], readable)
 
 
-def _scores(run: Callable[[Tensor], Tensor], pixels: Tensor, normalise: Normaliser, mirror: bool) -> Tensor:
+def _scores(run: Callable[[Tensor], Tensor], pixels: Tensor, normalize: Normalizer, mirror: bool) -> Tensor:
     """Mean softmax outputs of views and, where asked for, their mirrors: uint8 (N, H, W, C) -> float32 (N, classes)."""
-    images = normalise(pixels.permute(0, 3, 1, 2))
+    images = normalize(pixels.permute(0, 3, 1, 2))
     both = torch.cat([images, images.flip(3)]) if mirror else images
     scores = run(both.contiguous(memory_format=torch.channels_last)).float().softmax(1)
     scores = scores.flatten(2).mean(2) if scores.ndim == 4 else scores

@@ -112,4 +112,4 @@ def _check_same(a: Scores, b: Scores) -> None:
                 raise UserError(f"{both}: {one} {i} is {told[0]} of the first and {told[1]} of the second{hint}")
     for i in (a.labels != b.labels).nonzero()[:1, 0].tolist():
         x, y = a.classes[a.labels[i]], a.classes[b.labels[i]]
-        raise UserError(f"{both}: '{a.names[i]}' is labelled '{x}' in the first and '{y}' in the second")
+        raise UserError(f"{both}: '{a.names[i]}' is labeled '{x}' in the first and '{y}' in the second")

@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-from reslearn.data.images import read
-from reslearn.data.preprocess import Normaliser, Preprocessing, centre_crop, cover
-from reslearn.data.resident import to_channels
+from reslearn.data.images.files import read
+from reslearn.data.images.resident import to_channels
+from reslearn.data.images.stream import ahead
+from reslearn.data.preprocess import Normalizer, Preprocessing, center_crop, cover
 from reslearn.data.sets import DataSet, Split
-from reslearn.data.stream import ahead
 from reslearn.errors import UserError, did_you_mean
 
 Name = Literal["center", "10crop", "multiscale", "dense"]
 NAMES: tuple[Name, ...] = ("center", "10crop", "multiscale", "dense")
 SCALES = (224, 256, 384, 480, 640)  # shorter sides in pixels, of nets that see 224 (DRL 3.4)
-WAITING = 1 << 26  # pixels of views that wait for others of their size: 200 MB in colour
+WAITING = 1 << 26  # pixels of views that wait for others of their size: 200 MB in color
 MOST_PIXELS = 1 << 23  # of one view: VGG's first feature map of it and its mirror takes 4 GB
 
 
@@ -59,7 +59,7 @@ class Views:
         covered = cover(image, *look.covered)
         h, w = look.size
         corners = covered[:h, :w], covered[:h, -w:], covered[-h:, :w], covered[-h:, -w:]
-        return [*corners, centre_crop(covered, h, w)]
+        return [*corners, center_crop(covered, h, w)]
 
 
 def _scaled(image: np.ndarray, look: Preprocessing, scale: int) -> np.ndarray:
@@ -175,9 +175,9 @@ def of_one_size(seen: Iterable[tuple[int, list[np.ndarray]]], pixels: int) -> It
         yield batch(size)
 
 
-def normaliser(look: Preprocessing, as_map: bool, device: torch.device | str = "cpu") -> Normaliser:
-    """What turns pixels into a net's input; of a map, whose places are anywhere, a mean for each pixel is its mean colour."""
-    normalise = look.normaliser(device)
-    if as_map and normalise.shift.shape[1:] != (1, 1):
-        normalise.shift = normalise.shift.mean((1, 2), keepdim=True)
-    return normalise
+def normalizer(look: Preprocessing, as_map: bool, device: torch.device | str = "cpu") -> Normalizer:
+    """What turns pixels into a net's input; of a map, whose places are anywhere, a mean for each pixel is its mean color."""
+    normalize = look.normalizer(device)
+    if as_map and normalize.shift.shape[1:] != (1, 1):
+        normalize.shift = normalize.shift.mean((1, 2), keepdim=True)
+    return normalize

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reslearn.data.annotated import open_boxes
-from reslearn.data.boxes import Bad, BoxImage, BoxSet, Objects
+from reslearn.data.boxes.box_set import Bad, BoxImage, BoxSet, Objects
+from reslearn.data.boxes.read import open_boxes
 from reslearn.errors import UserError
 from reslearn.files import writing
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.evaluation.metrics import interval
@@ -30,10 +30,10 @@ def classify(classifier: str | Path, data: BoxSet, device: torch.device, progres
     look, known = card.preprocessing, card.classes
     if missing := next((name for name in data.classes if name not in known), None):
         raise UserError(f"{classifier} knows no class '{missing}': it knows {', '.join(known[:20])}")
-    normalise, scores = look.normaliser(device), []
+    normalize, scores = look.normalizer(device), []
     for start in range(0, len(data), 64):
         views = [look.fit(pixels_of(data, i, look)) for i in range(start, min(start + 64, len(data)))]
-        scores.append(net(normalise(torch.stack(views).to(device))).double().cpu())
+        scores.append(net(normalize(torch.stack(views).to(device))).double().cpu())
         progress("classes", start + len(views), len(data))
     return torch.cat(scores).numpy()[:, [known.index(name) for name in data.classes]]
 

@@ -25,7 +25,7 @@ def match(anchors: Tensor, boxes: Tensor, iou: tuple[float, float]) -> Tensor:
 def losses(
     logits: Tensor, deltas: Tensor, anchors: Tensor, boxes: Sequence[Tensor], labels: Tensor, iou: tuple[float, float]
 ) -> dict[str, Tensor]:
-    """The two losses of a batch, 0-dim; what is minimised is their sum. Which anchors are drawn is torch's generator's.
+    """The two losses of a batch, 0-dim; what is minimized is their sum. Which anchors are drawn is torch's generator's.
 
     logits (N, P, K), deltas (N, P, K, 4), anchors (P, 4): the localizer's. boxes: N times (M, 4), all of the image's class;
     labels: int64 (N,) from 0. "scores": binary cross-entropy, summed over the K classes: a positive anchor is one of its class

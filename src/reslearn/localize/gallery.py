@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reslearn.data.boxes import BoxSet
-from reslearn.evaluation.gallery import FOUND, TRUTH, draw, save_picture
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.detect.gallery import FOUND, TRUTH, draw, save_picture
 from reslearn.localize.error import IOU, best_overlaps
 from reslearn.localize.evaluate import View
 from reslearn.localize.views import Single

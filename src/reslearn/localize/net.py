@@ -14,8 +14,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import roi_align
 
 from reslearn.data.preprocess import Preprocessing
+from reslearn.detect.backbone import Convolutions, Stages, split
 from reslearn.detect.heads import own_pooling
-from reslearn.detect.trunk import Convolutions, Stages, split
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.nets.resnet import ResNet
@@ -53,9 +53,9 @@ class Regions(nn.Module):
 
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # targets of about unit variance (Fast R-CNN, section 2.3)
 
-    def __init__(self, trunk: nn.Module, channels: int, classes: int) -> None:
+    def __init__(self, backbone: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
-        self.trunk, self.classes = trunk, classes
+        self.backbone, self.classes = backbone, classes
         self.scores, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, 4 * classes)
         for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):  # as Fast R-CNN's
             nn.init.normal_(layer.weight, std=std)
@@ -63,13 +63,13 @@ class Regions(nn.Module):
         nn.init.constant_(self.scores.bias, -math.log(2 * classes - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C, H, W), normalised -> logits (R, K), independent of each other, and deltas (R, K, 4) relative to the regions."""
-        features = self.trunk(x)["0"].mean((2, 3))
+        """(R, C, H, W), normalized -> logits (R, K), independent of each other, and deltas (R, K, 4) relative to the regions."""
+        features = self.backbone(x)["0"].mean((2, 3))
         return self.scores(features), self.deltas(features).reshape(len(x), self.classes, 4)
 
 
 def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Regions (R, C, *size) of a normalised image (C, H, W), whatever the shape of their boxes (R, 4).
+    """Regions (R, C, *size) of a normalized image (C, H, W), whatever the shape of their boxes (R, 4).
 
     On each side CONTEXT of what is seen lies around the box, the mean where the image ends (R-CNN, appendix A).
     """
@@ -82,17 +82,17 @@ def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 class Localizer(nn.Module):
     """A per-class region proposal network; made by create_localizer.
 
-    forward: (N, C, H, W), normalised -> logits (N, P, K), independent of each other, and deltas (N, P, K, 4) relative to the
+    forward: (N, C, H, W), normalized -> logits (N, P, K), independent of each other, and deltas (N, P, K, 4) relative to the
     anchors (P, 4) of `anchors_of`: P = places x anchors. Any H and W of 32 px or more will do: test time is fully convolutional.
     """
 
     def __init__(
-        self, trunk: nn.Module, channels: int, stride: int, settings: Settings, classes: tuple[str, ...], card: Card
+        self, backbone: nn.Module, channels: int, stride: int, settings: Settings, classes: tuple[str, ...], card: Card
     ) -> None:
         super().__init__()
         self.settings, self.classes, self.stride, self.card = settings, classes, stride, card
         n = len(settings.anchors) * len(classes)
-        self.trunk = trunk
+        self.backbone = backbone
         self.regions: Regions | None = None
         self.hidden = nn.Conv2d(channels, settings.hidden, 3, padding=1)
         self.scores = nn.Conv2d(settings.hidden, n, 1)
@@ -103,11 +103,11 @@ class Localizer(nn.Module):
         # Half the examples are of one class of K and the others of none: with 1000 classes, zeros would start at a loss of 693.
         nn.init.constant_(self.scores.bias, -math.log(2 * len(classes) - 1))  # type: ignore[arg-type]
         if settings.proposals is not None:
-            self.regions = Regions(copy.deepcopy(trunk), channels, len(classes))
+            self.regions = Regions(copy.deepcopy(backbone), channels, len(classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(logits, deltas, anchors)."""
-        features = self.trunk(x)["0"]
+        features = self.backbone(x)["0"]
         t = F.relu(self.hidden(features))
         k = len(self.classes)
         logits = self.scores(t).permute(0, 2, 3, 1).reshape(len(x), -1, k)
@@ -115,12 +115,12 @@ class Localizer(nn.Module):
         return logits, deltas, self.anchors_of(features.shape[-2], features.shape[-1], x.device)
 
     def anchors_of(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-        """(height * width * A, 4): x1, y1, x2, y2 in px of the input, centred in the cells of a map of this size, row by row."""
+        """(height * width * A, 4): x1, y1, x2, y2 in px of the input, centered in the cells of a map of this size, row by row."""
         shapes = torch.tensor(self.settings.anchors, device=device)
         y = (torch.arange(height, device=device) + 0.5) * self.stride
         x = (torch.arange(width, device=device) + 0.5) * self.stride
-        centres = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).reshape(-1, 1, 2)
-        return torch.cat([centres - shapes / 2, centres + shapes / 2], -1).reshape(-1, 4)
+        centers = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).reshape(-1, 1, 2)
+        return torch.cat([centers - shapes / 2, centers + shapes / 2], -1).reshape(-1, 4)
 
     @torch.no_grad()
     def best(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def flat(view: Preprocessing) -> Preprocessing:
     """The same view with one mean for each channel, which images of any size can have."""
     if view.pixel_mean is None:
         return view
-    mean = -view.normaliser().shift.mean((1, 2)) * torch.tensor(view.std)
+    mean = -view.normalizer().shift.mean((1, 2)) * torch.tensor(view.std)
     return view.model_copy(update={"pixel_mean": None, "mean": tuple(mean.tolist())})
 
 

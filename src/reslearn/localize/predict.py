@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reslearn.data.boxes import BoxSet
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.images.stream import ahead
 from reslearn.data.preprocess import Preprocessing
-from reslearn.data.stream import ahead
 from reslearn.errors import UserError
 from reslearn.evaluation.views import of_one_size
 from reslearn.localize.net import Localizer, warp
@@ -24,17 +24,17 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def pixels_of(data: BoxSet, i: int, look: Preprocessing) -> np.ndarray:
-    """Image i, uint8 (H, W, 3). Raises UserError where the model sees no colours."""
+    """Image i, uint8 (H, W, 3). Raises UserError where the model sees no colors."""
     image = data.images[i].pixels()
     if look.channels == 3:
         return image
-    raise UserError(f"the model sees images of {look.channels} channels; annotated images are read in colour")
+    raise UserError(f"the model sees images of {look.channels} channels; annotated images are read in color")
 
 
 def _seen(model: Localizer, data: BoxSet, scale: int | None, progress: Progress) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
     """All images as the model sees them, some of one size at once: places (n,), its input (n, C, H, W), the way back (n, 4)."""
     look, device = model.card.preprocessing, next(model.parameters()).device
-    normalise, n, done = look.normaliser(device), len(data), 0
+    normalize, n, done = look.normalizer(device), len(data), 0
     back = np.zeros((n, 4))
 
     def see(i: int) -> tuple[int, list[np.ndarray]]:
@@ -43,7 +43,7 @@ def _seen(model: Localizer, data: BoxSet, scale: int | None, progress: Progress)
 
     for places, pixels in of_one_size(ahead(see, range(n), min(os.cpu_count() or 1, 8)), PIXELS):
         at = places.numpy()
-        yield at, normalise(pixels.to(device).permute(0, 3, 1, 2)), back[at]
+        yield at, normalize(pixels.to(device).permute(0, 3, 1, 2)), back[at]
         done += len(at)
         progress("1 crop" if scale is None else f"{scale} px", done, n)
 
@@ -111,7 +111,7 @@ def refine(
     """
     assert model.regions is not None
     look, device = model.card.preprocessing, next(model.parameters()).device
-    normalise, n, k = look.normaliser(device), len(data), len(model.classes)
+    normalize, n, k = look.normalizer(device), len(data), len(model.classes)
     best, boxes = np.full((n, k), -np.inf), np.zeros((n, k, 4))
     some = max(1, PIXELS // (look.size[0] * look.size[1]))
 
@@ -119,7 +119,7 @@ def refine(
         return torch.from_numpy(np.array(pixels_of(data, i, look)))
 
     for i, pixels in enumerate(ahead(see, range(n), min(os.cpu_count() or 1, 8))):
-        image = normalise(pixels.to(device).permute(2, 0, 1)[None])[0]
+        image = normalize(pixels.to(device).permute(2, 0, 1)[None])[0]
         limits = torch.tensor([image.shape[2], image.shape[1]] * 2, device=device)
         for own, given in zip(classes[i].tolist(), torch.from_numpy(proposals[i]).to(device), strict=True):
             if np.isfinite(best[i, own]):  # the class is named twice

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reslearn.data.augment import FLIP, Draws
-from reslearn.data.boxes import BoxSet
-from reslearn.data.draws import Order, integer, view_seed
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.localize import run
@@ -35,7 +35,7 @@ from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_f
 from reslearn.localize.sets import open_to_train
 from reslearn.localize.train import Images, finish
 from reslearn.localize.views import of_one_kind
-from reslearn.recipes.recipe import Optimizer, Schedule
+from reslearn.training.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card
 
 REGION, KIND = 30, 31  # which draw is which; apart from those of augment.py and views.py
@@ -120,7 +120,7 @@ def _with_second(first: Localizer, proposals: int) -> Localizer:
     assert both.regions is not None
     own = {name: tensor.cpu() for name, tensor in first.state_dict().items()}
     both.load_state_dict(both.state_dict() | own)
-    both.regions.trunk.load_state_dict(both.trunk.state_dict())
+    both.regions.backbone.load_state_dict(both.backbone.state_dict())
     return both
 
 
@@ -150,7 +150,7 @@ class Refinement:
     def __init__(self, sets: dict[str, BoxSet], plan: Plan, card: Card, proposals: np.ndarray) -> None:
         self.sets, self.plan, self.card, self.proposals = sets, plan, card, proposals
         self.images, self.single = Images(sets["train"]), of_one_kind(sets["train"])
-        self.order, self.draws = Order(plan.seed, len(self), plan.batch), view_seed(plan.seed)
+        self.order, self.draws = SampleOrder(plan.seed, len(self), plan.batch), view_seed(plan.seed)
 
     def __len__(self) -> int:
         return len(self.sets["train"])
@@ -165,15 +165,15 @@ class Refinement:
         return self.proposals[i, own], self.single.boxes[i][overlaps[own].argmax()], bool(good[own])
 
     def batch(self, step: int, most: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is seen, float32 (R, C, h, w), normalised; labels int64 (R,); positive bool (R,); targets float32 (R, 4); of the
+        """What is seen, float32 (R, C, h, w), normalized; labels int64 (R,); positive bool (R,); targets float32 (R, 4); of the
         first `most`, if that is given."""
         epochs, indices = (each[:most] for each in self.order[step])
         draws = Draws(self.draws, epochs, indices)
         look = self.card.preprocessing
-        normalise, seen, positive, targets = look.normaliser(), [], [], []
+        normalize, seen, positive, targets = look.normalizer(), [], [], []
         for i, *drawn in zip(indices.tolist(), *(draws.uniform(which).tolist() for which in (KIND, REGION, FLIP)), strict=True):
             given, truth, good = self.region(i, *drawn[:2])
-            image = normalise(torch.from_numpy(self.images[i]).permute(2, 0, 1)[None])[0]
+            image = normalize(torch.from_numpy(self.images[i]).permute(2, 0, 1)[None])[0]
             box, wanted = torch.from_numpy(given)[None], torch.from_numpy(truth).float()[None]
             view = warp(image, box, look.size)
             if drawn[2] < 0.5:  # the mirror at x = 0: what is relative to the region needs no image
@@ -191,7 +191,7 @@ class Refinement:
         look = self.card.preprocessing
         h, w = look.size
         given = torch.tensor([[w * CONTEXT, h * CONTEXT, w * (1 - CONTEXT), h * (1 - CONTEXT)]])
-        for view, good, target in zip(look.normaliser().invert(seen), positive.tolist(), targets, strict=True):
+        for view, good, target in zip(look.normalizer().invert(seen), positive.tolist(), targets, strict=True):
             true = Regions.coder.decode_single(target[None], given).numpy() if good else ()
             yield view.permute(1, 2, 0).numpy(), list(true), list(given.numpy())
 

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reslearn.data.boxes import BoxSet
-from reslearn.data.stream import ahead
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.images.stream import ahead
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import Diverged, Interrupted, UserError
 from reslearn.files import write_text, writing
+from reslearn.kernels import fuse as fused
 from reslearn.localize.predict import Progress
 from reslearn.localize.sets import open_to_train
-from reslearn.nets import fused
-from reslearn.recipes.recipe import Optimizer, Schedule, Section
 from reslearn.training import checkpoint, runtime
 from reslearn.training.folder import locked
+from reslearn.training.recipe import Optimizer, Schedule, Section
 from reslearn.training.schedule import lr
 from reslearn.training.step import make_optimizer, set_lr
 from reslearn.weights.store import Card
@@ -62,7 +62,7 @@ class Stage(Protocol):
         ...
 
     def losses(self, model: nn.Module, batch: Any, on: torch.device, context: Any) -> dict[str, Tensor]:
-        """By name, 0-dim; what is minimised is their sum."""
+        """By name, 0-dim; what is minimized is their sum."""
         ...
 
     def finish(self, model: nn.Module, folder: Path, progress: Progress, say: Say) -> dict[str, Any]:

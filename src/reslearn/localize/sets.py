@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reslearn.data.annotated import open_boxes, split_names
-from reslearn.data.boxes import BadBoxes, BoxSet
+from reslearn.data.boxes.box_set import BadBoxes, BoxSet
+from reslearn.data.boxes.read import open_boxes, split_names
 from reslearn.errors import UserError
 from reslearn.localize.views import of_one_kind
 
@@ -22,7 +22,7 @@ def open_to_train(data: str | Path) -> dict[str, BoxSet]:
 
 
 def open_to_test(data: str | Path, classes: Sequence[str], split: str | None = None) -> tuple[str, BoxSet]:
-    """A split and its name: the one asked for, else test, else val, else all images of a .json file; labelled as `classes` are.
+    """A split and its name: the one asked for, else test, else val, else all images of a .json file; labeled as `classes` are.
 
     Raises UserError where there is none (what was trained on is tested on request only), or it has other classes.
     """

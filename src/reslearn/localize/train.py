@@ -8,13 +8,13 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from reslearn.data.anchors import suggest_anchors
-from reslearn.data.boxes import BoxSet
-from reslearn.data.draws import Order, integer, view_seed
+from reslearn.data.boxes.anchors import suggest_anchors
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.images.statistics import measure
+from reslearn.data.images.stream import Photos
 from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.data.sets import Split
-from reslearn.data.statistics import measure
-from reslearn.data.stream import Photos
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.localize import run
@@ -26,7 +26,7 @@ from reslearn.localize.predict import Progress
 from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_facts, reopened
 from reslearn.localize.sets import open_to_train
 from reslearn.localize.views import Single, draws_of, of_one_kind, training_crop
-from reslearn.recipes.recipe import Optimizer, Schedule
+from reslearn.training.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card, load
 
 KEPT = 1 << 29  # bytes of decoded images that stay in memory
@@ -91,7 +91,7 @@ class Examples:
 
     def __init__(self, data: BoxSet, plan: Plan) -> None:
         self.data, self.plan, self.single = data, plan, of_one_kind(data)
-        self.images, self.order = Images(data), Order(plan.seed, len(data), plan.batch)
+        self.images, self.order = Images(data), SampleOrder(plan.seed, len(data), plan.batch)
         self.draws = view_seed(plan.seed)
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class Boxes(Examples):
 
     def losses(self, model: nn.Module, batch: Any, on: torch.device, context: Any) -> dict[str, torch.Tensor]:
         pixels, boxes, labels = batch
-        images = self.view.normaliser(on)(pixels.to(on))
+        images = self.view.normalizer(on)(pixels.to(on))
         with context:
             logits, deltas, anchors = model(images.contiguous(memory_format=torch.channels_last))
         return losses(logits.float(), deltas.float(), anchors, [b.to(on) for b in boxes], labels.to(on), self.plan.iou)
@@ -199,7 +199,7 @@ def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
     """How images become the network's input: a model's own statistics, else those of the training images."""
     if card is not None:
         if card.preprocessing.channels != 3:
-            raise UserError(f"{plan.init} sees grey images: localization is for networks of colour images")
+            raise UserError(f"{plan.init} sees gray images: localization is for networks of color images")
         return flat(card.preprocessing).model_copy(update={"size": (plan.size, plan.size), "crop_ratio": plan.crop_ratio})
     none = (0.0,) * 3
     view = Preprocessing(channels=3, size=(plan.size, plan.size), crop_ratio=plan.crop_ratio, mean=none, std=(1.0,) * 3)
@@ -211,11 +211,11 @@ def _view(plan: Plan, data: BoxSet, card: Card | None) -> Preprocessing:
 def _chose(plan: Plan, settings: Settings, view: Preprocessing) -> list[str]:
     """What was taken from the data, or from the model that training starts from."""
     shapes = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in settings.anchors)
-    colours = "the model that it starts from" if plan.init is not None else "the training images"
+    colors = "the model that it starts from" if plan.init is not None else "the training images"
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (view.mean or (), view.std))
     return [
         f"{len(settings.anchors)} anchors of {shapes} px: fitted to the boxes of training crops",
-        f"mean {mean} and deviation {std} of the channels: those of {colours}",
+        f"mean {mean} and deviation {std} of the channels: those of {colors}",
     ]
 
 

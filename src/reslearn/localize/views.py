@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from reslearn.data.augment import FLIP, LEFT, SIDE, TOP, Draws
-from reslearn.data.boxes import BoxSet
-from reslearn.data.preprocess import Preprocessing, centre_crop, cover
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.preprocess import Preprocessing, center_crop, cover
 from reslearn.errors import UserError
 
 OBJECT = 20  # which draw says which of several objects a crop is around; apart from those of augment.py
@@ -97,7 +97,7 @@ def view_of(image: np.ndarray, look: Preprocessing, scale: int | None) -> tuple[
     h, w = image.shape[:2]
     if scale is None:
         seen = look.shrink(image)
-        view = centre_crop(seen, *look.size)
+        view = center_crop(seen, *look.size)
         top, left = (seen.shape[0] - look.size[0]) // 2, (seen.shape[1] - look.size[1]) // 2
     else:
         seen = view = cover(image, *(round(s * scale / min(look.size)) for s in look.size))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def of_torchvision(name: str) -> Callable[..., nn.Module]:
-    """A builder (classes, channels) of one of torchvision's networks, with its state-dict names and its initialisation."""
+    """A builder (classes, channels) of one of torchvision's networks, with its state-dict names and its initialization."""
 
     def build(classes: int, channels: int) -> nn.Module:
         extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}

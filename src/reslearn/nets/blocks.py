@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reslearn.nets import fused
+from reslearn.kernels import fuse as fused
 from reslearn.nets.merges import Merge, Merging, StochasticDepth
 from reslearn.nets.shortcuts import Shortcut, conv, make_shortcut
 
@@ -102,8 +102,8 @@ class Block(nn.Module):
         for i, (kernel, multiple) in enumerate(BODIES[body], start=1):
             before, channels = channels, width * multiple
             convolution = conv(before, channels, kernel, stride if i == strided else 1, bias=order == "no-bn")
-            normalised = before if order == "full" else channels
-            modules = {f"conv{i}": convolution, f"bn{i}": nn.BatchNorm2d(normalised)}
+            normalized = before if order == "full" else channels
+            modules = {f"conv{i}": convolution, f"bn{i}": nn.BatchNorm2d(normalized)}
             for name in modules if order != "full" else reversed(modules):
                 if name in used:
                     self.add_module(name, modules[name])
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.downsample = None
         self.merge = None
         if merge != "plain":
-            self.downsample = make_shortcut(shortcut, in_channels, channels, stride, normalise=order not in PRE_ACTIVATION)
+            self.downsample = make_shortcut(shortcut, in_channels, channels, stride, normalize=order not in PRE_ACTIVATION)
             gate_kernel = 3 if order == "no-bn" else 1
             self.merge = Merging(merge, channels, scale=scale, gate_bias=gate_bias, gate_kernel=gate_kernel)
         self.gate_depth = StochasticDepth(survival, per_sample) if survival < 1 else None
@@ -145,10 +145,10 @@ class Block(nn.Module):
 
 
 @torch.no_grad()
-def initialise(net: nn.Module, *, zero_init_last_gamma: bool = False) -> None:
-    """He initialisation of every convolution: normal with variance 2 / fan-out (He et al., Delving Deep into Rectifiers).
+def initialize(net: nn.Module, *, zero_init_last_gamma: bool = False) -> None:
+    """He initialization of every convolution: normal with variance 2 / fan-out (He et al., Delving Deep into Rectifiers).
 
-    The last linear layer keeps PyTorch's own uniform initialisation. zero_init_last_gamma starts every residual branch at zero
+    The last linear layer keeps PyTorch's own uniform initialization. zero_init_last_gamma starts every residual branch at zero
     (Goyal et al., 2017, section 5.1); it is not in the paper, so it is off unless a recipe asks for it.
     """
     for module in net.modules():

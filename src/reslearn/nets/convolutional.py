@@ -16,15 +16,15 @@ def convolutional(net: nn.Module, size: tuple[int, int]) -> nn.Module:
     1x1 convolutions. Where a pool leaves several features (VGG, AlexNet), the first layer after it is a convolution as large as
     what it sees. Weights are shared with the net; the result is in evaluation mode, and so must the net be.
 
-    Raises UserError for a net that is not trunk, average pool, fully connected layers.
+    Raises UserError for a net that is not backbone, average pool, fully connected layers.
     """
-    trunk, cells, head = _parts(net)
+    backbone, cells, head = _parts(net)
     first = next(net.parameters())
-    channels = next(module.in_channels for module in trunk.modules() if isinstance(module, nn.Conv2d))
+    channels = next(module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d))
     with torch.inference_mode():
-        features = trunk(torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype))
+        features = backbone(torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype))
     window = (features.shape[2], features.shape[3])
-    layers: list[nn.Module] = [trunk]
+    layers: list[nn.Module] = [backbone]
     if cells == (1, 1):
         layers.append(nn.AvgPool2d(window, stride=1))
         window = (1, 1)
@@ -43,21 +43,21 @@ def _parts(net: nn.Module) -> tuple[nn.Module, tuple[int, int], list[nn.Module]]
     if "avgpool" in children:  # these modules are run in the order in which they are named
         names = [*children]
         place = names.index("avgpool")
-        trunk: list[nn.Module] = [children[name] for name in names[:place]]
+        backbone: list[nn.Module] = [children[name] for name in names[:place]]
         rest = [children[name] for name in names[place + 1 :]]
         left = getattr(children["avgpool"], "output_size", None)
     elif [*children] == ["features", "classifier"]:  # DenseNet pools by a function
-        trunk, left, rest = [children["features"], nn.ReLU()], 1, [children["classifier"]]
+        backbone, left, rest = [children["features"], nn.ReLU()], 1, [children["classifier"]]
     else:
-        trunk, left, rest = [], None, []
+        backbone, left, rest = [], None, []
     head = [layer for module in rest for layer in (module if isinstance(module, nn.Sequential) else [module])]
     cells = (left, left) if isinstance(left, int) else left
     known = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Dropout) for layer in head)
-    if not (trunk and cells and known and any(isinstance(layer, nn.Linear) for layer in head)):
+    if not (backbone and cells and known and any(isinstance(layer, nn.Linear) for layer in head)):
         raise UserError(
-            f"{type(net).__name__} cannot be laid over larger images: it is not a trunk, an average pool and fully connected layers"
+            f"{type(net).__name__} cannot be applied to larger images: it needs a backbone, an average pool and fully connected layers"
         )
-    return nn.Sequential(*trunk), tuple(cells), head  # type: ignore[return-value]
+    return nn.Sequential(*backbone), tuple(cells), head  # type: ignore[return-value]
 
 
 def _as_convolution(linear: nn.Linear, window: tuple[int, int], cells: tuple[int, int]) -> nn.Conv2d:

@@ -62,7 +62,7 @@ class Cost:
 
 
 class _Fields(TorchDispatchMode):
-    """Follows (receptive field, step between neighbouring outputs), in input pixels, of every tensor of a forward pass."""
+    """Follows (receptive field, step between neighboring outputs), in input pixels, of every tensor of a forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def places(old: int, new: int, where: Where) -> list[int]:
 def deepen(shallow: ResNet, deep: ResNet, order: str, where: Where = "spread", images: Iterable[Tensor] = ()) -> None:
     """Give `deep` the function of `shallow`, in place. Both are in the zoo's family of check_family, with the same options.
 
-    order: of their blocks. images: normalised batches (N, C, H, W); plain networks need them, because their new layers are
+    order: of their blocks. images: normalized batches (N, C, H, W); plain networks need them, because their new layers are
     the identity in training only where BN is set to the statistics of what passes through.
     """
     deep.load_state_dict({k: v for k, v in shallow.state_dict().items() if not k.startswith("layer")}, strict=False)
@@ -81,7 +81,7 @@ def deepen(shallow: ResNet, deep: ResNet, order: str, where: Where = "spread", i
 
 @torch.no_grad()
 def make_silent(block: Block, order: str) -> None:
-    """A residual block whose branch is exactly zero, in training too; its other layers keep their initialisation."""
+    """A residual block whose branch is exactly zero, in training too; its other layers keep their initialization."""
     last = block.get_submodule(f"{SILENT[order]}{2 if not hasattr(block, 'conv3') else 3}")
     for parameter in last.parameters():
         nn.init.zeros_(parameter)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from reslearn.nets import fused
-from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialise
+from reslearn.kernels import fuse as fused
+from reslearn.nets.blocks import PRE_ACTIVATION, Block, Body, Order, expansion, initialize
 from reslearn.nets.shortcuts import conv
 
 Stem = Literal["imagenet", "cifar"]
@@ -19,7 +19,7 @@ Pool = Literal["padded", "ceil"]
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """BN normalises by its batch without counting it: it has been counted."""
+    """BN normalizes by its batch without counting it: it has been counted."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms if norm.num_batches_tracked is not None]
     for norm in norms:
@@ -66,10 +66,10 @@ class ResNet(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        large, normalised = stem == "imagenet", order != "no-bn"
+        large, normalized = stem == "imagenet", order != "no-bn"
         self.recompute = False  # see recomputed
-        self.conv1 = conv(channels, widths[0], 7, 2) if large else conv(channels, widths[0], 3, bias=not normalised)
-        self.bn1 = nn.BatchNorm2d(widths[0]) if normalised else nn.Identity()
+        self.conv1 = conv(channels, widths[0], 7, 2) if large else conv(channels, widths[0], 3, bias=not normalized)
+        self.bn1 = nn.BatchNorm2d(widths[0]) if normalized else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
         ceil = pool == "ceil"
         self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil) if large else nn.Identity()
@@ -88,12 +88,12 @@ class ResNet(nn.Module):
                 )
                 features = width * expansion(body)
             self.add_module(stage, nn.Sequential(*stage_blocks))
-        # After the last addition a pre-activation net has yet to normalise and activate (IM, appendix).
+        # After the last addition a pre-activation net has yet to normalize and activate (IM, appendix).
         end = [nn.BatchNorm2d(features)] if order == "full" else []
         self.end = nn.Sequential(*end, nn.ReLU()) if order in PRE_ACTIVATION else nn.Identity()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(features, classes)
-        initialise(self, zero_init_last_gamma=zero_init_last_gamma)
+        initialize(self, zero_init_last_gamma=zero_init_last_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(fused.bn_relu(self.bn1, self.conv1(x), self.relu))

@@ -5,11 +5,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Shortcut = Literal["A", "A-centred", "A-average", "A-average-centred", "B", "C"]
+Shortcut = Literal["A", "A-centered", "A-average", "A-average-centered", "B", "C"]
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution padded so that stride 1 keeps the size; without bias, for batch normalisation comes with it."""
+    """A convolution padded so that stride 1 keeps the size; without bias, for batch normalization comes with it."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
 
 
@@ -18,13 +18,13 @@ class ZeroPadShortcut(nn.Module):
 
     The paper does not say how to halve or where the zero channels go, and public codes differ; weights of one convention give
     wrong outputs in another. Plain "A" takes every second pixel and appends the zeros; "average" averages 2x2 pixels instead;
-    "centred" puts half of the zeros on each side.
+    "centered" puts half of the zeros on each side.
     """
 
-    def __init__(self, added_channels: int, stride: int, *, average: bool = False, centred: bool = False) -> None:
+    def __init__(self, added_channels: int, stride: int, *, average: bool = False, centered: bool = False) -> None:
         super().__init__()
         self.stride, self.average = stride, average
-        before = added_channels // 2 if centred else 0
+        before = added_channels // 2 if centered else 0
         self.padding = (0, 0, 0, 0, before, added_channels - before)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,16 +35,16 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x, self.padding)  # (N, C, H, W) -> (N, C + added, H / stride, W / stride)
 
 
-def make_shortcut(kind: Shortcut, in_channels: int, out_channels: int, stride: int, *, normalise: bool = True) -> nn.Module | None:
+def make_shortcut(kind: Shortcut, in_channels: int, out_channels: int, stride: int, *, normalize: bool = True) -> nn.Module | None:
     """The shortcut of a block; None where it is the identity.
 
-    A...: zero-padded identity. B: projection where the shape changes. C: projection in every block. normalise: with BN
+    A...: zero-padded identity. B: projection where the shape changes. C: projection in every block. normalize: with BN
     behind the projection; pre-activation blocks have none there (IM, appendix).
     """
     changes = stride != 1 or in_channels != out_channels
     if kind == "C" or (kind == "B" and changes):
         projection = conv(in_channels, out_channels, 1, stride)
-        return nn.Sequential(projection, nn.BatchNorm2d(out_channels)) if normalise else nn.Sequential(projection)
+        return nn.Sequential(projection, nn.BatchNorm2d(out_channels)) if normalize else nn.Sequential(projection)
     if not changes:
         return None
-    return ZeroPadShortcut(out_channels - in_channels, stride, average="average" in kind, centred="centred" in kind)
+    return ZeroPadShortcut(out_channels - in_channels, stride, average="average" in kind, centered="centered" in kind)

@@ -83,7 +83,7 @@ def notes(net: nn.Module) -> list[str]:
     return []
 
 
-def summarise(net: nn.Module, input: tuple[int, ...]) -> Cost:
+def summarize(net: nn.Module, input: tuple[int, ...]) -> Cost:
     """`cost`, with a UserError where the network cannot take such an input."""
     try:
         return cost(net, input)

@@ -248,11 +248,11 @@ def check_options(row: Spec, options: Mapping[str, Any]) -> None:
 
 
 def create(name: str, classes: int | None = None, channels: int = 3, **options: Any) -> nn.Module:
-    """A freshly initialised network (He initialisation; seed it with torch.manual_seed).
+    """A freshly initialized network (He initialization; seed it with torch.manual_seed).
 
     name: of the table (see models()), such as "resnet20" or "plain34"; `resnet50` is the paper's, with the stride in the
     1x1, `resnet50-v1.5` torchvision's. classes: the paper's own number unless given. channels: of the input.
-    options: shortcut "A", "A-centred", "A-average", "A-average-centred", "B" or "C" (DRL 3.3); stride_in "1x1" or "3x3"
+    options: shortcut "A", "A-centered", "A-average", "A-average-centered", "B" or "C" (DRL 3.3); stride_in "1x1" or "3x3"
     (bottlenecks); order, merge, gate_bias (IM Tables 1 and 2); last_survival, per_sample (SD); pool "padded" or "ceil" (the
     Caffe release's); zero_init_last_gamma.
     Raises UserError for an unknown name or option, a value that does not apply, classes < 2 or channels < 1.

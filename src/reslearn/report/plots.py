@@ -1,7 +1,7 @@
-"""Plots as SVG elements to stand inside an HTML page, which gives them their colours and their font.
+"""Plots as SVG elements to stand inside an HTML page, which gives them their colors and their font.
 
 No text of the user passes through matplotlib: names belong in the page's own legends, where every script has a glyph
-and a `$` is a dollar. Colours are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one drawing serves
+and a `$` is a dollar. Colors are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one drawing serves
 light and dark; nothing of matplotlib's global state is changed beyond a call.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from reslearn.report.runs import Bin, Run
 
-COLOURS = 10  # the page defines so many; more runs begin again
+COLORS = 10  # the page defines so many; more runs begin again
 
 # Stand-ins that matplotlib can parse, replaced in the finished drawing by what it cannot.
 INK, LINE = "#010203", "#010204"
@@ -49,7 +49,7 @@ _STYLE: dict[str, Any] = {
 
 
 def thinned(step: np.ndarray, value: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points of a curve, at most `most` of them: where there are more, means of neighbours.
+    """The finite points of a curve, at most `most` of them: where there are more, means of neighbors.
 
     step, value: (n,) float64. The mean of a group of mini-batch errors is what a moving average would show there.
     """
@@ -63,7 +63,7 @@ def thinned(step: np.ndarray, value: np.ndarray, most: int = 300) -> tuple[np.nd
 
 
 def curves(runs: Sequence[Run]) -> str:
-    """Error, loss and learning rate over the iterations, run i in the page's colour i; "" where nothing was measured.
+    """Error, loss and learning rate over the iterations, run i in the page's color i; "" where nothing was measured.
 
     Drawn as Figure 6 of He et al. 2016: dashed lines are training error, bold lines held-out error.
     """
@@ -139,16 +139,16 @@ def style():
 
 
 def hue(i: int) -> str:
-    """What stands for the page's colour i in a drawing."""
-    return f"#0a0b{i % COLOURS:02x}"
+    """What stands for the page's color i in a drawing."""
+    return f"#0a0b{i % COLORS:02x}"
 
 
-def draw_line(panel: Axes, step: np.ndarray, value: np.ndarray, colour: str, *, bold: bool) -> None:
+def draw_line(panel: Axes, step: np.ndarray, value: np.ndarray, color: str, *, bold: bool) -> None:
     if len(step) == 0:
         return
     dots = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
     kind: dict[str, Any] = {"lw": 2, "zorder": 3} if bold else {"lw": 1, "ls": (0, (3, 1.6))}
-    panel.plot(step, value, color=colour, marker=dots, ms=3.4, **kind)
+    panel.plot(step, value, color=color, marker=dots, ms=3.4, **kind)
 
 
 def settled_top(panel: Axes) -> float:

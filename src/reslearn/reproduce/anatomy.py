@@ -12,7 +12,7 @@ from reslearn.analysis.parts import depth, has_shortcuts
 from reslearn.analysis.paths import Paths, paths
 from reslearn.analysis.responses import responses
 from reslearn.analysis.subject import Subject, open_subject, trained_on
-from reslearn.evaluation.evaluate import evaluate
+from reslearn.classify.evaluate import evaluate
 from reslearn.nets import spec
 from reslearn.reproduce.cifar import PUBLISHED, figure1, nets_for
 from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Row, Scale, scales

@@ -12,7 +12,7 @@ from reslearn.files import write_atomic
 from reslearn.reproduce.experiment import Panel
 from reslearn.reproduce.runs import Curve
 
-COLOURS = ("tab:blue", "tab:red", "tab:green", "tab:purple", "tab:orange", "tab:brown", "tab:cyan", "tab:olive")
+COLORS = ("tab:blue", "tab:red", "tab:green", "tab:purple", "tab:orange", "tab:brown", "tab:cyan", "tab:olive")
 
 
 def _mean(curves: Sequence[list[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,15 +30,15 @@ def curves(panels: Sequence[Panel], found: Mapping[str, Sequence[Curve]], path: 
     figure.suptitle(title, fontsize=9, color="dimgray")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        for colour, label in zip(COLOURS, panel.runs, strict=False):
+        for color, label in zip(COLORS, panel.runs, strict=False):
             for kind, style in (("train", {"ls": "--", "lw": 1.1}), ("held_out", {"lw": 2.4})):
                 lines = [line for curve in found[label] if (line := getattr(curve, kind))]
                 if not lines:
                     continue
                 steps, values = _mean(lines)
-                axis.plot(steps, values.mean(0), color=colour, label=label if kind == "held_out" else None, **style)
+                axis.plot(steps, values.mean(0), color=color, label=label if kind == "held_out" else None, **style)
                 if len(values) > 1:
-                    axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+                    axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
         axis.set_title(panel.title)
         axis.set_xlabel("iterations")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -61,11 +61,11 @@ def effects(claims: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axis, (metric, those) in zip(axes, units.items(), strict=True):
         for at, claim in enumerate(reversed(those)):
             effect = claim["effect"]
-            colour = {"holds": "tab:green", "differs": "tab:red"}.get(claim["verdict"], "tab:gray")
+            color = {"holds": "tab:green", "differs": "tab:red"}.get(claim["verdict"], "tab:gray")
             if effect["interval"]:
-                axis.plot(effect["interval"], [at, at], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
-            axis.plot(effect["values"], [at] * effect["n"], "o", color=colour, ms=4, mfc="none")
-            axis.plot(effect["mean"], at, "o", color=colour, ms=7)
+                axis.plot(effect["interval"], [at, at], color=color, lw=3, alpha=0.5, solid_capstyle="round")
+            axis.plot(effect["values"], [at] * effect["n"], "o", color=color, ms=4, mfc="none")
+            axis.plot(effect["mean"], at, "o", color=color, ms=7)
         axis.axvline(0, color="black", lw=0.8)
         axis.set_yticks(range(len(those)), [_wrapped(claim["text"]) for claim in reversed(those)], fontsize=8)
         unit = metric.replace(", %", ", points")

@@ -20,7 +20,7 @@ from reslearn.training.folder import read_facts
 from reslearn.weights.store import read_card
 
 # Options of a net that is the paper's all the same: how it began, and which of four pixels shortcut A takes.
-SAME = (("zero_init_last_gamma", True), ("zero_init_last_gamma", False), ("shortcut", "A-centred"))
+SAME = (("zero_init_last_gamma", True), ("zero_init_last_gamma", False), ("shortcut", "A-centered"))
 
 
 def dataset(experiment: Experiment, scale: Scale, asked: str | None) -> Dataset:

@@ -15,14 +15,15 @@ import torch
 
 from reslearn import data as datasets
 from reslearn.data.sets import DataSet
+from reslearn.detect import task as detection
+from reslearn.detect.recipes import DETECTION
+from reslearn.detect.task import Annotated
 from reslearn.errors import Diverged, Interrupted, UserError
-from reslearn.recipes import resolve
-from reslearn.recipes.detection import DETECTION
 from reslearn.reproduce.experiment import Dataset, Metric, Plan, Training
-from reslearn.training import detection, many
-from reslearn.training.detection import Annotated
+from reslearn.training import many
 from reslearn.training.display import Display
 from reslearn.training.folder import locked, read_facts
+from reslearn.training.resolve import resolve
 from reslearn.training.run import begin, reopen, train_job
 from reslearn.weights.deepened import deepen_model
 

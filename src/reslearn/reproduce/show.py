@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from reslearn import data as datasets
+from reslearn.detect.task import Annotated
 from reslearn.errors import UserError
-from reslearn.reproduce.catalogue import EXPERIMENTS
+from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Experiment, Scale
 from reslearn.reproduce.run import dataset, plan
 from reslearn.reproduce.runs import find, open_data, steps
 from reslearn.reproduce.speed import seconds
-from reslearn.training.detection import Annotated
 
 WIDE = 120  # columns where there is no terminal
 
@@ -85,7 +85,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
         table.add_row(*cells(row))
     _print(table)
     if result["claims"]:
-        table = Table("claim", "in its favour (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
+        table = Table("claim", "in its favor (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
         for claim in result["claims"]:
             table.add_row(*claim_cells(claim))
         _print(table)

@@ -8,7 +8,7 @@ import torch
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.nets import create, spec
 from reslearn.nets.cost import cost
-from reslearn.recipes import Recipe, validate
+from reslearn.training.recipe import Recipe, validate
 from reslearn.training.step import make_criterion, make_optimizer, train_step
 from reslearn.training.stepper import pick
 

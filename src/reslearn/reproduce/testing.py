@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from reslearn.analysis.subject import trained_on
+from reslearn.classify.evaluate import evaluate
 from reslearn.errors import UserError
-from reslearn.evaluation.evaluate import evaluate
 from reslearn.nets import spec
 from reslearn.nets.zoo import TEN_CROP, TEN_CROP_5
 from reslearn.reproduce.anatomy import claim
@@ -39,7 +39,7 @@ def published(card: Card) -> tuple[Errors, Errors]:
     """What the paper prints of a network: 10-crop and several scales; None where it prints nothing of this one."""
     row = spec(card.net)
     options = dict(card.options)
-    shortcut = str(options.pop("shortcut", row.shortcut))[0]  # A-centred is an A
+    shortcut = str(options.pop("shortcut", row.shortcut))[0]  # A-centered is an A
     for harmless in ("pool", "zero_init_last_gamma"):  # Caffe's rounding, and how it began
         options.pop(harmless, None)
     if options:

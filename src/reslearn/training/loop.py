@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from reslearn.data.draws import checksum
-from reslearn.data.stream import ahead
+from reslearn.data.images.stream import ahead
+from reslearn.data.sampling import checksum
 from reslearn.device import autocast, pick_precision
 from reslearn.errors import Diverged, Interrupted
 from reslearn.evaluation.protocols import error_and_loss

@@ -1,5 +1,5 @@
-"""BN statistics as a true average over training images, instead of the moving one: after training (DRL 3.4), and of a trunk before
-a detector freezes them (DRL appendix A).
+"""BN statistics as a true average over training images instead of a moving one: after training (DRL 3.4), and of a backbone
+before a detector freezes them (DRL appendix A).
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reslearn.data.augment import Draws
-from reslearn.data.boxed import Boxed
-from reslearn.data.draws import Order, view_seed
+from reslearn.data.boxes.source import BoxSource
 from reslearn.data.preprocess import Preprocessing
-from reslearn.detect.trunk import settle_batch_norm
-from reslearn.recipes.detection import DetectRecipe
+from reslearn.data.sampling import SampleOrder, view_seed
+from reslearn.detect.backbone import settle_batch_norm
+from reslearn.detect.recipes import DetectRecipe
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
@@ -33,7 +33,7 @@ def settle_bn(model: nn.Module, loop: Loop, stop: runtime.Stop) -> None:
     frozen = {name for name, module in loop.state.model.named_modules() if module in _within(loop.state.frozen)}
     layers = [m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and name not in frozen]
     size = recipe.batch.micro or recipe.batch.size
-    order, first = Order(recipe.seed, len(source), size), loop.total * recipe.batch.size // size
+    order, first = SampleOrder(recipe.seed, len(source), size), loop.total * recipe.batch.size // size
     momenta = [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
@@ -58,14 +58,16 @@ def _within(parts: list[nn.Module]) -> set[nn.Module]:
     return {module for part in parts for module in part.modules()}
 
 
-def settle_trunk(net: nn.Module, images: int, recipe: DetectRecipe, view: Preprocessing, source: Boxed, display: Display) -> None:
-    """The same of a classification network before it becomes a detector's trunk: over the first training images, in the size
+def settle_backbone(
+    net: nn.Module, images: int, recipe: DetectRecipe, view: Preprocessing, source: BoxSource, display: Display
+) -> None:
+    """The same of a classification network before it becomes a detector's backbone: over the first training images, in the size
     that the detector sees, and mirrored as in training.
     """
     device = next(net.parameters()).device
     sides = recipe.detector.min_size, recipe.detector.max_size
     fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # nothing is padded
-    order = Order(recipe.seed, len(source), TOGETHER)
+    order = SampleOrder(recipe.seed, len(source), TOGETHER)
 
     def batches() -> Iterator[Tensor]:
         for done in range(0, images, TOGETHER):

@@ -23,12 +23,12 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import Interrupted, Lost, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
 from reslearn.nets.merges import StochasticDepth
-from reslearn.recipes import Recipe
-from reslearn.recipes.detection import DetectRecipe
+from reslearn.training.recipe import Recipe
 
 T = TypeVar("T")
 # A rank that does not answer within a step is dead or hangs. torchrun gives it half a minute more to end by itself and needs a
@@ -264,7 +264,7 @@ def by_first(work: Callable[[], T]) -> T:
     return found[0]
 
 
-class Part:
+class Shard:
     """Every count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
 
     def __init__(self, source: Source, batch: int) -> None:
@@ -296,7 +296,7 @@ def single_view(
     """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
     if count() == 1:
         return protocols.single_view(model, source, batch=batch, progress=progress, **how)
-    part: Any = Part(source, batch)
+    part: Any = Shard(source, batch)
     rounds, done = -(-len(source) // (batch * count())), 0
 
     def next_round(_: int) -> None:

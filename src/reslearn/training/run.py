@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from reslearn import data as datasets
+from reslearn.classify import task as classification
+from reslearn.detect import task as detection
 from reslearn.device import pick_device, pick_precision
 from reslearn.errors import Interrupted, UserError
 from reslearn.files import write_text, writing
-from reslearn.training import checkpoint, classification, detection, ranks, runtime
+from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
 from reslearn.training.folder import begun, locked, read_facts

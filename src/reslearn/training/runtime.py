@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from reslearn import __version__
-from reslearn.data.draws import integer
+from reslearn.data.sampling import integer
 from reslearn.errors import Interrupted, UserError
 from reslearn.training import ranks
 

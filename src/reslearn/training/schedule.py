@@ -2,7 +2,7 @@
 
 import math
 
-from reslearn.recipes.recipe import Schedule
+from reslearn.training.recipe import Schedule
 
 
 def warmup_steps(schedule: Schedule, total: int) -> int:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from reslearn.recipes.recipe import Loss
-from reslearn.recipes.recipe import Optimizer as OptimizerRecipe
 from reslearn.training import ranks
+from reslearn.training.recipe import Loss
+from reslearn.training.recipe import Optimizer as OptimizerRecipe
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,7 +42,7 @@ def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
-    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (trunk_lr, or 1: the last layer).
+    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (backbone_lr, or 1: the last layer).
 
     Velocities start as zeros, which is what PyTorch's first step does too. On a GPU the lr is a tensor, so that a captured step
     reads the present one.
@@ -50,8 +50,8 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
     device = next(model.parameters()).device
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trainable, "share": 1.0}]
-    if recipe.trunk_lr != 1:
-        groups = [{"params": trainable[:-2], "share": recipe.trunk_lr}, {"params": trainable[-2:], "share": 1.0}]
+    if recipe.backbone_lr != 1:
+        groups = [{"params": trainable[:-2], "share": recipe.backbone_lr}, {"params": trainable[-2:], "share": 1.0}]
     if recipe.undecayed is not None:
         groups = [part for group in groups for part in _by_decay(group, recipe.weight_decay)]
     for group in groups:

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from reslearn.classify.sources import Source
 from reslearn.data.augment import Draws
-from reslearn.data.draws import Order, view_seed
-from reslearn.data.resident import Resident
+from reslearn.data.images.resident import Resident
+from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.device import autocast
 from reslearn.errors import UserError
-from reslearn.nets import fused, spec
-from reslearn.recipes import Recipe
+from reslearn.kernels import fuse as fused
+from reslearn.nets import spec
 from reslearn.training import ranks, runtime
-from reslearn.training.setup import Source
+from reslearn.training.recipe import Recipe
 from reslearn.training.state import Progress, State
 from reslearn.training.step import Criterion, NonFinite, gradients, train_step
 
@@ -113,12 +114,12 @@ class HostStepper:
         self, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str, model: nn.Module
     ) -> None:
         self.source, self.state, self.criterion, self.model = source, state, criterion, model
-        self.order = Order(recipe.seed, len(source), recipe.batch.size)
+        self.order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
         self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)
         self.grad_norm = 0.0
-        # Ranks that normalise by their own images have statistics of their own; their mean is that of all images.
+        # Ranks that normalize by their own images have statistics of their own; their mean is that of all images.
         frozen = {id(buffer) for part in state.frozen for buffer in part.buffers()}
         buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point() and id(buffer) not in frozen]
         self.statistics = [] if recipe.batch.sync_bn else buffers
@@ -169,7 +170,7 @@ class DeviceStepper:
         graph: bool = True,
     ) -> None:
         self.source, self.state, self.criterion, self.model = source, state, criterion, model
-        self.order = Order(recipe.seed, len(source), recipe.batch.size)
+        self.order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
         self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
         self.device = next(state.model.parameters()).device
         self.autocast = autocast(precision, self.device)

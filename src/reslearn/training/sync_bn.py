@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all ranks: torch's own on GPUs; on CPUs, where torch has none, the same."""
+"""Batch normalization over the images of all ranks: torch's own on GPUs; on CPUs, where torch has none, the same."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reslearn.training import ranks
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with each of its BN layers normalising by all ranks' images together; names and weights stay."""
+def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with each of its BN layers normalizing by all ranks' images together; names and weights stay."""
     if ranks.count() == 1:
         return model
     if device.type != "cpu":

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from reslearn import data as datasets
-from reslearn.data.resident import Resident
-from reslearn.data.stream import Photos
+from reslearn.data.images.resident import Resident
+from reslearn.data.images.stream import Photos
 from reslearn.nets import create, spec
 from reslearn.nets.deepen import Where, check_family, deepen
 from reslearn.weights.store import Card, load, save
@@ -26,11 +26,11 @@ class Deepened(NamedTuple):
 
 
 def _batches(card: Card, data: str | Path | None) -> list[Tensor]:
-    """Normalised batches of a data set's training images, or of noise where there is none."""
+    """Normalized batches of a data set's training images, or of noise where there is none."""
     if data is None:
         shape = (BATCH, card.preprocessing.channels, *card.preprocessing.size)
         noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return [card.preprocessing.normaliser()(noise)]
+        return [card.preprocessing.normalizer()(noise)]
     opened = datasets.open(data)
     split = opened.splits.get("train") or next(iter(opened.splits.values()))
     split = split.take(torch.linspace(0, len(split) - 1, min(len(split), IMAGES)).long().unique())

@@ -143,7 +143,7 @@ library_name: timm
 Trained or imported with {card.made_by}, exported with reslearn {__version__} from the network `{card.net}`.
 
 - input: {view.channels}x{view.size[0]}x{view.size[1]}, RGB on [0, 1], mean {list(view.mean)}, std {list(view.std)}
-- images are scaled (bilinear) so that the input is {view.crop_ratio:g} of the shorter side, and the centre is taken
+- images are scaled (bilinear) so that the input is {view.crop_ratio:g} of the shorter side, and the center is taken
 {numbers}
 ```python
 import timm

@@ -33,7 +33,7 @@ ROLES = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """A network's name and options, its tensors under our names, what the head and first layer say, and why it is this one."""
 
     net: str
@@ -149,7 +149,7 @@ def candidates(net: str | None, options: Mapping[str, Any], found: Shapes) -> li
     return sorted(usual + other, key=lambda candidate: spec(candidate[0]).merge == "plain")
 
 
-def recognise(found: Any, net: str | None = None, options: Mapping[str, Any] | None = None) -> Recognised:
+def recognize(found: Any, net: str | None = None, options: Mapping[str, Any] | None = None) -> Recognized:
     """The network that a state dict belongs to, and its tensors under our names.
 
     found: a dict of tensors, or what torch.load gives (wrapped in "state_dict", "model", ...; prefixed with "module.", ...).
@@ -201,13 +201,13 @@ def _same_roles(expected: Shapes, found: Shapes) -> bool:
 
 def _described(
     net: str, options: dict[str, Any], tensors: dict[str, Tensor], said: list[str], linear: bool, *, asked: bool
-) -> Recognised:
+) -> Recognized:
     """The result, with a sentence for each thing that shapes do not tell."""
     row = spec(net)
     shortcut = options.get("shortcut", row.shortcut)
     if row.build is None and row.merge != "plain" and shortcut == "A":
         if linear and "shortcut" not in options:
-            options, shortcut = {**options, "shortcut": "A-centred"}, "A-centred"
+            options, shortcut = {**options, "shortcut": "A-centered"}, "A-centered"
             said.append("a head called 'linear' is the mark of the common CIFAR code, whose shortcuts A have zeros on both sides")
         elif "shortcut" not in options:
             plain = "" if asked else ", nor a plain net from a residual one"
@@ -222,7 +222,7 @@ def _described(
         )
     *_, head, _ = tensors
     first = next(tensor for tensor in tensors.values() if tensor.ndim == 4)
-    return Recognised(net, options, tensors, tensors[head].shape[0], first.shape[1], "; ".join(said))
+    return Recognized(net, options, tensors, tensors[head].shape[0], first.shape[1], "; ".join(said))
 
 
 def _differences(tried: list[tuple[str, dict[str, Any]]], found: Shapes, asked: str | None) -> str:
@@ -250,7 +250,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def complete(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Recognised tensors as a state dict of the model: float32, with BN's counters. Raises UserError for what is no number."""
+    """Recognized tensors as a state dict of the model: float32, with BN's counters. Raises UserError for what is no number."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise UserError(f"'{name}' is {str(tensor.dtype).removeprefix('torch.')}: only floating-point weights can be read")
@@ -263,20 +263,20 @@ def complete(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def adapt_head(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """Weights for a model with other classes: the trunk is kept, the head is the model's own, newly initialised one.
+    """Weights for a model with other classes: the backbone is kept, the head is the model's own, newly initialized one.
 
     tensors: a state dict under our names. model: the same network. Returns the model's whole state dict and a sentence.
     Raises UserError where more than the head differs.
     """
     own = model.state_dict()
     *_, weight, bias = own
-    trunk = {name for name in own if name not in (weight, bias) and not name.endswith(COUNTER)}
+    backbone = {name for name in own if name not in (weight, bias) and not name.endswith(COUNTER)}
     for name in own:
-        if name in trunk and (name not in tensors or tensors[name].shape != own[name].shape):
+        if name in backbone and (name not in tensors or tensors[name].shape != own[name].shape):
             there = _size(tuple(tensors[name].shape)) if name in tensors else "missing"
             raise UserError(f"the weights do not fit this network: '{name}' is {there}, not {_size(tuple(own[name].shape))}")
     if weight in tensors and bias in tensors and tensors[weight].shape == own[weight].shape:
         return {name: tensors.get(name, own[name]) for name in own}, f"all weights fit, with the head's {len(own[bias])} classes"
     kept = {name: own[name] if name in (weight, bias) else tensors.get(name, own[name]) for name in own}
     had = f"{tensors[weight].shape[0]} classes" if weight in tensors else "no head"
-    return kept, f"the trunk is kept; the file has {had}, so the head for {len(own[bias])} classes is new and has to be trained"
+    return kept, f"the backbone is kept; the file has {had}, so the head for {len(own[bias])} classes is new and has to be trained"

@@ -12,7 +12,7 @@ from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
 from reslearn.nets.zoo import check_options
 from reslearn.weights import caffe, foreign
-from reslearn.weights.formats import complete, recognise
+from reslearn.weights.formats import complete, recognize
 from reslearn.weights.prototxt import check_prototxt
 from reslearn.weights.store import Card, save
 
@@ -35,10 +35,10 @@ def import_weights(
 ) -> tuple[Path, list[str]]:
     """Read a .pth, .pt, .th, .safetensors or .caffemodel and write it as a model file.
 
-    net, options: of `create`; they set what a file cannot show (see formats.recognise). classes: names in the order of the
+    net, options: of `create`; they set what a file cannot show (see formats.recognize). classes: names in the order of the
     head, or a text file with one a line, or a JSON list or {"0": name}. mean, std: one number a channel on [0, 1].
     prototxt, mean_file: of a .caffemodel; the first is compared with our layers, the second is its mean image.
-    Returns the file written and sentences of what was recognised, and why. No code of the file is run. Raises UserError.
+    Returns the file written and sentences of what was recognized, and why. No code of the file is run. Raises UserError.
     """
     path, out = Path(path), Path(out)
     if net is not None:
@@ -61,7 +61,7 @@ def import_weights(
         raise UserError(f"a prototxt and a mean file belong to a .caffemodel, which {path} is not")
     else:
         with naming(path):
-            known = recognise(foreign.read(path), net, options)
+            known = recognize(foreign.read(path), net, options)
         name, options, tensors, said, count = known.net, known.options, known.tensors, [known.why], known.classes
         view, seen = usual_input(name, known.channels)
     view, more = with_given(view, mean, std)

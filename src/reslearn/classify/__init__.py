@@ -1,0 +1,1 @@
+"""Image classification: its recipes, its task, its evaluation."""

@@ -1,0 +1,1 @@
+"""Sets with boxes and masks: VOC, COCO, YOLO; anchors; what serves images with their targets."""

@@ -1,0 +1,177 @@
+"""COCO: one JSON file with images, categories and annotations, beside a folder of images.
+
+Its `bbox` is x, y, width, height with x and y from 0: x1, y1, x2, y2 here are x, y, x + width, y + height.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reslearn.data.boxes.box_set import BoxImage, BoxSet, Draft, Faults, place, settle
+from reslearn.data.boxes.masks import parse, turn, turn_box
+from reslearn.data.images.folder import for_each
+from reslearn.errors import UserError, did_you_mean
+
+
+def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] | None = None) -> BoxSet:
+    """The images of a file, in the order of their ids; what is wrong goes into `faults`, whose policy is the caller's.
+
+    `images` is the folder that file names are relative to. Labels 1, 2, ... are the categories in the order of their ids,
+    which may have holes, or `classes` where that is given. `iscrowd` may be left out (0), `area` (the box's), and
+    `segmentation`. Raises UserError where the file as a whole is not of this kind.
+    """
+    document = read_document(path)
+    file = path.name
+    labels, unknown, classes = _categories(document["categories"], file, faults, classes)
+    owners: dict[int, list[Draft]] = {}
+    sizes: dict[int, tuple[Path, str, int, int]] = {}
+    names: dict[str, int] = {}
+    for i, entry in enumerate(document["images"]):
+        try:
+            id, name = _integer(entry, "id"), entry.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"file_name is {_short(name)}, not text")
+            height, width = _integer(entry, "height"), _integer(entry, "width")
+        except ValueError as why:
+            faults.add("file", "unreadable image entry", file, None, f"images[{i}]: {why}")
+            continue
+        if id in sizes:
+            faults.add("file", "duplicate id", file, None, f"images[{i}]: id {id} is that of {sizes[id][1]} already")
+        elif names.setdefault(name, i) != i:
+            faults.add("file", "image twice", file, None, f"images[{i}]: {name} is images[{names[name]}] already")
+        else:
+            sizes[id], owners[id] = (images / name, name, height, width), []
+    ids = sorted(sizes)
+    local = [Faults() for _ in ids]
+    where = [f"{file} image {sizes[id][1]}" for id in ids]
+    placed = for_each(lambda n: place(sizes[ids[n]][0], sizes[ids[n]][2], sizes[ids[n]][3], where[n], local[n]), range(len(ids)))
+    for some in local:
+        faults.found += some.found
+    seen: dict[int, int] = {}
+    for index, entry in enumerate(document["annotations"]):
+        try:
+            draft, image = _draft(index, entry, labels, unknown, sizes)
+            if draft.id is not None and seen.setdefault(draft.id, index) != index:
+                raise _Fault("duplicate id", f"id {draft.id} is that of annotation {seen[draft.id]} already")
+            owners[image].append(draft)
+        except _Fault as why:
+            faults.add("object", why.kind, file, index, str(why))
+    found = []
+    for id, sound in zip(ids, placed, strict=True):
+        if sound is None or isinstance(sound, UserError):
+            continue
+        source, name, height, width = sizes[id]
+        rows, columns, orientation = sound
+        if orientation > 1:
+            for draft in owners[id]:
+                draft.box = turn_box(draft.box, orientation, height, width)
+                draft.segmentation = draft.segmentation and turn(draft.segmentation, orientation, height, width)
+        objects = settle(owners[id], rows, columns, file, faults)
+        found.append(BoxImage(source, name, rows, columns, objects, id))
+    category_ids = tuple(sorted(labels, key=labels.__getitem__)) if len(labels) == len(classes) else None
+    return BoxSet(path.stem, tuple(classes), tuple(found), category_ids=category_ids)
+
+
+class _Fault(ValueError):
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def read_document(path: Path) -> dict[str, list[Any]]:
+    """The file's object, with its three lists. Raises UserError."""
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as why:
+        raise UserError(f"{path}: cannot be read: {why.strerror}") from None
+    except (ValueError, RecursionError) as why:
+        raise UserError(f"{path}: not JSON: {why}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise UserError(f"{path}: not COCO's: it has no list {key!r}")
+    if not document["images"]:
+        raise UserError(f"{path}: names no images")
+    return document
+
+
+def _categories(
+    entries: list[Any], file: str, faults: Faults, classes: Sequence[str] | None
+) -> tuple[dict[int, int], dict[int, str], Sequence[str]]:
+    """(label by category id, what is said, by id, of those that are none of `classes`, names by label)."""
+    names: dict[int, str] = {}
+    unknown: dict[int, str] = {}
+    for i, entry in enumerate(entries):
+        try:
+            id, name = _integer(entry, "id"), entry.get("name")
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"name is {_short(name)}, not text")
+        except ValueError as why:
+            faults.add("file", "unreadable category", file, None, f"categories[{i}]: {why}")
+            continue
+        if id in names:
+            faults.add("file", "duplicate id", file, None, f"categories[{i}]: id {id} is that of {names[id]!r} already")
+        elif name in names.values():
+            faults.add("file", "category twice", file, None, f"categories[{i}]: there is a {name!r} already")
+        elif classes is not None and name not in classes:
+            unknown[id] = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
+            faults.add("note", "unknown category", file, None, f"categories[{i}]: {unknown[id]}")
+        else:
+            names[id] = name
+    listed = [names[id] for id in sorted(names)] if classes is None else classes
+    return {id: listed.index(name) + 1 for id, name in names.items()}, unknown, listed
+
+
+def _draft(
+    index: int, entry: Any, labels: dict[int, int], unknown: dict[int, str], sizes: dict[int, tuple[Path, str, int, int]]
+) -> tuple[Draft, int]:
+    """(the object, its image's id). Raises _Fault."""
+    try:
+        image, category = _integer(entry, "image_id"), _integer(entry, "category_id")
+        id = _integer(entry, "id") if "id" in entry else None
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise ValueError(f"iscrowd is {_short(crowd)}, not 0 or 1")
+        bbox, area = entry.get("bbox"), entry.get("area")
+        if not isinstance(bbox, list) or len(bbox) != 4:
+            raise ValueError(f"bbox is {_short(bbox)}, not x, y, width, height")
+        x, y, width, height = (_real(number, "bbox") for number in bbox)
+        if area is not None and not 0 <= (area := _real(area, "area")) < math.inf:
+            raise ValueError(f"area is {area:g}")
+    except ValueError as why:
+        raise _Fault("unreadable object", str(why)) from None
+    if image not in sizes:
+        raise _Fault("unknown image", f"image_id {image} is none of the images that can be used")
+    if category not in labels:
+        text = unknown.get(category, f"category_id {category} is none of the {len(labels)} categories'")
+        raise _Fault("unknown class", text)
+    _, name, rows, columns = sizes[image]
+    try:
+        raw = entry.get("segmentation")
+        segmentation = None if raw is None else parse(raw, rows, columns)
+    except ValueError as why:
+        raise _Fault("bad segmentation", f"{why} (in {name})") from None
+    return Draft(index, labels[category], (x, y, x + width, y + height), False, bool(crowd), area, id, segmentation), image
+
+
+def _integer(entry: Any, key: str) -> int:
+    """A whole number of an entry. Raises ValueError where it is not one (true is none), or the entry no object."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{_short(entry)} is not an object")
+    if key not in entry:
+        raise ValueError(f"no {key}")
+    value = entry[key]
+    if type(value) is not int or abs(value) >= 1 << 62:
+        raise ValueError(f"{key} is {_short(value)}, not a whole number")
+    return value
+
+
+def _real(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) >= 1 << 62):
+        raise ValueError(f"{key} has {_short(value)}, not a number")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]

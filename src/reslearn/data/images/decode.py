@@ -1,0 +1,172 @@
+"""Views of photos: from files to one batch of pixels, by Pillow or, of plain JPEGs, by jpeg.cpp, with the same pixels.
+
+A view is what a network sees of a photo: a crop of it is scaled, a window is taken of that, and perhaps mirrored. Random resized
+crops, scale jitter and the center crop of evaluation are such views. It is nine numbers, int32, all but the last in pixels: top,
+left, height and width of the crop; the rows and columns it is scaled to; the y and x of the window in that; mirrored, 0 or 1.
+
+jpeg.cpp decodes only the rows and columns that a view
+needs. It is used where its pixels are Pillow's to the last bit (tried when it is loaded); without a compiler or libjpeg-turbo's
+header, and for whatever is no plain JPEG, Pillow serves.
+"""
+
+import ctypes
+import functools
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reslearn.data.images.files import MAX_PIXELS, PackedImage, contents, read
+from reslearn.data.preprocess import scaled
+from reslearn.errors import UserError
+from reslearn.kernels import compiler
+from reslearn.kernels.compiler import CannotCompile, load
+
+SOURCE = Path(compiler.__file__).with_name("jpeg.cpp")
+File = Path | PackedImage
+Buffer = bytes | np.ndarray
+Pixels = np.ndarray
+
+
+def take(image: Pixels, view: np.ndarray, size: Sequence[int]) -> Pixels:
+    """A view of a photo that is decoded already, by Pillow: uint8 (H, W, C) -> uint8 (*size, C)."""
+    top, left, height, width, rows, columns, y, x, mirrored = (int(number) for number in view)
+    crop = scaled(image[top : top + height, left : left + width], rows, columns)
+    window = crop[y : y + size[0], x : x + size[1]]
+    return window[:, ::-1] if mirrored else window
+
+
+def read_views(
+    files: Sequence[File],
+    view_of: Callable[[np.ndarray], np.ndarray],
+    pixels: Pixels,
+    at: Callable[[int], None] = lambda i: None,
+) -> dict[int, UserError]:
+    """Write one view of each file into pixels, uint8 (N, height, width, C). Returns which could not be read, and why.
+
+    view_of: the photos' (height, width), int64 (N, 2), -> their views, int32 (N, 9). at(i) is called when file i's turn has
+    come. An error that is no UserError comes out as RuntimeError with the file's name.
+    """
+    channels = pixels.shape[3]
+    sizes = np.ones((len(files), 2), np.int64)
+    data: list[Buffer | None] = [None] * len(files)
+    whole: dict[int, Pixels] = {}
+    bad: dict[int, UserError] = {}
+
+    def attempt(work: Callable[[int], None], places: Iterable[int]) -> None:
+        for i in places:
+            at(i)
+            try:
+                work(i)
+            except UserError as error:
+                bad[i], data[i] = error, None
+            except Exception as error:
+                raise RuntimeError(f"{files[i]}: cannot be read: {type(error).__name__}: {error}") from error
+
+    def fetch(i: int) -> None:
+        data[i] = contents(files[i])
+
+    def decode(i: int) -> None:
+        data[i] = None
+        whole[i] = read(files[i], channels)
+        sizes[i] = whole[i].shape[:2]
+
+    jpeg = fast() if channels == 3 else None
+    if jpeg is None:
+        attempt(decode, range(len(files)))
+    else:
+        attempt(fetch, range(len(files)))
+        attempt(decode, [i for i in jpeg.sizes(data, sizes) if i not in bad])
+    views = np.ascontiguousarray(view_of(sizes), np.int32)
+    if jpeg is not None:
+        refused = jpeg.views(data, views, pixels)
+        attempt(decode, [i for i in refused if data[i] is not None])  # damage, perhaps: Pillow knows
+    for i, image in whole.items():
+        pixels[i] = take(image, views[i], pixels.shape[1:3])
+    return bad
+
+
+class Jpeg:
+    """jpeg.cpp."""
+
+    def __init__(self) -> None:
+        library = load(SOURCE, ["-ffp-contract=off"], ["jpeg"])
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        library.sizes.argtypes, library.sizes.restype = [number, *[pointer] * 4], None
+        library.views.argtypes, library.views.restype = [number, *[pointer] * 3, number, number, *[pointer] * 2], None
+        self._library = library
+
+    def sizes(self, data: Sequence[Buffer | None], sizes: np.ndarray) -> list[int]:
+        """Write (height, width) of those that it reads into sizes, int64 (N, 2). Returns the others."""
+        pointers, lengths = _pointers(data)
+        found, refused = np.zeros((len(data), 2), np.int32), np.zeros(len(data), np.uint8)
+        self._library.sizes(len(data), *(each.ctypes.data for each in (pointers, lengths, found, refused)))
+        taken = (refused == 0) & (found.prod(1, dtype=np.int64) <= MAX_PIXELS)
+        sizes[taken] = found[taken]
+        return np.flatnonzero(~taken).tolist()
+
+    def views(self, data: Sequence[Buffer | None], views: np.ndarray, pixels: Pixels) -> list[int]:
+        """Write views, int32 (N, 9), into pixels, uint8 (N, height, width, 3). Returns those that it cannot read."""
+        pointers, lengths = _pointers(data)
+        refused = (lengths == 0).astype(np.uint8)
+        _, height, width, _ = pixels.shape
+        before = (each.ctypes.data for each in (pointers, lengths, views))
+        self._library.views(len(data), *before, height, width, pixels.ctypes.data, refused.ctypes.data)
+        return np.flatnonzero(refused).tolist()
+
+
+def _pointers(data: Sequence[Buffer | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each lies, uint64 (N,), and its bytes, int64 (N,)."""
+    nothing = np.zeros(0, np.uint8)
+    arrays = [nothing if each is None else np.frombuffer(each, np.uint8) for each in data]
+    return np.array([a.ctypes.data for a in arrays], np.uint64), np.array([a.size for a in arrays], np.int64)
+
+
+@functools.cache
+def fast() -> Jpeg | None:
+    """jpeg.cpp, or None where Pillow does all the work; `why_not` says why."""
+    return None if why_not() else Jpeg()
+
+
+@functools.cache
+def why_not() -> str:
+    """Why jpeg.cpp is not used; "" where it is."""
+    try:
+        jpeg = Jpeg()
+    except CannotCompile as why:
+        return str(why)
+    except AttributeError as error:
+        return f"it cannot be loaded ({error})"
+    for data in _samples():
+        if not _same(jpeg, data):
+            return "this machine's libjpeg gives other pixels than Pillow's"
+    return ""
+
+
+def _samples() -> list[bytes]:
+    """JPEGs of each way to store color."""
+    y, x = np.mgrid[:75, :90]
+    photo = np.stack([(x * y) % 256, (3 * x + y) % 256, 255 - x - y], 2).astype(np.uint8)
+    samples = []
+    for mode, options in (
+        ("RGB", {"subsampling": "4:2:0"}),
+        ("RGB", {"subsampling": "4:2:2"}),
+        ("RGB", {"subsampling": "4:4:4", "progressive": True}),
+        ("RGB", {"subsampling": "4:2:0", "progressive": True}),
+        ("L", {}),
+    ):
+        out = io.BytesIO()
+        Image.fromarray(photo).convert(mode).save(out, "JPEG", quality=85, **options)
+        samples.append(out.getvalue())
+    return samples
+
+
+def _same(jpeg: Jpeg, data: bytes) -> bool:
+    """Whether a crop's pixels are Pillow's."""
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        whole = np.array(image.convert("RGB"))
+    view = np.array([[19, 23, 41, 52, 30, 47, 2, 3, 1]], np.int32)
+    pixels = np.zeros((1, 25, 40, 3), np.uint8)
+    return not jpeg.views([data], view, pixels) and np.array_equal(pixels[0], take(whole, view[0], (25, 40)))

@@ -1,0 +1,106 @@
+"""Random draws as pure functions of (seed, epoch, index): resume, workers and ranks cannot change what an image gets.
+
+The draws are integers of a counter-based generator (the finaliser of SplitMix64: Steele, Lea and Flood, 2014), computed with
+integer arithmetic alone, so that every device gives the same ones.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+GOLDEN, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+WORD = 0xFFFFFFFFFFFFFFFF
+
+
+def _shift(x: int | Tensor, bits: int) -> int | Tensor:
+    """Logical right shift of 64 bits."""
+    return x >> bits if isinstance(x, int) else (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _times(x: int | Tensor, factor: int) -> int | Tensor:
+    return x * factor & WORD if isinstance(x, int) else x * _signed(factor)
+
+
+def _mix(x: int | Tensor) -> int | Tensor:
+    x = _times(x ^ _shift(x, 30), MIX1)
+    x = _times(x ^ _shift(x, 27), MIX2)
+    return x ^ _shift(x, 31)
+
+
+def _key(*counters: int | Tensor) -> int | Tensor:
+    """One hash of several counters: an int of 64 bits, or int64 of the shape of those that are tensors, which come last.
+
+    Numbers stay numbers, so that a device is given nothing but its own tensors.
+    """
+    key: int | Tensor = 0
+    for counter in counters:
+        added = _times(counter & WORD if isinstance(counter, int) else counter, GOLDEN)
+        if isinstance(added, int):
+            assert isinstance(key, int), "numbers come before tensors"
+            key = _mix((key + added + MIX1) & WORD)
+        else:
+            key = _mix(added + (_signed(key + MIX1) if isinstance(key, int) else key + _signed(MIX1)))
+    return key
+
+
+def uniform(seed: int, epoch: Tensor, index: Tensor, draw: int) -> Tensor:
+    """float32 in [0, 1), multiples of 2^-24, one for each pair of (epoch, index), int64 (N,); draw tells uses apart."""
+    key = _key(seed, draw, epoch, index)
+    assert isinstance(key, Tensor)
+    return (key >> 40 & 0xFFFFFF).float() * 2.0**-24
+
+
+def integer(seed: int, *counters: int) -> int:
+    """One integer in [0, 2^63), for seeding a generator."""
+    return int(_shift(_key(seed, *counters), 1))
+
+
+def view_seed(seed: int) -> int:
+    """The seed of what augmentation draws in a run."""
+    return integer(seed, 0xA06)
+
+
+def checksum(start: int, epochs: Tensor, indices: Tensor) -> int:
+    """Of images at the places start, start + 1, ... of the training stream, in [0, 2^32); of parts, it is the sum modulo 2^32."""
+    key = _key(torch.arange(start, start + len(indices)), epochs, indices)
+    return int((torch.as_tensor(key) & 0xFFFFFFFF).sum()) & 0xFFFFFFFF
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which an epoch visits n images: int64 (n,)."""
+    generator = torch.Generator().manual_seed(integer(seed, 0x0EDE, epoch))
+    return torch.randperm(n, generator=generator)
+
+
+class SampleOrder:
+    """The endless stream of training images, epoch after epoch, cut into batches of one size.
+
+    A batch may straddle two epochs, so every image is seen once an epoch and no batch is ever short; batch `step` is a pure
+    function of (seed, step).
+    """
+
+    def __init__(self, seed: int, images: int, batch: int) -> None:
+        self.seed, self.images, self.batch = seed, images, batch
+        self._known: dict[int, Tensor] = {}
+
+    def _epoch(self, epoch: int) -> Tensor:
+        known = self._known.get(epoch)
+        if known is None:
+            known = permutation(self.seed, epoch, self.images)
+            # Two epochs are enough for a batch that straddles them; a tiny set may need more at once.
+            recent = {k: v for k, v in self._known.copy().items() if epoch - k < 2}
+            self._known = {**recent, epoch: known}
+        return known
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """(epochs, indices) of batch `step` (from 0), both int64 (batch,)."""
+        position = torch.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = position // self.images
+        parts = [self._epoch(int(e))[position[epochs == e] % self.images] for e in epochs.unique()]
+        return epochs, torch.cat(parts)

@@ -1,0 +1,270 @@
+"""Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reslearn.data.boxes.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
+from reslearn.data.boxes.box_set import Bad, BoxSet
+from reslearn.detect.backbone import split
+from reslearn.detect.settings import Settings, make_settings, too_thin
+from reslearn.errors import UserError
+from reslearn.nets import create, spec
+from reslearn.training.recipe import Batch, Chosen, Common, Every, HoldOut, Section
+from reslearn.training.resolve import Family
+
+Splits = dict[str, BoxSet]
+SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
+SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
+SETTLED = 64  # images that detect-default averages a trained backbone's BN statistics over
+LEAST = 12  # px that a small object should have on its shorter side
+
+
+class BoxData(Section):
+    """Which images are held out, and what the network sees of the others."""
+
+    train: str = "train"  # the split to train on; VOC's are train, val, trainval, test
+    val: HoldOut = 0.1  # a share below 1, or a number of images; only where the set has no val split of its own
+    bad: Bad = "fail"  # what happens to unsound boxes: fail, all named, or drop
+    flip: Literal["none", "horizontal", "both"] = "horizontal"  # mirrored by chance; both: upside down as well
+    difficult: bool = True  # whether VOC's difficult objects are trained on
+    workers: int = Field(default=2, ge=0, le=64)  # threads that read images ahead of time
+
+
+class Images(Batch):
+    """Images a step. micro: so many at once, gradients are accumulated."""
+
+    size: int = Field(default=2, ge=1, le=4096)
+    micro: int | None = Field(default=None, ge=1)
+
+
+Share = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class DetectRecipe(Common):
+    """Everything that decides the training of a detector. net.init: a classification model that its backbone starts from.
+
+    alternate: train proposals and regions in turns, in four phases, instead of together (see training/alternating.py): their
+    lengths, in proportion. The schedule's steps or epochs are those of all four; its lr is each one's anew.
+    """
+
+    batch: Images = Images()
+    data: BoxData = BoxData()
+    detector: Settings
+    alternate: tuple[Share, Share, Share, Share] | None = None
+    precise_bn: int | None = Field(default=None, ge=2)  # images that a backbone's BN is averaged over, then frozen
+    step: Literal["auto", "eager", "fused"] = "auto"  # how it is run, see training/stepper.py
+    evaluate: Every = Every()
+
+    @model_validator(mode="after")
+    def _applies(self) -> "DetectRecipe":
+        if self.optimizer.backbone_lr != 1 or self.net.frozen:
+            raise ValueError("net.frozen and optimizer.backbone_lr are of classification: a detector's is detector.frozen")
+        if self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
+            raise ValueError("batch.sync_bn and schedule.warmup_lr are of classification")
+        if self.detector.frozen and self.net.init is None:
+            raise ValueError("detector.frozen keeps what net.init brings: give it as well")
+        if self.precise_bn is not None and (self.net.init is None or self.detector.batch_norm == "live"):
+            raise ValueError("precise_bn is of a backbone that net.init brings and detector.batch_norm=frozen")
+        if self.alternate is not None:
+            self._alternates()
+        return self
+
+    def _alternates(self) -> None:
+        if self.ema is not None:
+            raise ValueError("ema does not go with alternate, whose later phases fix what the earlier ones have trained")
+        if self.schedule.shape == "plateau":
+            raise ValueError("schedule.shape=plateau does not go with alternate: in its first two phases there is nothing to judge")
+        if any(drop >= 1 for drop in self.schedule.drops):
+            raise ValueError("with alternate, schedule.drops are shares below 1 of each phase")
+
+
+def levels(net: str) -> int:
+    """Of a feature pyramid on this network."""
+    return len(spec(net).blocks) + 1
+
+
+def _detector(net: str, start: bool, kind: str, **options: Any) -> dict[str, Any]:
+    known = {"batch_norm": "frozen" if start else "live", **options}
+    return make_settings(kind, levels(net), known).model_dump()
+
+
+def _as_published(net: str, start: bool, kind: str) -> dict[str, Any]:
+    """Regions are max pooled, as they were then, and anchors across the border are not trained on (Faster R-CNN, section 3.3).
+
+    Of a VGG with weights, conv3_1 and up are trained (Fast R-CNN, section 4.5; Faster R-CNN, section 3.1.3); of a ResNet, DRL's
+    appendix A fixes BN alone.
+    """
+    pooled = {"roi": "pool"} if kind == "c4" else {}
+    return pooled | {"anchors_inside": True} | ({"frozen": 2} if start and net.startswith("vgg") else {})
+
+
+def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+    """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
+
+    On VOCdevkit, with VOC2007 and VOC2012, it is 07+12: trained on trainval of both, tested on test of 2007, where DRL reports 76.4
+    mAP with ResNet-101 and 73.2 with VGG-16. (The test of 07++12 is that of VOC 2012, which VOC's server alone judges.)
+
+    The papers train proposals and regions in turns, which voc-paper-4step does; joint training comes close to it. The schedule is
+    that of the joint training in the code that the authors of Faster R-CNN released: lr 0.001, divided by 10 after 50,000 steps.
+    As in that code, and not at 1 as in the papers, smooth L1 bends at 1/9 in proposals. As in the papers, proposals do not learn
+    from anchors across the border (Faster R-CNN, section 3.3: detector.anchors_inside), background begins at IoU 0.1 (Fast R-CNN,
+    section 2.3: detector.background), and VGG's conv1 and conv2 stay where it starts from weights (detector.frozen).
+    """
+    net = net or "resnet101"
+    return {
+        "name": "voc-paper",
+        "net": {"name": net},
+        "data": {"train": "trainval", "val": 0, "flip": "horizontal", "difficult": False},
+        "detector": _detector(net, start, kind, background=0.1, **_as_published(net, start, kind)),
+        "batch": {"size": 1},
+        "optimizer": {"momentum": 0.9, "weight_decay": 5e-4},
+        "schedule": {"steps": 70_000, "lr": 1e-3, "shape": "steps", "drops": (5 / 7,)},
+        "evaluate": {"every": 10_000},
+    }, {}
+
+
+def voc_paper_4step(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+    """PASCAL VOC by the papers' own four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
+
+    In each, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3 and
+    the released code). One deviation: steps for regions take one image of 128 regions, as those for proposals do, not two of 64.
+    """
+    values, chose = voc_paper(data, net, kind, start)
+    schedule = {"steps": 240_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)}
+    return {**values, "name": "voc-paper-4step", "alternate": (2, 1, 2, 1), "schedule": schedule}, chose
+
+
+def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+    """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
+
+    Trained jointly. The paper trains proposals (8 images a step) and regions (16) for so long each; in turns, and with 8 images for
+    both, that is --set alternate=[1,1,1,1] --set schedule.steps=1280000.
+
+    Reported there with ResNet-101 on val: 48.4 AP50, 27.2 AP; with VGG-16 41.5 and 21.2.
+    """
+    net = net or "resnet101"
+    extra = {"anchors": (64.0, 128.0, 256.0, 512.0)} if kind == "c4" else {}
+    extra |= _as_published(net, start, kind)
+    return {
+        "name": "coco-paper",
+        "net": {"name": net},
+        "data": {"flip": "horizontal"},
+        "detector": _detector(net, start, kind, **extra),
+        "batch": {"size": 8},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": {"steps": 320_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)},
+        "evaluate": {"every": 20_000},
+    }, {}
+
+
+def detect_default(data: Splits, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
+    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
+
+    side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
+    """
+    images, net = data["train"].images, net or "resnet18"
+    chose: dict[str, str] = {}
+    with torch.device("meta"):
+        stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
+    if side is None:
+        side = _side(data)
+        small = _small(scaled_boxes(images, side, 10 * side)[0])
+        chose["detector.min_size"] = f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px"
+    long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
+    limit = int(np.ceil(side * min(long, 2) / 32) * 32)
+    boxes, sizes = scaled_boxes(images, side, limit)
+    options: dict[str, Any] = {"min_size": side, "max_size": limit, "proposals": (1000, 300), "ranked": (2000, 1000)}
+    if kind == "c4":
+        options["anchors"] = _anchors(boxes)
+        recall = anchor_recall(boxes, sizes, [AnchorLevel(stride, options["anchors"])]).recall
+        shown = ", ".join(f"{a:g}" for a in options["anchors"])
+        chose["detector.anchors"] = f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5"
+        if roi > 7 and side <= SMALL:
+            options["roi_size"] = 7
+            chose["detector.roi_size"] = "regions are pooled to 7 x 7 pixels: the images are small"
+    crowded = int(np.percentile([len(image.objects) for image in images], 90))
+    options["regions"] = int(np.clip(2 ** np.ceil(np.log2(3 * max(crowded, 4))), 16, 128))
+    options["detections"] = int(np.clip(4 * max(len(image.objects) for image in images), 100, 1000))
+    chose["detector.regions"] = f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects"
+    epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
+    chose["schedule.epochs"] = f"{epochs} epochs: {len(images):,} images"
+    lr = 0.005 if start else 0.02
+    chose["schedule.lr"] = f"lr {lr:g}: the backbone {'has been trained' if start else 'starts from nothing'}"
+    return {
+        "name": "detect-default",
+        "net": {"name": net},
+        "data": {"flip": "horizontal"},
+        "detector": _detector(net, start, kind, **options),
+        "batch": {"size": 2},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True, "undecayed": "norm-and-bias"},
+        "schedule": {"epochs": epochs, "lr": lr, "shape": "cosine", "warmup": 0.1},
+        "log": {"every": 20},
+    }, chose
+
+
+def _anchors(boxes: np.ndarray) -> tuple[float, ...]:
+    """Sides in px, none within a sixth of another."""
+    sides: list[float] = []
+    for width, height in suggest_anchors(boxes, 6):
+        side = float(max(round(np.sqrt(width * height)), 1))
+        if not sides or side >= sides[-1] * 7 / 6:
+            sides.append(side)
+    return tuple(sides)
+
+
+def _small(boxes: np.ndarray) -> float:
+    """Shorter side in px of a small object: the tenth percentile of boxes (N, 4)."""
+    return float(np.percentile((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 10))
+
+
+def _side(data: Splits) -> int:
+    """The smallest of SIDES at which small objects can be seen, no larger than the images."""
+    images = data["train"].images
+    own = int(np.median([min(image.height, image.width) for image in images]))
+    sides = [side for side in SIDES if side <= own] or [own]
+    return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
+
+
+NAMED: dict[str, Callable[..., Chosen]] = {
+    "coco-paper": coco_paper,
+    "detect-default": detect_default,
+    "voc-paper": voc_paper,
+    "voc-paper-4step": voc_paper_4step,
+}
+
+
+def _choose(name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]) -> Chosen:
+    kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
+    sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
+    values, chose = NAMED[name](data, net, kind, start is not None, **sized)
+    if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
+        with torch.device("meta"):
+            normalized = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
+        if normalized:
+            values["precise_bn"] = SETTLED
+            chose["precise_bn"] = f"the backbone's BN statistics are averages over {SETTLED} training images, and frozen"
+    return values, chose
+
+
+def _check(recipe: DetectRecipe, data: Splits) -> None:
+    d = recipe.detector
+    if d.kind == "fpn" and len(d.anchors) != (count := levels(recipe.net.name)):
+        raise UserError(
+            f"detector.anchors: a pyramid on {recipe.net.name} has {count} levels, an anchor each, not {len(d.anchors)}"
+        )
+    for image in data["train"].images:
+        if why := too_thin(d, image.height, image.width):
+            raise UserError(f"{image.path}: {why}")
+    if recipe.detector.masks and not any(image.objects.segmentations for image in data["train"].images):
+        raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
+    own = "val" in data and recipe.data.train != "val"
+    if recipe.schedule.shape == "plateau" and not recipe.data.val and not own:
+        raise UserError("schedule.shape=plateau watches the AP of held-out images: give some with data.val")
+
+
+DETECTION = Family(DetectRecipe, NAMED, usual=lambda data: "detect-default", choose=_choose, check=_check)

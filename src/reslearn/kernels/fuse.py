@@ -1,0 +1,200 @@
+"""Kernels for training on a CPU: fused.cpp, compiled once by the machine's own C++ compiler.
+
+relu(bn(x) + shortcut) in one go: PyTorch reads and writes every activation for each of the three operations, forward and
+backward; on a CPU that is two fifths of a CIFAR net's training step. And the gradient of a 3x3 convolution's weights in bf16,
+which takes a fifth less time than oneDNN's. Without a compiler, or on another device, PyTorch's own operations run.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from reslearn.kernels.compiler import CannotCompile, load
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+WIDE, LANES = 64, 16  # as in fused.cpp
+MOST_WEIGHTS, LEAST_PIXELS, MOST_THREADS = 64 * 64, 8 * 8, 8
+WEIGHT_GRADIENT = "weight_gradient_bf16"
+
+_library: ctypes.CDLL | None = None
+
+
+def enable(on: bool = True) -> str | None:
+    """Use the fused operations from now on in this process, or no longer. Returns why they cannot be used, or None."""
+    global _library
+    _library = None
+    if not on:
+        return None
+    try:
+        _library = _declared(load(SOURCE, ["-fopenmp"]))
+    except CannotCompile as why:
+        return str(why)
+    except AttributeError as error:
+        return f"they cannot be loaded ({error})"
+    return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number, whole = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
+    for kind in TYPES.values():
+        forward, backward = getattr(library, f"forward_{kind}"), getattr(library, f"backward_{kind}")
+        forward.argtypes = [*[pointer] * 6, number, number, *[pointer] * 3, whole, whole, ctypes.c_int]
+        backward.argtypes = [*[pointer] * 12, whole, whole, ctypes.c_int]
+        forward.restype = backward.restype = None
+    if hasattr(library, WEIGHT_GRADIENT):  # of processors that multiply in bf16
+        getattr(library, WEIGHT_GRADIENT).argtypes = [pointer] * 3 + [whole] * 5 + [ctypes.c_int]
+        getattr(library, WEIGHT_GRADIENT).restype = None
+    return library
+
+
+def _fits(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
+    """Whether fused.cpp takes these tensors."""
+    channels = x.shape[1]
+    return (
+        bn.training
+        and x.device.type == "cpu"
+        and x.dtype in TYPES
+        and (WIDE % channels == 0 or channels % WIDE == 0)
+        and x.numel() % WIDE == 0
+        and x.numel() > channels
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and bn.weight.dtype == torch.float32
+        and bn.momentum is not None
+        and bn.running_mean is not None
+        and (shortcut is None or (shortcut.dtype == x.dtype and shortcut.shape == x.shape))
+    )
+
+
+def enabled() -> bool:
+    """Whether the fused operations are in use."""
+    return _library is not None
+
+
+def bn_relu(bn: nn.Module, x: Tensor, relu: nn.Module, shortcut: Tensor | None = None) -> Tensor:
+    """relu(bn(x) + shortcut): (N, C, H, W) -> (N, C, H, W)."""
+    if _library is not None and isinstance(bn, nn.BatchNorm2d) and _fits(bn, x, shortcut):
+        assert bn.num_batches_tracked is not None
+        bn.num_batches_tracked.add_(1)
+        if shortcut is not None:
+            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+        y, twin = _BnRelu.apply(x, shortcut, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)  # type: ignore[misc]
+        y.for_shortcut = twin
+        return y
+    out = bn(x)
+    return relu(out if shortcut is None else out + shortcut)
+
+
+def for_shortcut(x: Tensor) -> Tensor:
+    """x, as a block's shortcut should take it: the gradient of its own that it gets is added inside the kernel that made x,
+    which is faster than autograd's addition.
+    """
+    return getattr(x, "for_shortcut", x)
+
+
+def conv(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) of a convolution: (N, C, H, W) -> (N, K, H', W')."""
+    if _library is not None and isinstance(module, nn.Conv2d) and _takes(module, x):
+        return _Conv3x3.apply(x, module.weight)  # type: ignore[return-value]
+    return module(x)
+
+
+def _takes(module: nn.Conv2d, x: Tensor) -> bool:
+    """Whether fused.cpp computes the gradient of this convolution's weights."""
+    return (
+        module.training
+        and x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and module.kernel_size == (3, 3)
+        and module.stride == module.padding == module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module.in_channels * module.out_channels <= MOST_WEIGHTS  # with more of them oneDNN is faster
+        and x.shape[2] * x.shape[3] >= LEAST_PIXELS
+        and torch.get_num_threads() <= MOST_THREADS  # more would have nothing to do
+        and module.bias is None
+        and module.in_channels % LANES == 0
+        and module.out_channels % LANES == 0
+        and x.shape[3] % 2 == 0
+        and module.weight.requires_grad
+        and module.weight.dtype == torch.float32
+        and module.weight.is_contiguous(memory_format=torch.channels_last)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and hasattr(_library, WEIGHT_GRADIENT)
+    )
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """rows, channels and threads for fused.cpp; a row has at least WIDE numbers."""
+    channels = x.shape[1]
+    return x.numel() // max(channels, WIDE), channels, torch.get_num_threads()
+
+
+class _BnRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shortcut: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        y = torch.empty_like(x)
+        mean, invstd = torch.empty_like(gamma), torch.empty_like(gamma)
+        inputs = [t if t is None else t.data_ptr() for t in (x, shortcut, gamma, beta, running_mean, running_var)]
+        outputs = [t.data_ptr() for t in (y, mean, invstd)]
+        getattr(_library, f"forward_{TYPES[x.dtype]}")(*inputs, momentum, eps, *outputs, *_sizes(x))
+        ctx.save_for_backward(x, y if shortcut is not None else None, gamma, beta, mean, invstd)
+        ctx.has_shortcut = shortcut is not None
+        ctx.set_materialize_grads(False)
+        return y, y.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, y, gamma, beta, mean, invstd = ctx.saved_tensors
+        grad, more = ([g.to(x.dtype).contiguous(memory_format=torch.channels_last) for g in grads if g is not None] + [None])[:2]
+        if grad is None:
+            return (None,) * 8
+        if more is not None and not ctx.has_shortcut:
+            grad, more = grad + more, None
+        x_grad = torch.empty_like(x)
+        shortcut_grad = torch.empty_like(x) if ctx.has_shortcut else None
+        gamma_grad, beta_grad = torch.empty_like(gamma), torch.empty_like(gamma)
+        tensors = (grad, more, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
+        getattr(_library, f"backward_{TYPES[x.dtype]}")(*[t if t is None else t.data_ptr() for t in tensors], *_sizes(x))
+        return x_grad, shortcut_grad, gamma_grad, beta_grad, None, None, None, None
+
+
+class _Conv3x3(torch.autograd.Function):
+    """A convolution in bf16 of weights in float32, whose gradient is not rounded to bf16 on its way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        narrow = weight.to(x.dtype)
+        ctx.save_for_backward(x, narrow)
+        return F.conv2d(x, narrow, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, narrow = ctx.saved_tensors
+        grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            only_x = [True, False, False]
+            x_grad = torch.ops.aten.convolution_backward(grad, x, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, only_x)[0]
+        weight_grad = torch.empty_like(narrow, dtype=torch.float32)
+        n, inputs, height, width = x.shape
+        sizes = (n, height, width, inputs, grad.shape[1], torch.get_num_threads())
+        getattr(_library, WEIGHT_GRADIENT)(x.data_ptr(), grad.data_ptr(), weight_grad.data_ptr(), *sizes)
+        return x_grad, weight_grad

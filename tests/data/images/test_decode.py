@@ -1,0 +1,211 @@
+"""Views of photos: jpeg.cpp against Pillow, to the bit; and whatever is no plain JPEG by Pillow alone."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from reslearn import UserError, data
+from reslearn.data.augment import Draws
+from reslearn.data.images import decode
+from reslearn.data.images.files import read
+from reslearn.data.images.stream import Photos
+from reslearn.data.preprocess import Preprocessing
+
+needs_jpeg = pytest.mark.skipif(bool(decode.why_not()), reason=f"no jpeg.cpp: {decode.why_not()}")
+
+
+def photo(height: int = 120, width: int = 90) -> np.ndarray:
+    """Something with edges, colors and noise."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
+    return (np.stack([(x * y // 7) % 200, (3 * x + y) % 200, (x // 9 + y // 5) % 2 * 200], 2) + noise).astype(np.uint8)
+
+
+def views(height: int, width: int, n: int, seed: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
+    """Any crops, scales and windows, all of one size."""
+    draw = np.random.default_rng(seed)
+    size = tuple(int(side) for side in draw.integers(1, 60, 2))
+    made = np.zeros((n, 9), np.int32)
+    for view in made:
+        view[2:4] = draw.integers(1, height + 1), draw.integers(1, width + 1)
+        view[:2] = draw.integers(0, height - view[2] + 1), draw.integers(0, width - view[3] + 1)
+        view[6:8] = draw.integers(0, 30, 2)
+        view[4:6] = view[6:8] + size + draw.integers(0, 30, 2)
+        view[8] = draw.integers(2)
+    return made, size
+
+
+def jpeg(pixels: np.ndarray, **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+@needs_jpeg
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("side", [(120, 90), (33, 257), (8, 8), (1, 1), (17, 640)])
+def test_views_are_pillows_to_the_bit(tmp_path: Path, subsampling: str, progressive: bool, side: tuple[int, int]) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(jpeg(photo(*side), subsampling=subsampling, progressive=progressive, quality=80))
+    whole = read(file, 3)
+    for seed in range(6):
+        made, size = views(*side, 4, seed)
+        pixels = np.zeros((4, *size, 3), np.uint8)
+        assert not decode.Jpeg().views([file.read_bytes()] * 4, made, pixels), "none is refused"
+        assert all(np.array_equal(got, decode.take(whole, view, size)) for got, view in zip(pixels, made, strict=True))
+
+
+@needs_jpeg
+def test_real_photos_are_pillows_to_the_bit(real_data: Path) -> None:
+    files = sorted((real_data / "imagenet-sample").rglob("*.jpg"))[::20]
+    for seed, file in enumerate(files):
+        whole = read(file, 3)
+        made, size = views(*whole.shape[:2], 2, seed)
+        pixels = np.zeros((2, *size, 3), np.uint8)
+        assert not decode.Jpeg().views([file.read_bytes()] * 2, made, pixels)
+        assert all(np.array_equal(got, decode.take(whole, view, size)) for got, view in zip(pixels, made, strict=True))
+
+
+def test_a_crop_is_torchvisions_within_a_level() -> None:
+    """Pillow may scale in the other order of directions, which rounds otherwise."""
+    image = photo(200, 150)
+    for seed in range(10):
+        draw = np.random.default_rng(seed)
+        top, left, height, width = (int(n) for n in (*draw.integers(0, 60, 2), *draw.integers(20, 90, 2)))
+        view = np.array([top, left, height, width, 48, 64, 0, 0, 1], np.int32)
+        theirs = F.resized_crop(Image.fromarray(image), top, left, height, width, [48, 64])
+        difference = decode.take(image, view, (48, 64)).astype(int) - np.asarray(theirs)[:, ::-1]
+        assert abs(difference).max() <= 1
+
+
+def save(mode: str, name: str = "a.jpg", turn: int = 1, **options: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        image = Image.fromarray(photo()).convert(mode)
+        exif = Image.Exif()
+        if turn > 1:
+            exif[0x112] = turn
+        image.save(folder / name, exif=exif, **options)
+        return folder / name
+
+    return write
+
+
+def xmp_turn(folder: Path) -> Path:
+    Image.fromarray(photo()).save(folder / "x.jpg", xmp=b'<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>')
+    return folder / "x.jpg"
+
+
+def trailing(folder: Path) -> Path:
+    (folder / "t.jpg").write_bytes(jpeg(photo()) + b"and more")
+    return folder / "t.jpg"
+
+
+ODD = {
+    "CMYK": save("CMYK"),
+    "gray": save("L"),
+    "png": save("RGB", "a.png"),
+    "png called jpg": save("RGB", "a.jpg", format="PNG"),
+    "palette": save("P", "a.gif"),
+    "transparent": save("RGBA", "a.png"),
+    "16 bit": save("I;16", "a.png"),
+    "webp": save("RGB", "a.webp"),
+    "xmp": xmp_turn,
+    "trailing bytes": trailing,
+    **{f"turned {turn}": save("RGB", turn=turn) for turn in range(2, 9)},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("reader", ["fast", "pillow"])
+def test_odd_files_are_pillows(tmp_path: Path, odd: str, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reader == "pillow":
+        monkeypatch.setattr(decode, "fast", lambda: None)
+    file = ODD[odd](tmp_path) if odd != "16 bit" else _sixteen(tmp_path)
+    whole = read(file, 3)
+    asked: list[np.ndarray] = []
+
+    def view_of(sizes: np.ndarray) -> np.ndarray:
+        asked.append(sizes.copy())
+        return np.array([[5, 9, 61, 70, 40, 50, 3, 2, 1]], np.int32)
+
+    pixels = np.zeros((1, 30, 40, 3), np.uint8)
+    assert not decode.read_views([file], view_of, pixels)
+    assert asked[0].tolist() == [list(whole.shape[:2])]
+    assert np.array_equal(pixels[0], decode.take(whole, view_of(asked[0])[0], (30, 40)))
+
+
+def _sixteen(folder: Path) -> Path:
+    Image.fromarray(photo()[:, :, 0].astype(np.uint16) * 257).save(folder / "a.png")
+    return folder / "a.png"
+
+
+def spoiled(folder: Path) -> dict[str, Path]:
+    good = jpeg(photo(), quality=95)
+    kinds = {
+        "cut": good[: len(good) // 2],
+        "cut with an end": good[: len(good) // 3] + b"\xff\xd9",
+        "header only": good[:300],
+        "text": b"hello, this is no image at all",
+        "empty": b"",
+    }
+    for name, content in kinds.items():
+        (folder / f"{name}.jpg").write_bytes(content)
+    return {name: folder / f"{name}.jpg" for name in kinds} | {"missing": folder / "missing.jpg"}
+
+
+def test_damage_is_what_pillow_says_it_is(tmp_path: Path) -> None:
+    files = spoiled(tmp_path)
+    (tmp_path / "good.jpg").write_bytes(jpeg(photo()))
+    order = [*files.values(), tmp_path / "good.jpg"]
+    pixels = np.zeros((len(order), 20, 20, 3), np.uint8)
+    whole = np.array([[0, 0, 120, 90, 20, 20, 0, 0, 0]] * len(order), np.int32)
+    bad = decode.read_views(order, lambda sizes: np.minimum(whole, [[0, 0, h, w, *[99] * 5] for h, w in sizes]), pixels)
+    for i, file in enumerate(order):
+        try:
+            expected = decode.take(read(file, 3), whole[i], (20, 20))
+        except UserError as error:
+            assert str(bad[i]) == str(error) and str(file) in str(error)
+        else:
+            assert i not in bad and np.array_equal(pixels[i], expected)
+    assert {"cut", "text", "empty", "missing"} <= {order[i].stem for i in bad} and len(order) - 1 not in bad
+
+
+def test_an_error_that_nobody_expected_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save("CMYK")(tmp_path)
+    monkeypatch.setattr(decode, "read", lambda *_: 1 / 0)
+    with pytest.raises(RuntimeError, match=r"a\.jpg: cannot be read: ZeroDivisionError"):
+        decode.read_views([file], lambda sizes: np.zeros((1, 9)), np.zeros((1, 2, 2, 3), np.uint8))
+
+
+def test_without_a_compiler_or_the_library_the_pixels_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, label in enumerate("aabb"):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{i}.jpg").write_bytes(jpeg(photo(100 + 9 * i, 140 - 9 * i)))
+    split = data.open(tmp_path).splits["all"]
+    view = Preprocessing(channels=3, size=(32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    draws = Draws(0, torch.arange(12) // 4, torch.arange(12) % 4)
+
+    def made(direct: bool, crop_scale: tuple[float, float] | None) -> list[torch.Tensor]:
+        source = Photos(split, view, flip=True, crop_scale=crop_scale, direct=direct)
+        return [source.train_batch(draws)[0], source.eval_batch(0, 4)]
+
+    cases = [(True, (0.1, 1.0)), (False, (0.1, 1.0)), (False, None)]
+    fast = [made(*case) for case in cases]
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    decode.fast.cache_clear(), decode.why_not.cache_clear()
+    try:
+        assert decode.why_not().endswith("cannot compile them with libjpeg")
+        slow = [made(*case) for case in cases]
+    finally:
+        decode.fast.cache_clear(), decode.why_not.cache_clear()
+    assert all(torch.equal(a, b) for one, other in zip(fast, slow, strict=True) for a, b in zip(one, other, strict=True))
+    seen = view.normalizer()(torch.stack([view.fit(read(file, 3)) for file in split.files or ()]))
+    assert torch.equal(fast[0][1], seen), "evaluation sees what predict does"

@@ -1,0 +1,191 @@
+"""The page of detectors: whole, unfinished, compared and mixed runs; what it shows is what the files hold."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from detection_runs import build, drawn_set
+from pages import Page, assert_stands_alone
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.errors import UserError
+from reslearn.report import write
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> BoxSet:
+    return drawn_set(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture
+def run(images: BoxSet, tmp_path: Path) -> Path:
+    return build(tmp_path / "run", images, images)
+
+
+def test_whole_run(run: Path, tmp_path: Path) -> None:
+    page = Page(write([run], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    result = json.loads((run / "result.json").read_text())
+    test, review = result["last"]["test"], result["last"]["test"]["review"]
+    low, high = test["intervals"]["AP"]
+    for words in (
+        f"After the last iteration its AP is {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}) on 12 test images",
+        "A detector on resnet18 (15,000,000 parameters), trained on 205 images with 2 classes of objects from bccd",
+        "Training took 4 min 10 s on cpu, at 10 images/s, with at most 1,800 MB of memory.",
+        f"VOC 2007 AP at IoU 0.50, at 11 recalls {test['VOC07']:.1f} ",
+        "average precision, %",
+        "rpn box reg",
+        "precision, %, at IoU 0.75",
+        "faults found no area: 2",
+        "detector.min_size 240",
+        "size 240: the median box is 102 px of 480",
+        "From the test images.",
+    ):
+        assert words in page.text, words
+    for one, cut in zip(test["per_class"], review["thresholds"], strict=True):
+        assert f"{one['class']} {one['objects']} {one['AP']:.1f} {one['AP50']:.1f} {one['AP75']:.1f}" in page.text
+        assert f"{cut['score']:.2f} P {cut['precision']:.1f}, R {cut['recall']:.1f}" in page.text
+    for kind, n in review["mistakes"]["kept"].items():
+        assert re.search(rf"{kind} [a-z0-9 ,.IoU]+ {n} {review['mistakes']['all'][kind]} ", page.text), kind
+    gallery = result["gallery"]
+    assert len(gallery) > 10 and {"image", "missed"} < {one["kind"] for one in gallery}
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == len(gallery) and all(one["src"].startswith("data:image/jpeg;base64,") for one in shown)
+    alarm = gallery[0]
+    assert f"{alarm['kind']} found: {alarm['label']}, {alarm['score']:.2f}" in page.text
+    assert page.count("svg") == 3 and "None" not in page.text and "nan" not in page.text
+    ids = re.findall(r' id="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids))
+
+
+def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path: Path) -> None:
+    without = Page(write([run], tmp_path / "without.html"))
+    assert "mask" not in without.text and "What it finds" not in without.text
+    result = json.loads((run / "result.json").read_text())
+    masks = {**result["last"]["test"], "AP": 12.34, "AP50": 45.67, "intervals": {"AP": [10.0, 15.0]}}
+    result["last"]["test"]["masks"] = masks
+    result["examples"] = [{"image": result["gallery"][0]["image"], "name": "slide <7>"}]
+    (run / "result.json").write_text(json.dumps(result))
+    page = Page(write([run], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    for words in (
+        "By its masks instead of its boxes, AP is 12.3% (95% interval 10.0 to 15.0), 45.7% at IoU 0.5.",
+        "test mask AP 12.3 10.0 to 15.0 (95%)",
+        "test, last test, last, masks held-out, last",
+        "What it finds Some of the test images",
+        "slide <7>",
+    ):
+        assert words in page.text, words
+    assert page.count("img") == without.count("img") + 1
+
+
+def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    del result["gallery"], result["best"], result["gallery_split"]
+    for split in ("val", "test"):
+        del result["last"][split]["review"]
+    (run / "result.json").write_text(json.dumps(result))
+    page = Page(write([run], tmp_path / "page.html"))
+    assert "By class and size" in page.text and "Precision and recall" not in page.text and page.count("img") == 0
+    (run / "result.json").unlink()
+    page = Page(write([run], tmp_path / "page.html"))
+    assert "This run has not finished: it has logged 600 iterations so far." in page.text
+    assert "latest AP50 77.3" in page.text and page.count("svg") == 2
+    (run / "metrics.jsonl").unlink()
+    assert "Nothing was measured yet." in Page(write([run], tmp_path / "page.html")).text
+
+
+def test_several_runs(run: Path, images: BoxSet, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", images, images, name="plain", net="plain34", skill=0.6)
+    (third := build(tmp_path / "third", images, images, name="third")).joinpath("result.json").unlink()
+    page = Page(write([run, other, third], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    first, second = (json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other))
+    assert first["AP"] > second["AP"]
+    for words in (
+        "3 detectors compared",
+        "3 detectors, 2 of them finished. After the last iteration the highest test AP, ",
+        "is that of cells.",
+        "third has not finished",
+        f"plain plain34, 15.0 M parameters {second['AP']:.1f} ",
+        f"cell {first['per_class'][0]['AP']:.1f} {second['per_class'][0]['AP']:.1f} –",
+    ):
+        assert words in page.text, words
+    marked = re.findall(r'<tr class="differs"><th[^>]*>([^<]+)<', page.source)
+    assert marked == ["name", "net.name"]
+    assert re.search(r"stroke: var\(--c1\); stroke-width: 1.8", page.source)  # the second's precision over recall
+    ids = re.findall(r' id="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids))
+
+
+def test_several_seeds(run: Path, images: BoxSet, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", images, images, skill=0.8)
+    assert "seeds" not in Page(write([run, other], tmp_path / "page.html")).text
+    document = json.loads((other / "recipe.json").read_text())
+    document["recipe"]["seed"] = 1
+    (other / "recipe.json").write_text(json.dumps(document))
+    ours = [json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other)]
+    values = {key: [one[key] for one in ours] for key in ("AP", "AP50", "AP75")}
+    assert len(set(values["AP"])) == 2
+    spread = {key: f"{key} is {mean(each):.1f} ± {stdev(each):.1f}%" for key, each in values.items()}
+    said = f"Over 2 seeds of one recipe the test {', '.join(spread.values())} (mean ± standard deviation)."
+    assert said in Page(write([run, other], tmp_path / "page.html")).text
+    document["recipe"]["net"]["name"] = "plain18"
+    (other / "recipe.json").write_text(json.dumps(document))
+    assert "seeds" not in Page(write([run, other], tmp_path / "page.html")).text, "more than the seed differs"
+
+
+def test_detectors_and_classifiers_share_no_page(run: Path, tmp_path: Path) -> None:
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "recipe.json").write_text('{"recipe": {"name": "kinds"}}')
+    with pytest.raises(UserError, match="kinds tells classes apart, and cells finds objects: they share no page"):
+        write([classifier, run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_hostile_names_and_many_classes(images: BoxSet, tmp_path: Path) -> None:
+    hostile = ("<b>bold</b>", '"><script>alert(1)</script>', *(f"kind {i}" for i in range(10)))
+    many = BoxSet(images.name, hostile, images.images)
+    page = Page(write([build(tmp_path / "run", many, many)], tmp_path / "page.html"))
+    assert page.count("script") == 0 and '"><script>alert(1)</script>' in page.text
+    assert "The mean over classes is bold, single classes are gray." in page.text
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("loss_classifier", "<script>$x^{"))
+    page = Page(write([tmp_path / "run"], tmp_path / "page.html"))
+    assert page.count("script") == 0 and "objectness" in page.text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"gallery": [{"kind": "missed"}]}, r"result\.json: gallery\.0\.image: "),
+        ({"last": {"step": 5, "test": {"n": 3}}}, r"result\.json: last\.test\.AP: "),
+        ({"epochs": None}, r"result\.json: epochs: "),
+    ],
+)
+def test_broken_results_are_named(run: Path, tmp_path: Path, change: dict[str, object], says: str) -> None:
+    document = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(document | change))
+    with pytest.raises(UserError, match=says):
+        write([run], tmp_path / "page.html")
+
+
+def test_pictures_from_elsewhere_stay_there(run: Path, tmp_path: Path) -> None:
+    document = json.loads((run / "result.json").read_text())
+    (tmp_path / "secret.jpg").write_bytes((run / document["gallery"][0]["image"]).read_bytes())
+    document["gallery"] = [document["gallery"][0] | {"image": "../secret.jpg"}]
+    (run / "result.json").write_text(json.dumps(document))
+    page = Page(write([run], tmp_path / "page.html"))
+    assert page.count("img") == 0 and "no picture" in page.text
+
+
+def test_real_photos(real_data: Path, tmp_path: Path) -> None:
+    from reslearn.data.boxes.read import open_boxes
+
+    sets = open_boxes(real_data / "bccd", bad="drop", only=["test"])
+    page = Page(write([build(tmp_path / "run", sets["test"], sets["test"])], tmp_path / "page.html"))
+    assert "Platelets 69 " in page.text and page.count("img") == 28
+    assert len(page.source) < 3_000_000

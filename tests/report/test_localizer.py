@@ -1,0 +1,160 @@
+"""The page of localizers: whole, unfinished, compared and mixed runs; what it shows is what the files hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from localization_runs import build
+from pages import Page, assert_stands_alone
+from reslearn.errors import UserError
+from reslearn.report import write
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("painted") / "cells"
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Path:
+    return build(tmp_path / "where", data)
+
+
+def test_whole_run(run: Path, tmp_path: Path) -> None:
+    page = Page(write([run], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    result = json.loads((run / "result.json").read_text())
+    test = result["test"]
+    crop, dense = test["1-crop"]["true_class"], test["dense"]["true_class"]
+    low, high = dense["interval"]
+    for words in (
+        "A localizer on resnet8 (1,234,567 parameters), trained on 16 images of 2 classes from cells, for 96 iterations",
+        f"its box is wrong on {dense['error']:.2f}% of the 40 test images (95% interval {low:.2f} to {high:.2f}), dense; "
+        f"{crop['error']:.2f}% one crop.",
+        f"With the class to be guessed as well it errs on {test['dense']['top1']['error']:.2f}%",
+        "Training took 4 min 10 s on cpu, at 3 images/s, with at most 900 MB of memory.",
+        "loss of boxes",
+        "learning rate",
+        "test, one crop test, dense held-out, one crop held-out, dense",
+        f"class alone {test['1-crop']['classification']['error']:.2f}%",
+        "its shorter side scaled to 37 px",
+        "images, %, by the overlap of the guess",
+        "From the test images (dense).",
+        "images train: 16, val: 10, test: 40",
+        "schedule.epochs 12",
+        "stage train",
+        "seed 0",
+        "processor Abacus 9000",
+        "9 anchors: fitted to the boxes",
+        "reslearn.localize.train() in Python",
+    ):
+        assert words in page.text, words
+    of = [test[view]["per_class"] for view in ("1-crop", "dense")]
+    for one, two in zip(*of, strict=True):
+        low, high = one["interval"]
+        shown = f"{one['class']} 20 {one['error']:.2f}% {low:.2f} to {high:.2f} {two['error']:.2f}%"
+        assert shown in page.text, shown
+    assert {one["kind"] for one in result["gallery"]} == {"worst", "right"}
+    for one in result["gallery"]:
+        taken = "" if one["predicted"] == one["label"] else f" taken for {one['predicted']}"
+        assert f"{one['label']} IoU {one['iou']:.2f}{taken} {one['name']} " in page.text
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == len(result["gallery"]) + 1 and all(one["src"].startswith("data:image/jpeg;base64,") for one in shown)
+    assert page.count("svg") == 2 and "None" not in page.text and "nan" not in page.text
+    ids = re.findall(r' id="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_bars_are_the_images_by_overlap(run: Path, tmp_path: Path) -> None:
+    """Wrong images are orange and right ones blue; where none is wrong there are none of the one."""
+    result = json.loads((run / "result.json").read_text())
+    result["test"]["dense"]["true_class"]["right_by_iou"] = [100.0] * 15 + [50.0] * 5 + [25.0]
+    (run / "result.json").write_text(json.dumps(result))
+    source = write([run], tmp_path / "page.html").read_text()
+    histogram = source[: source.index("by the overlap of the guess")]
+    heights: dict[str, list[float]] = {}
+    for path, color in re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(c[01])\); opacity', histogram):
+        rows = [float(y) for _, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+        heights.setdefault(color, []).append(max(rows) - min(rows))
+    top = max(heights["c1"] + heights["c0"])
+    assert len(heights["c1"]) == len(heights["c0"]) == 10 and max(heights["c1"]) == 0
+    assert [round(height / top, 2) for height in heights["c0"]] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    bare = {key: value for key, value in result.items() if key not in ("val", "test") and not key.startswith("gallery")}
+    (run / "result.json").write_text(json.dumps(bare))
+    page = Page(write([run], tmp_path / "page.html"))
+    assert "Localization error" not in page.text and page.count("svg") == page.count("img") == 1
+    (run / "result.json").unlink()
+    page = Page(write([run], tmp_path / "page.html"))
+    assert "This run has not finished: it has logged 96 iterations so far." in page.text
+    assert "iterations so far 96 latest loss of scores 0.1408 latest loss of boxes 0.0272" in page.text
+    (run / "metrics.jsonl").unlink()
+    assert "Nothing was measured yet." in Page(write([run], tmp_path / "page.html")).text
+
+
+def test_both_stages_and_a_run_that_goes_on(run: Path, data: Path, tmp_path: Path) -> None:
+    refined = build(tmp_path / "refined", data, stage="refine", skill=1.5, seed=3)
+    alone = Page(write([refined], tmp_path / "alone.html"))
+    assert (
+        "The second stage, R-CNN, of a localizer on resnet8" in alone.text and "regions that the first stage proposes" in alone.text
+    )
+    (third := build(tmp_path / "third", data)).joinpath("result.json").unlink()
+    page = Page(write([run, refined, third], tmp_path / "page.html"))
+    assert_stands_alone(page)
+    first, second = (json.loads((folder / "result.json").read_text())["test"] for folder in (run, refined))
+    names = {"where": first, "refined": second}
+    views = {"1-crop": "one crop", "dense": "dense", "refined": "dense, then R-CNN"}
+    every = [(one[view]["true_class"]["error"], name, views[view]) for name, one in names.items() for view in views if view in one]
+    best, of, seen = min(every, key=lambda one: one[0])
+    for words in (
+        "3 localizers compared",
+        f"3 localizers, 2 of them finished. With the true class given, the lowest test error, {best:.2f}%",
+        f"is that of {of} ({seen}).",
+        "third has not finished",
+        "refined resnet8, second stage, 1.2 M parameters",
+        f"disc {first['dense']['per_class'][0]['error']:.2f}% {second['refined']['per_class'][0]['error']:.2f}% –",
+    ):
+        assert words in page.text, words
+    assert re.findall(r'<tr class="differs"><th[^>]*>([^<]+)<', page.source) == ["stage", "seed"]
+    ids = re.findall(r' id="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids))
+
+
+def test_localizers_share_no_page_with_others(run: Path, tmp_path: Path) -> None:
+    for task, words in (
+        ("classify", "other tells classes apart, and where says"),
+        ("detect", "other finds objects, and where says"),
+    ):
+        other = tmp_path / task / "other"
+        other.mkdir(parents=True)
+        (other / "recipe.json").write_text(json.dumps({"recipe": {}, "task": task}))
+        with pytest.raises(UserError, match=f"{words} where one object is: they share no page"):
+            write([run, other], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_hostile_names(data: Path, tmp_path: Path) -> None:
+    hostile = ("<b>bold</b>", '"><script>alert(1)</script>')
+    page = Page(write([build(tmp_path / "run", data, classes=hostile)], tmp_path / "page.html"))
+    assert page.count("script") == page.count("b") == 0 and all(name in page.text for name in hostile)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("result.json", {"gallery": [{"image": "x"}]}, r"result\.json: gallery\.0\.kind: "),
+        ("result.json", {"test": {"n": 3, "dense": {}}}, r"result\.json: test\.dense\.true_class: "),
+        ("result.json", {"step": None}, r"result\.json: step: "),
+        ("localize.json", {"plan": 3}, r"localize\.json: recipe: Field required"),
+    ],
+)
+def test_a_broken_file_is_named(run: Path, tmp_path: Path, file: str, change: dict[str, object], says: str) -> None:
+    (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | change))
+    with pytest.raises(UserError, match=says):
+        write([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
