@@ -55,7 +55,7 @@ def _parts(net: nn.Module) -> tuple[nn.Module, tuple[int, int], list[nn.Module]]
     known = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Dropout) for layer in head)
     if not (backbone and cells and known and any(isinstance(layer, nn.Linear) for layer in head)):
         raise UserError(
-            f"{type(net).__name__} cannot be applied to larger images: it needs a backbone, an average pool and fully connected layers"
+            f"{type(net).__name__} cannot be applied to larger images: it needs a backbone, average pool and linear layers"
         )
     return nn.Sequential(*backbone), tuple(cells), head  # type: ignore[return-value]
 
