@@ -1,49 +1,64 @@
 """The Python face of the main job: what the command line does, as functions."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from reslearn import report, training
+from reslearn import report
 from reslearn.files import write_text
-from reslearn.training import Run, many, ranks
+from reslearn.training import many, ranks, run
+from reslearn.training.recipe import Recipe
+from reslearn.training.request import Settings, TrainRequest, parse
+from reslearn.training.run import Run
 
 
 def train(
     data: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    *,
     model: str | None = None,
-    recipe: str | Path | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
     seed: int | None = None,
+    init: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
-    quiet: bool = False,
-    init: str | Path | None = None,
     task: str = "classify",
+    quiet: bool = False,
 ) -> Run:
-    """Train a network on images, or a detector (task="detect") on images with boxes; write its run folder, with a report.
+    """Train a network; write its run folder, with a report.
 
-    The arguments are those of reslearn.training.train; `run.result` is what result.json holds. Raises UserError for whatever
-    cannot be used, Interrupted after SIGINT or SIGTERM.
+    data: a data set's name, a folder or a list; for a detector or localizer, a set with boxes. recipe: a recipe's name, a file, or
+    a recipe object; chosen from the data unless given. model: a network's name (see `models`). settings: values for keys of the
+    recipe, a mapping such as {"schedule.epochs": 5} or a list of "key=value". init: a model file or run folder to start from: its
+    network, weights and preprocessing. out: the run's new folder. device: auto, cpu, cuda or mps. task: classify, detect or
+    localize. `run.result` is what result.json holds.
+    Raises UserError for whatever cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM, when the run can
+    be resumed.
 
-    >>> run = train("fashion-sample", "resnet20", settings=["schedule.epochs=2"], out="runs/first")  # doctest: +SKIP
+    >>> run = train("fashion-sample", settings={"schedule.epochs": 2}, out="runs/first")  # doctest: +SKIP
     >>> run.result["last"]["test"]["top1_error"]  # doctest: +SKIP
     """
-    return _reported(training.train(data, model, recipe, settings, seed, out, device, quiet, init, task))
+    request = parse(
+        data, recipe, model=model, settings=settings, seed=seed, init=init, out=out, device=device, task=task, quiet=quiet
+    )
+    return train_request(request)
 
 
-def resume(run: str | Path, device: str = "auto", quiet: bool = False) -> Run:
+def train_request(request: TrainRequest) -> Run:
+    """train, of a request that is parsed already."""
+    return _reported(run.train(request))
+
+
+def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
     """Continue an interrupted run to its end, bit for bit on the same machine, and write its report."""
-    return _reported(training.resume(run, device, quiet))
+    return _reported(run.resume(folder, device, quiet))
 
 
-def train_seeds(seeds: int, data: str | Path, out: str | Path | None = None, device: str = "auto", **arguments: Any) -> list[Run]:
+def train_seeds(seeds: int, request: TrainRequest) -> list[Run]:
     """Train with several seeds, in OUT/seed-0, ...; OUT/seeds.json and OUT/report.html hold all of them.
 
-    The other arguments are train's. Raises what train raises, and UserError without `out`.
+    Raises what train raises, and UserError for a request without `out`.
     """
-    return _summed_up(many.train_seeds(seeds, data, out=out, device=device, **arguments))
+    return _summed_up(many.train_seeds(seeds, request))
 
 
 def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
@@ -59,7 +74,6 @@ def _summed_up(runs: list[Run]) -> list[Run]:
 
 
 def _reported(run: Run) -> Run:
-    if not ranks.first():
-        return run
-    report.write([run.folder], run.folder / "report.html")
+    if ranks.first():
+        report.write([run.folder], run.folder / "report.html")
     return run

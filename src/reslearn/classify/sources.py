@@ -1,11 +1,11 @@
 """From a recipe and a data set to what the loop needs: sources of batches, preprocessing, a fresh network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from reslearn.classify.recipes.recipe import ClassifyRecipe, ImageData
 from reslearn.data.images.resident import Resident
 from reslearn.data.images.statistics import measure
 from reslearn.data.images.stream import CACHE_BYTES, Photos, cache_fits, shrunk_bytes
@@ -14,31 +14,15 @@ from reslearn.data.sampling import integer
 from reslearn.data.sets import DataSet, Split
 from reslearn.errors import UserError
 from reslearn.nets import create
-from reslearn.training.recipe import Data, Recipe
 from reslearn.training.sync_bn import synchronized
+from reslearn.training.task import Sources
 from reslearn.weights.formats import adapt_head
 from reslearn.weights.store import Card
 
-Source = Resident | Photos
+Images = Resident | Photos
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Batches of each split; val and test are None where there is nothing held out."""
-
-    train: Source
-    val: Source | None
-    test: Source | None
-    preprocessing: Preprocessing
-    classes: int
-
-    def named(self) -> dict[str, Source]:
-        """Those that are there, by their names."""
-        sources = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: source for name, source in sources.items() if source is not None}
-
-
-def _preprocessing(data: DataSet, recipe: Data) -> Preprocessing:
+def _preprocessing(data: DataSet, recipe: ImageData) -> Preprocessing:
     size = data.sizes if recipe.size is None else (recipe.size, recipe.size)
     c = data.channels
     return Preprocessing(channels=c, size=size, crop_ratio=recipe.crop_ratio, mean=(0.0,) * c, std=(1.0,) * c)
@@ -47,12 +31,13 @@ def _preprocessing(data: DataSet, recipe: Data) -> Preprocessing:
 def make_sources(
     data: DataSet,
     splits: dict[str, Split],
-    recipe: Recipe,
+    recipe: ClassifyRecipe,
     device: torch.device,
     progress: Callable[[str, int, int], None],
     preprocessing: Preprocessing | None = None,
-) -> Sources:
-    """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; else it is measured."""
+    held_out: dict[str, list[str]] | None = None,
+) -> Sources[Images]:
+    """Sources of a divided data set. preprocessing: a run's own, or that of the model it starts from; otherwise measured."""
     how, batch = recipe.data, recipe.batch.size
     view = preprocessing or _preprocessing(data, how)
     files = [file for split in data.splits.values() for file in split.files or ()]
@@ -61,7 +46,7 @@ def make_sources(
     direct = how.jitter is not None or (how.cache != "on" and not small)
     keep = how.cache == "on" or (how.cache == "auto" and not direct and cache_fits(len(files), view, data.sizes))
 
-    def source(split: Split) -> Source:
+    def source(split: Split) -> Images:
         if split.pixels is not None:
             return Resident(split, view, flip=how.flip, pad=how.pad, pad_with=how.pad_with, device=device)
         return Photos(
@@ -88,10 +73,10 @@ def make_sources(
         view = measure(sources["train"], view, how.normalize, progress)
         for each in sources.values():
             each.normalize = view.normalizer(device)
-    return Sources(sources["train"], sources.get("val"), sources.get("test"), view, len(data.classes))
+    return Sources(sources["train"], sources.get("val"), sources.get("test"), view, held_out or {})
 
 
-def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device) -> nn.Module:
+def make_model(recipe: ClassifyRecipe, classes: int, channels: int, device: torch.device) -> nn.Module:
     """The freshly initialized network of a recipe, a function of its seed."""
     torch.manual_seed(integer(recipe.seed, 0x1217))
     model = create(recipe.net.name, classes, channels, **recipe.net.options())
@@ -102,7 +87,7 @@ def make_model(recipe: Recipe, classes: int, channels: int, device: torch.device
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def starting_view(card: Card, data: DataSet, recipe: Data) -> Preprocessing:
+def starting_view(card: Card, data: DataSet, recipe: ImageData) -> Preprocessing:
     """The preprocessing of a run that starts from a model: its channels and statistics, at the run's size."""
     view = _preprocessing(data, recipe)
     old = card.preprocessing

@@ -1,156 +1,281 @@
-"""Classifying images: what a run of it is made of. The functions are those of a Task."""
+"""Image classification: what a run of it is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reslearn import data as datasets
-from reslearn.classify import finish as classifiers
-from reslearn.classify.sources import Sources, make_model, make_sources, start_from, starting_view
+from reslearn.classify import pictures, validation
+from reslearn.classify.recipes import NAMED, ClassifyRecipe
+from reslearn.classify.recipes.recipe import ImageData, Loss
+from reslearn.classify.sources import Images, make_model, make_sources, start_from, starting_view
+from reslearn.data.augment import Draws
 from reslearn.data.boxes.read import boxes_alone
 from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
+from reslearn.device import autocast
 from reslearn.errors import UserError
-from reslearn.nets import spec
-from reslearn.nets.zoo import OPTIONS
-from reslearn.training import ranks, runtime
+from reslearn.evaluation.metrics import metrics
+from reslearn.evaluation.protocols import error_and_loss
+from reslearn.nets import create, spec
+from reslearn.training import ranks
 from reslearn.training.display import Display
-from reslearn.training.loop import Loop
-from reslearn.training.recipe import Data, Recipe, validate
-from reslearn.training.resolve import asked_on_bad, resolve
-from reslearn.training.state import State
-from reslearn.training.task import Asked, Job, Ready
-from reslearn.weights.store import load, read_card
+from reslearn.training.precise_bn import precise_bn
+from reslearn.training.recipe import Chosen
+from reslearn.training.state import frozen_parts
+from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Progress, Sources, Task
+from reslearn.weights.store import Card, load, read_card, save
 
 SHOWN_BAD = 5  # files that cannot be read, of each split
-START_ONLY = (
-    "zero_init_last_gamma",
-    "last_survival",
-    "per_sample",
-    "gate_bias",
-)  # weights mean the same
+EVAL_BATCH = (250, 1000)  # images at once in evaluation, on a CPU, on a GPU
+EVAL_PIXELS = 1 << 21  # on a CPU; of photos few at once, so that no rank waits long for another's
+FULL_BATCH = 250  # of the final test, on every device: its numbers depend on the batch in the last bits
+CARD_METRICS = ("n", "loss", "top1_error", "top1_interval", "top5_error", "calibration_error")
+
+ClassifyJob = Job[ClassifyRecipe, DataSet, Images]
 
 
-def begin(asked: Asked, device: torch.device, display: Display) -> tuple[Ready, list[str], dict[str, list[str]], dict[str, Any]]:
-    if asked.data not in datasets.NAMES and boxes_alone(asked.data):
-        raise UserError(f"{asked.data} is a set with boxes: reslearn detect train {asked.data} trains a detector on it")
-    opened = datasets.open(asked.data, on_bad=asked_on_bad(asked.recipe, asked.settings))
-    start = None if asked.init is None else start_of(asked.init, asked.model)
-    net = start["name"] if start else asked.model
-    recipe, chose = resolve(opened, asked.recipe, net, asked.settings, asked.seed, start)
-    view = None
-    if recipe.net.init is not None:
-        same_net(recipe)
-        view = starting_view(read_card(recipe.net.init), opened, recipe.data)
-        chose.append("normalization: that of the model it starts from")
-    _check_held_out(opened, asked.settings, recipe)
-    ranks.check(recipe)
-    splits, made = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-    with display:
-        sources = make_sources(opened, splits, recipe, device, display.progress, view)
-    facts = {"data": _describe(opened, sources), "preprocessing": sources.preprocessing.model_dump(mode="json")}
-    return Ready(opened, recipe, sources), chose, made, facts
+@dataclass(frozen=True)
+class ImageExamples:
+    """images: float32 (N, C, H, W), normalized; labels: int64 (N,); on the device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, size: int) -> "list[ImageExamples]":
+        return [ImageExamples(*part) for part in zip(self.images.split(size), self.labels.split(size), strict=True)]
 
 
-def reopen(folder: Path, facts: dict[str, Any], device: torch.device, display: Display) -> Ready:
-    recipe = validate(facts["recipe"], str(folder / "recipe.json"))
-    ranks.check(recipe)
-    opened = datasets.open(facts["source"], on_bad=recipe.data.on_bad)
-    now = {"fingerprint": opened.fingerprint(), "arrangement": opened.arrangement()}
-    if any(facts["data"].get(key, value) != value for key, value in now.items()):
-        raise UserError(f"the images of {facts['source']} or their names have changed since {folder} began: start a new run")
-    splits, _ = divide(opened, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-    with display:
-        view = Preprocessing.model_validate(facts["preprocessing"])
-        return Ready(opened, recipe, make_sources(opened, splits, recipe, device, display.progress, view))
+class Classification(Task[ClassifyRecipe, DataSet, Images]):
+    """A network that gives one of the set's classes for an image."""
+
+    name = "classify"
+    recipe = ClassifyRecipe
+    named = NAMED
+    described = ("channels", "sizes", "left_out")
+
+    def open(self, source: str | Path, given: Mapping[str, Any]) -> DataSet:
+        if source not in datasets.NAMES and boxes_alone(source):
+            raise UserError(f"{source} is a set with boxes: reslearn detect train {source} trains a detector on it")
+        return datasets.open(source, on_bad="skip" if given.get("data.on_bad") == "skip" else "error")
+
+    def usual(self, data: DataSet) -> str:
+        return "fashion" if data.resident and data.name in ("fashion-sample", "fashion-mnist") else "default"
+
+    def choose(self, name: str, data: DataSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
+        return NAMED[name](data, net)
+
+    def check(self, recipe: ClassifyRecipe, data: DataSet, given: Mapping[str, Any]) -> None:
+        _check_held_out(recipe, data, given)
+        _check_applies(recipe, data)
+
+    def sources(
+        self, data: DataSet, recipe: ClassifyRecipe, device: torch.device, display: Display, view: Preprocessing | None
+    ) -> Sources[Images]:
+        if ranks.count() > 1 and recipe.loss.class_weights == "auto":
+            raise UserError(
+                "loss.class_weights=auto, whose mean is over a whole batch, does not go with several ranks: set it to none"
+            )
+        if view is None and recipe.net.init is not None:
+            view = starting_view(read_card(recipe.net.init), data, recipe.data)
+        splits, held_out = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
+        return make_sources(data, splits, recipe, device, display.progress, view, held_out)
+
+    def identity(self, data: DataSet) -> dict[str, str]:
+        return {"fingerprint": data.fingerprint(), "arrangement": data.arrangement()}
+
+    def describe(self, data: DataSet, sources: Sources[Images]) -> dict[str, Any]:
+        return {
+            "name": data.name,
+            "classes": list(data.classes),
+            "channels": data.channels,
+            "sizes": list(data.sizes),
+            "n": {name: len(source) for name, source in sources.named().items()},
+            "left_out": data.left_out,
+        }
+
+    def introduce(self, job: ClassifyJob) -> list[str]:
+        described, sources = job.facts["data"], job.sources
+        counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
+        height, width = described["sizes"]
+        color = "gray" if described["channels"] == 1 else "color"
+        lines = [f"data     {described['name']}: {len(described['classes'])} classes, {counts} images, {height}x{width} {color}"]
+        lines += [f"         left out: {n:,} {reason}" for reason, n in described["left_out"].items()]
+        for name, source in sources.named().items():
+            bad = list(source.bad.items())[:SHOWN_BAD]
+            lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
+        grow, size = job.recipe.data.grow, min(sources.preprocessing.size)
+        if grow is not None and grow[1] > size:
+            lines.append(f"note     training views grow to {grow[1]} px, beyond the {size} px of tests: data.grow sets them")
+        return lines
+
+    def model(self, job: ClassifyJob, *, fresh: bool) -> nn.Module:
+        recipe, classes = job.recipe, job.data.classes
+        model = make_model(recipe, len(classes), job.sources.preprocessing.channels, job.device)
+        if recipe.net.init is not None and fresh:
+            source = load(recipe.net.init)
+            job.display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), classes))
+        return model
+
+    def loss(self, job: ClassifyJob) -> LossFunction:
+        counts = torch.bincount(job.sources.train.labels, minlength=len(job.data.classes))
+        return cross_entropy(job.recipe.loss, counts)
+
+    def examples(self, job: ClassifyJob, draws: Draws) -> ImageExamples:
+        return ImageExamples(*job.sources.train.train_batch(draws))
+
+    def resident(self, sources: Sources[Images]) -> bool:
+        return isinstance(sources.train, Resident)
+
+    def evaluate(
+        self,
+        job: ClassifyJob,
+        model: nn.Module,
+        source: Images,
+        *,
+        precision: str,
+        progress: Progress,
+        forward: Callable[[Tensor], Tensor] | None = None,
+        full: bool = False,
+    ) -> Evaluation:
+        height, width = job.sources.preprocessing.size
+        on_cpu, on_gpu = EVAL_BATCH
+        batch = on_gpu if job.device.type == "cuda" else max(min(on_cpu, EVAL_PIXELS // (height * width)), 1)
+        seen = validation.single_view(
+            model,
+            source,
+            batch=min(batch, FULL_BATCH) if full else batch,
+            forward=forward,
+            flip=job.recipe.evaluate.flip,
+            autocast=autocast(precision, job.device),
+            progress=progress,
+        )
+        if full:
+            numbers = metrics(seen.logits, seen.labels, job.data.classes, seed=job.recipe.seed)
+            source.bad = ranks.merged(source.bad)
+            return Evaluation(numbers["top1_error"], numbers, f"error {numbers['top1_error']:.2f}%", seen)
+        error, loss = error_and_loss(seen.logits, seen.labels)
+        return Evaluation(error, {"loss": loss, "top1_error": error}, f"held-out error {error:.2f}%")
+
+    def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
+        return {"error": (numbers["top1_error"], numbers["top1_interval"])}
+
+    def save(self, job: ClassifyJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+        recipe, data = job.recipe, job.data
+        card = Card(
+            net=recipe.net.name,
+            options=recipe.net.options(),
+            classes=data.classes,
+            preprocessing=job.sources.preprocessing,
+            recipe=recipe.model_dump(mode="json"),
+            metrics={split: {key: of[key] for key in CARD_METRICS if key in of} for split, of in numbers.items()},
+            data={"name": data.name, **self.identity(data)},
+        )
+        return save(model, path, card)
+
+    def finish(self, job: ClassifyJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
+        named = job.sources.named()
+        worst = pictures.save_worst(job.folder, named[split], details[split], job.data.classes)
+        unreadable = {name: source.bad for name, source in named.items() if source.bad}
+        views = "the image and its mirror, averaged" if job.recipe.evaluate.flip else "the image"
+        return {"views": views, "worst": worst, "worst_split": split} | ({"unreadable": unreadable} if unreadable else {})
+
+    def begin(self, job: ClassifyJob) -> None:
+        if not (job.folder / "images" / "augmented.png").exists():
+            pictures.save_augmented_sheet(job.folder, job.recipe.seed, job.sources.train)
+
+    def settle(self, job: ClassifyJob, model: nn.Module, check: Callable[[], None]) -> None:
+        recipe, source, count = job.recipe, job.sources.train, job.recipe.precise_bn
+        if count is None:
+            return
+        size = recipe.batch.micro or recipe.batch.size
+        order = SampleOrder(recipe.seed, len(source), size)  # of the batches that would come next
+        first = recipe.schedule.total(len(source), recipe.batch.size) * recipe.batch.size // size
+
+        def batches() -> Any:
+            for i in range(count):
+                check()
+                epochs, indices = order[first + i]
+                draws = Draws(view_seed(recipe.seed), epochs.to(job.device), indices.to(job.device))
+                yield source.train_batch(draws)[0].contiguous(memory_format=torch.channels_last)
+                job.display.progress("averaging BN", i + 1, count)
+
+        keep = {module for part in frozen_parts(model, recipe.net.frozen) for module in part.modules()}
+        precise_bn(model.eval(), batches(), keep)
 
 
-def resident(ready: Ready) -> bool:
-    return isinstance(ready.sources.train, Resident)
+def cross_entropy(recipe: Loss, counts: Tensor) -> LossFunction:
+    """Mean cross-entropy of logits (N, K) against labels (N,). counts: training images of each class, (K,)."""
+    weight = None
+    if recipe.class_weights == "auto":
+        weight = counts.sum() / (len(counts) * counts.clamp(min=1).float())
+
+    def loss(model: nn.Module, examples: ImageExamples) -> Losses:
+        logits = model(examples.images.contiguous(memory_format=torch.channels_last))
+        value = F.cross_entropy(logits.float(), examples.labels, weight=weight, label_smoothing=recipe.label_smoothing)
+        return Losses({"cross_entropy": value}, (logits.argmax(1) != examples.labels).sum())
+
+    return loss
 
 
-def network(job: Job, *, fresh: bool) -> nn.Module:
-    data, recipe = job.ready.data, job.ready.recipe
-    model = make_model(recipe, len(data.classes), job.ready.sources.preprocessing.channels, job.device)
-    if recipe.net.init is not None and fresh:
-        source = load(recipe.net.init)
-        job.display.say("init     " + start_from(model, read_card(recipe.net.init), source.state_dict(), data.classes))
-    return model
-
-
-def make_state(job: Job, network: nn.Module) -> State:
-    return State(network, job.ready.recipe)
-
-
-def make_loop(job: Job, state: State) -> Loop:
-    recipe, sources = job.ready.recipe, job.ready.sources
-    if ranks.first() and not (job.folder / "images" / "augmented.png").exists():
-        classifiers.save_augmented_sheet(job.folder, recipe, sources.train)
-    return Loop(job.folder, recipe, sources, state, job.device, job.mode, job.display)
-
-
-def introduce(job: Job) -> list[str]:
-    described, sources = job.facts["data"], job.ready.sources
-    counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
-    height, width = described["sizes"]
-    color = "gray" if described["channels"] == 1 else "color"
-    lines = [f"data     {described['name']}: {len(described['classes'])} classes, {counts} images, {height}x{width} {color}"]
-    lines += [f"         left out: {n:,} {reason}" for reason, n in described["left_out"].items()]
-    for name, source in sources.named().items():
-        bad = list(source.bad.items())[:SHOWN_BAD]
-        lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
-    grow, size = job.ready.recipe.data.grow, min(sources.preprocessing.size)
-    if grow is not None and grow[1] > size:
-        lines.append(f"note     training views grow to {grow[1]} px, beyond the {size} px of tests: data.grow sets them")
-    return lines
-
-
-def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    return classifiers.finish(loop, job.ready.data, stop)
-
-
-def start_of(init: str | Path, model: str | None) -> dict[str, Any]:
-    """The net section of a recipe that starts from a model."""
-    card = read_card(init)
-    if model is not None and model != card.net:
-        raise UserError(f"--init {init} is a {card.net}, not a {model}: leave --model out, or make it deeper with reslearn deepen")
-    options = {key: value for key, value in card.options.items() if key != "zero_init_last_gamma"}
-    return {"name": card.net, **options, "init": str(Path(init).absolute())}
-
-
-def _check_held_out(data: DataSet, settings: Sequence[str], recipe: Recipe) -> None:
+def _check_held_out(recipe: ClassifyRecipe, data: DataSet, given: Mapping[str, Any]) -> None:
     """Raise UserError where a share is asked for that the data set has decided itself."""
     for name in ("val", "test"):
         decided = name in data.splits or (name == "test" and "all" not in data.splits)
-        changed = getattr(recipe.data, name) != Data.model_fields[name].default  # in a recipe file
-        if decided and (changed or any(setting.startswith(f"data.{name}=") for setting in settings)):
+        changed = given.get(f"data.{name}", ImageData.model_fields[name].default) != ImageData.model_fields[name].default
+        if decided and (changed or f"data.{name}" in given):
             has = f"has its own {name} images" if name in data.splits else "is divided already, without test images"
             raise UserError(f"data.{name} does not apply: '{data.name}' {has}; leave it out")
 
 
-def same_net(recipe: Recipe) -> None:
-    """Raise UserError where --set or a recipe file names another network than the one that the weights are of."""
-    card = read_card(recipe.net.init or "")
-    if card.net != recipe.net.name:
-        raise UserError(f"net.init is a {card.net}, but net.name is {recipe.net.name}: they must be the same")
-    for key, value in recipe.net.options().items():
-        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key, OPTIONS[key][0])):
-            raise UserError(f"net.init is a {card.net} of another {key} than {value!r}: leave net.{key} out")
+def _check_applies(recipe: ClassifyRecipe, data: DataSet) -> None:
+    """An option that does not apply to the data is an error, never ignored."""
+    d, row = recipe.data, spec(recipe.net.name)
+    small_only = "applies to small images of one size, which stay in memory; these are photos: use data.crop_scale"
+    if not data.resident:
+        if d.pad:
+            raise UserError(f"data.pad={d.pad} {small_only}")
+        if d.size is None:
+            raise UserError("data.size is needed for photos: the side, in px, of what the network sees, such as data.size=128")
+    elif key := next((key for key in ("crop_scale", "jitter", "color") if getattr(d, key) is not None), None) or (
+        "cache" if d.cache == "on" else None
+    ):
+        raise UserError(f"data.{key} applies to photos; '{data.name}' has small images, which stay in memory: use data.pad")
+    if d.color is not None and data.channels != 3:
+        raise UserError(f"data.color applies to color photos; those of '{data.name}' are gray")
+    if recipe.schedule.shape == "plateau" and not d.val and "val" not in data.splits:
+        raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
+    if row.build is not None:
+        _check_takes(recipe, data)
+    size = d.size or min(data.sizes)
+    if row.stem == "imagenet" and size < 32:
+        raise UserError(
+            f"{row.name} shrinks its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or data.size"
+        )
 
 
-def _describe(data: DataSet, sources: Sources) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "channels": data.channels,
-        "sizes": list(data.sizes),
-        "n": {name: len(source) for name, source in sources.named().items()},
-        "left_out": data.left_out,
-        "fingerprint": data.fingerprint(),
-        "arrangement": data.arrangement(),
-    }
+def _check_takes(recipe: ClassifyRecipe, data: DataSet) -> None:
+    """Raise UserError where a baseline's layers shrink the images to nothing."""
+    height, width = (recipe.data.size,) * 2 if recipe.data.size else data.sizes
+    with torch.device("meta"):
+        net = create(recipe.net.name, len(data.classes), data.channels).eval()
+        try:
+            net(torch.zeros(1, data.channels, height, width))
+        except RuntimeError as error:
+            raise UserError(
+                f"{recipe.net.name} cannot take images of {height}x{width} px: use larger ones, or data.size"
+            ) from error
+
+
+CLASSIFY = Classification()

@@ -26,6 +26,7 @@ app = typer.Typer(
 
 COMMANDS = {
     "train": runs.train,
+    "recipes": runs.recipes,
     "eval": runs.evaluate,
     "ensemble": runs.ensemble,
     "predict": runs.predict,
@@ -39,7 +40,7 @@ COMMANDS = {
     "export": models.export,
     "reproduce": reproduce.reproduce,
 }
-LISTS = (models.models, reproduce.reproduce)  # what they print without an argument is a list, not the help
+LISTS = (models.models, reproduce.reproduce, runs.recipes)  # what they print without an argument is a list, not the help
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=command not in LISTS)(command)
 

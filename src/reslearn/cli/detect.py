@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, Seeds, one_process, several_ranks, whole_numbers
+from reslearn.cli.options import (
+    Device,
+    Json,
+    Out,
+    Recipe,
+    Resume,
+    Seed,
+    Seeds,
+    Set,
+    one_process,
+    several_ranks,
+    whole_numbers,
+)
+from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,23 +60,21 @@ def _group(context: typer.Context) -> None:
 def train(
     data: Annotated[Path | None, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The backbone, such as resnet18, resnet50 or vgg16-bn.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="detect-default, voc-paper, voc-paper-4step, coco-paper, or a .toml/.json file.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    recipe: Recipe = None,
+    settings: Set = None,
+    seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[
-        Path | None, typer.Option("--init", help="A classification model or run that the backbone starts from.")
+        Path | None, typer.Option("--init", help="Classification model or run to start the backbone from.")
     ] = None,
     bad_boxes: Annotated[
-        BadBoxes | None, typer.Option("--bad-boxes", help="Objects that are unsound: leave them out, or stop (the default).")
+        BadBoxes | None, typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop (the default).")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
+    out: Out = None,
+    resume: Resume = None,
     device: Device = "auto",
 ) -> None:
-    """Train a detector on images with boxes (and masks); or go on with an interrupted run.
+    """Train a detector on images with boxes (and masks), or resume an interrupted run.
 
     \b
     Examples:
@@ -74,16 +85,14 @@ def train(
       reslearn detect train bccd --bad-boxes drop --seeds 3 --out runs/three
       reslearn detect train --resume runs/cells
     """
-    given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
-    from reslearn.cli.runs import carry_out, check_given
-
-    check_given("reslearn detect train", resume, data, **given, bad_boxes=bad_boxes, seeds=seeds)
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
 
-    if bad_boxes is not None:
-        given["settings"] = [*given["settings"], f"data.bad={bad_boxes.value}"]
+    if resume is not None and bad_boxes is not None:
+        raise UserError("--resume takes its recipe from the run: leave out --bad-boxes")
+    settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes.value}"])]
+    options = {"model": model, "recipe": recipe, "settings": settings, "seed": seed, "init": init, "out": out}
     with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
-        carry_out(resume, data, seeds, device, **given, task="detect")
+        train_command("detect", data, resume, seeds, device, **options)
 
 
 @app.command("eval", no_args_is_help=True)

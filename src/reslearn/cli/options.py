@@ -1,6 +1,7 @@
 """Options that several commands take."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,15 @@ from reslearn.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs, with seeds one after the other.")]
+# of commands that train
+Recipe = Annotated[str | None, typer.Option("--recipe", help="A named recipe (see reslearn recipes), or a .toml/.json file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe; may be repeated.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train N runs with consecutive seeds.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="Resume this run (bit-exact). Cannot be combined with other options.")
+]
 
 
 def several_ranks() -> bool:
@@ -18,8 +27,8 @@ def several_ranks() -> bool:
 
 
 def one_process(command: str) -> UserError:
-    """What is said of a command that ranks cannot share."""
-    return UserError(f"{command} is the work of one process: start it without torchrun")
+    """The error of a command that several ranks cannot share."""
+    return UserError(f"{command} does not support torchrun: start it as a single process")
 
 
 def whole_numbers(text: str | None) -> list[int] | None:

@@ -2,21 +2,16 @@
 
 import csv
 import json
-import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from reslearn.cli.options import Device, Json, Seeds, whole_numbers
+from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, whole_numbers
+from reslearn.cli.training import train_command
 from reslearn.errors import UserError
-
-if TYPE_CHECKING:
-    from reslearn.training import Run
-
-SPLITS = {"val": "held-out", "test": "test", "train": "training"}
 
 
 def train(
@@ -24,21 +19,16 @@ def train(
         str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe", help="default, fashion, cifar10-paper or -fast, imagenet-paper, -classic or -fast; or a .toml/.json file."
-        ),
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")] = None,
+    recipe: Recipe = None,
+    settings: Set = None,
+    seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run, bit for bit; nothing else is given.")] = None,
+    out: Out = None,
+    resume: Resume = None,
     device: Device = "auto",
 ) -> None:
-    """Train a network on images; or go on with an interrupted run.
+    """Train a network on images, or resume an interrupted run.
 
     \b
     Examples:
@@ -50,81 +40,30 @@ def train(
       reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
-    given = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
-    check_given("reslearn train", resume, data, **given, seeds=seeds)
-    carry_out(resume, data, seeds, device, **given)
+    options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
+    train_command("classify", data, resume, seeds, device, **options)
 
 
-def check_given(command: str, resume: Path | None, data: str | Path | None, **others: Any) -> None:
-    """Raises UserError unless there is data to train on, or a run to go on with and nothing else; others: options by name."""
-    if resume is None:
-        if data is None:
-            raise UserError(f"say what to train on: {command} DATA (or --resume RUN)")
-        return
-    options = {"DATA": data} | {f"--{'set' if name == 'settings' else name.replace('_', '-')}": others[name] for name in others}
-    if extra := [name for name, value in options.items() if value not in (None, ())]:
-        raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra)}")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A named recipe; otherwise all are listed.")] = None,
+    data: Annotated[str | None, typer.Argument(help="The data, for recipes that choose values from it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The network; otherwise the recipe's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the named recipes, or print one with every key, its value, meaning and source.
 
+    \b
+    Examples:
+      reslearn recipes
+      reslearn recipes cifar10-paper
+      reslearn recipes default path/to/folder --model resnet34 --json
+    """
+    from reslearn.training.catalog import list_recipes, print_recipe
 
-def carry_out(resume: Path | None, data: Any, seeds: int | None, device: str, **given: Any) -> None:
-    """Go on with a run of any task, or with those of several seeds; or train on what is given, as api.train names it. Print the
-    last numbers."""
-    from reslearn import api
-
-    if resume is not None and api.many.seed_folders(resume):
-        _print_seeds(api.resume_seeds(resume, device))
-    elif resume is not None:
-        _print_run(api.resume(resume, device))
-    elif seeds is not None:
-        _print_seeds(api.train_seeds(seeds, data, device=device, **given))
+    if name is None:
+        list_recipes(as_json)
     else:
-        _print_run(api.train(data, device=device, **given))
-
-
-def _print_run(run: "Run") -> None:
-    """The numbers of a finished run, and where its files are; of several ranks, the first one says so."""
-    from reslearn.training import ranks
-
-    if not ranks.first():
-        return
-    _print_result(run.result)
-    typer.echo(f"model    {run.folder / 'model.safetensors'}")
-    typer.echo(f"report   {run.folder / 'report.html'}")
-
-
-def _print_seeds(runs: "list[Run]") -> None:
-    """The numbers of runs with several seeds: a line for each split and measure."""
-    from reslearn.training.many import summary
-
-    found, folder = summary(runs), runs[0].folder.parent
-    for split, what in SPLITS.items():
-        for measure, of in found.get(split, {}).items():
-            each = ", ".join(f"{_number(value):.2f}" for value in of["each"])
-            spread = "" if of["std"] is None else f" +- {of['std']:.2f}"
-            seeds = f"n={len(runs)} seed{'s' * (len(runs) > 1)}"
-            typer.echo(f"result   {what} {measure} {_number(of['mean']):.2f}{spread}%  ({each}; {seeds})")
-    typer.echo(f"report   {folder / 'report.html'}")
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _print_result(result: dict[str, Any]) -> None:
-    """A line for each split of the last and, where they are others, the best weights."""
-    from reslearn.training.many import measures
-
-    same = result.get("best", {}).get("step") == result["last"]["step"]
-    for name in ["last"] if same else [name for name in ("last", "best") if name in result]:
-        step, title = result[name]["step"], "last, best" if same else name
-        for split, what in SPLITS.items():
-            if split in result[name]:
-                numbers = result[name][split]
-                note = " (nothing was held out)" if split == "train" else ""
-                for measure, (value, interval) in measures(numbers).items():
-                    low, high = interval or (math.nan, math.nan)
-                    spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
-                    typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({spread}; {title}: step {step:,})")
+        print_recipe(name, data, model, as_json)
 
 
 class Split(StrEnum):

@@ -5,7 +5,6 @@ are shared, pool5 is dropped, and the fully connected layers run on every region
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import VGG
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -167,28 +165,3 @@ def freeze_batch_norm(net: nn.Module) -> None:
                 state = {key: tensor for key, tensor in child.state_dict().items() if key != "num_batches_tracked"}
                 fixed.load_state_dict(state, assign=True)
                 setattr(module, name, fixed)
-
-
-@torch.no_grad()
-def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace a net's BN statistics by their averages over batches of images (N, C, H, W), the net's normalized input.
-
-    "After pre-training, we compute the BN statistics for each layer on the training set" (DRL appendix A): call it before
-    create_detector freezes them, where the training of the net has not done so (its recipe's precise_bn).
-    """
-    layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    before = [(layer.momentum, layer.training) for layer in layers]
-    training = net.training
-    net.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the average of all batches
-        layer.train()
-    try:
-        for batch in batches:
-            net(batch)
-    finally:
-        net.train(training)
-        for layer, (momentum, was) in zip(layers, before, strict=True):
-            layer.momentum = momentum
-            layer.train(was)

@@ -62,7 +62,9 @@ class Detector(GeneralizedRCNN):
         with self._asked_for_losses():
             return self(images, targets)
 
-    def judge(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    def detect_with_losses(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """What a call in evaluation mode finds, and `losses`: both of one look at the images."""
         scaled, scaled_targets = self.transform(images, targets)
         features = self.backbone(scaled.tensors)

@@ -145,15 +145,19 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 def look(way: TestOptions, image: torch.Tensor) -> dict[str, Any]:
     """What is found in one image, float (C, H, W) on [0, 1], as in Found."""
     device = next(way.models[0].parameters()).device
-    raw = detect(way.models, [image.to(device)], refinement=way.refinement, scales=way.scales)[0]
-    found: dict[str, Any] = {
-        "boxes": raw["boxes"].double().cpu().numpy(),
-        "labels": raw["labels"].cpu().numpy(),
-        "scores": raw["scores"].double().cpu().numpy(),
+    return as_arrays(detect(way.models, [image.to(device)], refinement=way.refinement, scales=way.scales)[0])
+
+
+def as_arrays(detections: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A detector's output for an image as Found keeps it: arrays on the CPU; masks as runs, as 100 masks of a photo are 30 MB."""
+    arrays: dict[str, Any] = {
+        "boxes": detections["boxes"].double().cpu().numpy(),
+        "labels": detections["labels"].cpu().numpy(),
+        "scores": detections["scores"].double().cpu().numpy(),
     }
-    if "masks" in raw:  # as runs: 100 masks of a photo are 30 MB
-        found["masks"] = tuple(runs_of(mask) for mask in (raw["masks"][:, 0] > 0.5).cpu().numpy())
-    return found
+    if "masks" in detections:
+        arrays["masks"] = tuple(runs_of(mask) for mask in (detections["masks"][:, 0] > 0.5).cpu().numpy())
+    return arrays
 
 
 def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Progress | None = None) -> list[Found]:
@@ -176,13 +180,13 @@ def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Prog
     return [Found(own, float(np.median(times))) for own, times in zip(found, seconds, strict=True)]
 
 
-def matches(found: Found, data: BoxSet, *, masks: bool = False) -> Matches:
-    """The detections against the objects of the set, by boxes or by masks."""
-    return match([image.objects for image in data.images], _drawn(found, data, masks), data.classes, masks=masks)
+def matches(detections: Sequence[dict[str, Any]], data: BoxSet, *, masks: bool = False) -> Matches:
+    """Detections, as in Found, against the objects of the set, by boxes or by masks."""
+    return match([image.objects for image in data.images], _drawn(detections, data, masks), data.classes, masks=masks)
 
 
-def _drawn(found: Found, data: BoxSet, masks: bool) -> Iterator[dict[str, Any]]:
-    for own, image in zip(found.detections, data.images, strict=True):
+def _drawn(detections: Sequence[dict[str, Any]], data: BoxSet, masks: bool) -> Iterator[dict[str, Any]]:
+    for own, image in zip(detections, data.images, strict=True):
         plain = {key: own[key] for key in ("boxes", "labels", "scores")}
         if masks:
             drawn = [draw(mask, image.height, image.width) for mask in own["masks"]]
@@ -194,7 +198,7 @@ def numbers(found: Found, data: BoxSet) -> dict[str, Any]:
     """Everything, ready for JSON: the numbers of detection_metrics and `mistakes` by kind, of boxes; with `masks`, those of masks,
     where detections and objects have them; `left_out`, the set's faults by kind; and `seconds_per_image`.
     """
-    boxes = matches(found, data)
+    boxes = matches(found.detections, data)
     result = {"data": data.name, **detection_metrics(boxes), "mistakes": count_mistakes(mistakes(boxes))}
     outlined = all(
         image.objects.segmentations is not None and None not in image.objects.segmentations
@@ -202,5 +206,5 @@ def numbers(found: Found, data: BoxSet) -> dict[str, Any]:
         if len(image.objects)
     )
     if outlined and all("masks" in own for own in found.detections):
-        result["masks"] = detection_metrics(matches(found, data, masks=True))
+        result["masks"] = detection_metrics(matches(found.detections, data, masks=True))
     return result | {"left_out": data.faults(), "seconds_per_image": found.seconds}

@@ -55,7 +55,7 @@ def ladder(
         ap50, ap, of = TABLE_9[name]
         row: dict[str, Any] = {"name": name, "AP50": None, "AP": None, "seconds_per_image": None, "gain": None}
         if name in found:
-            now = matches(found[name], data)
+            now = matches(found[name].detections, data)
             numbers = coco(now)
             row |= {"AP50": numbers["AP50"], "AP": numbers["AP"], "seconds_per_image": found[name].seconds}
             if before is not None:

@@ -1,7 +1,7 @@
 """Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -9,63 +9,65 @@ from pydantic import Field, model_validator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.boxes.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
-from reslearn.data.boxes.box_set import Bad, BoxSet
+from reslearn.data.boxes.box_set import Bad, BoxImage
 from reslearn.detect.backbone import split
 from reslearn.detect.settings import Settings, make_settings, too_thin
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
-from reslearn.training.recipe import Batch, Chosen, Common, Every, HoldOut, Section
-from reslearn.training.resolve import Family
+from reslearn.training import recipe as common
+from reslearn.training.recipe import Chosen
 
-Splits = dict[str, BoxSet]
+if TYPE_CHECKING:
+    from reslearn.detect.sources import AnnotatedSet
+
 SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
 SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
 SETTLED = 64  # images that detect-default averages a trained backbone's BN statistics over
 LEAST = 12  # px that a small object should have on its shorter side
 
 
-class BoxData(Section):
+class BoxData(common.Data, frozen=True):
     """Which images are held out, and what the network sees of the others."""
 
-    train: str = "train"  # the split to train on; VOC's are train, val, trainval, test
-    val: HoldOut = 0.1  # a share below 1, or a number of images; only where the set has no val split of its own
-    bad: Bad = "fail"  # what happens to unsound boxes: fail, all named, or drop
-    flip: Literal["none", "horizontal", "both"] = "horizontal"  # mirrored by chance; both: upside down as well
-    difficult: bool = True  # whether VOC's difficult objects are trained on
-    workers: int = Field(default=2, ge=0, le=64)  # threads that read images ahead of time
+    train: str = Field(default="train", description="the split to train on; VOC's are train, val, trainval, test")
+    bad: Bad = Field(default="fail", description="invalid boxes: fail, naming all of them, or drop")
+    flip: Literal["none", "horizontal", "both"] = Field(default="horizontal", description="random flip; both: upside down as well")
+    difficult: bool = Field(default=True, description="train on VOC's difficult objects")
+    workers: int = Field(default=2, ge=0, le=64, description="threads that read images ahead of time")
 
 
-class Images(Batch):
-    """Images a step. micro: so many at once, gradients are accumulated."""
+class BoxBatch(common.Batch, frozen=True):
+    """Images a step, of all ranks together."""
 
-    size: int = Field(default=2, ge=1, le=4096)
-    micro: int | None = Field(default=None, ge=1)
+    size: int = Field(default=2, ge=1, le=4096, description="images a step")
 
 
 Share = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class DetectRecipe(Common):
-    """Everything that decides the training of a detector. net.init: a classification model that its backbone starts from.
+class DetectRecipe(common.Recipe, frozen=True):
+    """Everything that decides the training of a detector. net.init: a classification model that its backbone starts from."""
 
-    alternate: train proposals and regions in turns, in four phases, instead of together (see training/alternating.py): their
-    lengths, in proportion. The schedule's steps or epochs are those of all four; its lr is each one's anew.
-    """
-
-    batch: Images = Images()
     data: BoxData = BoxData()
+    batch: BoxBatch = BoxBatch()
     detector: Settings
-    alternate: tuple[Share, Share, Share, Share] | None = None
-    precise_bn: int | None = Field(default=None, ge=2)  # images that a backbone's BN is averaged over, then frozen
-    step: Literal["auto", "eager", "fused"] = "auto"  # how it is run, see training/stepper.py
-    evaluate: Every = Every()
+    alternate: tuple[Share, Share, Share, Share] | None = Field(
+        default=None,
+        description="train proposals and regions alternately in four phases of these relative lengths (see detect/alternating.py)",
+    )
+    precise_bn: int | None = Field(
+        default=None, ge=2, description="images over which the backbone's BN statistics are averaged before they are frozen"
+    )
+    execution: Literal["auto", "eager", "fused"] = Field(
+        default="auto", description="how a step is executed (see training/stepper.py)"
+    )
 
     @model_validator(mode="after")
     def _applies(self) -> "DetectRecipe":
         if self.optimizer.backbone_lr != 1 or self.net.frozen:
-            raise ValueError("net.frozen and optimizer.backbone_lr are of classification: a detector's is detector.frozen")
+            raise ValueError("net.frozen and optimizer.backbone_lr are for classification: a detector has detector.frozen")
         if self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
-            raise ValueError("batch.sync_bn and schedule.warmup_lr are of classification")
+            raise ValueError("batch.sync_bn and schedule.warmup_lr are for classification")
         if self.detector.frozen and self.net.init is None:
             raise ValueError("detector.frozen keeps what net.init brings: give it as well")
         if self.precise_bn is not None and (self.net.init is None or self.detector.batch_norm == "live"):
@@ -103,7 +105,7 @@ def _as_published(net: str, start: bool, kind: str) -> dict[str, Any]:
     return pooled | {"anchors_inside": True} | ({"frozen": 2} if start and net.startswith("vgg") else {})
 
 
-def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+def voc_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
 
     On VOCdevkit, with VOC2007 and VOC2012, it is 07+12: trained on trainval of both, tested on test of 2007, where DRL reports 76.4
@@ -116,7 +118,7 @@ def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
     section 2.3: detector.background), and VGG's conv1 and conv2 stay where it starts from weights (detector.frozen).
     """
     net = net or "resnet101"
-    return {
+    values = {
         "name": "voc-paper",
         "net": {"name": net},
         "data": {"train": "trainval", "val": 0, "flip": "horizontal", "difficult": False},
@@ -125,21 +127,22 @@ def voc_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
         "optimizer": {"momentum": 0.9, "weight_decay": 5e-4},
         "schedule": {"steps": 70_000, "lr": 1e-3, "shape": "steps", "drops": (5 / 7,)},
         "evaluate": {"every": 10_000},
-    }, {}
+    }
+    return Chosen(values, {})
 
 
-def voc_paper_4step(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+def voc_paper_4step(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC by the papers' own four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
 
     In each, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3 and
     the released code). One deviation: steps for regions take one image of 128 regions, as those for proposals do, not two of 64.
     """
-    values, chose = voc_paper(data, net, kind, start)
+    values, reasons = voc_paper(data, net, kind, start)
     schedule = {"steps": 240_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)}
-    return {**values, "name": "voc-paper-4step", "alternate": (2, 1, 2, 1), "schedule": schedule}, chose
+    return Chosen({**values, "name": "voc-paper-4step", "alternate": (2, 1, 2, 1), "schedule": schedule}, reasons)
 
 
-def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
+def coco_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
     """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
 
     Trained jointly. The paper trains proposals (8 images a step) and regions (16) for so long each; in turns, and with 8 images for
@@ -150,7 +153,7 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
     net = net or "resnet101"
     extra = {"anchors": (64.0, 128.0, 256.0, 512.0)} if kind == "c4" else {}
     extra |= _as_published(net, start, kind)
-    return {
+    values = {
         "name": "coco-paper",
         "net": {"name": net},
         "data": {"flip": "horizontal"},
@@ -159,20 +162,23 @@ def coco_paper(data: Splits, net: str | None, kind: str, start: bool) -> Chosen:
         "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
         "schedule": {"steps": 320_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)},
         "evaluate": {"every": 20_000},
-    }, {}
+    }
+    return Chosen(values, {})
 
 
-def detect_default(data: Splits, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
+def detect_default(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
     """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
 
     side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
     """
-    images, net = data["train"].images, net or "resnet18"
+    if data is None:
+        raise UserError("recipe detect-default is chosen from the data: name it as well")
+    images, net = data.training.images, net or "resnet18"
     chose: dict[str, str] = {}
     with torch.device("meta"):
         stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
     if side is None:
-        side = _side(data)
+        side = _side(images)
         small = _small(scaled_boxes(images, side, 10 * side)[0])
         chose["detector.min_size"] = f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px"
     long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
@@ -194,8 +200,8 @@ def detect_default(data: Splits, net: str | None, kind: str, start: bool, side: 
     epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
     chose["schedule.epochs"] = f"{epochs} epochs: {len(images):,} images"
     lr = 0.005 if start else 0.02
-    chose["schedule.lr"] = f"lr {lr:g}: the backbone {'has been trained' if start else 'starts from nothing'}"
-    return {
+    chose["schedule.lr"] = f"lr {lr:g}: the backbone {'has been trained' if start else 'is trained from scratch'}"
+    values = {
         "name": "detect-default",
         "net": {"name": net},
         "data": {"flip": "horizontal"},
@@ -204,7 +210,8 @@ def detect_default(data: Splits, net: str | None, kind: str, start: bool, side: 
         "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True, "undecayed": "norm-and-bias"},
         "schedule": {"epochs": epochs, "lr": lr, "shape": "cosine", "warmup": 0.1},
         "log": {"every": 20},
-    }, chose
+    }
+    return Chosen(values, chose)
 
 
 def _anchors(boxes: np.ndarray) -> tuple[float, ...]:
@@ -222,9 +229,8 @@ def _small(boxes: np.ndarray) -> float:
     return float(np.percentile((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 10))
 
 
-def _side(data: Splits) -> int:
+def _side(images: Sequence[BoxImage]) -> int:
     """The smallest of SIDES at which small objects can be seen, no larger than the images."""
-    images = data["train"].images
     own = int(np.median([min(image.height, image.width) for image in images]))
     sides = [side for side in SIDES if side <= own] or [own]
     return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
@@ -238,33 +244,33 @@ NAMED: dict[str, Callable[..., Chosen]] = {
 }
 
 
-def _choose(name: str, data: Splits, net: str | None, start: dict[str, Any] | None, asked: dict[str, Any]) -> Chosen:
-    kind, side = str(asked.get("detector.kind", "c4")), str(asked.get("detector.min_size", ""))
-    sized = {"side": int(side)} if name == "detect-default" and side.isdigit() and int(side) else {}
-    values, chose = NAMED[name](data, net, kind, start is not None, **sized)
-    if name == "detect-default" and start is not None and asked.get("detector.batch_norm") != "live":
+def choose(name: str, data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
+    """The values of a named recipe; see Task.choose."""
+    kind, side, start = str(given.get("detector.kind", "c4")), given.get("detector.min_size"), given.get("net.init") is not None
+    sized = {"side": side} if name == "detect-default" and isinstance(side, int) and side > 0 else {}
+    values, reasons = NAMED[name](data, net, kind, start, **sized)
+    if name == "detect-default" and start and given.get("detector.batch_norm") != "live":
         with torch.device("meta"):
-            normalized = any(isinstance(module, _BatchNorm) for module in create(start["name"], 2).modules())
+            normalized = any(isinstance(module, _BatchNorm) for module in create(net or "", 2).modules())
         if normalized:
             values["precise_bn"] = SETTLED
-            chose["precise_bn"] = f"the backbone's BN statistics are averages over {SETTLED} training images, and frozen"
-    return values, chose
+            reasons["precise_bn"] = f"the backbone's BN statistics are averages over {SETTLED} training images, and frozen"
+    return Chosen(values, reasons)
 
 
-def _check(recipe: DetectRecipe, data: Splits) -> None:
-    d = recipe.detector
+def check(recipe: DetectRecipe, data: "AnnotatedSet", given: Mapping[str, Any]) -> None:
+    """Raise UserError where a key does not apply to the data; see Task.check."""
+    d, images = recipe.detector, data.training.images
     if d.kind == "fpn" and len(d.anchors) != (count := levels(recipe.net.name)):
         raise UserError(
             f"detector.anchors: a pyramid on {recipe.net.name} has {count} levels, an anchor each, not {len(d.anchors)}"
         )
-    for image in data["train"].images:
+    for image in images:
         if why := too_thin(d, image.height, image.width):
             raise UserError(f"{image.path}: {why}")
-    if recipe.detector.masks and not any(image.objects.segmentations for image in data["train"].images):
+    if d.masks and not any(image.objects.segmentations for image in images):
         raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
-    own = "val" in data and recipe.data.train != "val"
-    if recipe.schedule.shape == "plateau" and not recipe.data.val and not own:
+    if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
         raise UserError("schedule.shape=plateau watches the AP of held-out images: give some with data.val")
-
-
-DETECTION = Family(DetectRecipe, NAMED, usual=lambda data: "detect-default", choose=_choose, check=_check)
+    if data.has_val and "data.val" in given:
+        raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")

@@ -1,5 +1,1 @@
-"""Training: from a recipe to a run folder, interrupted and resumed bit for bit."""
-
-from reslearn.training.run import Run, resume, train
-
-__all__ = ["Run", "resume", "train"]
+"""Training: from a request to a run folder, interrupted and resumed bit for bit. It knows no task."""

@@ -68,16 +68,9 @@ class Display:
             f"{error}{images_per_s:,.{0 if images_per_s >= 10 else 1}f} images/s  {self._left(line['step'], total)}"
         )
 
-    def evaluation(self, line: dict[str, Any]) -> None:
-        """One evaluation line of metrics.jsonl."""
-        found = (
-            f"held-out error {line['top1_error']:.2f}%"
-            if "top1_error" in line
-            else "  ".join(f"held-out {name} {percent(line[name])}" for name in ("AP", "AP50", "AP75"))
-        )
-        if "masks" in line:
-            found += f"  masks {percent(line['masks']['AP'])}"
-        self.say(f"step {line['step']:>6}  epoch {line['epoch']:6.2f}  {found}  loss {line['loss']:.4f}")
+    def evaluation(self, step: int, epoch: float, text: str) -> None:
+        """The numbers of an evaluation."""
+        self.say(f"step {step:>6}  epoch {epoch:6.2f}  {text}")
 
     def _left(self, done: int, total: int) -> str:
         if done <= self.began:

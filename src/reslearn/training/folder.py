@@ -9,15 +9,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from reslearn import tasks
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError
 from reslearn.files import writing
 from reslearn.training import ranks
-
-DATA = {  # what the runs of a task say of their data
-    "classify": ("name", "classes", "channels", "sizes", "n", "left_out", "fingerprint"),
-    "detect": ("name", "classes", "n", "objects", "faults", "fingerprint"),
-}
 
 
 def begun(out: str | Path | None) -> Path | None:
@@ -41,11 +37,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
         for key, kind in kinds.items():
             if not isinstance(facts[key], kind):
                 raise TypeError(f"'{key}' is no {kind.__name__}")
-        for key in DATA[facts.get("task", "classify")]:
+        for key in ("name", "classes", "n", "fingerprint", *tasks.get(facts["task"]).described):
             facts["data"][key]
-        for key in ("device", "processor", "threads", "precision"):
+        for key in ("device", "processor", "threads", "precision", "execution"):
             facts["machine"][key]
         Preprocessing.model_validate(facts["preprocessing"])
+    except UserError:
+        raise
     except ValidationError as error:
         raise UserError(f"{path} is damaged (preprocessing): the run cannot be resumed") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -4,66 +4,48 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from reslearn.data.images.stream import ahead
 from reslearn.data.sampling import checksum
-from reslearn.device import autocast, pick_precision
+from reslearn.device import pick_precision
 from reslearn.errors import Diverged, Interrupted
-from reslearn.evaluation.protocols import error_and_loss
 from reslearn.files import fsync_file, write_text, writing
 from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import Board
-from reslearn.training.display import Display
+from reslearn.training.optimizer import set_lr
+from reslearn.training.recipe import Recipe
 from reslearn.training.schedule import lr
 from reslearn.training.state import State
-from reslearn.training.step import NonFinite, make_criterion, set_lr
-from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, Stepper, make_stepper
+from reslearn.training.step import NonFinite
+from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, Stepper
+from reslearn.training.task import Job
 
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
 PATIENCE = 5  # evaluations without a lower error that are a plateau
 WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
-EVAL_BATCH = (250, 1000)  # images at once in evaluation, on a CPU, on a GPU
-EVAL_PIXELS = 1 << 21  # on a CPU; of photos few at once, so that no rank waits long for another's
 CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
 
 
 class Loop:
-    """One run from its present step to its end. Everything that happens is a function of (recipe, data, step)."""
+    """One run from its present step to its end: a stepper changes the weights, a task evaluates them. Everything that happens is a
+    function of (recipe, data, step)."""
 
-    def __init__(
-        self,
-        folder: Path,
-        recipe: Any,
-        sources: Any,
-        state: State,
-        device: torch.device,
-        mode: str,
-        display: Display,
-    ) -> None:
-        self.folder, self.recipe, self.sources, self.state, self.display = folder, recipe, sources, state, display
-        train = sources.train
-        self.images = len(train)
-        self.total = recipe.schedule.total(self.images, recipe.batch.size)
-        self.precision = pick_precision(recipe.precision, device)
-        self.device = device
-        self.stepper = self.make_stepper(mode)
-        self.stepper.restart(state.progress)
-        self.forward = CapturedForward(state.evaluated) if isinstance(self.stepper, DeviceStepper) else None
-        self.metrics = folder / "metrics.jsonl"
-        self.board = Board(folder, state.progress.step) if recipe.log.tensorboard and ranks.first() else None
+    def __init__(self, job: Job[Any, Any, Any], state: State, stepper: Stepper) -> None:
+        self.job, self.state, self.stepper = job, state, stepper
+        self.recipe: Recipe = job.recipe
+        self.display, self.folder = job.display, job.folder
+        self.images, self.total = len(job.sources.train), state.phases[-1].end
+        self.stepper.restart()
+        self.forward = CapturedForward(state.evaluated) if isinstance(stepper, DeviceStepper) else None
+        self.metrics = self.folder / "metrics.jsonl"
+        self.board = Board(self.folder, state.progress.step) if self.recipe.log.tensorboard and ranks.first() else None
         self.draws = ranks.draws(state.model)
         self.stream = 0  # checksum of this rank's images since it was last added up
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
-
-    def make_stepper(self, mode: str) -> Stepper:
-        recipe, train = self.recipe, self.sources.train
-        criterion = make_criterion(recipe.loss, torch.bincount(train.labels, minlength=self.sources.classes))
-        return make_stepper(mode, recipe, train, self.state, criterion, self.precision)
 
     def steps(self, stop: runtime.Stop) -> Iterator[None]:
         """Train to the end, one step for each time it is asked. Once a signal asks to stop: save, then raise Interrupted."""
@@ -74,7 +56,7 @@ class Loop:
             part.eval()
         self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
-        stuck = getattr(self.sources.train, "stuck", lambda: "")
+        stuck = getattr(self.job.sources.train, "stuck", lambda: "")
         try:
             with closing(ahead(self.stepper.prepare, range(p.step, self.total), workers, stuck)) as batches:
                 while True:
@@ -104,18 +86,14 @@ class Loop:
         """Passes over the training images so far."""
         return self.state.progress.step * self.recipe.batch.size / self.images
 
-    def stretch(self) -> tuple[int, int]:
-        """The present step (from 0) and the number of steps, as the lr's schedule counts them."""
-        return self.state.progress.step, self.total
-
     def _step(self, batch: Batch) -> None:
         p, recipe = self.state.progress, self.recipe
-        step, total = self.stretch()
+        step, total = self.state.stretch
         p.lr = lr(recipe.schedule, step, total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
         runtime.seed_step(recipe.seed, p.step, self.draws)
         try:
-            self.stepper(batch, p)
+            self.stepper(batch)
         except NonFinite as error:
             self._refuse(error)
         own, size = ranks.own(recipe.batch.size), recipe.batch.size
@@ -124,11 +102,13 @@ class Loop:
         p.seen += size
         p.warmup_seen += size
         self._end_warmup()
+        if p.step == self.state.phases[self.state.phase - 1].end < self.total:
+            self.state.enter(self.state.phase + 1)  # before a checkpoint of this step, which is the next phase's first
 
     def _collect(self) -> None:
         p = self.state.progress
         try:
-            self.stepper.collect(p)
+            self.stepper.collect()
         except NonFinite as error:
             self._refuse(error)
         p.stream, self.stream = (p.stream + int(ranks.total(torch.tensor(self.stream)))) % 2**32, 0
@@ -143,12 +123,12 @@ class Loop:
             if 100 * p.warmup_wrong / p.warmup_seen < (schedule.warmup_until or WARMUP_UNTIL):
                 p.warmup_ended = p.step
             p.warmup_wrong = p.warmup_seen = 0
-            self.stepper.restart(p)
+            self.stepper.restart()
 
     def _refuse(self, error: NonFinite) -> NoReturn:
         p = self.state.progress
         step = p.step if error.step is None else error.step
-        names = [self.sources.train.names[int(i)] for i in self.stepper.prepare(step).indices]
+        names = [self.job.sources.train.names[int(i)] for i in self.stepper.prepare(step).indices]
         if ranks.first():
             write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
         saved = checkpoint.found(self.folder / "checkpoints")
@@ -189,7 +169,7 @@ class Loop:
 
     def _log_due(self) -> bool:
         p = self.state.progress
-        return p.step % self.recipe.log.every == 0 or p.step == self.total
+        return p.step % self.recipe.log.every == 0 or any(p.step == phase.end for phase in self.state.phases)
 
     def _log(self) -> None:
         p = self.state.progress
@@ -199,7 +179,7 @@ class Loop:
             "epoch": round(self.epoch(), 4),
             "lr": p.lr,
             "loss": p.loss / p.seen,
-            **self.trained(),
+            **self._trained(),
             "grad_norm": self.stepper.grad_norm,
             "stream": f"{p.stream:08x}",
         }
@@ -207,17 +187,22 @@ class Loop:
         self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
         self.display.train(line, self.total, speed)
         p.loss, p.losses, p.wrong, p.seen = 0.0, {}, 0, 0
-        self.stepper.restart(p)
+        self.stepper.restart()
         self.interval_images, self.interval_seconds = 0, 0.0
 
-    def trained(self) -> dict[str, Any]:
-        """What a training line says beside the loss, of the steps since the last one."""
-        p = self.state.progress
-        return {"error": 100 * p.wrong / p.seen}
+    def _trained(self) -> dict[str, Any]:
+        """The phase of several, the error of tasks that have one, the losses of those that have several."""
+        p, ends = self.state.progress, [phase.end for phase in self.state.phases]
+        line: dict[str, Any] = {"phase": 1 + sum(end < p.step for end in ends[:-1])} if len(ends) > 1 else {}
+        if len(p.losses) <= 1:
+            return line | {"error": 100 * p.wrong / p.seen}
+        return line | {"losses": {name: total / p.seen for name, total in p.losses.items()}}
 
     def _evaluation_due(self) -> bool:
         p, every = self.state.progress, self.recipe.evaluate.every
-        if self.sources.val is None or p.step == 0 or p.evaluated_at == p.step:
+        if self.job.sources.val is None or p.step == 0 or p.evaluated_at == p.step:
+            return False
+        if not next(phase for phase in self.state.phases if p.step <= phase.end).evaluated:
             return False
         batch = self.recipe.batch.size
         new_epoch = p.step * batch // self.images > (p.step - 1) * batch // self.images
@@ -226,37 +211,21 @@ class Loop:
     def _evaluate(self, stop: runtime.Stop) -> None:
         p, started = self.state.progress, time.perf_counter()
         self._collect()
-        error, numbers = self.judge(stop)
+        error, numbers, text, _ = self.job.task.evaluate(
+            self.job,
+            self.state.evaluated,
+            self.job.sources.val,
+            precision=pick_precision(self.recipe.precision, self.job.device),
+            progress=lambda done: stop.check(),
+            forward=self.forward,
+        )
         self.state.keep_best(error, numbers["loss"])
         self._watch_plateau(error)
         p.evaluated_at = p.step
         p.seconds += (seconds := time.perf_counter() - started)
         line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
-        line |= numbers
-        self._write(line | {"time": {"seconds": round(seconds, 3)}})
-        self.display.evaluation(line)
-
-    def eval_batch(self) -> int:
-        """How many images are evaluated at once."""
-        height, width = self.sources.preprocessing.size
-        on_cpu, on_gpu = EVAL_BATCH
-        return on_gpu if self.device.type == "cuda" else max(min(on_cpu, EVAL_PIXELS // (height * width)), 1)
-
-    def judge(self, stop: runtime.Stop) -> tuple[float, dict[str, Any]]:
-        """The evaluated weights on the held-out images: the error in percent that the best weights have least of, and what a line
-        says of them, `loss` for one."""
-        assert self.sources.val is not None
-        seen = ranks.single_view(
-            self.state.evaluated,
-            self.sources.val,
-            batch=self.eval_batch(),
-            forward=self.forward,
-            flip=self.recipe.evaluate.flip,
-            autocast=autocast(self.precision, self.device),
-            progress=lambda done: stop.check(),
-        )
-        error, loss = error_and_loss(seen.logits, seen.labels)
-        return error, {"loss": loss, "top1_error": error}
+        self._write(line | numbers | {"time": {"seconds": round(seconds, 3)}})
+        self.display.evaluation(p.step, self.epoch(), f"{text}  loss {numbers['loss']:.4f}")
 
     def _watch_plateau(self, error: float) -> None:
         """DRL 3.4: lr "is divided by 10 when the error plateaus"."""

@@ -4,63 +4,53 @@ import shutil
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 import torch
 
+from reslearn import tasks
 from reslearn.errors import Interrupted, UserError
 from reslearn.files import writing
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.folder import locked, read_facts
+from reslearn.training.request import TrainRequest
 from reslearn.training.run import Run, begin, finish, make_loop, reopen, resume
 from reslearn.training.task import Job
 
 OVER = object()
 
 
-def train_seeds(
-    seeds: int,
-    data: str | Path,
-    model: str | None = None,
-    recipe: str | Path | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-    init: str | Path | None = None,
-    task: str = "classify",
-) -> list[Run]:
-    """Runs with the seeds `seed`, `seed` + 1, ... (by default from the recipe's on), in the folders OUT/seed-0, ...; the other
-    arguments are those of train.
+def train_seeds(seeds: int, request: TrainRequest) -> list[Run]:
+    """Runs with the seeds `seed`, `seed` + 1, ... (from the recipe's on), in the folders OUT/seed-0, ...; see train.
 
-    Each gives the same as alone. Raises what train raises; Interrupted leaves runs that resume_seeds(OUT) goes on with.
+    Each gives the same as alone. Raises what train raises; Interrupted leaves runs that resume_seeds(OUT) continues.
     """
     _alone()
     if seeds < 1:
         raise UserError(f"seeds={seeds}: must be at least 1")
-    if out is None:
+    if (out := request.out) is None:
         raise UserError("several seeds need a folder for their runs: say where with --out")
-    out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists: continue its runs with --resume {out}, or choose another --out")
     fresh = out.with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)  # of one that was killed
     with writing(out):
         fresh.mkdir(parents=True)
-    try:  # the folder appears with all of its runs, or not at all: what is gone on with is what was asked for
+    try:  # the folder appears with all of its runs, or not at all: what is resumed is what was asked for
+        next_seed: dict[str, int] = {}
         for number in range(seeds):
-            begun = begin(data, model, recipe, settings, seed, fresh / str(number), device, True, init, task)
-            begun.folder.rename(fresh / f"seed-{begun.ready.recipe.seed}")
-            seed = begun.ready.recipe.seed + 1
+            job = begin(replace(request, settings=request.settings | next_seed, out=fresh / str(number), quiet=True))
+            job.folder.rename(fresh / f"seed-{job.recipe.seed}")
+            next_seed = {"seed": job.recipe.seed + 1}
         with writing(out):
             fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return resume_seeds(out, device, quiet)
+    return resume_seeds(out, request.device, request.quiet)
 
 
 def _alone() -> None:
@@ -82,7 +72,7 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
     display, runs = Display(quiet), {}
     waiting = [path for path in seed_folders(folder) if not (path / "result.json").exists()]
     facts = [read_facts(path) for path in waiting]
-    if len(waiting) > 1 and all(fact["machine"].get("step") == "captured" for fact in facts) and torch.cuda.is_available():
+    if len(waiting) > 1 and all(fact["machine"].get("execution") == "captured" for fact in facts) and torch.cuda.is_available():
         with ExitStack() as locks:
             for path in waiting:
                 locks.enter_context(locked(path))
@@ -101,7 +91,7 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
     return [runs[path] for path in seed_folders(folder)]
 
 
-def side_by_side(jobs: Sequence[Job]) -> list[Run]:
+def side_by_side(jobs: Sequence[Job[Any, Any, Any]]) -> list[Run]:
     """Runs to their ends, a step of each in turn, each on its own stream of the device."""
     loops = [make_loop(job) for job in jobs]
     device = jobs[0].device
@@ -119,24 +109,16 @@ def side_by_side(jobs: Sequence[Job]) -> list[Run]:
             for loop in loops:
                 loop.save()
             raise Interrupted(signal.number, jobs[0].folder.parent) from None
-        return [Run(job.folder, finish(job, loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
-
-
-def measures(numbers: dict[str, Any]) -> dict[str, tuple[float | None, list[float] | None]]:
-    """The values that stand for a split's numbers, in percent, by name, with their 95% intervals: of a classifier its error, of a
-    detector AP, AP50 and AP75, and those of its masks. None where nothing can be measured."""
-    if "top1_error" in numbers:
-        return {"error": (numbers["top1_error"], numbers["top1_interval"])}
-    found = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
-    return {f"{of}{key}": (each[key], each["intervals"][key]) for of, each in found.items() for key in ("AP", "AP50", "AP75")}
+        return [Run(job.folder, job.task.name, finish(loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The last numbers of runs with several seeds: `{"runs": folders, split: {measure: {"each": values, "mean": , "std": }}}`, with
-    a value for each run; std is of the sample, None for one run, and both are None where a value is."""
+    """The last numbers of runs of one task with several seeds, with the values of each run in their order:
+    `{"runs": folders, split: {measure: {"each": values, "mean": , "std": }}}`. std is of the sample, None for one run; both are
+    None where a value is."""
     found: dict[str, Any] = {"runs": [str(run.folder) for run in runs]}
     for split in ("val", "test", "train"):
-        numbers = [measures(run.result["last"][split]) for run in runs if split in run.result["last"]]
+        numbers = [tasks.get(run.task).measures(run.result["last"][split]) for run in runs if split in run.result["last"]]
         if len(numbers) == len(runs):
             shared = [name for name in numbers[0] if all(name in one for one in numbers)]
             found[split] = {name: _spread([one[name][0] for one in numbers]) for name in shared}

@@ -23,10 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import Interrupted, Lost, UserError
-from reslearn.evaluation import protocols
-from reslearn.evaluation.protocols import Seen, Source
 from reslearn.nets.merges import StochasticDepth
 from reslearn.training.recipe import Recipe
 
@@ -153,14 +150,12 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
-def check(recipe: Recipe | DetectRecipe) -> None:
+def check(recipe: Recipe) -> None:
     """Raise UserError where ranks cannot share the recipe's batches."""
     parts, micro = count(), recipe.batch.micro or 1
     if recipe.batch.size % (parts * micro):
         each = f"{parts} ranks" if micro == 1 else f"{parts} ranks of micro-batches of {micro}"
         raise UserError(f"batch.size={recipe.batch.size} cannot be shared by {each}: make it a multiple of {parts * micro}")
-    if parts > 1 and isinstance(recipe, Recipe) and recipe.loss.class_weights == "auto":
-        raise UserError("loss.class_weights=auto, whose mean is over a whole batch, does not go with several ranks: set it to none")
 
 
 def own(images: int) -> slice:
@@ -262,55 +257,3 @@ def by_first(work: Callable[[], T]) -> T:
         error.shared = True
         raise error
     return found[0]
-
-
-class Shard:
-    """Every count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
-
-    def __init__(self, source: Source, batch: int) -> None:
-        starts = range(rank() * batch, len(source), count() * batch)
-        places = [torch.arange(start, min(start + batch, len(source))) for start in starts]
-        self.source, self.places = source, torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
-        self.labels = source.labels.cpu()[self.places]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def holes(self) -> set[int]:
-        return {i for i, place in enumerate(self.places.tolist()) if place in self.source.holes}
-
-    def eval_batch(self, start: int, stop: int) -> Tensor:
-        at = int(self.places[start])
-        return self.source.eval_batch(at, at + stop - start)
-
-
-def single_view(
-    model: nn.Module,
-    source: Any,
-    *,
-    batch: int = 250,
-    progress: Callable[[int], None] = lambda done: None,
-    **how: Any,
-) -> Seen:
-    """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
-    if count() == 1:
-        return protocols.single_view(model, source, batch=batch, progress=progress, **how)
-    part: Any = Shard(source, batch)
-    rounds, done = -(-len(source) // (batch * count())), 0
-
-    def next_round(_: int) -> None:
-        nonlocal done
-        done += 1
-        progress(min(done * batch * count(), len(source)))
-
-    seen = protocols.single_view(model, part, batch=batch, progress=next_round, **how) if len(part) else None
-    while done < rounds:
-        next_round(0)
-    own_part = None if seen is None else (seen.logits, seen.labels, part.places[seen.indices])
-    parts = [found for found in gather(own_part) if found is not None]
-    source.holes.update(*gather(source.holes))
-    source.bad = merged(source.bad)
-    logits, labels, places = (torch.cat(list(column)) for column in zip(*parts, strict=True))
-    order = places.argsort()
-    return Seen(logits[order], labels[order], places[order])

@@ -1,14 +1,14 @@
-"""A run is a frozen recipe: every number that decides a training run, validated, in one file."""
+"""What every recipe has, whatever the task: a run is a frozen recipe, validated, in one file."""
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from reslearn.data.augment import Flip
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
 from reslearn.nets.blocks import Order, StrideIn
@@ -17,14 +17,14 @@ from reslearn.nets.resnet import Pool
 from reslearn.nets.shortcuts import Shortcut
 from reslearn.nets.zoo import check_options
 
-
-class Section(BaseModel):
-    """Frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Execution = Literal["auto", "eager", "fused", "compiled", "captured"]
 
 
-class Net(Section):
+class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A table of keys. Frozen; unknown keys are rejected."""
+
+
+class Net(Section, frozen=True):
     """The network, by its name and options (see `create`); unset options are the network's own."""
 
     name: str
@@ -37,8 +37,8 @@ class Net(Section):
     per_sample: bool | None = None
     pool: Pool | None = None
     zero_init_last_gamma: bool | None = None
-    init: str | None = None  # a model file or run folder to start from instead of at random
-    frozen: int = Field(default=0, ge=0)  # 1: its stem, and with n + 1 its first n stages too, stay as they are
+    init: str | None = Field(default=None, description="model file or run folder to start from; otherwise random weights")
+    frozen: int = Field(default=0, ge=0, description="1 freezes the stem, n + 1 the first n stages too (needs init)")
 
     def options(self) -> dict[str, Any]:
         """Those of create() that are set."""
@@ -64,54 +64,23 @@ def _share_or_count(value: float) -> float:
 HoldOut = Annotated[float, Field(ge=0), AfterValidator(_share_or_count)]
 
 
-class Data(Section):
+class Data(Section, frozen=True):
     """Which images are held out, and what the network sees of the others."""
 
-    val: HoldOut = 0.1  # a share below 1, or a number of images; only where the set has no val split of its own
-    test: HoldOut = 0.15  # likewise, for a folder that is not divided at all
-    size: int | None = Field(default=None, ge=8, le=1024)  # px; None: the images' own (small images)
-    crop_ratio: float = Field(default=1.0, gt=0, le=1)  # evaluation scales to size / crop_ratio, then takes the center
-    normalize: Literal["channel", "pixel-mean"] = "channel"  # pixel-mean: subtracted, no division by std (DRL 4.2)
-    flip: Flip = True  # mirrored by chance; "alternate": in every other epoch
-    pad: int = Field(default=0, ge=0, le=64)  # px on each side, then a random crop of the image's size (small images)
-    pad_with: Literal["black", "mean"] = "black"
-    crop_scale: tuple[float, float] | None = None  # share of a photo's area that a random crop takes (photos)
-    jitter: tuple[int, int] | None = None  # px: the shorter side is drawn from this range, then a crop of `size` (DRL 3.4; photos)
-    grow: tuple[int, int] | None = None  # px: training views grow from one size to the other as training goes on (photos)
-    color: float | None = Field(default=None, gt=0, le=1)  # deviation of PCA color noise (Krizhevsky et al., 2012; photos)
-    on_bad: Literal["error", "skip"] = "error"  # a file that is no image
-    workers: int = Field(default=0, ge=0, le=64)  # threads that prepare batches ahead of time
-    cache: Literal["auto", "on", "off"] = "auto"  # shrunk photos in the cache folder; "auto": of small sets
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Data":
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError("crop_scale must be two shares, 0 < low <= high <= 1")
-        if self.pad_with == "mean" and not self.pad:
-            raise ValueError("pad_with applies with pad above 0")
-        if self.jitter is not None and self.crop_scale is not None:
-            raise ValueError("give jitter or crop_scale, not both")
-        if self.jitter is not None and not (self.size or 8) <= self.jitter[0] <= self.jitter[1] <= 4096:
-            raise ValueError("jitter must be two sizes in px, size <= low <= high <= 4096")
-        if self.jitter is not None and self.cache == "on":
-            raise ValueError("cache=on does not go with jitter: what is cached is shrunk to one size")
-        if self.grow is not None and (self.crop_scale is None or not 8 <= self.grow[0] <= self.grow[1] <= 1024):
-            raise ValueError("grow must be two sizes in px, 8 <= from <= to <= 1024, and goes with crop_scale")
-        if self.grow is not None and self.normalize == "pixel-mean":
-            raise ValueError("grow does not go with normalize=pixel-mean, which is for one size")
-        return self
+    val: HoldOut = Field(
+        default=0.1, description="validation images: a share below 1, or a number; only for sets without a val split"
+    )
+    workers: int = Field(default=0, ge=0, le=64, description="threads that prepare batches ahead of time")
 
 
-class Batch(Section):
-    """Images a step, of all ranks together.
+class Batch(Section, frozen=True):
+    """Images a step, of all ranks together."""
 
-    micro: the forward and backward passes take this many at once on each rank, and so does batch normalization; the gradients of
-    a step are accumulated. sync_bn: batch normalization takes those of all ranks together.
-    """
-
-    size: int = Field(default=128, ge=2, le=65536)
-    micro: int | None = Field(default=None, ge=2)
-    sync_bn: bool | None = None
+    size: int = Field(default=128, ge=1, le=65536, description="images a step")
+    micro: int | None = Field(
+        default=None, ge=1, description="images per forward pass, and per BN statistic, on each rank; gradients accumulate"
+    )
+    sync_bn: bool | None = Field(default=None, description="normalize by the images of all ranks together")
 
     @model_validator(mode="after")
     def _divides(self) -> "Batch":
@@ -120,18 +89,25 @@ class Batch(Section):
         return self
 
 
-class Optimizer(Section):
+class Optimizer(Section, frozen=True):
     """SGD with momentum. style: "pytorch" is v = m v + g, w -= lr v; "caffe" is v = m v + lr g, w -= v.
 
-    The two differ for about ten steps after each change of lr. Every parameter is decayed, as in the paper, unless `undecayed`.
+    The two differ for about ten steps after each change of lr. Weight decay applies to every parameter, as in the paper, unless
+    `undecayed` is set.
     """
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     nesterov: bool = False
-    style: Literal["pytorch", "caffe"] = "pytorch"
-    undecayed: Literal["norm-and-bias"] | None = None  # no decay of gammas, betas and biases (He et al., 2019, section 3.1)
-    backbone_lr: float = Field(default=1.0, gt=0, le=1)  # share of lr for all but the last layer, when fine-tuning (net.init)
+    style: Literal["pytorch", "caffe"] = Field(
+        default="pytorch", description="caffe: the momentum buffer contains lr, as in Caffe's SGD"
+    )
+    undecayed: Literal["norm-and-bias"] | None = Field(
+        default=None, description="no decay of gammas, betas and biases (He et al., 2019, section 3.1)"
+    )
+    backbone_lr: float = Field(
+        default=1.0, gt=0, le=1, description="share of lr for all but the last layer, when fine-tuning (net.init)"
+    )
 
     @model_validator(mode="after")
     def _nesterov(self) -> "Optimizer":
@@ -140,19 +116,27 @@ class Optimizer(Section):
         return self
 
 
-class Schedule(Section):
-    """How long, and the learning rate as a rule of the step (see train/schedule.py)."""
+class Schedule(Section, frozen=True):
+    """How long, and the learning rate as a rule of the step (see training/schedule.py)."""
 
-    steps: int | None = Field(default=None, ge=1, le=10**9)
-    epochs: float | None = Field(default=None, gt=0, le=1e6)
-    lr: float = Field(default=0.1, gt=0)
-    lr_batch: int | None = Field(default=None, ge=1)  # lr is for batches of this size, and in proportion (Goyal et al., 2017)
+    steps: int | None = Field(default=None, ge=1, le=10**9, description="length in steps")
+    epochs: float | None = Field(default=None, gt=0, le=1e6, description="length in epochs")
+    lr: float = Field(default=0.1, gt=0, description="highest learning rate")
+    lr_batch: int | None = Field(
+        default=None, ge=1, description="lr is for batches of this size, and scales with batch.size (Goyal et al., 2017)"
+    )
     shape: Literal["steps", "cosine", "one-cycle", "plateau"] = "steps"
-    drops: tuple[int | float, ...] = ()  # "steps": the steps, or shares of the run, after which lr is divided by 10
-    patience: int | None = Field(default=None, ge=1)  # "plateau": lr / 10 after so many evaluations without a lower error; 5
-    warmup: float = Field(default=0, ge=0)  # a share of the run below 1, or a number of steps, of linear rise
-    warmup_lr: float | None = Field(default=None, gt=0)  # this lr until the training error is below warmup_until (DRL 4.2)
-    warmup_until: float | None = Field(default=None, gt=0, lt=100)  # percent; 80 unless given
+    drops: tuple[int | float, ...] = Field(
+        default=(), description="steps, or shares of the run, after which lr is divided by 10 (shape steps)"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="evaluations without a lower error before lr is divided by 10 (shape plateau; 5)"
+    )
+    warmup: float = Field(default=0, ge=0, description="linear warm-up: a share of the run below 1, or a number of steps")
+    warmup_lr: float | None = Field(
+        default=None, gt=0, description="constant warm-up lr until the training error is below warmup_until (DRL 4.2)"
+    )
+    warmup_until: float | None = Field(default=None, gt=0, lt=100, description="training error, percent (80)")
 
     @model_validator(mode="after")
     def _one_length(self) -> "Schedule":
@@ -176,104 +160,118 @@ class Schedule(Section):
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * images / batch))
 
 
-class Loss(Section):
-    """Cross-entropy. class_weights "auto": each class by images / (classes x images of the class)."""
+class Every(Section, frozen=True):
+    """How often something happens."""
 
-    label_smoothing: float = Field(default=0, ge=0, lt=1)
-    class_weights: Literal["none", "auto"] = "none"
-
-
-class Every(Section):
-    """How often, in steps; None: once an epoch."""
-
-    every: int | None = Field(default=None, ge=1)
+    every: int | None = Field(default=None, ge=1, description="steps between two; otherwise once an epoch")
 
 
-class Evaluate(Every):
-    """flip: the mean of the logits of each image and its mirror, as AlexNet's tests average views (Krizhevsky et al., 2012)."""
+class Checkpoint(Section, frozen=True):
+    """When the run's state is saved; always at its end and after a signal, too."""
 
-    flip: bool = False
-
-
-class Log(Section):
-    """A line of metrics.jsonl every so many steps; tensorboard: the same numbers for TensorBoard."""
-
-    every: int = Field(default=50, ge=1)
-    tensorboard: bool = False
+    every: int | None = Field(default=None, ge=1, description="steps between two; otherwise once a minute")
 
 
-class Common(Section):
-    """What every run has, whatever it is trained to do."""
+class Log(Section, frozen=True):
+    """Lines of metrics.jsonl, and the same numbers for TensorBoard."""
+
+    every: int = Field(default=50, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(default=False, description="write the same numbers for TensorBoard")
+
+
+class Recipe(Section, frozen=True):
+    """What decides a run of any task. The same recipe, data, seed and machine give the same weights, bit for bit."""
 
     name: str = "custom"
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="random seed")
     net: Net
+    data: Data = Data()
+    batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
-    ema: float | None = Field(default=None, gt=0, lt=1)  # decay of an average of the weights, used for evaluation
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of an average of the weights, used for evaluation")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    checkpoint: Every = Every()
+    execution: Execution = Field(default="auto", description="how a step is executed (see training/stepper.py)")
+    evaluate: Every = Every()
+    checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
 
 
-class Recipe(Common):
-    """Everything that decides a run. The same recipe, data, seed and machine give the same weights, bit for bit."""
-
-    data: Data = Data()
-    batch: Batch = Batch()
-    loss: Loss = Loss()
-    precise_bn: int | None = Field(default=None, ge=1)  # batches that BN's statistics are averaged over after training (DRL 3.4)
-    recompute: bool = False  # blocks are computed again in the backward pass instead of kept: less memory, more time
-    step: Literal["auto", "eager", "fused", "compiled", "captured"] = "auto"  # how it is run, see training/stepper.py
-    evaluate: Evaluate = Evaluate()
-
-    @model_validator(mode="after")
-    def _fine_tuning(self) -> "Recipe":
-        if self.optimizer.backbone_lr != 1 and self.net.init is None:
-            raise ValueError("optimizer.backbone_lr applies to fine-tuning: give net.init as well")
-        if self.recompute and spec(self.net.name).build is not None:
-            raise ValueError(f"recompute applies to networks of blocks, which '{self.net.name}' is not")
-        if self.batch.micro is not None and self.loss.class_weights == "auto":
-            raise ValueError("batch.micro does not go with loss.class_weights=auto, whose mean is over a whole batch")
-        return self
+R = TypeVar("R", bound=Recipe)
 
 
-Chosen = tuple[dict[str, Any], dict[str, str]]
-"""The values of a named recipe, and what of them was chosen from the data: a sentence, with the reason, by key."""
+class Cited(NamedTuple):
+    """A value of a named recipe with where it comes from."""
 
-R = TypeVar("R", bound=Common)
+    value: Any
+    source: str
 
 
-def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Every key that --set takes, dotted."""
-    found = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += keys(inner, f"{prefix}{name}.")
+class Chosen(NamedTuple):
+    """What a named recipe says. values: nested, leaves may be Cited. reasons: for values that were chosen from the data, a
+    sentence with the reason, by dotted key."""
+
+    values: dict[str, Any]
+    reasons: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """The values without their sources."""
+        return _uncited(self.values)
+
+    def sources(self) -> dict[str, str]:
+        """Where values come from, by dotted key."""
+        return {key: value.source for key, value in flatten(self.values).items() if isinstance(value, Cited)}
+
+
+def _uncited(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _uncited(value) if isinstance(value, dict) else value.value if isinstance(value, Cited) else value
+        for key, value in values.items()
+    }
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key that --set takes, dotted, with what is known of it."""
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from fields(section, f"{prefix}{name}.")
         else:
-            found.append(prefix + name)
-    return found
+            yield prefix + name, field
 
 
-def validate(values: dict[str, Any], where: str = "recipe", kind: type[Common] = Recipe, base: str = "default") -> Any:
-    """A recipe of that kind of nested values, or UserError naming the first key that is wrong, with the nearest known one.
+def keys(kind: type[Recipe]) -> list[str]:
+    """Every key that --set takes, dotted."""
+    return [key for key, _ in fields(kind)]
 
-    base: what is named to begin with where a key is missing."""
+
+def validate(values: dict[str, Any], kind: type[R], where: str = "recipe", base: str = "default") -> R:
+    """A recipe of nested values, or UserError naming the first key that is wrong, with the nearest known one.
+
+    base: the named recipe to suggest where a key is missing.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error, kind, base)}") from error
 
 
-def _explain(error: ValidationError, kind: type[Common], base: str) -> str:
+def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
     # A key that is not known is why another one is missing.
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # an item of a list, the last of those that are missing
-        places = [each["loc"][-1] for each in error.errors() if each["loc"][:-1] == first["loc"][:-1]]
+        places = [problem["loc"][-1] for problem in error.errors() if problem["loc"][:-1] == first["loc"][:-1]]
         return f"{key}: takes {1 + max(place for place in places if isinstance(place, int))} values (not {first['input']!r})"
     if first["type"] == "missing":
         return f'no {key}: give it, or begin with a base, such as base = "{base}"'
@@ -287,36 +285,35 @@ def _explain(error: ValidationError, kind: type[Common], base: str) -> str:
     return f"{key}: {message}{given}" if key else message
 
 
-def _value(text: str) -> Any:
-    """A value as the command line gives it: JSON where it is, else the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of `over` on top of those of `base`; schedule.steps and schedule.epochs replace each other."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+        if both and key == "schedule" and len({"steps", "epochs"} & set(value)) == 1:
+            merged[key].pop("epochs" if "steps" in value else "steps", None)
+    return merged
 
 
-def change(recipe: R, settings: Sequence[str]) -> R:
-    """The recipe with `key=value` settings applied; schedule.steps and schedule.epochs, one of them, replace the recipe's."""
+def change(recipe: R, settings: Mapping[str, Any]) -> R:
+    """The recipe with other values, by dotted key. Raises UserError naming what is wrong."""
     values = recipe.model_dump()
-    lengths = [setting for setting in settings if setting.startswith(("schedule.steps=", "schedule.epochs="))]
-    if len({setting.partition("=")[0] for setting in lengths}) > 1:
-        raise UserError(
-            f"{' and '.join(f'--set {setting}' for setting in lengths)}: give one of them, the length in steps or in epochs"
-        )
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write it as key=value, such as --set schedule.epochs=20")
-        if key not in (known := keys(type(recipe))):
-            raise UserError(f"--set {setting}: no key '{key}'{did_you_mean(key, known)}")
+    for key, value in settings.items():
         *sections, last = key.split(".")
         target = values
         for section in sections:
             target = target[section]
-        target[last] = _value(text)
+        target[last] = value
         if key in ("schedule.steps", "schedule.epochs"):
             target["epochs" if last == "steps" else "steps"] = None
-    return validate(values, " ".join(f"--set {setting}" for setting in settings) or "recipe", type(recipe))
+    where = " ".join(f"--set {key}={shown(value)}" for key, value in settings.items()) or "recipe"
+    return validate(values, type(recipe), where)
+
+
+def shown(value: Any) -> str:
+    """A value as --set takes it and as recipes are printed."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -11,28 +11,32 @@ from typing import Any
 import torch
 
 from reslearn import data as datasets
-from reslearn.classify import task as classification
-from reslearn.detect import task as detection
+from reslearn import tasks
+from reslearn.data.preprocess import Preprocessing
 from reslearn.device import pick_device, pick_precision
 from reslearn.errors import Interrupted, UserError
 from reslearn.files import write_text, writing
 from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
+from reslearn.training.finish import conclude
 from reslearn.training.folder import begun, locked, read_facts
 from reslearn.training.loop import Loop
+from reslearn.training.recipe import Recipe, flatten, shown, validate
+from reslearn.training.request import TrainRequest
+from reslearn.training.resolve import resolve
 from reslearn.training.schedule import warmup_steps
-from reslearn.training.stepper import pick
-from reslearn.training.task import Asked, Job, Ready, Task
-
-TASKS: dict[str, Task] = {"classify": classification, "detect": detection}
+from reslearn.training.state import State
+from reslearn.training.stepper import make_model, make_stepper, pick
+from reslearn.training.task import Job, Phase
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and its result.json."""
+    """A finished run: its folder, its task's name and its result.json."""
 
     folder: Path
+    task: str
     result: dict[str, Any]
 
 
@@ -43,85 +47,58 @@ def free_name(data: str, net: str, parent: Path = Path("runs")) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def train(
-    data: str | Path,
-    model: str | None = None,
-    recipe: str | Path | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-    init: str | Path | None = None,
-    task: str = "classify",
-) -> Run:
+def train(request: TrainRequest) -> Run:
     """Train a network and write a run folder.
 
-    data: a data set's name, a folder of class folders, or a .csv/.jsonl list. model: a network's name (see `models`). recipe: a
-    recipe's name or file. settings: "key=value". out: the run folder, which must be new. device: auto, cpu, cuda or mps.
-    init: a model file or run folder to fine-tune: its network, weights and preprocessing; new classes get a new last layer.
-    task: "classify", or "detect" for a detector on a set with boxes.
-    Raises UserError for whatever of these cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM,
-    when the run can be resumed.
+    Raises UserError for whatever cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM, when the run
+    can be resumed.
     """
-    with ranks.joined(device):
-        if (again := begun(out)) is not None:
-            return resume(again, device, quiet)
-        jobs: list[Job] = []
+    with ranks.joined(request.device):
+        if (again := begun(request.out)) is not None:
+            return resume(again, request.device, request.quiet)
+        jobs: list[Job[Any, Any, Any]] = []
 
         def start() -> tuple[Path, dict[str, Any]]:
-            jobs.append(begin(data, model, recipe, settings, seed, out, device, quiet, init, task))
+            jobs.append(begin(request))
             return jobs[0].folder, jobs[0].facts
 
         folder, facts = ranks.by_first(start)
         with locked(folder):
-            return train_job(jobs[0] if jobs else reopen(folder, facts, device, quiet))
+            return train_job(jobs[0] if jobs else reopen(folder, facts, request.device, request.quiet))
 
 
-def begin(
-    data: str | Path,
-    model: str | None,
-    recipe: str | Path | None,
-    settings: Sequence[str],
-    seed: int | None,
-    out: str | Path | None,
-    device: str,
-    quiet: bool,
-    init: str | Path | None,
-    task: str = "classify",
-) -> Job:
-    """A new run in its folder, with its recipe, not yet trained. The arguments are train's."""
-    display = Display(quiet)  # of rank 0, which alone begins runs
-    settings = [settings] if isinstance(settings, str) else settings
-    if task not in TASKS:
-        raise UserError(f"task={task!r}: must be one of {', '.join(map(repr, TASKS))}")
+def begin(request: TrainRequest) -> Job[Any, Any, Any]:
+    """A new run in its folder, with its recipe, not yet trained."""
+    task, display = request.task, Display(request.quiet)  # of rank 0, which alone begins runs
     runtime.check_versions()
-    on = ranks.own_device(pick_device(device))
-    if out is not None:
-        _refuse_existing(Path(out))
-    ready, chose, made, about = TASKS[task].begin(Asked(data, model, recipe, settings, seed, init), on, display)
-    resolved = ready.recipe
-    if resolved.log.tensorboard:
+    device = ranks.own_device(pick_device(request.device))
+    if request.out is not None:
+        _refuse_existing(request.out)
+    data = task.open(request.data, request.given)
+    recipe, chose = resolve(request, data)
+    ranks.check(recipe)
+    if recipe.log.tensorboard:
         check_installed()
-    folder = Path(out) if out is not None else free_name(ready.data.name, resolved.net.name)
-    total = resolved.schedule.total(len(ready.sources.train), resolved.batch.size)
-    if warmup_steps(resolved.schedule, total) >= total > 1:
-        raise UserError(f"schedule.warmup={resolved.schedule.warmup:g} is no shorter than the run's {total:,} steps")
-    mode, note = pick(resolved.step, on, resolved, resident=TASKS[task].resident(ready))
+    with display:
+        sources = task.sources(data, recipe, device, display, None)
+    folder = request.out if request.out is not None else free_name(data.name, recipe.net.name)
+    _check_warmup(recipe, task.phases(recipe, len(sources.train)))
+    execution, note = pick(recipe, device, resident=task.resident(sources))
     facts = {
-        "task": task,
-        "recipe": resolved.model_dump(mode="json"),
+        "task": task.name,
+        "recipe": recipe.model_dump(mode="json"),
         "command": runtime.command("reslearn.train()"),
-        "source": _absolute(data),
-        **about,
-        "machine": _machine(on, ready, mode),
+        "source": _absolute(request.data),
+        "data": task.describe(data, sources) | task.identity(data),
+        "preprocessing": sources.preprocessing.model_dump(mode="json"),
+        "machine": _machine(recipe, device, execution),
         "versions": runtime.versions(),
         "chose": [*chose, *([note] if note else [])],
     }
     if (name := ranks.job()) is not None:
         facts["job"] = name
-    _create(folder, facts, made)
-    return Job(folder, facts, ready, on, mode, display)
+    _create(folder, facts, sources.held_out)
+    return Job(folder, facts, task, recipe, data, sources, device, execution, display)
 
 
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
@@ -130,13 +107,13 @@ def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run
     device: by default the kind that the run began on, where it is there.
     Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     with ranks.joined(device):
         facts = ranks.by_first(lambda: read_facts(folder))
         with locked(folder):
             if result := ranks.by_first(lambda: _result(folder)):
                 Display(quiet or not ranks.first()).say(f"{folder} is complete: nothing to resume")
-                return Run(folder, result)
+                return Run(folder, facts["task"], result)
             return train_job(reopen(folder, facts, device, quiet))
 
 
@@ -145,62 +122,65 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def task_of(facts: dict[str, Any]) -> Task:
-    """What a run is trained to do."""
-    return TASKS[facts.get("task", "classify")]
-
-
-def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job:
+def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job[Any, Any, Any]:
     """A run that has begun, with its data."""
-    display = Display(quiet or not ranks.first())
+    task, display = tasks.get(facts["task"]), Display(quiet or not ranks.first())
     runtime.check_versions()
     on = ranks.own_device(_same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device))
-    ready = task_of(facts).reopen(folder, facts, on, display)
-    mode = _same_step(facts["machine"].get("step", "eager"), on, ready, resident=task_of(facts).resident(ready))
-    here = {"ranks": 1} | _machine(on, ready, mode) | runtime.versions()
+    recipe = validate(facts["recipe"], task.recipe, str(folder / "recipe.json"))
+    ranks.check(recipe)
+    data = task.open(facts["source"], flatten(facts["recipe"]))
+    if any(facts["data"].get(key, value) != value for key, value in task.identity(data).items()):
+        raise UserError(f"the data set {facts['source']} has changed since {folder} began: start a new run")
+    with display:
+        sources = task.sources(data, recipe, on, display, Preprocessing.model_validate(facts["preprocessing"]))
+    execution = _same_execution(facts["machine"].get("execution", "eager"), on, recipe, resident=task.resident(sources))
+    here = {"ranks": 1} | _machine(recipe, on, execution) | runtime.versions()
     before = {"ranks": 1} | facts["machine"] | facts["versions"]
     if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
-        display.say(f"note     not the machine or versions it began with, so the last bits may differ: {', '.join(changed)}")
-    return Job(folder, facts, ready, on, mode, display)
+        display.say(f"note     machine or versions have changed, so the last bits may differ: {', '.join(changed)}")
+    return Job(folder, facts, task, recipe, data, sources, on, execution, display)
 
 
-def make_loop(job: Job) -> Loop:
+def make_loop(job: Job[Any, Any, Any]) -> Loop:
     """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
-    task = task_of(job.facts)
     saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
-    state = task.make_state(job, task.network(job, fresh=not saved))
+    phases = job.task.phases(job.recipe, len(job.sources.train))
+    state = State(make_model(job, fresh=not saved), job.recipe, phases, job.task)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
-    loop = task.make_loop(job, state)
+    if ranks.first():
+        job.task.begin(job)
+    loop = Loop(job, state, make_stepper(job, state))
     ranks.wait(ranks.PREPARING)  # drawing the first picture ever takes rank 0 a while
     _introduce(job, loop)
     return loop
 
 
-def train_job(job: Job) -> Run:
+def train_job(job: Job[Any, Any, Any]) -> Run:
     """A run to its end."""
     loop = make_loop(job)
     with runtime.stop_on_signals() as stop, runtime.deterministic(job.device), job.display:
         try:
             for _ in loop.steps(stop):
                 pass
-            return Run(job.folder, finish(job, loop, stop))
+            return Run(job.folder, job.task.name, finish(loop, stop))
         except Interrupted as signal:
             raise Interrupted(signal.number, job.folder) from None
 
 
-def finish(job: Job, loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    """The end of a run; see its task. With the model files written, its last checkpoint is all that it still needs."""
-    result = task_of(job.facts).finish(job, loop, stop)
+def finish(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
+    """Test, and write the model files and result.json; of the checkpoints the last one stays."""
+    result = conclude(loop, stop)
     if ranks.first():
-        checkpoint.prune(job.folder / "checkpoints", 1)
+        checkpoint.prune(loop.job.folder / "checkpoints", 1)
     return result
 
 
-def _machine(device: torch.device, ready: Ready, mode: str) -> dict[str, Any]:
+def _machine(recipe: Recipe, device: torch.device, execution: str) -> dict[str, Any]:
     """What trains, and how many of them where it is more than one."""
-    machine = runtime.machine(device, pick_precision(ready.recipe.precision, device), mode)
+    machine = runtime.machine(device, pick_precision(recipe.precision, device), execution)
     return machine | {"ranks": ranks.count()} if ranks.count() > 1 else machine
 
 
@@ -211,40 +191,45 @@ def _same_device(began: str) -> torch.device:
         return pick_device()
 
 
-def _same_step(began: str, device: torch.device, ready: Ready, *, resident: bool) -> str:
-    """How the run's steps go on: as they began, where that can be."""
+def _same_execution(began: str, device: torch.device, recipe: Recipe, *, resident: bool) -> str:
+    """The execution mode that the run began with, where it is possible here."""
     try:
-        return pick(began, device, ready.recipe, resident=resident)[0]
+        return pick(recipe, device, resident=resident, asked=began)[0]
     except UserError:
-        return pick("auto", device, ready.recipe, resident=resident)[0]
+        return pick(recipe, device, resident=resident, asked="auto")[0]
 
 
-def _introduce(job: Job, loop: Loop) -> None:
-    machine, recipe, display = job.facts["machine"], loop.recipe, job.display
-    for line in task_of(job.facts).introduce(job):
+def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
+    machine, recipe, display = job.facts["machine"], job.recipe, job.display
+    for line in job.task.introduce(job):
         display.say(line)
     several = f"{machine['ranks']} ranks, " if "ranks" in machine else ""
-    how = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['step']} steps"
+    how = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['execution']}"
     display.say(f"machine  {machine['processor']} ({how})")
     for line in job.facts["chose"]:
         display.say(f"chose    {line}")
     for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
-        shown = _plain(values) if not isinstance(values, dict) else "  ".join(f"{k}={_plain(v)}" for k, v in values.items())
-        if shown != "":
-            display.say(f"{section:<11}{shown}")
+        text = shown(values) if not isinstance(values, dict) else "  ".join(f"{k}={shown(v)}" for k, v in values.items())
+        if text != "":
+            display.say(f"{section:<11}{text}")
     step = f", from step {s:,}" if (s := loop.state.progress.step) else ""
     display.say(f"run      {job.folder}, {loop.total:,} steps{step}")
     schedule = recipe.schedule
     if schedule.drops and loop.total <= schedule.drops[0]:
         display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
-    if loop.sources.val is None:
+    if job.sources.val is None:
         why = "could be held out: too few a class" if recipe.data.val else "is held out (data.val=0)"
-        last = "" if loop.sources.test is not None else "; the final numbers are of the training images"
+        last = "" if job.sources.test is not None else "; the final numbers are of the training images"
         display.say(f"note     no image {why}{last}")
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+def _check_warmup(recipe: Recipe, phases: Sequence[Phase]) -> None:
+    """Raise UserError where a phase would end before its warm-up does."""
+    ends = [phase.end for phase in phases]
+    shortest = min(end - begin for begin, end in zip([0, *ends], ends, strict=False))
+    if warmup_steps(recipe.schedule, shortest) >= shortest > 1:
+        whose = "the run's" if len(phases) == 1 else "its shortest phase's"
+        raise UserError(f"schedule.warmup={recipe.schedule.warmup:g} is no shorter than {whose} {shortest:,} steps")
 
 
 def _absolute(data: str | Path) -> str:
@@ -258,7 +243,7 @@ def _refuse_existing(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not an empty folder: choose another --out")
 
 
-def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> None:
+def _create(folder: Path, facts: dict[str, Any], held_out: dict[str, list[str]]) -> None:
     """The run folder appears whole, with its recipe, or not at all."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +251,6 @@ def _create(folder: Path, facts: dict[str, Any], made: dict[str, list[str]]) -> 
             fresh = Path(temporary) / "run"
             fresh.mkdir()
             write_text(fresh / "recipe.json", json.dumps(facts, indent=1, ensure_ascii=False))
-            if made:
-                write_text(fresh / "split.json", json.dumps(made, indent=1, ensure_ascii=False))
+            if held_out:
+                write_text(fresh / "split.json", json.dumps(held_out, indent=1, ensure_ascii=False))
             fresh.rename(folder)

@@ -99,10 +99,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def machine(device: torch.device, precision: str, step: str) -> dict[str, Any]:
+def machine(device: torch.device, precision: str, execution: str) -> dict[str, Any]:
     """What a result was made on, and how."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "processor": name, "threads": torch.get_num_threads(), "precision": precision, "step": step}
+    return {
+        "device": device.type,
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "execution": execution,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,16 +1,19 @@
 """What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
 from reslearn.errors import UserError
 from reslearn.training import checkpoint
 from reslearn.training.ema import Ema
-from reslearn.training.step import make_optimizer, set_lr
+from reslearn.training.optimizer import make_optimizer, set_lr
+from reslearn.training.recipe import Recipe
+from reslearn.training.task import Phase, Task
 from reslearn.weights.store import shape_mismatch
 
 
@@ -22,7 +25,7 @@ class Progress:
     evaluated_at: int = 0
     lr: float = 0.0
     loss: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)  # the parts of a detector's, by name
+    losses: dict[str, float] = field(default_factory=dict)  # its parts, by name
     wrong: int = 0
     seen: int = 0
     warmup_wrong: int = 0  # over the present window of warm-up steps
@@ -39,34 +42,46 @@ class Progress:
     stream: int = 0  # checksum of all images trained on so far, in their order
 
 
-def freeze(model: nn.Module, frozen: int) -> list[nn.Module]:
-    """Fix the stem (1) and the first stages (2, ...) of a network. Returns what must stay in evaluation mode."""
-    parts = [model.get_submodule(name) for name in ("conv1", "bn1")] if frozen else []
-    parts += [model.get_submodule(f"layer{i}") for i in range(1, frozen)]
-    for part in parts:
-        part.requires_grad_(False)
-    return parts
+def frozen_parts(model: nn.Module, frozen: int) -> list[nn.Module]:
+    """What net.frozen keeps as it is: the stem (1) and the first stages (2, ...) of a network."""
+    names = ["conv1", "bn1", *(f"layer{i}" for i in range(1, frozen))] if frozen else []
+    return [model.get_submodule(name) for name in names]
 
 
 class State:
-    """Model, optimizer, average, best weights and progress. trained: what steps change, of the model or of one beside it."""
+    """Model, optimizer, average, best weights and progress. phase: the present one, from 1; trained: what it changes."""
 
-    def __init__(self, model: nn.Module, recipe: Any) -> None:
-        self.model = self.trained = model
-        self.frozen = freeze(model, recipe.net.frozen)
-        self.optimizer: SGD = make_optimizer(model, recipe.optimizer, recipe.schedule.lr)
-        self.ema = Ema(model, recipe.ema) if recipe.ema is not None else None
+    def __init__(self, model: nn.Module, recipe: Recipe, phases: Sequence[Phase], task: Task[Any, Any, Any]) -> None:
+        self.model, self.recipe, self.phases, self.task = model, recipe, phases, task
+        self.frozen = frozen_parts(model, recipe.net.frozen)  # they stay in evaluation mode
+        for part in self.frozen:
+            part.requires_grad_(False)
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(lr=recipe.schedule.lr)
+        self.enter(1)
+        self.ema = Ema(model, recipe.ema) if recipe.ema is not None else None
+
+    def enter(self, phase: int) -> None:
+        """Begin a phase, with momentum buffers of zero."""
+        self.phase = phase
+        self.trained = self.task.enter(self.model, phase)
+        head = self.task.head(self.model)
+        self.optimizer: SGD = make_optimizer(self.trained, self.recipe.optimizer, self.recipe.schedule.lr, head)
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and kept: the average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that can have a velocity, by the names they have in a checkpoint."""
-        return self.model.named_parameters()
+    @property
+    def stretch(self) -> tuple[int, int]:
+        """The present step (from 0) and the number of steps of the present phase, as the lr's schedule counts them."""
+        begin = self.phases[self.phase - 2].end if self.phase > 1 else 0
+        return self.progress.step - begin, self.phases[self.phase - 1].end - begin
+
+    def batch_norms(self) -> list[_BatchNorm]:
+        """The layers that normalize by a batch and count it: those in training mode."""
+        return [module for module in self.trained.modules() if isinstance(module, _BatchNorm) and module.training]
 
     def keep_best(self, error: float, loss: float) -> None:
         """Remember the evaluated weights if they are the best so far: lowest held-out error, then lowest loss."""
@@ -77,29 +92,28 @@ class State:
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         state = {}
-        for name, parameter in self.parameters():
-            velocity = self.optimizer.state[parameter].get("momentum_buffer")
-            if velocity is not None:
-                state[f"velocity.{name}"] = velocity
+        for name, parameter in self.model.named_parameters():
+            if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                state[f"momentum.{name}"] = buffer
         if self.ema is not None:
             state |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         return checkpoint.Checkpoint(self.model.state_dict(), state, asdict(self.progress), self.best)
 
     def from_checkpoint(self, saved: checkpoint.Checkpoint, where: str) -> None:
         """Take over a checkpoint. Raises UserError naming the first tensor that does not fit the recipe's network."""
+        self.progress = self._progress(saved.facts, where)
+        self.enter(1 + sum(phase.end <= self.progress.step for phase in self.phases[:-1]))
         self._fits(self.model.state_dict(), saved.model, where)
         self.model.load_state_dict(saved.model)
-        for name, parameter in self.parameters():
-            velocity = saved.state.get(f"velocity.{name}")
-            if velocity is not None:
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(velocity)
+        for name, parameter in self.model.named_parameters():
+            if (buffer := saved.state.get(f"momentum.{name}")) is not None:
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(buffer)
         if self.ema is not None:
             ema = {name.removeprefix("ema."): t for name, t in saved.state.items() if name.startswith("ema.")}
             self._fits(self.ema.state_dict(), ema, where)
             self.ema.module.load_state_dict(ema)
         self.best = saved.best
-        self.progress = self._progress(saved.facts, where)
-        set_lr(self.optimizer, self.progress.lr, "pytorch")  # the velocities are of this rate already
+        set_lr(self.optimizer, self.progress.lr, "pytorch")  # the momentum buffers are of this rate already
 
     @staticmethod
     def _fits(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:

@@ -1,4 +1,4 @@
-"""One training step, the same for every device and precision."""
+"""One update of the weights, the same for every task, device and precision."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -6,14 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
 
 from reslearn.training import ranks
-from reslearn.training.recipe import Loss
-from reslearn.training.recipe import Optimizer as OptimizerRecipe
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
+from reslearn.training.state import State
+from reslearn.training.task import Examples, Losses, LossFunction
 
 
 class NonFinite(ArithmeticError):
@@ -25,122 +21,59 @@ class NonFinite(ArithmeticError):
 
 
 class Outcome(NamedTuple):
-    """0-dim tensors on the device. loss: mean over the batch, as trained; wrong: images whose top-1 is wrong; grad_norm: 2-norm."""
+    """Of a batch, of all ranks together, on the device. names: of the losses. values: float64, the losses, then the number of
+    images with a wrong top-1 class (0 where the task has none). grad_norm: 2-norm, 0-dim."""
 
-    loss: Tensor
-    wrong: Tensor
+    names: tuple[str, ...]
+    values: Tensor
     grad_norm: Tensor
 
-
-def make_criterion(loss: Loss, counts: Tensor) -> Criterion:
-    """Mean cross-entropy of (N, K) logits against int64 (N,) labels. counts: training images of each class, (K,)."""
-    weight = None
-    if loss.class_weights == "auto":
-        present = counts.clamp(min=1).float()
-        weight = counts.sum() / (len(counts) * present)
-    return lambda logits, labels: F.cross_entropy(logits, labels, weight=weight, label_smoothing=loss.label_smoothing)
+    @property
+    def loss(self) -> Tensor:
+        """What is minimized, 0-dim."""
+        return self.values[:-1].sum()
 
 
-def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, lr: float) -> SGD:
-    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's (backbone_lr, or 1: the last layer).
+class LossModule(nn.Module):
+    """A network with its loss: examples -> Losses."""
 
-    Velocities start as zeros, which is what PyTorch's first step does too. On a GPU the lr is a tensor, so that a captured step
-    reads the present one.
+    def __init__(self, network: nn.Module, loss: LossFunction, autocast: AbstractContextManager[Any]) -> None:
+        super().__init__()
+        self.network, self.loss, self.autocast = network, loss, autocast
+
+    def forward(self, examples: Examples) -> Losses:
+        with self.autocast:
+            return self.loss(self.network, examples)
+
+
+def update(model: nn.Module, examples: Examples, state: State, check: Callable[[Outcome], object]) -> None:
+    """One step: the gradients of the examples' mean loss, then the update of weights and average.
+
+    model: a LossModule, or one on several ranks. batch.micro examples go through it at once; their gradients and losses count by
+    their share of the batch. check: is given the outcome before the weights change, and raises NonFinite or sets the optimizer's
+    found_inf.
     """
-    device = next(model.parameters()).device
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": trainable, "share": 1.0}]
-    if recipe.backbone_lr != 1:
-        groups = [{"params": trainable[:-2], "share": recipe.backbone_lr}, {"params": trainable[-2:], "share": 1.0}]
-    if recipe.undecayed is not None:
-        groups = [part for group in groups for part in _by_decay(group, recipe.weight_decay)]
-    for group in groups:
-        group["rate"] = group["share"] * lr
-        group["lr"] = torch.tensor(group["rate"], device=device) if device.type == "cuda" else group["rate"]
-    optimizer = SGD(
-        groups,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    for parameter in trainable if recipe.momentum else []:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _by_decay(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
-    """A group as two: weights, which decay, and gammas, betas and biases, which do not."""
-    weights = [p for p in group["params"] if p.ndim > 1]
-    others = [p for p in group["params"] if p.ndim <= 1]
-    parts = ({**group, "params": weights, "weight_decay": decay}, {**group, "params": others, "weight_decay": 0.0})
-    return [part for part in parts if part["params"]]
-
-
-@torch.no_grad()
-def set_lr(optimizer: Optimizer, lr: float, style: str) -> None:
-    """Give the optimizer the step's learning rate.
-
-    PyTorch's velocity does not contain lr, Caffe's does (v = m v + lr g): scaling PyTorch's by old / new at a change makes
-    the two the same.
-    """
-    for group in optimizer.param_groups:
-        old, new = group["rate"], group["share"] * lr
-        if new == old:
-            continue
-        if style == "caffe":
-            for parameter in group["params"]:
-                if (velocity := optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    velocity.mul_(old / new)
-        group["rate"] = new
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(new)
-        else:
-            group["lr"] = new
-
-
-def gradients(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    criterion: Criterion,
-    optimizer: Optimizer,
-    autocast: AbstractContextManager[Any],
-    micro: int | None = None,
-) -> Outcome:
-    """Forward and backward. images: (N, C, H, W) float32; labels: int64 (N,); micro: images at once. The weights stay."""
-    optimizer.zero_grad(set_to_none=True)
-    loss, wrong = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
-    xs, ys = images.split(micro or len(images)), labels.split(micro or len(images))
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
-        with ranks.accumulating(model, last=i == len(xs)):
-            with autocast:
-                logits = model(x.contiguous(memory_format=torch.channels_last))
-            part = criterion(logits.float(), y) * (len(x) / len(images))
-            part.backward()
-        loss += part.detach()
-        wrong += (logits.argmax(1) != y).sum()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    return Outcome(loss, wrong, grad_norm)
-
-
-def train_step(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    criterion: Criterion,
-    optimizer: Optimizer,
-    autocast: AbstractContextManager[Any],
-    micro: int | None = None,
-) -> Outcome:
-    """gradients, then the update. The outcome is that of all ranks' images. Raises NonFinite before the weights change."""
-    outcome = gradients(model, images, labels, criterion, optimizer, autocast, micro)
+    state.optimizer.zero_grad(set_to_none=True)
+    names, sums, wrong = tuple[str, ...](), Tensor(), Tensor()
+    parts = examples.split(state.recipe.batch.micro or len(examples))
+    for i, part in enumerate(parts, start=1):
+        with ranks.accumulating(model, last=i == len(parts)):
+            losses: Losses = model(part)
+            share = len(part) / len(examples)
+            names, stacked = tuple(losses.parts), torch.stack(list(losses.parts.values()))
+            (stacked.sum() * share).backward()
+        now, missed = stacked.detach() * share, stacked.new_zeros(()) if losses.wrong is None else losses.wrong
+        sums, wrong = (now, missed) if i == 1 else (sums + now, wrong + missed)
+    wide = torch.float32 if sums.device.type == "mps" else torch.float64  # which MPS has not
+    values = torch.cat([sums.to(wide), wrong.to(wide)[None]])
+    trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if ranks.count() > 1:
-        loss, wrong = ranks.total(torch.stack([outcome.loss.double(), outcome.wrong.double()]))
-        outcome = Outcome(loss / ranks.count(), wrong.long(), outcome.grad_norm)
-    if not torch.isfinite(outcome.loss + outcome.grad_norm):
-        loss, norm = outcome.loss.item(), outcome.grad_norm.item()
-        raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
-    optimizer.step()
-    return outcome
+        ranks.total(values)
+        values[:-1] /= ranks.count()
+        if not state.recipe.batch.sync_bn:  # ranks have statistics of their own; their mean is that of all images
+            ranks.average([buffer for bn in state.batch_norms() for buffer in bn.buffers() if buffer.is_floating_point()])
+    check(Outcome(names, values, norm))
+    state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update()

@@ -1,38 +1,35 @@
-"""How steps are run: on the host's batches one by one, or as one CUDA graph on data that lies on the device.
+"""How a step is executed: on the host's batches one by one, or as one CUDA graph on images that are in the device's memory.
 
-eager: PyTorch's operations one by one. fused: with BN, addition and ReLU as one on a CPU (nets/fused.py). compiled: by
-torch.compile. captured: draws, augmentation, forward, backward and update in one CUDA graph; compiled on a GPU is captured too.
+eager: PyTorch's operations one by one. fused: BN, addition and ReLU as one operation on a CPU (kernels/). compiled: by
+torch.compile. captured: sampling, augmentation, forward, backward and update in one CUDA graph; compiled on a GPU is captured too.
 All give the same losses up to rounding, from the same batches.
 """
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from reslearn.classify.sources import Source
 from reslearn.data.augment import Draws
-from reslearn.data.images.resident import Resident
 from reslearn.data.sampling import SampleOrder, view_seed
-from reslearn.device import autocast
+from reslearn.device import autocast, pick_precision
 from reslearn.errors import UserError
 from reslearn.kernels import fuse as fused
 from reslearn.nets import spec
 from reslearn.training import ranks, runtime
-from reslearn.training.recipe import Recipe
-from reslearn.training.state import Progress, State
-from reslearn.training.step import Criterion, NonFinite, gradients, train_step
+from reslearn.training.recipe import Execution, Recipe
+from reslearn.training.state import State
+from reslearn.training.step import LossModule, NonFinite, Outcome, update
+from reslearn.training.task import Examples, Job
 
 
 class Batch(NamedTuple):
-    """A step's draws, int64 (N,) each; and images float32 (n, C, H, W) with labels int64 (n,) where the host makes them: all N,
-    or a rank's own.
-    """
+    """A step's draws, int64 (N,) each; and its examples where the host makes them: all N, or a rank's own."""
 
     epochs: Tensor
     indices: Tensor
-    images: Tensor | None = None
-    labels: Tensor | None = None
+    examples: Examples | None = None
 
 
 class Stepper(Protocol):
@@ -44,26 +41,26 @@ class Stepper(Protocol):
         """The batch of a step (from 0): a pure function, called on other threads ahead of time."""
         ...
 
-    def __call__(self, batch: Batch, progress: Progress) -> None:
-        """One update. Adds to progress.loss, wrong and warmup_wrong, now or when collected. Raises NonFinite."""
+    def __call__(self, batch: Batch) -> None:
+        """One update. Adds to the state's progress, now or when collected. Raises NonFinite."""
         ...
 
-    def collect(self, progress: Progress) -> None:
-        """Bring progress up to date. Raises NonFinite."""
+    def collect(self) -> None:
+        """Bring the state's progress up to date. Raises NonFinite."""
         ...
 
-    def restart(self, progress: Progress) -> None:
-        """Take over progress, which has been changed."""
+    def restart(self) -> None:
+        """Take over a progress or a phase that has been changed."""
         ...
 
 
-def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) -> tuple[str, str | None]:
-    """How to run steps, and a note where that is not the fastest way. Raises UserError for what was asked for and cannot be.
+def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Execution | str | None = None) -> tuple[str, str | None]:
+    """The execution mode of a recipe's steps, and a note where it is not the fastest. asked: instead of the recipe's.
 
     "auto" is measured, see benchmarks/: captured on a GPU, fused on a CPU. torch.compile takes half a minute and more, and on
-    a CPU its step is no faster than the fused one.
+    a CPU its step is no faster than the fused one. Raises UserError for a mode that was asked for and cannot be used.
     """
-    row = spec(recipe.net.name)
+    asked, row = asked or recipe.execution, spec(recipe.net.name)
     # A gate that the host draws (see StochasticDepth) decides which operations run: nothing to capture.
     host_gates = (recipe.net.last_survival or row.last_survival) < 1 and not recipe.net.per_sample
     why_not_captured = (
@@ -71,7 +68,7 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
         if device.type != "cuda"
         else "several ranks train"
         if ranks.count() > 1
-        else "the images do not lie in memory"
+        else "the images are not resident in memory"
         if not resident
         else "stochastic depth draws on the host (net.per_sample=true would not)"
         if host_gates
@@ -81,129 +78,131 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
     if device.type == "cpu":
         runtime.keep_freed_memory()
     if asked == "captured" and why_not_captured:
-        raise UserError(f"step=captured cannot be used: {why_not_captured}; leave it at auto")
+        raise UserError(f"execution=captured cannot be used: {why_not_captured}; leave it at auto")
     if asked == "auto" and device.type == "cuda":
         return ("eager", f"steps are not captured: {why_not_captured}") if why_not_captured else ("captured", None)
     if asked in ("auto", "fused") and device.type == "cpu":
         why_not = "no BN and ReLU of this network can be fused" if row.build is not None else fused.enable()
         if asked == "fused" and why_not:
-            raise UserError(f"step=fused cannot be used: {why_not}; leave it at auto")
+            raise UserError(f"execution=fused cannot be used: {why_not}; leave it at auto")
         if row.build is None and why_not:
             return "eager", f"BN and ReLU are not fused: {why_not}"
         return ("eager" if why_not else "fused"), None
     if asked == "fused":
-        raise UserError("step=fused cannot be used: it is for CPUs; leave it at auto")
+        raise UserError("execution=fused cannot be used: it is for CPUs; leave it at auto")
     return ("eager" if asked == "auto" else asked), None
 
 
-def make_stepper(mode: str, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str) -> Stepper:
-    """mode: from pick."""
-    model: Any = ranks.parallel(state.model)
-    if mode == "compiled":
-        model = torch.compile(model, dynamic=False)
-    on_gpu = next(state.model.parameters()).device.type == "cuda"
-    if on_gpu and ranks.count() == 1 and mode in ("captured", "compiled") and isinstance(source, Resident):
-        return DeviceStepper(recipe, source, state, criterion, precision, model)
-    return HostStepper(recipe, source, state, criterion, precision, model)
+def make_model(job: Job[Any, Any, Any], *, fresh: bool) -> nn.Module:
+    """The network of a run, ready to be executed its way; see Task.model."""
+    return job.task.model(job, fresh=fresh)
 
 
-class HostStepper:
-    """The host makes each batch, or a rank's part of it, and reads each outcome before the weights change."""
+def make_stepper(job: Job[Any, Any, Any], state: State) -> Stepper:
+    """What executes a run's steps."""
+    on_gpu = job.device.type == "cuda" and ranks.count() == 1
+    if on_gpu and job.execution in ("captured", "compiled") and job.task.resident(job.sources):
+        return DeviceStepper(job, state)
+    return HostStepper(job, state)
 
-    def __init__(
-        self, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str, model: nn.Module
-    ) -> None:
-        self.source, self.state, self.criterion, self.model = source, state, criterion, model
-        self.order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
-        self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
-        self.device = next(state.model.parameters()).device
-        self.autocast = autocast(precision, self.device)
+
+class _Stepping:
+    """What both steppers have."""
+
+    def __init__(self, job: Job[Any, Any, Any], state: State) -> None:
+        self.job, self.state = job, state
+        recipe = job.recipe
+        self.order = SampleOrder(recipe.seed, len(job.sources.train), recipe.batch.size)
+        self.seed = view_seed(recipe.seed)
+        network: Any = torch.compile(state.model, dynamic=False) if job.execution == "compiled" else state.model
+        context = autocast(pick_precision(recipe.precision, job.device), job.device)
+        self.losses = LossModule(network, job.task.loss(job), context)
         self.grad_norm = 0.0
-        # Ranks that normalize by their own images have statistics of their own; their mean is that of all images.
-        frozen = {id(buffer) for part in state.frozen for buffer in part.buffers()}
-        buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point() and id(buffer) not in frozen]
-        self.statistics = [] if recipe.batch.sync_bn else buffers
+
+
+class HostStepper(_Stepping):
+    """The host makes each batch, or a rank's share of it, and reads each outcome before the weights change."""
+
+    def __init__(self, job: Job[Any, Any, Any], state: State) -> None:
+        super().__init__(job, state)
+        self.model, self.phase = ranks.parallel(self.losses), state.phase
 
     def prepare(self, step: int) -> Batch:
         epochs, indices = self.order[step]
         own = ranks.own(len(indices))
         draws = Draws(self.seed, epochs[own], indices[own], began=int(epochs[0]))
-        return Batch(epochs, indices, *self.source.train_batch(draws))
+        return Batch(epochs, indices, self.job.task.examples(self.job, draws))
 
-    def __call__(self, batch: Batch, progress: Progress) -> None:
-        assert batch.images is not None and batch.labels is not None
-        outcome = train_step(
-            self.model, batch.images, batch.labels, self.criterion, self.state.optimizer, self.autocast, self.micro
-        )
-        ranks.average(self.statistics)
-        if self.state.ema is not None:
-            self.state.ema.set_step(progress.step)
-            self.state.ema.update()
-        wrong = int(outcome.wrong)
-        progress.loss += outcome.loss.item() * len(batch.indices)
-        progress.wrong += wrong
-        progress.warmup_wrong += wrong
-        self.grad_norm = outcome.grad_norm.item()
+    def __call__(self, batch: Batch) -> None:
+        assert batch.examples is not None
+        images, state = len(batch.indices), self.state
+        if state.ema is not None:
+            state.ema.set_step(state.progress.step)
+        update(self.model, batch.examples, state, lambda outcome: self._read(outcome, images))
 
-    def collect(self, progress: Progress) -> None:
+    def _read(self, outcome: Outcome, images: int) -> None:
+        """Add the outcome of a step to the progress. Raises NonFinite."""
+        progress = self.state.progress
+        *losses, wrong, norm = torch.cat([outcome.values, outcome.grad_norm.to(outcome.values)[None]]).tolist()  # the only wait
+        loss = sum(losses)
+        if not math.isfinite(loss + norm):
+            raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
+        progress.loss += loss * images
+        for name, value in zip(outcome.names, losses, strict=True):
+            progress.losses[name] = progress.losses.get(name, 0.0) + value * images
+        progress.wrong += int(wrong)
+        progress.warmup_wrong += int(wrong)
+        self.grad_norm = norm
+
+    def collect(self) -> None:
         pass
 
-    def restart(self, progress: Progress) -> None:
-        pass
+    def restart(self) -> None:
+        if self.state.phase != self.phase:  # other parameters have gradients now
+            self.model, self.phase = ranks.parallel(self.losses), self.state.phase
 
 
-class DeviceStepper:
-    """The device does all of a step, from the draws on; the host gives the batch's indices and the lr, and waits for nothing.
+class DeviceStepper(_Stepping):
+    """The device does all of a step, sampling included; the host gives the batch's indices and the lr, and waits for nothing.
 
     A step that is not finite changes nothing, nor does any after it: the flag is an input of the optimizer on the device.
     graph: captured as a CUDA graph at the first step; without, the same operations run one by one (on any device).
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        source: Resident,
-        state: State,
-        criterion: Criterion,
-        precision: str,
-        model: nn.Module,
-        graph: bool = True,
-    ) -> None:
-        self.source, self.state, self.criterion, self.model = source, state, criterion, model
-        self.order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
-        self.seed, self.micro = view_seed(recipe.seed), recipe.batch.micro
-        self.device = next(state.model.parameters()).device
-        self.autocast = autocast(precision, self.device)
-        self.grad_norm = 0.0
-        self.epochs, self.indices = torch.zeros(2, recipe.batch.size, dtype=torch.int64, device=self.device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss x images, wrong, wrong of the warm-up window
-        self.norm = torch.zeros((), device=self.device)
-        self.failed = torch.zeros((), device=self.device)  # 1 from the first step on that is not finite
-        self.good = torch.zeros((), dtype=torch.int64, device=self.device)  # steps before it
-        state.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+    def __init__(self, job: Job[Any, Any, Any], state: State, graph: bool = True) -> None:
+        super().__init__(job, state)
+        on, size = job.device, job.recipe.batch.size
+        self.epochs, self.indices = torch.zeros(2, size, dtype=torch.int64, device=on)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=on)  # loss x images, wrong, wrong of the warm-up window
+        self.norm = torch.zeros((), device=on)
+        self.failed = torch.zeros((), device=on)  # 1 from the first step on that is not finite
+        self.good = torch.zeros((), dtype=torch.int64, device=on)  # steps before it
+        state.optimizer.found_inf = self.failed  # type: ignore[attr-defined]  # PyTorch's own way to skip an update
         self.graph: torch.cuda.CUDAGraph | None = None
         self.wanted = graph
+        self.restart()
 
     def prepare(self, step: int) -> Batch:
         return Batch(*self.order[step])
 
     def _body(self) -> None:
-        images, labels = self.source.train_batch(Draws(self.seed, self.epochs, self.indices))
-        outcome = gradients(self.model, images, labels, self.criterion, self.state.optimizer, self.autocast, self.micro)
-        finite = torch.isfinite(outcome.loss + outcome.grad_norm)
+        examples = self.job.task.examples(self.job, Draws(self.seed, self.epochs, self.indices))
+        update(self.losses, examples, self.state, self._note)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Keep the outcome of a step on the device."""
+        loss, wrong = outcome.loss, outcome.values[-1]
+        finite = torch.isfinite(loss + outcome.grad_norm)
         self.failed.copy_(torch.maximum(self.failed, (~finite).float()))
         self.good += (self.failed == 0).long()
         self.norm.copy_(outcome.grad_norm)
-        self.sums += torch.stack([outcome.loss.double() * len(labels), outcome.wrong.double(), outcome.wrong.double()])
-        self.state.optimizer.step()
-        if self.state.ema is not None:
-            self.state.ema.update()
+        self.sums += torch.stack([loss * len(self.indices), wrong, wrong])
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Rehearse on another stream, as CUDA graphs need it, put everything back, then record."""
-        velocities = [s["momentum_buffer"] for s in self.state.optimizer.state.values() if "momentum_buffer" in s]
+        buffers = [s["momentum_buffer"] for s in self.state.optimizer.state.values() if "momentum_buffer" in s]
         averages = [] if self.state.ema is None else list(self.state.ema.state_dict().values())
-        changing = [*self.state.model.state_dict().values(), *velocities, *averages, self.sums, self.norm, self.failed, self.good]
+        changing = [*self.state.model.state_dict().values(), *buffers, *averages, self.sums, self.norm, self.failed, self.good]
         before = [tensor.clone() for tensor in changing]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -219,11 +218,11 @@ class DeviceStepper:
             self._body()
         return graph
 
-    def __call__(self, batch: Batch, progress: Progress) -> None:
+    def __call__(self, batch: Batch) -> None:
         self.epochs.copy_(batch.epochs, non_blocking=True)
         self.indices.copy_(batch.indices, non_blocking=True)
         if self.state.ema is not None:
-            self.state.ema.set_step(progress.step)
+            self.state.ema.set_step(self.state.progress.step)
         if not self.wanted:
             self._body()
             return
@@ -231,15 +230,17 @@ class DeviceStepper:
             self.graph = self._capture()
         self.graph.replay()
 
-    def collect(self, progress: Progress) -> None:
+    def collect(self) -> None:
         loss, wrong, window, self.grad_norm, failed, good = torch.stack(
             [*self.sums, self.norm.double(), self.failed.double(), self.good.double()]
         ).tolist()
         if failed:
             raise NonFinite("the loss or the norm of its gradient is not finite", self.begun + int(good))
+        progress = self.state.progress
         progress.loss, progress.wrong, progress.warmup_wrong = loss, int(wrong), int(window)
 
-    def restart(self, progress: Progress) -> None:
+    def restart(self) -> None:
+        progress = self.state.progress
         self.sums.copy_(torch.tensor([progress.loss, progress.wrong, progress.warmup_wrong], dtype=torch.float64))
         self.begun = progress.step
         self.good.zero_()

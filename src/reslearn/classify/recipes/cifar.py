@@ -5,12 +5,12 @@ reslearn train cifar10 --model resnet20 --recipe cifar10-paper
 
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
-from reslearn.training.recipe import Chosen
+from reslearn.training.recipe import Chosen, Cited
 
 
-def check_cifar(data: DataSet, recipe: str) -> None:
+def check_cifar(data: DataSet | None, recipe: str) -> None:
     """Raise UserError for other images than CIFAR's kind."""
-    if data.sizes != (32, 32) or not data.resident or data.channels != 3:
+    if data is not None and (data.sizes != (32, 32) or not data.resident or data.channels != 3):
         height, width = data.sizes
         raise UserError(
             f"recipe {recipe} is for 32x32 color images in memory; '{data.name}' has {data.channels}-channel images of "
@@ -18,7 +18,7 @@ def check_cifar(data: DataSet, recipe: str) -> None:
         )
 
 
-def cifar10_paper(data: DataSet, net: str | None) -> Chosen:
+def cifar10_paper(data: DataSet | None, net: str | None) -> Chosen:
     """DRL 4.2, with the numbers' sources beside them.
 
     Deviations: precision is bf16 where the processor has it (the paper: fp32); where the padding's value is not stated, it is
@@ -32,24 +32,31 @@ def cifar10_paper(data: DataSet, net: str | None) -> Chosen:
         "name": "cifar10-paper",
         "net": {"name": net},
         "data": {
-            "val": 5000,  # "a 45k/5k train/val split"
-            "normalize": "pixel-mean",  # "the per-pixel mean subtracted"
+            "val": Cited(5000, '"a 45k/5k train/val split"'),
+            "normalize": Cited("pixel-mean", '"the per-pixel mean subtracted"'),
             "flip": True,
-            "pad": 4,  # "4 pixels are padded on each side, and a 32x32 crop is randomly sampled"
+            "pad": Cited(4, '"4 pixels are padded on each side, and a 32x32 crop is randomly sampled"'),
             "pad_with": "mean",
         },
-        # "a mini-batch size of 128 on two GPUs": each normalized its own 64 images
-        "batch": {"size": 128, "micro": 64},
-        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "style": "caffe"},  # the authors trained with Caffe
+        "batch": {
+            "size": Cited(128, '"a mini-batch size of 128 on two GPUs"'),
+            "micro": Cited(64, "each GPU normalized its own images"),
+        },
+        "optimizer": {
+            "momentum": Cited(0.9, '"a weight decay of 0.0001 and momentum of 0.9"'),
+            "weight_decay": 1e-4,
+            "style": Cited("caffe", "the authors trained with Caffe"),
+        },
         "schedule": {
-            "steps": 64_000,  # "terminate training at 64k iterations"
-            "lr": 0.1,
+            "steps": Cited(64_000, '"terminate training at 64k iterations"'),
+            "lr": Cited(0.1, '"a learning rate of 0.1"'),
             "shape": "steps",
-            "drops": (32_000, 48_000),  # "divide it by 10 at 32k and 48k iterations"
-            # ResNet-110: "0.01 to warm up the training until the training error is below 80% (about 400 iterations)"
-            "warmup_lr": 0.01 if deep else None,
+            "drops": Cited((32_000, 48_000), '"divide it by 10 at 32k and 48k iterations"'),
+            "warmup_lr": Cited(0.01, 'ResNet-110: "0.01 to warm up the training until the training error is below 80%"')
+            if deep
+            else None,
             "warmup_until": 80 if deep else None,
         },
         "log": {"every": 100},
     }
-    return values, {}
+    return Chosen(values, {})

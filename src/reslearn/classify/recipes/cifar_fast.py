@@ -5,10 +5,10 @@ reslearn train cifar10 --model resnet20 --recipe cifar10-fast
 
 from reslearn.classify.recipes.cifar import check_cifar
 from reslearn.data.sets import DataSet
-from reslearn.training.recipe import Chosen
+from reslearn.training.recipe import Chosen, Cited
 
 
-def cifar10_fast(data: DataSet, net: str | None) -> Chosen:
+def cifar10_fast(data: DataSet | None, net: str | None) -> Chosen:
     """12,800 iterations of 128, each trick a field.
 
     Test error, one seed each: ResNet-20 8.17% (9.02% on single views), 13 minutes on two CPU cores; ResNet-56 7.05%, 36 minutes
@@ -24,24 +24,24 @@ def cifar10_fast(data: DataSet, net: str | None) -> Chosen:
         "net": {"name": net or "resnet20"},
         "data": {
             "val": 1000,
-            "flip": "alternate",  # Jordan, 2024: both sides of every image in two epochs
+            "flip": Cited("alternate", "Jordan, 2024: both sides of every image in two epochs"),
             "pad": 4,
             "pad_with": "mean",
         },
         "batch": {"size": 128},
         "optimizer": {
             "momentum": 0.9,
-            "nesterov": True,  # Sutskever et al., 2013
-            "weight_decay": 5e-4,  # five times the paper's: Zagoruyko and Komodakis, 2016
+            "nesterov": Cited(True, "Sutskever et al., 2013"),
+            "weight_decay": Cited(5e-4, "five times the paper's: Zagoruyko and Komodakis, 2016"),
         },
         "schedule": {
             "steps": 12_800,
             "lr": 0.2,
-            "shape": "one-cycle",  # Smith and Topin, 2017: a fifth up, the rest down to zero, in straight lines
+            "shape": Cited("one-cycle", "Smith and Topin, 2017: a fifth up, the rest down to zero, in straight lines"),
             "warmup": 0.2,
         },
-        "ema": 0.99,  # Polyak and Juditsky, 1992, over the last hundred iterations or so
-        "evaluate": {"flip": True},  # Krizhevsky et al., 2012: tests average the image and its mirror
+        "ema": Cited(0.99, "Polyak and Juditsky, 1992, over the last hundred iterations or so"),
+        "evaluate": {"flip": Cited(True, "Krizhevsky et al., 2012: tests average the image and its mirror")},
         "log": {"every": 100},
     }
-    return values, {}
+    return Chosen(values, {})

@@ -6,6 +6,7 @@ reslearn train path/to/folder
 import numpy as np
 
 from reslearn.data.sets import DataSet
+from reslearn.errors import UserError
 from reslearn.nets.zoo import applies, spec
 from reslearn.training.recipe import Chosen
 
@@ -15,8 +16,10 @@ def _training_labels(data: DataSet) -> np.ndarray:
     return split.labels if split is not None else np.zeros(0, np.int64)
 
 
-def default(data: DataSet, net: str | None) -> Chosen:
+def default(data: DataSet | None, net: str | None) -> Chosen:
     """Net, image size, batch size and epochs from the number and the size of the images. The schedule is one cycle."""
+    if data is None:
+        raise UserError("recipe default is chosen from the data: name it as well")
     labels = _training_labels(data)
     images, (height, width) = len(labels), data.sizes
     small = data.resident or min(height, width) <= 80
@@ -54,4 +57,4 @@ def default(data: DataSet, net: str | None) -> Chosen:
         "loss": {"label_smoothing": 0.1, "class_weights": "auto" if uneven else "none"},
         "log": {"every": 20},
     }
-    return values, chose
+    return Chosen(values, chose)

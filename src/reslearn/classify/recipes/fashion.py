@@ -7,7 +7,7 @@ from reslearn.data.sets import DataSet
 from reslearn.training.recipe import Chosen
 
 
-def fashion(data: DataSet, net: str | None) -> Chosen:
+def fashion(data: DataSet | None, net: str | None) -> Chosen:
     """A short modern schedule: one cycle of the learning rate (Smith and Topin, 2017), Nesterov momentum, flips, shifts."""
     values = {
         "name": "fashion",
@@ -18,4 +18,4 @@ def fashion(data: DataSet, net: str | None) -> Chosen:
         "schedule": {"epochs": 15, "lr": 0.2, "shape": "one-cycle", "warmup": 0.2},
         "log": {"every": 20},
     }
-    return values, {}
+    return Chosen(values, {})

@@ -6,17 +6,17 @@ reslearn train IMAGENET --model resnet50 --recipe imagenet-classic
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
 from reslearn.nets.zoo import applies, spec
-from reslearn.training.recipe import Chosen
+from reslearn.training.recipe import Chosen, Cited
 
 
-def check_photos(data: DataSet, recipe: str) -> None:
+def check_photos(data: DataSet | None, recipe: str) -> None:
     """Raise UserError for small images of one size, which stay in memory."""
-    if data.resident:
+    if data is not None and data.resident:
         height, width = data.sizes
         raise UserError(f"recipe {recipe} is for photos; '{data.name}' has images of {height}x{width} px: use --recipe default")
 
 
-def imagenet_paper(data: DataSet, net: str | None) -> Chosen:
+def imagenet_paper(data: DataSet | None, net: str | None) -> Chosen:
     """DRL 3.4, with the numbers' sources beside them.
 
     reslearn train IMAGENET --model resnet34 --recipe imagenet-paper
@@ -32,28 +32,28 @@ def imagenet_paper(data: DataSet, net: str | None) -> Chosen:
         "name": "imagenet-paper",
         "net": {"name": net or "resnet34"},
         "data": {
-            "size": 224,  # "a 224x224 crop is randomly sampled from an image or its horizontal flip"
+            "size": Cited(224, '"a 224x224 crop is randomly sampled from an image or its horizontal flip"'),
             "crop_ratio": 0.875,
-            "jitter": (256, 480),  # "its shorter side randomly sampled in [256, 480]"
-            "normalize": "pixel-mean",  # "with the per-pixel mean subtracted"
-            "color": 0.1 if data.channels == 3 else None,  # "the standard color augmentation in [21]"
+            "jitter": Cited((256, 480), '"its shorter side randomly sampled in [256, 480]"'),
+            "normalize": Cited("pixel-mean", '"with the per-pixel mean subtracted"'),
+            "color": Cited(0.1 if data is None or data.channels == 3 else None, '"the standard color augmentation in [21]"'),
             "flip": True,
             "workers": 2,
         },
-        "batch": {"size": 256, "micro": 32},  # "a mini-batch size of 256"
-        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "style": "caffe"},  # the authors trained with Caffe
+        "batch": {"size": Cited(256, '"a mini-batch size of 256"'), "micro": Cited(32, "as on eight GPUs")},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4, "style": Cited("caffe", "the authors trained with Caffe")},
         "schedule": {
-            "steps": 600_000,  # "trained for up to 60x10^4 iterations"
+            "steps": Cited(600_000, '"trained for up to 60x10^4 iterations"'),
             "lr": 0.1,
-            "shape": "plateau",  # "divided by 10 when the error plateaus"
+            "shape": Cited("plateau", '"divided by 10 when the error plateaus"'),
         },
-        "precise_bn": 200,  # batches; the paper says only that statistics are computed after training
+        "precise_bn": Cited(200, "the paper says only that statistics are computed after training"),
         "log": {"every": 100},
     }
-    return values, {}
+    return Chosen(values, {})
 
 
-def imagenet_classic(data: DataSet, net: str | None) -> Chosen:
+def imagenet_classic(data: DataSet | None, net: str | None) -> Chosen:
     """Ninety epochs of random resized crops, as most published weights were trained (torchvision's V1 weights among them).
 
     reslearn train IMAGENET --model resnet50-v1.5 --recipe imagenet-classic
@@ -71,10 +71,10 @@ def imagenet_classic(data: DataSet, net: str | None) -> Chosen:
         "schedule": {"epochs": 90, "lr": 0.1, "lr_batch": 256, "shape": "steps", "drops": (1 / 3, 2 / 3)},
         "log": {"every": 100},
     }
-    return values, {}
+    return Chosen(values, {})
 
 
-def imagenet_fast(data: DataSet, net: str | None) -> Chosen:
+def imagenet_fast(data: DataSet | None, net: str | None) -> Chosen:
     """Accuracy by the hour: views that grow, one cycle of a higher lr, label smoothing, an average of the weights, no decay of BN
     and biases. `--set schedule.epochs=` takes 16 to 88; more is better.
 
@@ -87,12 +87,15 @@ def imagenet_fast(data: DataSet, net: str | None) -> Chosen:
     net = net or "resnet50-v1.5"
     values = {
         "name": "imagenet-fast",
-        "net": {"name": net, "zero_init_last_gamma": applies(spec(net), "zero_init_last_gamma") or None},  # Goyal et al., 2017
+        "net": {
+            "name": net,
+            "zero_init_last_gamma": Cited(applies(spec(net), "zero_init_last_gamma") or None, "Goyal et al., 2017"),
+        },
         "data": {
             "size": 224,
             "crop_ratio": 0.875,
-            "crop_scale": (0.35, 1.0),  # short trainings want easier crops (Touvron et al., 2019, on train and test sizes)
-            "grow": (128, 192),  # and are tested at a larger size than they were trained at (the same)
+            "crop_scale": Cited((0.35, 1.0), "short trainings want easier crops"),
+            "grow": Cited((128, 192), "smaller than at test (Touvron et al., 2019)"),
             "flip": True,
             "workers": 2,
         },
@@ -103,4 +106,4 @@ def imagenet_fast(data: DataSet, net: str | None) -> Chosen:
         "ema": 0.999,
         "log": {"every": 100},
     }
-    return values, {}
+    return Chosen(values, {})

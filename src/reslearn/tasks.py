@@ -1,0 +1,44 @@
+"""The tasks by name: a table for those of this package, entry points for those of others.
+
+Another package registers a task with one line of its pyproject.toml:
+
+    [project.entry-points."reslearn.tasks"]
+    segment = "my_package.task:SEGMENT"
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from reslearn.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from reslearn.training.task import Task
+
+TASKS = {
+    "classify": "reslearn.classify.task:CLASSIFY",
+    "detect": "reslearn.detect.task:DETECT",
+    "localize": "reslearn.localize.task:LOCALIZE",
+}
+
+
+@cache
+def _known() -> dict[str, str]:
+    return TASKS | {point.name: point.value for point in entry_points(group="reslearn.tasks")}
+
+
+def names() -> list[str]:
+    """The names of all tasks."""
+    return list(_known())
+
+
+def get(name: str) -> "Task[Any, Any, Any]":
+    """A task by its name. Raises UserError for an unknown name, and for a task whose code is not installed."""
+    if name not in _known():
+        raise UserError(f"no task '{name}'{did_you_mean(name, names())}")
+    module, _, attribute = _known()[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(f"task '{name}' is not installed: {error}") from error

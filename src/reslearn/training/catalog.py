@@ -1,0 +1,76 @@
+"""The named recipes of all tasks, listed and printed."""
+
+import json
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+from rich import print as rich_print
+from rich.table import Table
+
+from reslearn import tasks
+from reslearn.errors import UserError, did_you_mean
+from reslearn.training.recipe import Recipe, fields, flatten, shown, validate
+from reslearn.training.task import Task
+
+
+def by_name() -> dict[str, Task[Any, Any, Any]]:
+    """Every named recipe, with its task."""
+    return {recipe: task for task in map(tasks.get, tasks.names()) for recipe in task.named}
+
+
+def summary(task: Task[Any, Any, Any], name: str) -> str:
+    """The first sentence of a recipe's description."""
+    text = " ".join((task.named[name].__doc__ or "").split())
+    return text.split(". ")[0].rstrip(".:") + "."
+
+
+def list_recipes(as_json: bool) -> None:
+    """Print the names, tasks and summaries of all recipes."""
+    rows = [{"name": name, "task": task.name, "summary": summary(task, name)} for name, task in by_name().items()]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "task", "summary"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row.values())
+    rich_print(table)
+
+
+def describe(name: str, data: str | None, model: str | None) -> list[dict[str, Any]]:
+    """Every key of a named recipe with its value, what it means, and where the value comes from.
+
+    Raises UserError for unknown names, and where a recipe chooses from data that is not given.
+    """
+    recipes = by_name()
+    if name not in recipes:
+        raise UserError(f"no recipe '{name}'{did_you_mean(name, recipes)}")
+    task = recipes[name]
+    opened = None if data is None else task.open(data, {"base": name})
+    chosen = task.choose(name, opened, model, {})
+    recipe: Recipe = validate(chosen.plain(), task.recipe, f"recipe {name}")
+    sources, values = chosen.sources(), flatten(recipe.model_dump(mode="json"))
+    rows = []
+    for key, field in fields(task.recipe):
+        default = None if field.default is PydanticUndefined else field.default
+        source = sources.get(key) or chosen.reasons.get(key) or ("default" if values.get(key) == default else "this recipe")
+        rows.append({"key": key, "value": values.get(key), "meaning": field.description or "", "source": source})
+    return rows
+
+
+def print_recipe(name: str, data: str | None, model: str | None, as_json: bool) -> None:
+    """Print a named recipe, as a table or as JSON."""
+    rows = describe(name, data, model)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    task = by_name()[name]
+    lines = (task.named[name].__doc__ or "").strip().splitlines()
+    print("\n".join(line.strip() for line in lines) + "\n")
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "value", "meaning", "source"):
+        table.add_column(column, overflow="fold", no_wrap=column == "key")
+    for row in rows:
+        table.add_row(row["key"], shown(row["value"]), row["meaning"], row["source"])
+    rich_print(table)
