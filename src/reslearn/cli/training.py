@@ -36,7 +36,11 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
         _print_run(api.resume(resume, device))
     else:
         assert data is not None
-        request = parse(data, task=task, device=device, **options)
+        try:
+            request = parse(data, task=task, device=device, **options)
+        except UserError as error:
+            error.shared = True  # of several ranks, all have it
+            raise
         if seeds is None:
             _print_run(api.train_request(request))
         else:
