@@ -13,7 +13,7 @@ from reslearn.data.augment import Draws
 from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.data.sets import DataSet
 from reslearn.evaluation.metrics import metrics
-from reslearn.evaluation.protocols import Seen
+from reslearn.evaluation.protocols import Predictions
 from reslearn.files import write_atomic
 from reslearn.training import ranks, runtime
 from reslearn.training.ending import conclude
@@ -49,7 +49,7 @@ def save_augmented_sheet(folder: Path, recipe: Recipe, source: Source) -> None:
     _save_picture(sheet, folder / "images" / "augmented.png")
 
 
-def _worst(folder: Path, source: Source, seen: Seen, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def _worst(folder: Path, source: Source, seen: Predictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """The images with the highest loss, their pictures saved beside."""
     losses = F.cross_entropy(seen.logits, seen.labels, reduction="none")
     rows = []
@@ -77,10 +77,10 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
     held = _held_out(sources)
     shown = "test" if "test" in held else next(iter(held))
 
-    def numbers(model: nn.Module) -> tuple[dict[str, Any], tuple[Seen, Bad]]:
+    def numbers(model: nn.Module) -> tuple[dict[str, Any], tuple[Predictions, Bad]]:
         settle_bn(model, loop, stop)
         result: dict[str, Any] = {}
-        seen: dict[str, Seen] = {}
+        seen: dict[str, Predictions] = {}
         for name, source in held.items():
 
             def progress(done: int, name: str = name, total: int = len(source)) -> None:
@@ -105,7 +105,7 @@ def finish(loop: Loop, data: DataSet, stop: runtime.Stop) -> dict[str, Any]:
         )
         save(model, path, card)
 
-    def more(seen: tuple[Seen, Bad]) -> dict[str, Any]:
+    def more(seen: tuple[Predictions, Bad]) -> dict[str, Any]:
         worst, unreadable = _worst(loop.folder, held[shown], seen[0], data.classes), seen[1]
         views = "the image and its mirror, averaged" if recipe.evaluate.flip else "the image"
         return {"views": views, "worst": worst, "worst_split": shown} | ({"unreadable": unreadable} if unreadable else {})

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import Interrupted, Lost, UserError
 from reslearn.evaluation import protocols
-from reslearn.evaluation.protocols import Seen, Source
+from reslearn.evaluation.protocols import EvalSource, Predictions
 from reslearn.nets.merges import StochasticDepth
 from reslearn.training.recipe import Recipe
 
@@ -267,7 +267,7 @@ def by_first(work: Callable[[], T]) -> T:
 class Shard:
     """Every count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
 
-    def __init__(self, source: Source, batch: int) -> None:
+    def __init__(self, source: EvalSource, batch: int) -> None:
         starts = range(rank() * batch, len(source), count() * batch)
         places = [torch.arange(start, min(start + batch, len(source))) for start in starts]
         self.source, self.places = source, torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
@@ -292,7 +292,7 @@ def single_view(
     batch: int = 250,
     progress: Callable[[int], None] = lambda done: None,
     **how: Any,
-) -> Seen:
+) -> Predictions:
     """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
     if count() == 1:
         return protocols.single_view(model, source, batch=batch, progress=progress, **how)
@@ -313,4 +313,4 @@ def single_view(
     source.bad = merged(source.bad)
     logits, labels, places = (torch.cat(list(column)) for column in zip(*parts, strict=True))
     order = places.argsort()
-    return Seen(logits[order], labels[order], places[order])
+    return Predictions(logits[order], labels[order], places[order])
