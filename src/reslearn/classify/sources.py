@@ -16,7 +16,7 @@ from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.training.recipe import Data, Recipe
 from reslearn.training.sync_bn import synchronized
-from reslearn.weights.formats import adapt_head
+from reslearn.weights.head import adapt_head
 from reslearn.weights.store import Card
 
 Source = Resident | Photos
