@@ -22,7 +22,7 @@ from reslearn import data
 from reslearn.data.images.resident import Resident
 from reslearn.evaluation.protocols import single_view
 from reslearn.weights.deepened import deepen_model
-from reslearn.weights.imports import import_weights
+from reslearn.weights.read import import_weights
 
 DEPTHS = (32, 44, 56, 110)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from reslearn import cli, train
 from reslearn.analysis.lesion import lesion
 from reslearn.analysis.subject import open_subject
-from reslearn.weights.imports import import_weights
+from reslearn.weights.read import import_weights
 
 SHORT = ["schedule.steps=4", "batch.size=16", "log.every=2"]
 

@@ -41,7 +41,7 @@ def test_the_weights_come_back_bit_for_bit() -> None:
     landscape(model, images, labels, size=3, reach=0.3)
     assert same()
 
-    def stop(done: int, total: int) -> None:
+    def stop(what: str, done: int, total: int) -> None:
         assert not same(), "it is on its way"
         raise KeyboardInterrupt
 

@@ -18,7 +18,7 @@ from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Measured, Panel, Plan, Row, Training
 from reslearn.reproduce.run import crossing, dataset, plan, reproduce
 from reslearn.reproduce.runs import Curve, metric
-from reslearn.weights.imports import import_weights
+from reslearn.weights.read import import_weights
 
 SETTINGS = ("schedule.epochs=4", "batch.size=4", "log.every=1", "data.val=4", "loss.class_weights=none", "evaluate.every=2")
 

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 import reslearn
 from reslearn import UserError
-from reslearn.weights import caffe
-from reslearn.weights.caffe import layer_list, read_caffemodel, read_mean
-from reslearn.weights.imports import import_weights
-from reslearn.weights.protobuf import Malformed, parse_text
-from reslearn.weights.prototxt import check_prototxt, read_prototxt
+from reslearn.weights.read import caffe, import_weights
+from reslearn.weights.read.caffe import layer_list, read_caffemodel, read_mean
+from reslearn.weights.read.protobuf import Malformed, parse_text
+from reslearn.weights.read.prototxt import check_prototxt, read_prototxt
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 Blobs = dict[str, list[Tensor]]
@@ -312,7 +311,7 @@ def test_a_mean_image_is_rgb_on_0_to_1(tmp_path: Path) -> None:
 def reduced(monkeypatch: pytest.MonkeyPatch) -> Blobs:
     """ResNet-50's stages with one block each, here and in the package."""
     small = replace(reslearn.nets.spec("resnet50"), blocks=(1, 1, 1, 1))
-    monkeypatch.setattr("reslearn.weights.prototxt.spec", lambda name: small)
+    monkeypatch.setattr("reslearn.weights.read.prototxt.spec", lambda name: small)
     monkeypatch.setattr(caffe, "NETS", ("resnet50",))
     monkeypatch.setitem(reslearn.nets.zoo.TABLE, "resnet50", small)
     monkeypatch.setitem(DEPTHS, 50, (1, 1, 1, 1))

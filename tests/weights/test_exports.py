@@ -13,8 +13,8 @@ import torchvision
 import reslearn
 from reslearn import Card, UserError
 from reslearn.data.preprocess import Preprocessing
-from reslearn.weights.exports import export
-from reslearn.weights.imports import import_weights
+from reslearn.weights.read import import_weights
+from reslearn.weights.write import export
 from weights.compare import same_logits, shaken
 
 
@@ -78,7 +78,7 @@ def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) ->
 
 @pytest.mark.parametrize("depth", [121, 161, 169, 201])
 def test_timms_features_of_densenets(tmp_path: Path, depth: int) -> None:
-    from reslearn.weights.exports import timm_config
+    from reslearn.weights.write.timm import timm_config
 
     view = Preprocessing(channels=3, size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
     with torch.device("meta"):

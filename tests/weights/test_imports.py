@@ -23,8 +23,8 @@ from torch import nn
 
 import reslearn
 from reslearn import UserError
-from reslearn.weights.foreign import rehearse
-from reslearn.weights.imports import CIFAR_10, import_weights
+from reslearn.weights.read.imports import CIFAR_10, import_weights
+from reslearn.weights.read.torch_files import rehearse
 from weights.compare import same_logits, shaken
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}

@@ -1,6 +1,6 @@
 """The loss around a trained network, along two random directions normalized by filter (Li et al., 2018)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reslearn.analysis.subject import logits
 from reslearn.evaluation.protocols import error_and_loss
+from reslearn.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def landscape(
     size: int = 15,
     reach: float = 1.0,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Landscape:
     """The loss at size x size points from -reach to reach in filter norms; the middle one is the model itself.
 
@@ -72,5 +73,5 @@ def landscape(
                 for parameter, value, first, second in zip(model.parameters(), before, one, two, strict=True):
                     parameter.copy_(value + a * first + b * second)
                 errors[i][j], losses[i][j] = error_and_loss(logits(model, images).cpu(), labels.cpu())
-                progress(i * size + j + 1, size * size)
+                progress("landscape", i * size + j + 1, size * size)
     return Landscape(steps, losses, errors)

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reslearn.analysis.parts import Deleted, blocks, convolutions, has_blocks, keeps_shape, replaced
 from reslearn.analysis.subject import error
 from reslearn.errors import UserError
+from reslearn.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def lesion(
     *,
     draws: int = 3,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Lesion:
     """The error of a network without some of its blocks, and with its blocks in other orders; the model stays as it is.
 
@@ -70,7 +71,7 @@ def lesion(
         with replaced(model, change):
             found = error(model, images, labels)
         done += 1
-        progress(done, passes)
+        progress("lesion", done, passes)
         return found
 
     draw = random.Random(seed)

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from reslearn.analysis.parts import head, one_way, residual_blocks, stem, through
 from reslearn.analysis.subject import chunks
 from reslearn.nets.blocks import Block
+from reslearn.progress import Progress, silent
 
 CARRIED = 0.95
 
@@ -42,7 +42,7 @@ def paths(
     *,
     draws: int = 16,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Paths:
     """Samples paths of each length: all blocks compute as ever, and the gradient of the mean loss comes back through the branches
     of k of them and the shortcuts of the others. images: (N, C, H, W), labels: (N,).
@@ -61,7 +61,7 @@ def paths(
             for i, chosen in enumerate(each):
                 squares[k][i] += backward.along(chosen).double().square().sum().item()
                 done += 1
-                progress(done, total)
+                progress("paths", done, total)
     norms = [[square**0.5 for square in each] for each in squares]
     norm = [sum(each) / len(each) for each in norms]
     share = [math.comb(n, k) / 2**n for k in range(n + 1)]

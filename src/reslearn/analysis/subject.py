@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,19 @@ def open_subject(
     split = _draw(split, images, seed)
     pixels, labels = _pixels(split, card.preprocessing, on)
     return Subject(card.net, str(model), net, card, pixels, labels, tuple(split.names), classes, title, which, said)
+
+
+def open_subjects(
+    models: Sequence[str | Path], data: str | None, images: int, seed: int, device: str = "auto", *, any_classes: bool = False
+) -> dict[str, Subject]:
+    """Several subjects (see open_subject) by unique names. Raises UserError also where a model is given twice."""
+    subjects = [open_subject(model, data, images, seed, device, any_classes=any_classes) for model in models]
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({model})" for name, model in zip(names, models, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError("a model is given twice")
+    return dict(zip(names, subjects, strict=True))
 
 
 def _is_name(model: str | Path) -> bool:

@@ -18,11 +18,12 @@ from reslearn import data as datasets
 from reslearn.data.augment import Draws
 from reslearn.data.images import decode
 from reslearn.data.images.pack import Form, pack
-from reslearn.data.images.stream import Photos, Progress, ahead
+from reslearn.data.images.stream import Photos, ahead
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder
 from reslearn.data.sets import Split
 from reslearn.errors import UserError
+from reslearn.progress import Progress, silent
 from reslearn.training import runtime
 
 SIZE, BATCH, WORKERS, SCALE = 224, 50, 2, (0.08, 1.0)
@@ -109,7 +110,7 @@ def _photos(split: Split) -> Photos:
     return Photos(split, view, flip=True, crop_scale=SCALE, direct=True)
 
 
-def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Progress = silent) -> dict[str, Any]:
     """Images a CPU-second of each way, in rounds that alternate; ready for JSON.
 
     folder: of image files, about which `ways` says: images_per_cpu_s and images_per_s (medians over rounds), and `ratio`, the

@@ -37,7 +37,7 @@ def reference(net: str) -> str | None:
     return TORCHVISION[row.depth]
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class TransformedImages(Dataset[tuple[Tensor, int]]):
     """Images in memory, one at a time through the transforms."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], pad: int) -> None:
@@ -63,7 +63,9 @@ class Images(Dataset[tuple[Tensor, int]]):
 class PlainLoop:
     """One step at a time of the plain loop; the loader runs on between steps, as it does there."""
 
-    def __init__(self, model: nn.Module, images: Images, batch: int, lr: float, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, images: TransformedImages, batch: int, lr: float, device: torch.device, seed: int = 0
+    ) -> None:
         self.model, self.images, self.batch, self.device = model.to(device).train(), images, batch, device
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
         self.seed = seed
@@ -110,7 +112,7 @@ def plain_loop(
     assert train.pixels is not None
     x = train.pixels[::10].double() / 255
     mean, std = tuple(x.mean((0, 2, 3)).tolist()), tuple(x.std((0, 2, 3)).tolist())
-    images = Images(train.pixels, torch.from_numpy(train.labels), mean, std, 4)
+    images = TransformedImages(train.pixels, torch.from_numpy(train.labels), mean, std, 4)
     return PlainLoop(model or create(net, classes, data.channels, **options), images, batch, 0.1, device, seed)
 
 

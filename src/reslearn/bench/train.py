@@ -18,6 +18,7 @@ from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.nets.cost import cost
+from reslearn.progress import silent
 from reslearn.training import runtime
 from reslearn.training.recipe import Recipe, change
 from reslearn.training.resolve import resolve
@@ -53,7 +54,7 @@ class OurLoop:
 
     def __init__(self, recipe: Recipe, device: torch.device, mode: str, data: datasets.DataSet) -> None:
         splits, _ = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-        sources = make_sources(data, splits, recipe, device, lambda what, done, total: None)
+        sources = make_sources(data, splits, recipe, device, silent)
         self.recipe, self.device, self.source = recipe, device, sources.train
         model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device).train()
         self.state, self.precision = State(model, recipe), pick_precision(recipe.precision, device)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from reslearn.classify.sources import Images
 from reslearn.data.augment import Draws
 from reslearn.data.sampling import SampleOrder, view_seed
-from reslearn.evaluation.protocols import Seen
+from reslearn.evaluation.protocols import Predictions
 from reslearn.files import write_atomic
 
 WORST = 16  # images with the highest loss that the report shows
@@ -39,7 +39,7 @@ def save_augmented_sheet(folder: Path, seed: int, source: Images) -> None:
     _save_picture(sheet, folder / "images" / "augmented.png")
 
 
-def save_worst(folder: Path, source: Images, seen: Seen, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def save_worst(folder: Path, source: Images, seen: Predictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """The images with the highest loss, their pictures saved beside."""
     losses = F.cross_entropy(seen.logits, seen.labels, reduction="none")
     rows = []

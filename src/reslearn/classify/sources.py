@@ -1,7 +1,5 @@
 """From a recipe and a data set to what the loop needs: sources of batches, preprocessing, a fresh network."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +12,10 @@ from reslearn.data.sampling import integer
 from reslearn.data.sets import DataSet, Split
 from reslearn.errors import UserError
 from reslearn.nets import create
+from reslearn.progress import Progress
 from reslearn.training.sync_bn import synchronized
 from reslearn.training.task import Sources
-from reslearn.weights.formats import adapt_head
+from reslearn.weights.head import adapt_head
 from reslearn.weights.store import Card
 
 Images = Resident | Photos
@@ -33,7 +32,7 @@ def make_sources(
     splits: dict[str, Split],
     recipe: ClassifyRecipe,
     device: torch.device,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     preprocessing: Preprocessing | None = None,
     held_out: dict[str, list[str]] | None = None,
 ) -> Sources[Images]:

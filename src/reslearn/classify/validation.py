@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.evaluation import protocols
-from reslearn.evaluation.protocols import Seen, Source
+from reslearn.evaluation.protocols import EvalSource, Predictions
 from reslearn.training import ranks
 
 
 class Shard:
     """Every ranks.count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
 
-    def __init__(self, source: Source, batch: int) -> None:
+    def __init__(self, source: EvalSource, batch: int) -> None:
         starts = range(ranks.rank() * batch, len(source), ranks.count() * batch)
         places = [torch.arange(start, min(start + batch, len(source))) for start in starts]
         self.source, self.places = source, torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
@@ -39,7 +39,7 @@ def single_view(
     batch: int = 250,
     progress: Callable[[int], None] = lambda done: None,
     **how: Any,
-) -> Seen:
+) -> Predictions:
     """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
     if ranks.count() == 1:
         return protocols.single_view(model, source, batch=batch, progress=progress, **how)
@@ -60,4 +60,4 @@ def single_view(
     source.bad = ranks.merged(source.bad)
     logits, labels, places = (torch.cat(list(column)) for column in zip(*parts, strict=True))
     order = places.argsort()
-    return Seen(logits[order], labels[order], places[order])
+    return Predictions(logits[order], labels[order], places[order])

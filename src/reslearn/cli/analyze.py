@@ -1,14 +1,14 @@
-"""analyze: a trained network taken apart."""
+"""analyze: what the layers, blocks and paths of a network do; a row of a table for each analysis."""
 
+import inspect
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,304 +16,169 @@ from reslearn.cli.options import Device, Json
 from reslearn.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from reslearn.analysis.catalog import AnalysisResult
     from reslearn.analysis.subject import Subject
 
-app = typer.Typer(help="Take a trained network apart: what layers, blocks and paths do.", no_args_is_help=True)
-
-Model = Annotated[Path, typer.Argument(help="A run folder, a model file, or the name of a network before training.")]
-Models = Annotated[list[Path], typer.Argument(help="Run folders, model files or names of networks; drawn together.")]
-Trained = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
-Data = Annotated[str | None, typer.Option("--data", help="Its test images; by default the data it was trained on.")]
-Images = Annotated[int, typer.Option("--images", min=2, help="So many of them, drawn by the seed.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/analysis for a run, else analysis/MODEL.")]
+app = typer.Typer(
+    help="Analyze a network: what its layers, blocks and paths do. Each command writes NAME.json and NAME.png.",
+    no_args_is_help=True,
+)
 
 
-@app.callback()
-def _group() -> None:
-    """What layers, blocks and paths do. Each command writes NAME.json and NAME.png."""
-
-
-@app.command()
-def responses(
-    models: Models,
-    data: Data = None,
-    images: Images = 500,
-    seed: Seed = 0,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """How strongly each 3x3 layer responds (DRL Figure 7): standard deviations, in order and sorted.
-
-    \b
-    Example:
-      reslearn analyze responses runs/plain56 runs/resnet56
-    """
-    from reslearn.analysis import findings, plots
-    from reslearn.analysis.responses import responses as compute
-
-    place = _place(out, models[0])
-    subjects = _open(models, data, images, seed, device)
-    with _progress("responses", as_json) as progress:
-        found = {}
-        for i, (name, subject) in enumerate(subjects.items(), start=1):
-            found[name] = compute(subject.model, subject.images)
-            progress(i, len(subjects))
-    numbers = {name: [asdict(response) for response in layers] for name, layers in found.items()}
-    _write("responses", place, subjects, seed, findings.of_responses(found), numbers, plots.responses(found), as_json)
-
-
-@app.command()
-def signal(
-    model: Model,
-    data: Data = None,
-    images: Images = 250,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Also the same network before training.")] = False,
-    seed: Seed = 0,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """The signal forward and backward (IM, equations 3 to 5): sums of residuals, gradients by depth, the shortcuts' share.
-
-    \b
-    Examples:
-      reslearn analyze signal runs/resnet56 --fresh
-      reslearn analyze signal preact-resnet56 --data cifar10
-    """
-    from reslearn.analysis import findings, plots, subject
-    from reslearn.analysis.signal import signal as compute
-
-    place = _place(out, model)
-    subjects = _open([model], data, images, seed, device)
-    name, one = next(iter(subjects.items()))
-    if fresh and not one.trained:
-        raise UserError(f"{model} is a network before training already: leave out --fresh")
-    found = {name: compute(one.model, one.images, one.labels)}
-    if fresh:
-        found[f"{name}, untrained"] = compute(subject.fresh(one, seed), one.images, one.labels)
-    said = [f"{which}: {line}" if fresh else line for which, each in found.items() for line in findings.of_signal(each)]
-    numbers = {which: asdict(each) for which, each in found.items()}
-    _write("signal", place, subjects, seed, said, numbers, plots.signal(found), as_json)
-
-
-@app.command()
-def lesion(
-    model: Model,
-    data: Data = None,
-    images: Images = 1000,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random choices of each kind.")] = 3,
-    seed: Seed = 0,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """The error without one block or layer, without several, with weights shuffled, in other orders (Veit et al., section 4).
-
-    \b
-    Example:
-      reslearn analyze lesion runs/resnet56
-    """
-    from reslearn.analysis import findings, plots
-    from reslearn.analysis.lesion import lesion as compute
-
-    place = _place(out, model)
-    subjects = _open([model], data, images, seed, device)
-    name, one = next(iter(subjects.items()))
-    with _progress("lesion", as_json) as progress:
-        found = compute(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    _write("lesion", place, subjects, seed, findings.of_lesion(found), asdict(found), plots.lesion(found, name), as_json)
-
-
-@app.command()
-def paths(
-    model: Model,
-    data: Data = None,
-    images: Images = 128,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random paths of each length.")] = 16,
-    seed: Seed = 0,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """The network as many paths: how long they are, and which carry the gradient (Veit et al., sections 3 and 5).
-
-    \b
-    Example:
-      reslearn analyze paths runs/resnet56
-    """
-    from reslearn.analysis import findings, plots
-    from reslearn.analysis.paths import paths as compute
-
-    place = _place(out, model)
-    subjects = _open([model], data, images, seed, device)
-    name, one = next(iter(subjects.items()))
-    with _progress("paths", as_json) as progress:
-        found = compute(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    _write("paths", place, subjects, seed, findings.of_paths(found), asdict(found), plots.paths(found, name), as_json)
-
-
-@app.command()
-def landscape(
-    models: Models,
-    data: Data = None,
-    images: Images = 250,
-    size: Annotated[int, typer.Option("--size", min=3, help="Points a side, an odd number.")] = 15,
-    reach: Annotated[float, typer.Option("--reach", min=0.01, help="How far, in filter norms.")] = 1.0,
-    seed: Seed = 0,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """The loss around the weights, along two random directions normalized by filter (Li et al., 2018).
-
-    \b
-    Example:
-      reslearn analyze landscape runs/plain56 runs/resnet56
-    """
+def _odd(size: int) -> int:
     if size % 2 == 0:
         raise UserError(f"--size {size}: take an odd number, so that the middle point is the network itself")
-    from reslearn.analysis import findings, plots
-    from reslearn.analysis.landscape import landscape as compute
-
-    place = _place(out, models[0])
-    subjects = _open(models, data, images, seed, device)
-    found = {}
-    for name, one in subjects.items():
-        with _progress(f"landscape of {name}", as_json) as progress:
-            found[name] = compute(one.model, one.images, one.labels, size=size, reach=reach, seed=seed, progress=progress)
-    numbers = {name: asdict(one) for name, one in found.items()}
-    _write("landscape", place, subjects, seed, findings.of_landscape(found), numbers, plots.landscape(found), as_json)
+    return size
 
 
-@app.command()
-def explain(
-    model: Trained,
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    target: Annotated[str | None, typer.Option("--class", help="What speaks for this class, not for the predicted one.")] = None,
-    out: Out = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """Where the network looks (Grad-CAM, Selvaraju et al., 2017).
+Model = Annotated[Path, typer.Argument(help="A run folder, a model file, or the name of a network before training.")]
+Models = Annotated[list[Path], typer.Argument(help="Run folders, model files or names of networks, for one plot.")]
+Trained = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
+Photo = Annotated[Path, typer.Argument(help="An image file.")]
+Set = Annotated[str, typer.Argument(help="A data set's name, a folder with or without class folders, or a list.")]
+Data = Annotated[str | None, typer.Option("--data", help="Data set to take test images of [default: the training data].")]
+Images = Annotated[int, typer.Option("--images", min=2, help="Number of randomly chosen images.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder [default: RUN/analysis of a run, else analysis/MODEL].")]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Folder, or a .npz or .parquet file for the features.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Also analyze the same network before training.")]
+Trials = Annotated[int, typer.Option("--draws", min=1, help="Random choices of each kind.")]
+PathTrials = Annotated[int, typer.Option("--draws", min=1, help="Random paths of each length.")]
+Size = Annotated[int, typer.Option("--size", min=3, callback=_odd, help="Grid points per side, an odd number.")]
+Reach = Annotated[float, typer.Option("--reach", min=0.01, help="Largest distance from the weights, in filter norms.")]
+Target = Annotated[str | None, typer.Option("--class", help="Class to explain [default: the predicted one].")]
 
-    \b
-    Example:
-      reslearn analyze explain runs/mine photo.jpg --class cat
+
+class Analysis(NamedTuple):
+    """A command. images: the default of --images, or None where it takes no data set. options: of its own, with defaults.
+
+    file: the default name of a file that it writes besides NAME.json and NAME.png.
     """
-    from reslearn.analysis import plots
-    from reslearn.analysis.explain import grad_cam, large_view
-    from reslearn.data.images.files import read
-    from reslearn.device import pick_device
-    from reslearn.errors import did_you_mean
-    from reslearn.weights import load
 
-    place = _place(out, model)
-    on = pick_device(device)
-    net = load(model, on)
-    card: Any = net.card
-    if target is not None and target not in card.classes:
-        raise UserError(f"the model has no class '{target}'{did_you_mean(target, card.classes)}")
-    picture = read(image, card.preprocessing.channels)
-    seen = card.preprocessing.fit(picture)
-    view = card.preprocessing.normalizer(on)(seen[None].to(on))
-    probabilities = net(view).detach().softmax(1)[0].tolist()
-    predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
-    chosen = card.classes.index(target) if target is not None else predicted
-    heat = grad_cam(net, view, chosen)
-    said = [f"{image}: {card.classes[predicted]}, probability {probabilities[predicted]:.1%}"]
-    if chosen != predicted:
-        said.append(f"asked for: {card.classes[chosen]}, probability {probabilities[chosen]:.1%}")
-    if not heat.any():
-        said.append(f"Nothing in the image speaks for {card.classes[chosen]}.")
-    numbers = {"image": str(image), "class": card.classes[chosen], "probability": probabilities[chosen]}
-    numbers |= {"predicted": card.classes[predicted], "heat": heat.tolist()}
-    titles = (image.name, "as the network sees it", f"what speaks for {card.classes[chosen]}")
-    figure = plots.explained(large_view(picture, card.preprocessing), seen, heat, titles)
-    asked = [] if target is None else [target]
-    name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in ("explain", image.absolute().parent.name, image.stem, *asked))
-    _write(name, place, {}, None, said, numbers, figure, as_json, model)
+    summary: str
+    examples: tuple[str, ...]
+    arguments: dict[str, Any]
+    images: int | None
+    options: dict[str, tuple[Any, Any]] = {}  # noqa: RUF012  never changed
+    file: str = ""
 
 
-@app.command()
-def features(
-    model: Trained,
-    data: Annotated[str, typer.Argument(help="A data set's name, a folder with or without class folders, or a list.")],
-    images: Images = 2000,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A folder, as for the others, or a .npz or .parquet file.")
-    ] = None,
-    as_json: Json = False,
-    device: Device = "auto",
-) -> None:
-    """What the network knows of images before it names them: features.npz, and a picture in two dimensions.
+# name -> what `reslearn.analysis.catalog` has a function of that name for
+ANALYSES = {
+    "responses": Analysis(
+        "How strongly each 3x3 layer responds (DRL Figure 7): standard deviations, in order and sorted.",
+        ("responses runs/plain56 runs/resnet56",),
+        {"models": Models},
+        500,
+    ),
+    "signal": Analysis(
+        "The signal forward and backward (IM, equations 3 to 5): sums of residuals, gradients by depth, the shortcuts' share.",
+        ("signal runs/resnet56 --fresh", "signal preact-resnet56 --data cifar10"),
+        {"model": Model},
+        250,
+        {"fresh": (Fresh, False)},
+    ),
+    "lesion": Analysis(
+        "The error without one or several blocks or layers, with shuffled weights, in other orders (Veit et al., section 4).",
+        ("lesion runs/resnet56",),
+        {"model": Model},
+        1000,
+        {"draws": (Trials, 3)},
+    ),
+    "paths": Analysis(
+        "The network as many paths: how long they are, and which carry the gradient (Veit et al., sections 3 and 5).",
+        ("paths runs/resnet56",),
+        {"model": Model},
+        128,
+        {"draws": (PathTrials, 16)},
+    ),
+    "landscape": Analysis(
+        "The loss around the weights, along two random directions normalized by filter (Li et al., 2018).",
+        ("landscape runs/plain56 runs/resnet56",),
+        {"models": Models},
+        250,
+        {"size": (Size, 15), "reach": (Reach, 1.0)},
+    ),
+    "explain": Analysis(
+        "Where the network looks (Grad-CAM, Selvaraju et al., 2017).",
+        ("explain runs/mine photo.jpg --class cat",),
+        {"model": Trained, "image": Photo},
+        None,
+        {"target": (Target, None)},
+    ),
+    "features": Analysis(
+        "Feature embeddings of images, and a plot in two dimensions. The images may be of any classes.",
+        ("features runs/mine cifar10 --images 5000", "features runs/mine photos --out photos.parquet"),
+        {"model": Trained, "data": Set},
+        2000,
+        file="features.npz",
+    ),
+}
 
-    The images need not be of the model's classes.
 
-    \b
-    Examples:
-      reslearn analyze features runs/mine cifar10 --images 5000
-      reslearn analyze features runs/mine photos --out photos.parquet
-    """
-    from reslearn.analysis import plots
-    from reslearn.analysis.features import check_format, in_two_dimensions, write
-    from reslearn.analysis.features import features as compute
-
-    is_file = out is not None and bool(out.suffix) and not out.is_dir()
-    place = _place(out.parent if is_file and out else out, model)
-    file = place / (out.name if is_file and out else "features.npz")
-    check_format(file)
-    subjects = _open([model], data, images, seed, device, any_classes=True)
-    name, one = next(iter(subjects.items()))
-    rows = compute(one.model, one.images)
-    labels = one.labels.tolist()
-    points, shares = in_two_dimensions(rows, seed)
-    figure = plots.features(points, labels, one.classes, f"{name}: {len(rows):,} images of {one.data}", shares)
-    said = [
-        f"{file.name}: {len(rows):,} images of {one.data}, {rows.shape[1]} numbers each",
-        f"Two directions hold {100 * sum(shares):.0f}% of their variance.",
+def _parameters(analysis: Analysis) -> list[inspect.Parameter]:
+    """Of a command: its arguments, then the common options with its own among them."""
+    of_data = {} if analysis.images is None else {"images": (Images, analysis.images), "seed": (Seed, 0)}
+    options: dict[str, tuple[Any, Any]] = {"data": (Data, None)} if of_data and "data" not in analysis.arguments else {}
+    options |= analysis.options | of_data
+    options |= {"out": (OutFile if analysis.file else Out, None), "as_json": (Json, False), "device": (Device, "auto")}
+    given = {name: (kind, inspect.Parameter.empty) for name, kind in analysis.arguments.items()} | options
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in given.items()
     ]
-    numbers = {"shape": list(rows.shape), "shares": shares, "file": file.name}
-    _make(place)
-    write(file, rows, one.names, labels, one.classes)
-    _write(file.stem, place, subjects, seed, said, numbers, figure, as_json)
 
 
-def _open(
-    models: list[Path], data: str | None, images: int, seed: int, device: str, any_classes: bool = False
-) -> "dict[str, Subject]":
-    """The subjects by a name that tells them apart."""
-    from reslearn.analysis.subject import open_subject
+def _add(name: str, analysis: Analysis) -> None:
+    def command(**given: Any) -> None:
+        _run(name, analysis, given.pop("models", None) or [given.pop("model")], **given)
 
-    subjects = [open_subject(model, data, images, seed, device, any_classes=any_classes) for model in models]
-    names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({model})" for name, model in zip(names, models, strict=True)]
-    if len(set(names)) < len(names):
-        raise UserError("a model is given twice")
-    return dict(zip(names, subjects, strict=True))
+    command.__signature__ = inspect.Signature(_parameters(analysis))  # type: ignore[attr-defined]
+    title = "Example" if len(analysis.examples) == 1 else "Examples"
+    examples = "".join(f"\n  reslearn analyze {example}" for example in analysis.examples)
+    app.command(name, help=f"{analysis.summary}\n\n\b\n{title}:{examples}")(command)
 
 
-class _progress:
-    """Progress of one piece of work, on standard error where JSON is printed."""
-
-    def __init__(self, what: str, as_json: bool) -> None:
-        from reslearn.training.display import Display
-
-        self.what, self.display = what, Display(stderr=as_json)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return lambda done, total: self.display.progress(self.what, done, total)
-
-    def __exit__(self, *error: object) -> None:
-        self.display.stop()
+for _name, _analysis in ANALYSES.items():
+    _add(_name, _analysis)
 
 
-def _place(out: Path | None, model: Path) -> Path:
+def _run(
+    name: str,
+    analysis: Analysis,
+    models: list[Path],
+    *,
+    out: Path | None,
+    as_json: bool,
+    device: str,
+    images: int | None = None,
+    data: str | None = None,
+    seed: int | None = None,
+    **own: Any,
+) -> None:
+    """Run an analysis, write its files and print its findings."""
+    from reslearn.analysis import catalog, features
+    from reslearn.analysis.subject import open_subjects
+    from reslearn.training.display import Display
+
+    named = out if analysis.file and out is not None and out.suffix and not out.is_dir() else None  # a file
+    folder, title = _folder(named.parent if named else out, models[0]), name
+    if analysis.file:
+        own["file"] = file = folder / (named.name if named else analysis.file)
+        features.check_format(file)
+        title = file.stem
+    if images is None or seed is None:
+        subjects, result = {}, catalog.explain(models[0], device, **own)
+        words = (name, own["image"].absolute().parent.name, own["image"].stem, own["target"])
+        title = "-".join(re.sub(r"[^\w.]+", "_", word) for word in words if word is not None)
+    else:
+        subjects = open_subjects(models, data, images, seed, device, any_classes=bool(analysis.file))
+        with Display(stderr=as_json) as display:
+            result = getattr(catalog, name)(subjects, seed, display.progress, **own)
+    _write(title, folder, result, subjects or {str(models[0]): None}, seed, as_json)
+
+
+def _folder(out: Path | None, model: Path) -> Path:
     """The folder to write to, not made yet. Raises UserError, before any work is done, where nothing could be written there."""
     folder = out or (model / "analysis" if model.is_dir() else Path("analysis") / model.stem)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -324,45 +189,32 @@ def _place(out: Path | None, model: Path) -> Path:
     return folder
 
 
-def _make(folder: Path) -> None:
-    from reslearn.files import writing
-
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
 def _write(
-    name: str,
-    folder: Path,
-    subjects: "dict[str, Subject]",
-    seed: int | None,
-    said: list[str],
-    numbers: Any,
-    figure: "Figure",
-    as_json: bool,
-    model: Path | None = None,
+    name: str, folder: Path, result: "AnalysisResult", models: "Mapping[str, Subject | None]", seed: int | None, as_json: bool
 ) -> None:
-    """NAME.json and NAME.png, and what was found in lines. model: where there is no subject."""
+    """NAME.json and NAME.png, and the findings on standard output."""
     from reslearn.analysis import plots
-    from reslearn.files import write_text
+    from reslearn.files import write_text, writing
     from reslearn.training import runtime
 
-    said = said + [f"{which}: {subject.note}" for which, subject in subjects.items() if subject.note]
-    result = {
+    said = result.findings + [f"{which}: {one.note}" for which, one in models.items() if one and one.note]
+    record = {
         "analysis": name,
         "command": shlex.join(["reslearn", *sys.argv[1:]]),
-        "models": {which: subject.facts() for which, subject in subjects.items()} or {str(model): {}},
+        "models": {which: one.facts() if one else {} for which, one in models.items()},
         "seed": seed,
         "versions": runtime.versions(),
         "findings": said,
-        "numbers": numbers,
+        "numbers": result.numbers,
         "picture": f"{name}.png",
     }
-    _make(folder)
-    plots.save(figure, folder / f"{name}.png")
-    write_text(folder / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    result.save()
+    plots.save(result.figure, folder / f"{name}.png")
+    write_text(folder / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if as_json:
-        typer.echo(json.dumps(result, indent=1))
+        typer.echo(json.dumps(record, indent=1))
         return
     for line in said:
         typer.echo(line)

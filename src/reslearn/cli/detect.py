@@ -64,9 +64,7 @@ def train(
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="Classification model or run to start the backbone from.")
-    ] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="Classification model or run to start the backbone from.")] = None,
     bad_boxes: Annotated[
         BadBoxes | None, typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop (the default).")
     ] = None,

@@ -12,10 +12,10 @@ from reslearn.errors import UserError
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Names, with * for anything.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Names to list, with * as a wildcard.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """The networks: parameters, multiply-adds, activation memory, and the errors that their papers print.
+    """List networks: parameters, multiply-adds, activation memory, and the test errors from their papers.
 
     \b
     Examples:
@@ -32,11 +32,11 @@ def models(
 
 def summary(
     model: Annotated[str, typer.Argument(help="A network's name, a run folder or a model file.")],
-    input: Annotated[str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH; its own unless given.")] = None,
-    every_row: Annotated[bool, typer.Option("--all", help="Every layer, however many.")] = False,
+    input: Annotated[str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH [default: the network's own].")] = None,
+    every_row: Annotated[bool, typer.Option("--all", help="List every layer.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The layer table of a network: output, parameters, multiply-adds, activation memory, receptive field.
+    """Print the layer table of a network: output, parameters, multiply-adds, activation memory, receptive field.
 
     \b
     Examples:
@@ -63,17 +63,17 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The model file, .safetensors.")],
-    net: Annotated[str | None, typer.Option("--net", help="The network, where the file cannot tell.")] = None,
-    options: Annotated[list[str] | None, typer.Option("--option", help="Likewise, such as shortcut=A-average.")] = None,
-    classes: Annotated[Path | None, typer.Option("--classes", help="Their names, one a line, or a JSON list.")] = None,
-    mean: Annotated[str | None, typer.Option("--mean", help="Of each channel on 0..1, such as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
-    prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Of a .caffemodel: compared with our layers.")] = None,
-    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Of a .caffemodel: its mean image, .binaryproto.")] = None,
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
+    net: Annotated[str | None, typer.Option("--net", help="Network, where the file does not determine it.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A-average.")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="File of class names, one a line, or a JSON list.")] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="Per-channel mean on [0, 1], such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation on [0, 1].")] = None,
+    prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Prototxt to check the layers against.")] = None,
+    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Mean image of a .caffemodel, .binaryproto.")] = None,
 ) -> None:
-    """Weights of torchvision, timm, Caffe's original release and others, as a model file. No code of the file is run.
+    """Import weights of torchvision, timm, Caffe's original release and others as a model file. Code in the file is never run.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def import_(
       reslearn import resnet20-12fca82f.th -o resnet20.safetensors
       reslearn import ResNet-50-model.caffemodel --mean-file ResNet_mean.binaryproto -o resnet50.safetensors
     """
-    from reslearn.weights.imports import import_weights
+    from reslearn.weights.read import import_weights
 
     numbers = (_numbers("--mean", mean), _numbers("--std", std))
     path, said = import_weights(
@@ -112,25 +112,21 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         raise UserError(f"{option} {text}: write numbers with commas between, such as 0.485,0.456,0.406") from error
 
 
-class Format(StrEnum):
-    torchvision, timm = "torchvision", "timm"
-
-
 def export(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
-    format: Annotated[Format, typer.Option("--format", help="A torchvision state dict, or a timm folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.pth, .safetensors) or folder.")],
+    format: Annotated[str, typer.Option("--format", help="torchvision (a state dict) or timm (a folder).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (.pth, .safetensors) or folder to write.")],
 ) -> None:
-    """A model for torchvision (a state dict) or timm (a folder with config.json, weights and a model card).
+    """Export a model for torchvision (a state dict) or timm (a folder with config.json, weights and a model card).
 
     \b
     Examples:
       reslearn export runs/mine --format torchvision -o mine.pth
       reslearn export runs/mine --format timm -o mine-timm
     """
-    from reslearn.weights.exports import export as write
+    from reslearn.weights.write import export as write
 
-    typer.echo(write(model, format.value, out))
+    typer.echo(write(model, format, out))
 
 
 class Place(StrEnum):
@@ -140,11 +136,11 @@ class Place(StrEnum):
 def deepen(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
     net: Annotated[str, typer.Argument(help="A deeper network of its family, such as resnet56 for resnet20.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new model file.")],
-    where: Annotated[Place, typer.Option("--where", help="Where each stage's new blocks go.")] = Place.spread,
-    data: Annotated[str | None, typer.Option("--data", help="Images for the proof; plain networks need them.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")],
+    where: Annotated[Place, typer.Option("--where", help="Position of each stage's new blocks.")] = Place.spread,
+    data: Annotated[str | None, typer.Option("--data", help="Data set to verify with; required for plain networks.")] = None,
 ) -> None:
-    """A deeper network with the same function, from a trained one: the paper's constructed solution. It trains on from there.
+    """Make a trained network deeper without changing its function (the paper's constructed solution), to train it further.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ from reslearn.nets.convolutional import convolutional
 PIXELS = 1 << 22  # of views that go through a network together
 
 
-class Source(Protocol):
+class EvalSource(Protocol):
     """Images of a split, as Resident and Photos hold them."""
 
     labels: Tensor
@@ -28,7 +28,7 @@ class Source(Protocol):
     def eval_batch(self, start: int, stop: int) -> Tensor: ...
 
 
-class Seen(NamedTuple):
+class Predictions(NamedTuple):
     """Logits float32 (N, classes), labels int64 (N,) and the images' places in their split, int64 (N,); on the CPU."""
 
     logits: Tensor
@@ -51,14 +51,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.inference_mode()
 def single_view(
     model: nn.Module,
-    source: Source,
+    source: EvalSource,
     *,
     batch: int = 250,
     forward: Callable[[Tensor], Tensor] | None = None,
     flip: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Seen:
+) -> Predictions:
     """Logits of every image of a split that can be read. progress(images done) is called after each batch.
 
     flip: the mean of the logits of each image and its mirror.
@@ -75,14 +75,14 @@ def single_view(
                 logits.append((seen + run(images.flip(3)).float().cpu()) / 2 if flip else seen)
             progress(min(start + batch, len(source)))
     readable = torch.tensor([i for i in range(len(source)) if i not in source.holes], dtype=torch.int64)
-    return Seen(torch.cat(logits)[readable], source.labels.cpu()[readable], readable)
+    return Predictions(torch.cat(logits)[readable], source.labels.cpu()[readable], readable)
 
 
 @torch.inference_mode()
 def many_views(
     model: nn.Module, pictures: Pictures, protocol: Views, *, progress: Callable[[int], None] = lambda done: None
-) -> Seen:
-    """Logarithms of the mean scores of every image that can be read, as Seen's logits: their softmax gives the scores back.
+) -> Predictions:
+    """Logarithms of the mean scores of every image that can be read, as Predictions's logits: their softmax gives the scores back.
 
     The score of an image is the mean over its views and their mirrors; that of a view the mean over the places of its map, of
     softmax outputs in float32. Views of one size go through the network together, whatever images they are of. Beside the
@@ -104,7 +104,7 @@ def many_views(
     if sums is None:
         raise UserError("none of the images can be read")
     readable = seen.nonzero()[:, 0]
-    return Seen(log(sums[readable] / protocol.count), torch.from_numpy(pictures.split.labels)[readable], readable)
+    return Predictions(log(sums[readable] / protocol.count), torch.from_numpy(pictures.split.labels)[readable], readable)
 
 
 def _scores(run: Callable[[Tensor], Tensor], pixels: Tensor, normalize: Normalizer, mirror: bool) -> Tensor:

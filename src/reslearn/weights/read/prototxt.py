@@ -7,7 +7,7 @@ from typing import Any
 
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
-from reslearn.weights.protobuf import Malformed, Message, parse_text
+from reslearn.weights.read.protobuf import Malformed, Message, parse_text
 
 STAGES = ((2, "layer1"), (3, "layer2"), (4, "layer3"), (5, "layer4"))  # Caffe's stage, ours
 

@@ -260,23 +260,3 @@ def complete(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         name: torch.zeros((), dtype=torch.int64) if name.endswith(COUNTER) else tensors[name].detach().float().clone()
         for name in model.state_dict()
     }
-
-
-def adapt_head(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """Weights for a model with other classes: the backbone is kept, the head is the model's own, newly initialized one.
-
-    tensors: a state dict under our names. model: the same network. Returns the model's whole state dict and a sentence.
-    Raises UserError where more than the head differs.
-    """
-    own = model.state_dict()
-    *_, weight, bias = own
-    backbone = {name for name in own if name not in (weight, bias) and not name.endswith(COUNTER)}
-    for name in own:
-        if name in backbone and (name not in tensors or tensors[name].shape != own[name].shape):
-            there = _size(tuple(tensors[name].shape)) if name in tensors else "missing"
-            raise UserError(f"the weights do not fit this network: '{name}' is {there}, not {_size(tuple(own[name].shape))}")
-    if weight in tensors and bias in tensors and tensors[weight].shape == own[weight].shape:
-        return {name: tensors.get(name, own[name]) for name in own}, f"all weights fit, with the head's {len(own[bias])} classes"
-    kept = {name: own[name] if name in (weight, bias) else tensors.get(name, own[name]) for name in own}
-    had = f"{tensors[weight].shape[0]} classes" if weight in tensors else "no head"
-    return kept, f"the backbone is kept; the file has {had}, so the head for {len(own[bias])} classes is new and has to be trained"

@@ -10,14 +10,17 @@ import mmap
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reslearn.errors import UserError, did_you_mean
-from reslearn.weights.protobuf import BYTES, FIXED32, VARINT, Malformed, fields, varint
-from reslearn.weights.prototxt import layer_list, units
+from reslearn.data.preprocess import Preprocessing
+from reslearn.errors import UserError, did_you_mean, naming
+from reslearn.nets import create
+from reslearn.weights.read.protobuf import BYTES, FIXED32, VARINT, Malformed, fields, varint
+from reslearn.weights.read.prototxt import check_prototxt, layer_list, units
 
 NETS = ("resnet50", "resnet101", "resnet152")
 CHANNEL_MEANS = (123.152, 115.903, 103.063)  # RGB on 0..255, of the release's mean image
@@ -194,3 +197,34 @@ def fit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, 
             )
         fitted[name] = tensor.reshape(shapes[name])
     return fitted
+
+
+def read(path: Path, net: str | None = None, prototxt: str | Path | None = None) -> tuple[str, dict[str, Tensor], list[str]]:
+    """A .caffemodel's network, its tensors under our names, for create(net, pool="ceil"), and sentences of what was recognized.
+
+    prototxt: a file to check the layers against. Raises UserError.
+    """
+    layers = read_caffemodel(path)
+    with naming(path):
+        name = which_net(layers, net)
+    said = [f"the layers are those of {name} in Caffe's release: stride in the 1x1, max pool without padding, rounded up"]
+    if prototxt is not None:
+        said.append(check_prototxt(Path(prototxt), name))
+    with naming(path):
+        tensors, more = convert(layers, name)
+        with torch.device("meta"):
+            shapes = {key: t.shape for key, t in create(name, max(2, tensors["fc.bias"].numel())).state_dict().items()}
+        return name, fit(tensors, shapes), [*said, *more]
+
+
+def usual_input(mean_file: str | Path | None) -> tuple[Preprocessing, str]:
+    """What images go through before the Caffe release's nets: RGB on 0..255 minus a mean image, or the channels' means."""
+    shape: dict[str, Any] = {"channels": 3, "size": (224, 224), "crop_ratio": 0.875, "std": (1 / 255,) * 3}
+    if mean_file is None:
+        mean = tuple(m / 255 for m in CHANNEL_MEANS)
+        return Preprocessing(
+            mean=mean, **shape
+        ), "input of 224 px minus the channel means of Caffe's release; give its mean image to be exact"
+    image = read_mean(Path(mean_file))
+    view = Preprocessing(mean=tuple(image.mean((1, 2)).tolist()), pixel_mean=Preprocessing.encode_pixel_mean(image), **shape)
+    return view, f"input of 224 px minus the mean image of {Path(mean_file).name}"

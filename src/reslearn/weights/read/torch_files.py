@@ -1,4 +1,4 @@
-"""Other people's weight files: checked byte by byte before anything is allocated, and their code is never run.
+"""Files of torch.save: checked byte by byte before anything is allocated, and their code is never run.
 
 A .pth is a pickle: a program that builds objects. torch's weights_only reader runs no foreign code, yet a file of 1.5 kB can
 make it allocate 32 GB. So the program is first run on stand-ins that only compare what is claimed with what the file holds.
@@ -10,72 +10,26 @@ import pickle
 import pickletools
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from reslearn.errors import UserError
+from reslearn.weights.read.refused import Refused
 
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's number before 1.6, pickled: a LONG1 and STOP
 ZIP_END, ZIP64_LOCATOR, ZIP64_END = 22, 20, 56  # bytes of a zip's last records
 MOST_PICKLE = 64 << 20  # bytes; a state dict of 10,000 tensors takes 1.5 MB
 
 # What torch.save writes and torch's own restricted reader accepts; no operation here names an object outside the file but GLOBAL.
-OPERATIONS = frozenset(
-    [
-        "PROTO",
-        "STOP",
-        "MARK",
-        "NONE",
-        "NEWFALSE",
-        "NEWTRUE",
-        "EMPTY_TUPLE",
-        "EMPTY_LIST",
-        "EMPTY_DICT",
-        "EMPTY_SET",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "BINUNICODE",
-        "SHORT_BINSTRING",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "APPEND",
-        "APPENDS",
-        "SETITEM",
-        "SETITEMS",
-        "BINPUT",
-        "LONG_BINPUT",
-        "BINGET",
-        "LONG_BINGET",
-        "GLOBAL",
-        "BINPERSID",
-        "REDUCE",
-        "BUILD",
-    ]
-)
-ITEM_BYTES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-}
-
-
-class Refused(Exception):
-    """Why a file is not read, as the end of a sentence that begins with its path."""
+OPERATIONS = frozenset([
+    "PROTO", "STOP", "MARK", "NONE", "NEWFALSE", "NEWTRUE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BININT",
+    "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND",
+    "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD"
+])  # fmt: skip
+ITEM_BYTES = {"DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2}
+ITEM_BYTES |= {"ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1}
 
 
 class Storage(NamedTuple):
@@ -240,7 +194,7 @@ def check_legacy(path: Path) -> None:
             rehearse(one_pickle(file), None, size)
 
 
-def load_pickle(path: Path, check: Any, mmap: bool) -> Any:
+def load(path: Path, check: Callable[[Path], None], mmap: bool) -> Any:
     """torch.load after a check. Raises Refused for whatever is wrong."""
     try:
         check(path)
@@ -253,35 +207,18 @@ def load_pickle(path: Path, check: Any, mmap: bool) -> Any:
         raise Refused(f"is not a whole PyTorch file ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a .safetensors file; its own reader compares all sizes with the file's. Raises Refused."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"is not a whole safetensors file ({str(error)[:120]})") from error
+def load_zip(path: Path) -> Any:
+    """A file of torch.save since 1.6, mapped and not read into memory. Raises Refused."""
+    return load(path, check_zip, mmap=True)
 
 
-def read(path: Path) -> Any:
-    """What a .pth, .pt, .th or .safetensors file holds; its kind is seen from its first bytes, whatever its name.
+def load_legacy(path: Path) -> Any:
+    """A file of torch.save before 1.6. Raises Refused."""
+    return load(path, check_legacy, mmap=False)
 
-    PyTorch files of today's kind and .safetensors are mapped, not read into memory. Raises UserError.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if head.startswith(b"PK\x03\x04"):
-            return load_pickle(path, check_zip, mmap=True)
-        if head[:1] == b"\x80" and head[2:].startswith(MAGIC):
-            return load_pickle(path, check_legacy, mmap=False)
-        if head[8:9] == b"{":
-            return load_safetensors(path)
-        if head[:1] == b"\x80":
-            raise Refused(
-                "is a plain pickle, which could be code and is not run; save the weights with torch.save(model.state_dict(), path)"
-            )
-        raise Refused("is no weights file that reslearn reads: .pth, .pt, .th (PyTorch), .safetensors or .caffemodel")
-    except Refused as why:
-        raise UserError(f"{path} {why}") from why
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+def refuse_pickle(path: Path) -> Any:
+    """Any other pickle. Raises Refused."""
+    raise Refused(
+        "is a plain pickle, which could be code and is not run; save the weights with torch.save(model.state_dict(), path)"
+    )

@@ -11,9 +11,8 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
 from reslearn.nets.zoo import check_options
-from reslearn.weights import caffe, foreign
-from reslearn.weights.formats import complete, recognize
-from reslearn.weights.prototxt import check_prototxt
+from reslearn.weights.read import caffe, files
+from reslearn.weights.read.recognize import complete, recognize
 from reslearn.weights.store import Card, save
 
 # Of RGB on [0, 1]; what nearly all files were trained with.
@@ -35,7 +34,7 @@ def import_weights(
 ) -> tuple[Path, list[str]]:
     """Read a .pth, .pt, .th, .safetensors or .caffemodel and write it as a model file.
 
-    net, options: of `create`; they set what a file cannot show (see formats.recognize). classes: names in the order of the
+    net, options: of `create`; they set what a file cannot show (see recognize). classes: names in the order of the
     head, or a text file with one a line, or a JSON list or {"0": name}. mean, std: one number a channel on [0, 1].
     prototxt, mean_file: of a .caffemodel; the first is compared with our layers, the second is its mean image.
     Returns the file written and sentences of what was recognized, and why. No code of the file is run. Raises UserError.
@@ -54,14 +53,14 @@ def import_weights(
     if path.suffix == ".caffemodel":
         if options:
             raise UserError("a .caffemodel is its net as released: leave options out")
-        name, tensors, said = _of_caffe(path, net, prototxt)
+        name, tensors, said = caffe.read(path, net, prototxt)
         options, count = {"pool": "ceil"}, len(tensors["fc.bias"])
-        view, seen = caffe_input(mean_file)
+        view, seen = caffe.usual_input(mean_file)
     elif prototxt is not None or mean_file is not None:
         raise UserError(f"a prototxt and a mean file belong to a .caffemodel, which {path} is not")
     else:
         with naming(path):
-            known = recognize(foreign.read(path), net, options)
+            known = recognize(files.read(path), net, options)
         name, options, tensors, said, count = known.net, known.options, known.tensors, [known.why], known.classes
         view, seen = usual_input(name, known.channels)
     view, more = with_given(view, mean, std)
@@ -72,20 +71,6 @@ def import_weights(
         model.load_state_dict(complete(tensors, model), assign=True)
     card = Card(net=name, options=dict(options), classes=names, preprocessing=view, data={"imported_from": path.name})
     return save(model, out, card), [f"{name} with {count} classes", *said, how, seen, *more]
-
-
-def _of_caffe(path: Path, net: str | None, described: str | Path | None) -> tuple[str, dict[str, torch.Tensor], list[str]]:
-    layers = caffe.read_caffemodel(path)
-    with naming(path):
-        name = caffe.which_net(layers, net)
-    said = [f"the layers are those of {name} in Caffe's release: stride in the 1x1, max pool without padding, rounded up"]
-    if described is not None:
-        said.append(check_prototxt(Path(described), name))
-    with naming(path):
-        tensors, more = caffe.convert(layers, name)
-        with torch.device("meta"):
-            shapes = {key: t.shape for key, t in create(name, max(2, tensors["fc.bias"].numel())).state_dict().items()}
-        return name, caffe.fit(tensors, shapes), [*said, *more]
 
 
 def class_names(net: str, count: int, given: Sequence[str] | str | Path | None, channels: int = 3) -> tuple[tuple[str, ...], str]:
@@ -139,19 +124,6 @@ def usual_input(net: str, channels: int) -> tuple[Preprocessing, str]:
     crop_ratio = 0.875 if row.stem == "imagenet" else 1.0
     view = Preprocessing(channels=channels, size=(row.size, row.size), crop_ratio=crop_ratio, mean=mean, std=std)
     return view, f"input of {row.size} px with {why}, as is usual: the file does not say it"
-
-
-def caffe_input(mean_file: str | Path | None) -> tuple[Preprocessing, str]:
-    """What images go through before the Caffe release's nets: RGB on 0..255 minus a mean image, or the channels' means."""
-    shape: dict[str, Any] = {"channels": 3, "size": (224, 224), "crop_ratio": 0.875, "std": (1 / 255,) * 3}
-    if mean_file is None:
-        mean = tuple(m / 255 for m in caffe.CHANNEL_MEANS)
-        return Preprocessing(
-            mean=mean, **shape
-        ), "input of 224 px minus the channel means of Caffe's release; give its mean image to be exact"
-    image = caffe.read_mean(Path(mean_file))
-    view = Preprocessing(mean=tuple(image.mean((1, 2)).tolist()), pixel_mean=Preprocessing.encode_pixel_mean(image), **shape)
-    return view, f"input of 224 px minus the mean image of {Path(mean_file).name}"
 
 
 def with_given(view: Preprocessing, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Preprocessing, list[str]]:

@@ -10,7 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from reslearn import UserError, create
-from reslearn.weights.formats import Recognized, adapt_head, complete, recognize
+from reslearn.weights.head import adapt_head
+from reslearn.weights.read.recognize import Recognized, complete, recognize
 from weights.compare import same_logits, shaken
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]

@@ -1,0 +1,17 @@
+"""Files of safetensors, whose own reader compares all sizes with the file's."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from reslearn.weights.read.refused import Refused
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file. Raises Refused."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise Refused(f"is not a whole safetensors file ({str(error)[:120]})") from error
