@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from painted_sets import TINY, write_set
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.localize.evaluate import View, errors
 from reslearn.localize.gallery import save_examples, save_gallery
-from reslearn.localize.run import facts_of
-from reslearn.localize.train import make_plan
 from reslearn.localize.views import Single, of_one_kind
 
 
@@ -34,14 +31,14 @@ def guesses(truth: Single, classes: int, skill: float, seed: int) -> View:
 def measured(data: BoxSet, skill: float, stage: str) -> tuple[dict[str, Any], Single, dict[str, View]]:
     """Numbers as evaluate's, the truth, and what was found."""
     truth = of_one_kind(data)
-    names = ("1-crop", "dense", "refined")[: 3 if stage == "refine" else 2]
+    names = ("1-crop", "dense", "refined")[: 3 if stage == "regions" else 2]
     found = {name: guesses(truth, len(data.classes), skill * (1 + 0.3 * i), i) for i, name in enumerate(names)}
     numbers = {name: errors(view.order, view.boxes, truth, data.classes) for name, view in found.items()}
     return {"n": len(data), "scales": [37], "classes": list(data.classes), **numbers}, truth, found
 
 
 def build(
-    folder: Path, data: Path, *, stage: str = "train", skill: float = 1.0, seed: int = 0, classes: tuple[str, ...] = ()
+    folder: Path, data: Path, *, stage: str = "proposals", skill: float = 1.0, seed: int = 0, classes: tuple[str, ...] = ()
 ) -> Path:
     """A whole, finished run folder on a painted set."""
     if not data.exists():
@@ -50,20 +47,50 @@ def build(
     if classes:
         sets = {name: BoxSet(each.name, classes, each.images) for name, each in sets.items()}
     folder.mkdir(parents=True)
-    plan = make_plan({**TINY, "seed": seed})
-    facts = facts_of(stage, data, sets, plan, ["9 anchors: fitted to the boxes"], torch.device("cpu"))
-    facts["machine"]["processor"] = "Abacus 9000"
-    (folder / "localize.json").write_text(json.dumps({**facts, "card": {"net": "resnet8"}}))
+    setup = {
+        "task": "localize",
+        "recipe": {
+            "name": None,
+            "seed": seed,
+            "net": {"name": TINY["net"], "init": None},
+            "stage": stage,
+            "localizer": {"anchors": 9, "iou": [0.3, 0.5]},
+            "data": {"size": TINY["size"], "jitter": TINY["jitter"]},
+            "batch": {"size": TINY["batch"]},
+            "schedule": TINY["schedule"],
+        },
+        "command": "reslearn.localize.train() in Python",
+        "source": str(data),
+        "data": {
+            "name": data.name,
+            "classes": list(sets["train"].classes),
+            "n": {name: len(each) for name, each in sets.items()},
+            "objects": sets["train"].counts(),
+            "fingerprint": sets["train"].fingerprint(),
+        },
+        "machine": {"device": "cpu", "processor": "Abacus 9000"},
+        "versions": {"reslearn": "0.1"},
+        "chose": ["9 anchors: fitted to the boxes"],
+    }
+    (folder / "recipe.json").write_text(json.dumps(setup))
     lines = []
     for step in range(1, 97):
         parts = {"scores": float(np.exp(-step / 30)) + 0.1, "boxes": 0.3 * float(np.exp(-step / 40))}
         line = {"event": "train", "step": step, "epoch": step / 8, "lr": 0.03 * (1 - step / 97)}
-        lines.append(line | {"loss": sum(parts.values()), "losses": parts})
+        lines.append(line | {"loss": sum(parts.values()), "losses": parts, "grad_norm": 1.5, "time": step * 0.3})
+        if step % 24 == 0:
+            line = {"event": "eval", "split": "val", "step": step, "epoch": step / 8, "loss": 1.1 * sum(parts.values())}
+            lines.append(line | {"losses": parts, "localization_error": 80 * float(np.exp(-step / 60 / skill))})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = {"step": 96, "epochs": 12.0, "seconds": 250.0, "images_per_s": 3.1, "peak_memory_mb": 900, "parameters": 1_234_567}
-    result["val"] = measured(sets["val"], skill, stage)[0]
-    result["test"], truth, found = measured(sets["test"], skill, stage)
-    result |= save_gallery(folder, sets["test"], truth, found) | {"gallery_split": "test"}
+    val = measured(sets["val"], skill, stage)[0]
+    test, truth, found = measured(sets["test"], skill, stage)
+    result = {
+        "step": 96, "epochs": 12.0, "seconds": 250.0, "images_per_s": 3.1, "peak_memory_mb": 900, "parameters": 1_234_567,
+        "last": {"step": 96, "val": val, "test": test},
+        "best": {"step": 96, "val": val, "test": test},
+        **save_gallery(folder, sets["test"], truth, found),
+        "gallery_split": "test",
+    }  # fmt: skip
     save_examples(folder, ((image.pixels(), image.objects.boxes, ()) for image in sets["train"].images))
     (folder / "result.json").write_text(json.dumps(result, allow_nan=False))
     return folder

@@ -15,12 +15,17 @@ from PIL import Image
 import reslearn.report
 from pages import Page, assert_stands_alone
 from reslearn.errors import UserError
-from reslearn.report import most_confused, write
+from reslearn.report import write
+from reslearn.report.classify import ClassificationResult, most_confused
 from reslearn.report.plots import thinned
-from reslearn.report.runs import read
-from reslearn.report.shared import duration, recipe_rows
+from reslearn.report.runs import RunRecord, column, open_folders, read_run
+from reslearn.report.text import duration, recipe_rows
 
 CLASSES = ["cat", "dog", "ship"]
+
+
+def read(folders: list[Path]) -> list[RunRecord[ClassificationResult]]:
+    return [read_run(folder, ClassificationResult) for folder in open_folders(folders)]
 
 
 def numbers(classes: list[str], error: float) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def test_whole_run(tmp_path: Path) -> None:
         "2 h 3 min on Abacus 9000, at 4,321 images/s",
         "876 MB",
         "loss 9.87 p = 5.2e-05",
-        "too sure of itself",
+        "the network is overconfident",
         "net resnet20: images are 32x30 px",
         "reslearn train pets --net resnet20",
         "32 × 30",
@@ -184,14 +189,14 @@ def test_confusion_and_classes_are_those_of_the_file(tmp_path: Path) -> None:
     metrics = result(CLASSES, 12.34)["last"]["test"]
     cells = [attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes]
     assert cells == [
-        f"{true} taken for {predicted}: {metrics['confusion'][i][j]}"
+        f"{true} predicted as {predicted}: {metrics['confusion'][i][j]}"
         for i, true in enumerate(CLASSES)
         for j, predicted in enumerate(CLASSES)
     ]
     for one in most_confused(metrics["confusion"], CLASSES):
         assert f"{one['true']} {one['predicted']} {one['n']} {one['share']:.2f}%" in page.text
     hardest_first = sorted(metrics["per_class"], key=lambda one: one["accuracy"])
-    assert " ".join(f"{one['class']} {one['accuracy']:.2f}%" for one in hardest_first) in page.text
+    assert " ".join(f"{one['class']} {one['n']} {one['accuracy']:.2f}%" for one in hardest_first) in page.text
 
 
 def test_most_confused() -> None:
@@ -223,9 +228,9 @@ def test_several_runs(tmp_path: Path) -> None:
     page = Page(write(runs, tmp_path / "page.html"))
     assert_stands_alone(page)
     assert "3 runs compared" in page.text
-    assert "lowest test error, 10.50% (95% interval 9.39 to 11.72%), is that of two" in page.text
+    assert "two has the lowest test error: 10.50% (95% interval 9.39 to 11.72%)." in page.text
     assert "Over 2 seeds of one recipe the test error is 11.42 ± 1.30%" in page.text
-    assert "three has not finished: it has logged 640 iterations so far" in page.text
+    assert "three has not finished: 640 iterations so far" in page.text
     drawn = page.source[page.source.index("<svg") : page.source.index("</svg>")]
     for i in range(3):  # as in Figure 6 of the paper: training dashed, held-out bold
         assert re.search(rf"stroke-dasharray[^\"]*stroke: var\(--c{i}\)[;\"]", drawn)
@@ -239,11 +244,11 @@ def test_several_runs(tmp_path: Path) -> None:
 
 def test_different_data_is_said(tmp_path: Path) -> None:
     runs = [build(tmp_path / "a", "one"), build(tmp_path / "b", "two", seed=4)]
-    assert "do not share their data" not in Page(write(runs, tmp_path / "page.html")).text
+    assert "were trained on different data" not in Page(write(runs, tmp_path / "page.html")).text
     setup = runs[1] / "recipe.json"
     setup.write_text(setup.read_text().replace("beef", "cafe"))
     text = Page(write(runs, tmp_path / "page.html")).text
-    assert "do not share their data" in text
+    assert "were trained on different data" in text
     assert "seeds of one recipe" not in text
 
 
@@ -258,11 +263,11 @@ def test_same_names_are_told_apart(tmp_path: Path) -> None:
 def test_unfinished_runs(tmp_path: Path) -> None:
     run = unfinished(tmp_path / "run")
     page = Page(write([run], tmp_path / "page.html"))
-    assert "This run has not finished: it has logged 640 iterations so far." in page.text
-    assert "latest held-out error 15.25%" in page.text
+    assert "This run has not finished: 640 iterations so far." in page.text
+    assert "latest validation error 15.25%" in page.text
     assert page.count("svg") == 1
     (run / "metrics.jsonl").write_text('{"event": "eval", "split": "val", "step": 0, "top1_error": 66.67}\n')
-    assert "latest held-out error 66.67%" in Page(write([run], tmp_path / "page.html")).text
+    assert "latest validation error 66.67%" in Page(write([run], tmp_path / "page.html")).text
     for nothing in ("", "\n"):
         (run / "metrics.jsonl").write_text(nothing)
         assert "nothing was measured yet" in Page(write([run], tmp_path / "page.html")).text
@@ -277,7 +282,7 @@ def test_minimal_run(tmp_path: Path) -> None:
     done = {"step": 5, "epochs": 0.1, "seconds": 1.5, "last": {"step": 5, "val": {"n": 7, "top1_error": 28.571}}}
     (tmp_path / "result.json").write_text(json.dumps(done))
     page = Page(write([tmp_path], tmp_path / "report.html"))
-    assert "errs on 28.57% of the 7 held-out images. Training took 1.5 s." in page.text
+    assert "Validation error after the last iteration: 28.57% (7 images). Training took 1.5 s." in page.text
     assert "None" not in page.text and "nan" not in page.text
     done["last"] = {"step": 5}
     (tmp_path / "result.json").write_text(json.dumps(done))
@@ -292,12 +297,12 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert not any(attributes.get("src", "").startswith("http") for _, attributes in page.tags)
     for name in [*classes, "{{ 7 * 7 }}", "</title><img src=http://evil.example/x>"]:
         assert name in page.text, name
-    assert page.count("b") == 2 * len(classes)  # the page's own, in the bars
+    assert page.count("b") == 0
     page = Page(write([run], tmp_path / "page.html"))
     assert page.count("img") == 2  # the run's own
     assert page.text.count("</title><img src=http://evil.example/x>") >= 2
     titles = {attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes}
-    assert '"><script>alert(1)</script> taken for 猫と犬: 4' in titles
+    assert '"><script>alert(1)</script> predicted as 猫と犬: 4' in titles
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "images/notes.png", "images", ""])
@@ -343,9 +348,10 @@ def test_resumed_and_diverged_runs(tmp_path: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = read([run])[0]
-    assert found.train.step.tolist() == [1, 2, 3]
-    assert found.train.error.tolist()[:2] == [90.0, 70.0] and np.isnan(found.train.error[2])
-    assert found.held_out_split == "test"
+    errors = column(found.train, "error")
+    assert column(found.train, "step").tolist() == [1, 2, 3]
+    assert errors.tolist()[:2] == [90.0, 70.0] and np.isnan(errors[2])
+    assert found.split == "test"
     assert "latest test error 50.00%" in Page(write([run], tmp_path / "page.html")).text
 
 
@@ -387,11 +393,11 @@ def test_other_mistakes_of_users(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one"):
         write([], tmp_path / "page.html")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write([run], tmp_path / "folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write([run], run / "recipe.json" / "page.html")
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_the_same_folders_give_the_same_bytes(tmp_path: Path) -> None:
@@ -422,11 +428,7 @@ def test_thinning_keeps_short_curves_and_means() -> None:
 
 def test_recipe_rows_and_words() -> None:
     rows = recipe_rows([{"a": {"b": 1, "c": []}, "d": True}, {"a": {"b": 1.0}, "d": True}])
-    assert rows == [
-        {"key": "a.b", "values": ["1", "1.0"], "differs": True},
-        {"key": "a.c", "values": ["none", None], "differs": True},
-        {"key": "d", "values": ["true", "true"], "differs": False},
-    ]
+    assert rows == {"a.b": ["1", "1.0"], "a.c": ["none", None], "d": ["true", "true"]}
     assert [duration(s) for s in (0.04, 59.94, 61, 3599.6, 7384)] == [
         "0.0 s",
         "59.9 s",

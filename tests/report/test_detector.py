@@ -31,9 +31,9 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
     test, review = result["last"]["test"], result["last"]["test"]["review"]
     low, high = test["intervals"]["AP"]
     for words in (
-        f"After the last iteration its AP is {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}) on 12 test images",
-        "A detector on resnet18 (15,000,000 parameters), trained on 205 images with 2 classes of objects from bccd",
-        "Training took 4 min 10 s on cpu, at 10 images/s, with at most 1,800 MB of memory.",
+        f"Test AP after the last iteration: {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}%; 12 images)",
+        "A detector on resnet18 (15,000,000 parameters), trained on 205 images of 2 classes from bccd",
+        "Training took 4 min 10 s on cpu, at 9.6 images/s, with at most 1,800 MB of memory.",
         f"VOC 2007 AP at IoU 0.50, at 11 recalls {test['VOC07']:.1f} ",
         "average precision, %",
         "rpn box reg",
@@ -41,7 +41,7 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
         "faults found no area: 2",
         "detector.min_size 240",
         "size 240: the median box is 102 px of 480",
-        "From the test images.",
+        "From the test images:",
     ):
         assert words in page.text, words
     for one, cut in zip(test["per_class"], review["thresholds"], strict=True):
@@ -54,7 +54,7 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
     shown = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(shown) == len(gallery) and all(one["src"].startswith("data:image/jpeg;base64,") for one in shown)
     alarm = gallery[0]
-    assert f"{alarm['kind']} found: {alarm['label']}, {alarm['score']:.2f}" in page.text
+    assert f"{alarm['kind']} detection: {alarm['label']}, {alarm['score']:.2f}" in page.text
     assert page.count("svg") == 3 and "None" not in page.text and "nan" not in page.text
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
@@ -62,7 +62,7 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
 
 def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path: Path) -> None:
     without = Page(write([run], tmp_path / "without.html"))
-    assert "mask" not in without.text and "What it finds" not in without.text
+    assert "mask" not in without.text and "Evenly spaced" not in without.text
     result = json.loads((run / "result.json").read_text())
     masks = {**result["last"]["test"], "AP": 12.34, "AP50": 45.67, "intervals": {"AP": [10.0, 15.0]}}
     result["last"]["test"]["masks"] = masks
@@ -71,10 +71,10 @@ def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path
     page = Page(write([run], tmp_path / "page.html"))
     assert_stands_alone(page)
     for words in (
-        "By its masks instead of its boxes, AP is 12.3% (95% interval 10.0 to 15.0), 45.7% at IoU 0.5.",
-        "test mask AP 12.3 10.0 to 15.0 (95%)",
-        "test, last test, last, masks held-out, last",
-        "What it finds Some of the test images",
+        "Mask AP: 12.3% (95% interval 10.0 to 15.0%), 45.7% at IoU 0.5.",
+        "test mask AP 12.3% 10.0 to 15.0% (95%)",
+        "test, last test, last, masks validation, last",
+        "Detections Evenly spaced test images",
         "slide <7>",
     ):
         assert words in page.text, words
@@ -91,8 +91,8 @@ def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
     assert "By class and size" in page.text and "Precision and recall" not in page.text and page.count("img") == 0
     (run / "result.json").unlink()
     page = Page(write([run], tmp_path / "page.html"))
-    assert "This run has not finished: it has logged 600 iterations so far." in page.text
-    assert "latest AP50 77.3" in page.text and page.count("svg") == 2
+    assert "This run has not finished: 600 iterations so far." in page.text
+    assert "latest validation AP50 77.3%" in page.text and page.count("svg") == 2
     (run / "metrics.jsonl").unlink()
     assert "Nothing was measured yet." in Page(write([run], tmp_path / "page.html")).text
 
@@ -106,8 +106,7 @@ def test_several_runs(run: Path, images: BoxSet, tmp_path: Path) -> None:
     assert first["AP"] > second["AP"]
     for words in (
         "3 detectors compared",
-        "3 detectors, 2 of them finished. After the last iteration the highest test AP, ",
-        "is that of cells.",
+        "3 detectors, 2 of them finished. cells has the highest test AP: ",
         "third has not finished",
         f"plain plain34, 15.0 M parameters {second['AP']:.1f} ",
         f"cell {first['per_class'][0]['AP']:.1f} {second['per_class'][0]['AP']:.1f} –",
@@ -141,7 +140,7 @@ def test_detectors_and_classifiers_share_no_page(run: Path, tmp_path: Path) -> N
     classifier = tmp_path / "classifier"
     classifier.mkdir()
     (classifier / "recipe.json").write_text('{"recipe": {"name": "kinds"}}')
-    with pytest.raises(UserError, match="kinds tells classes apart, and cells finds objects: they share no page"):
+    with pytest.raises(UserError, match=r"different tasks cannot share a report: kinds \(classify\), cells \(detect\)"):
         write([classifier, run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

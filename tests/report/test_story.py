@@ -65,7 +65,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("key", story.PARTS)
 def test_a_result_that_is_not_whole_is_named(tmp_path: Path, key: str) -> None:
     (tmp_path / "half.json").write_text(json.dumps({name: value for name, value in result().items() if name != key}))
-    with pytest.raises(UserError, match=rf"half\.json: is no whole result of an experiment: '{key}' is missing"):
+    with pytest.raises(UserError, match=rf"half\.json: incomplete result of an experiment: '{key}' is missing"):
         story.write(tmp_path, tmp_path / "index.html")
 
 
@@ -91,7 +91,7 @@ def test_analyses_are_on_the_page(tmp_path: Path) -> None:
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
     assert page.count("Where the network looks</h2>") == 2 and "Of explain-cat-1." in page and "Of explain-dog-1." in page
     (tmp_path / "analysis" / "signal.json").write_text("{")
-    with pytest.raises(UserError, match=r"signal\.json: is no result of an analysis"):
+    with pytest.raises(UserError, match=r"signal\.json: not a result of an analysis"):
         story.write(tmp_path, tmp_path / "index.html")
 
 

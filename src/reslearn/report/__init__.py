@@ -1,6 +1,5 @@
-"""One self-contained HTML page from run folders alone: nothing here needs a network, the data or a device."""
+"""One self-contained HTML page from run folders alone: needs no network, data or accelerator."""
 
-from reslearn.report.classifier import write
-from reslearn.report.runs import most_confused
+from reslearn.report.page import write
 
-__all__ = ["most_confused", "write"]
+__all__ = ["write"]

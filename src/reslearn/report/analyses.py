@@ -1,13 +1,12 @@
-"""What `reslearn analyze` has written into a folder, for a page: a picture, what was found, the command."""
+"""The results of `reslearn analyze` in a folder, for a page: a picture, findings, the command."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
 from reslearn.errors import UserError
+from reslearn.report.elements import Bullets, PageSection, Sheet, picture
 
-PNG = b"\x89PNG\r\n\x1a\n"
 TITLES = {
     "responses": "How strongly layers respond",
     "signal": "The signal forward and backward",
@@ -19,17 +18,15 @@ TITLES = {
 }
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The analyses in a folder in the order of TITLES: title, models (words), findings (sentences), command, picture (a data URI
-    or None). Raises UserError for one that is damaged; other JSON files are left alone.
-    """
+def read(folder: Path) -> list[PageSection]:
+    """The analyses in a folder, in the order of TITLES. Other JSON files are ignored. Raises UserError for a damaged file."""
     found = [(path, result) for path in sorted(folder.glob("*.json")) if (result := _read(path)) is not None]
     found.sort(key=lambda each: [*TITLES].index(_kind(each[1])))
-    return [_view(result, path) for path, result in found]
+    return [_section(result, path) for path, result in found]
 
 
 def _kind(result: dict[str, Any]) -> str:
-    """`"explain"` of what is called explain-cat-1, for an image."""
+    """`"explain"` of `explain-cat-1`."""
     return str(result["analysis"]).split("-")[0]
 
 
@@ -38,21 +35,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result if {"analysis", "findings", "command", "models"} <= set(result) and _kind(result) in TITLES else None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: is no result of an analysis ({type(error).__name__}: {error}); make it again") from None
+        raise UserError(f"{path}: not a result of an analysis ({type(error).__name__}: {error}); run the analysis again") from None
 
 
-def _view(result: dict[str, Any], path: Path) -> dict[str, Any]:
-    return {
-        "title": TITLES[_kind(result)],
-        "models": ", ".join(result["models"]),
-        "findings": result["findings"],
-        "command": result["command"],
-        "picture": png(path.parent, f"{path.stem}.png"),
-    }
-
-
-def png(folder: Path, name: str | None) -> str | None:
-    """A PNG of a folder as a data URI; None where there is none."""
-    path = folder / Path(name or "").name
-    content = path.read_bytes() if path.is_file() else b""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if content.startswith(PNG) else None
+def _section(result: dict[str, Any], path: Path) -> PageSection:
+    elements = [Sheet(picture(path.parent, f"{path.stem}.png"), ", ".join(result["models"]), "shot"), Bullets(result["findings"])]
+    return PageSection(TITLES[_kind(result)], elements, after=result["command"])

@@ -1,12 +1,13 @@
-"""Plots as SVG elements to stand inside an HTML page, which gives them their colors and their font.
+"""Plots as SVG elements of an HTML page, which sets their colors and font; learning curves.
 
-No text of the user passes through matplotlib: names belong in the page's own legends, where every script has a glyph
-and a `$` is a dollar. Colors are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one drawing serves
-light and dark; nothing of matplotlib's global state is changed beyond a call.
+User text never passes through matplotlib: names belong in the page's legends, where every script has a glyph and a `$` is a
+dollar. Colors are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one plot serves light and dark pages.
+matplotlib's global state is unchanged after a call.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -16,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from reslearn.report.runs import Bin, Run
+from reslearn.report.runs import column
+from reslearn.report.task import Measure
+from reslearn.report.text import AnyRecord
 
 COLORS = 10  # the page defines so many; more runs begin again
 
@@ -48,6 +51,10 @@ _STYLE: dict[str, Any] = {
 }
 
 
+Line = tuple[np.ndarray, np.ndarray, str, bool]
+"""Steps, values, color, and whether it is bold (held-out) or dashed (training)."""
+
+
 def thinned(step: np.ndarray, value: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """The finite points of a curve, at most `most` of them: where there are more, means of neighbors.
 
@@ -62,34 +69,86 @@ def thinned(step: np.ndarray, value: np.ndarray, most: int = 300) -> tuple[np.nd
     return np.add.reduceat(step, starts) / size, np.add.reduceat(value, starts) / size
 
 
-def curves(runs: Sequence[Run]) -> str:
-    """Error, loss and learning rate over the iterations, run i in the page's color i; "" where nothing was measured.
+def curves(runs: Sequence[AnyRecord], measure: Measure) -> str:
+    """The task's measure, loss and learning rate over the iterations, run i in the page's color i; "" where nothing was measured.
 
-    Drawn as Figure 6 of He et al. 2016: dashed lines are training error, bold lines held-out error.
+    As in Figure 6 of He et al. 2016, dashed lines are training, bold lines held-out images. Of several runs, only the first of
+    the measures is shown.
     """
+    evals = [*measure.evals][: 1 if len(runs) > 1 else None]
+    error = [line for i, run in enumerate(runs) for line in _lines(run, i, [*measure.train], evals)]
+    loss = [line for i, run in enumerate(runs) for line in _lines(run, i, ["loss"], ["loss"])]
+    shown = {title: lines for title, lines in ((measure.title, error), ("loss", loss)) if lines}
+    if not shown:
+        return ""
     with style():
-        figure = Figure(figsize=(9.6, 6.4))
-        panels = figure.subplots(3, 1, sharex=True, height_ratios=[5, 3, 1], gridspec_kw={"hspace": 0.24})
+        figure = Figure(figsize=(9.6, 1.4 + 2.5 * len(shown)))
+        heights = [5, 4][-len(shown) :]
+        *panels, rate = figure.subplots(1 + len(shown), 1, sharex=True, height_ratios=[*heights, 1], gridspec_kw={"hspace": 0.24})
         figure.subplots_adjust(left=0.055, right=0.97, top=0.955, bottom=0.07)
-        error, loss, rate = panels
+        for panel, (title, lines) in zip(panels, shown.items(), strict=True):
+            _draw(panel, title, lines)
+            if title == measure.title:
+                highest = max(float(value.max()) for _, value, *_ in lines)
+                panel.set_ylim(0, min(100, settled_top(panel) if measure.falls else 1.08 * highest or 1))
         for i, run in enumerate(runs):
-            for panel, key in ((error, "error"), (loss, "loss")):
-                draw_line(panel, *thinned(run.train.step, getattr(run.train, key)), hue(i), bold=False)
-                draw_line(panel, *thinned(run.held_out.step, getattr(run.held_out, key), 600), hue(i), bold=True)
-            step, lr = thinned(run.train.step, run.train.lr, 600)
-            rate.plot(step, lr, color=hue(i), lw=1.2)
-        if not any(panel.lines for panel in (error, loss)):
-            return ""
-        for panel in (error, loss):
-            values(panel)
-        error.set_title("error, %")
-        error.set_ylim(0, min(100, settled_top(error)))
-        loss.set_title("loss")
-        loss.set_ylim(0, settled_top(loss))
+            rate.plot(*thinned(column(run.train, "step"), column(run.train, "lr"), 600), color=hue(i), lw=1.2)
         rate.set_title("learning rate")
         rate_scale(rate)
-        iterations(rate, [error, loss])
-        return as_svg(figure, "curves", "Error, loss and learning rate over the iterations")
+        iterations(rate, panels)
+        return as_svg(figure, "curves", f"{measure.title}, loss and learning rate over the iterations")
+
+
+def losses(run: AnyRecord, color: int, name: str) -> str:
+    """The parts of a run's loss, a panel each (dashed training, bold held-out); "" where none was logged.
+
+    name: letters and digits that no other plot of the page has.
+    """
+    train, evals = ([{"step": line["step"], **line["losses"]} for line in lines] for lines in (run.train, run.evals))
+    parts = {part: _lines(replace(run, train=train, evals=evals), color, [part], [part]) for part in run.parts}
+    if not any(parts.values()):
+        return ""
+    with style():
+        across = min(len(parts), 3 if len(parts) in (3, 5, 6) else 2)
+        down = -(-len(parts) // across)
+        height = 0.55 + 1.95 * down
+        figure = Figure(figsize=(9.6, height))
+        panels = figure.subplots(down, across, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.32, "wspace": 0.14}).ravel()
+        figure.subplots_adjust(left=0.055, right=0.97, top=1 - 0.3 / height, bottom=0.45 / height)
+        for panel, (part, lines) in zip(panels, parts.items(), strict=False):
+            _draw(panel, part_name(part) if part.isascii() and part.isidentifier() else "", lines)
+        for panel in panels[len(parts) :]:
+            panel.set_axis_off()
+        for panel in panels[max(0, len(parts) - across) : len(parts)]:
+            iterations(panel, [panel for panel in panels if panel.lines])
+            panel.xaxis.set_tick_params(labelbottom=True)
+        return as_svg(figure, name, "The parts of the loss over the iterations")
+
+
+def part_name(part: str) -> str:
+    """`"rpn box reg"` of `loss_rpn_box_reg`."""
+    return part.removeprefix("loss_").replace("_", " ")
+
+
+def _lines(run: AnyRecord, color: int, train: Sequence[str], evals: Sequence[str]) -> list[Line]:
+    """The curves of a run that have points; those of further eval keys in the colors that follow."""
+    found = [(*thinned(column(run.train, "step"), column(run.train, key)), hue(color), False) for key in train]
+    found += [
+        (*thinned(column(run.evals, "step"), column(run.evals, key), 600), hue(color + j), True) for j, key in enumerate(evals)
+    ]
+    return [line for line in found if len(line[0])]
+
+
+def _draw(panel: Axes, title: str, lines: Sequence[Line]) -> None:
+    """Training dashed; held-out bold, with dots where they are few."""
+    for step, value, color, bold in lines:
+        dots = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
+        kind: dict[str, Any] = {"lw": 2, "zorder": 3} if bold else {"lw": 1, "ls": (0, (3, 1.6))}
+        panel.plot(step, value, color=color, marker=dots, ms=3.4, **kind)
+    panel.set_title(title)
+    values(panel)
+    if lines:
+        panel.set_ylim(0, settled_top(panel))
 
 
 def iterations(panel: Axes, panels: Sequence[Axes]) -> None:
@@ -107,31 +166,6 @@ def values(panel: Axes) -> None:
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def reliability(bins: Sequence[Bin], name: str) -> str:
-    """Accuracy over confidence in equal bins, the diagonal being perfect calibration (Guo et al. 2017, figure 1).
-
-    name: letters and digits that no other drawing of the page has. Gives "" where all bins are empty.
-    """
-    filled = [(bin.low, bin.high, bin.n, bin.accuracy) for bin in bins if bin.n and bin.accuracy is not None]
-    if not filled:
-        return ""
-    low, high, n, accuracy = (np.array(column) for column in zip(*filled, strict=True))
-    with style():
-        figure = Figure(figsize=(4.2, 3.9))
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw={"hspace": 0.28})
-        figure.subplots_adjust(left=0.1, right=0.96, top=0.93, bottom=0.115)
-        upper.bar(low, accuracy, width=0.9 * (high - low), align="edge", color=hue(0), alpha=0.6)
-        upper.plot([0, 100], [0, 100], color=INK, lw=1.3, ls=(0, (3, 2)), zorder=3)
-        upper.set_title("accuracy, %")
-        upper.set_ylim(0, 100)
-        lower.bar(low, 100 * n / n.sum(), width=0.9 * (high - low), align="edge", color=INK, alpha=0.45)
-        lower.set_title("share of the images, %")
-        lower.yaxis.set_major_locator(MaxNLocator(2))
-        lower.set_xlim(0, 100)
-        lower.set_xlabel("confidence, %")
-        return as_svg(figure, name, "Accuracy by confidence")
-
-
 def style():
     """The pages' own style of drawing, for a `with`."""
     # Starting from matplotlib's defaults, a matplotlibrc of the user (usetex, a dark style) cannot change the page.
@@ -141,14 +175,6 @@ def style():
 def hue(i: int) -> str:
     """What stands for the page's color i in a drawing."""
     return f"#0a0b{i % COLORS:02x}"
-
-
-def draw_line(panel: Axes, step: np.ndarray, value: np.ndarray, color: str, *, bold: bool) -> None:
-    if len(step) == 0:
-        return
-    dots = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
-    kind: dict[str, Any] = {"lw": 2, "zorder": 3} if bold else {"lw": 1, "ls": (0, (3, 1.6))}
-    panel.plot(step, value, color=color, marker=dots, ms=3.4, **kind)
 
 
 def settled_top(panel: Axes) -> float:
