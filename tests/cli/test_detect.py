@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from command_line import RunCli
+from command_line import RunCli, run_reslearn
 from detect.small import TINY, detector
 from drawing import draw_images
 from reslearn import UserError, create, train
@@ -347,13 +344,10 @@ def test_a_real_process_on_real_photos(real_data: Path, tmp_path: Path) -> None:
     model = create_detector("resnet8", ["Platelets", "RBC", "WBC"], anchors=(8, 16), **TINY)
     file = save_detector(model, tmp_path / "cells.safetensors")
     photo = sorted((real_data / "bccd" / "JPEGImages").glob("*.jpg"))[0]
-    command = [sys.executable, "-m", "reslearn", "detect"]
-    environment = {**os.environ, "COLUMNS": "100"}
-    done = subprocess.run([*command, "eval", file, real_data / "bccd", "--json"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["n"] == 72
-    words = [*command, "predict", file, photo, "--out", tmp_path / "out", "--score", "0.1"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and photo.name in done.stdout, done.stderr
+    done = run_reslearn("detect", "eval", file, real_data / "bccd", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n"] == 72
+    done = run_reslearn("detect", "predict", file, photo, "--out", tmp_path / "out", "--score", "0.1", env={"COLUMNS": "100"})
+    assert done.code == 0 and photo.name in done.out, done.err
     with Image.open(tmp_path / "out" / photo.name) as drawn:
         assert drawn.format == "JPEG" and drawn.size == (640, 480)

@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from command_line import RunCli
+from command_line import RunCli, start_reslearn
 from planting import FAULTS, NOTES, clean, encoded, photo
 
 
@@ -91,8 +89,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     (data / "a" / "0.png").write_bytes(encoded(photo(0, (1500, 1500)), "PNG"))
     for i in range(1, 3000):
         os.link(data / "a" / "0.png", data / "ab"[i % 2] / f"{i}.png")
-    command = [sys.executable, "-m", "reslearn", "doctor", str(data), "--fix", str(tmp_path / "copy")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_reslearn("doctor", data, "--fix", tmp_path / "copy")
     assert process.stderr is not None and "looking at images" in process.stderr.readline()  # a line after ten seconds
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()

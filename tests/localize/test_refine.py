@@ -12,8 +12,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from command_line import RunCli
-from localize.test_runs import process
+from command_line import RunCli, start_python
 from pages import Page
 from painted_sets import TINY, write_set
 from reslearn import UserError
@@ -226,7 +225,7 @@ def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes
 def test_killed_and_gone_on_with(weak: Path, both: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     code = f"from reslearn.localize import refine; refine({str(weak)!r}, {str(shapes)!r}, {str(out)!r}, device='cpu', **{PLAN!r})"
-    child = process(code)
+    child = start_python("-c", code)
     until = time.monotonic() + 240
     while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
         time.sleep(0.005)

@@ -1,10 +1,7 @@
 """An experiment from plan to result: trained once, shared, resumed after a signal, judged, drawn, shown on the page."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from command_line import RunCli
+from command_line import RunCli, run_python, start_python
 from reslearn import UserError, train
 from reslearn.reproduce.anatomy import measure_lesions, measure_responses
 from reslearn.reproduce.catalog import EXPERIMENTS
@@ -213,14 +210,13 @@ cli.main()
 
 def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
     words = ["reproduce", "figure1", "--data", "fashion-sample", "--only", "plain20", "--seeds", "1", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, *words]
+    command = ["-c", DRIVER, *words]
 
     def logged() -> list[str]:
         found = list(tmp_path.rglob("metrics.jsonl"))
         return [line for line in found[0].read_text().splitlines() if '"train"' in line] if found else []
 
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    first = start_python(*command, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while len(logged()) < 3 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -229,8 +225,9 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
     assert first.returncode == 143 and "reproduce figure1" in said and "Traceback" not in said
     before = logged()
     assert 3 <= len(before) < 40
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    rows = json.loads(again.stdout)[0]["rows"]
+    code, out, err = run_python(*command, cwd=tmp_path)
+    assert code == 0, err
+    rows = json.loads(out)[0]["rows"]
     assert [row["verdict"] for row in rows[:2]] == ["", ""] and rows[2]["verdict"] == "not run"
     assert logged()[: len(before)] == before, "it went on, and did not begin anew"
     assert [json.loads(line)["step"] for line in logged()] == list(range(1, 41))

@@ -1,10 +1,7 @@
 """Several seeds, of classifiers and detectors: each run is what it is alone; interrupted and killed ones go on."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 
 import boxed
-from command_line import RunCli
+from command_line import RunCli, run_reslearn, start_reslearn
 from reslearn import UserError, api, train
 from reslearn.training import Run, many
 from reslearn.training.run import begin
@@ -112,8 +109,7 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     data, settings = (images, [*SETTINGS, "schedule.steps=40"]) if task == "classify" else (boxes, [*BOXED, "schedule.steps=20"])
     settings += ["log.every=1", "checkpoint.every=2"]
     words = [*command, str(data), "--model", "resnet8", "--seeds", "2", "--out", str(out), *(f"--set={each}" for each in settings)]
-    one_thread: dict[str, Any] = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
-    process = subprocess.Popen([sys.executable, "-m", "reslearn", *words], stderr=subprocess.PIPE, **one_thread)
+    process = start_reslearn(*words)
     while process.poll() is None and not list(out.glob("seed-0/checkpoints/step-*")):
         time.sleep(0.01)
     process.send_signal(sent)
@@ -121,9 +117,8 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
-    again = [sys.executable, "-m", "reslearn", *command, "--resume", str(out)]
-    done = subprocess.run(again, capture_output=True, **one_thread)
-    assert done.returncode == 0 and "n=2 seeds" in done.stdout, done.stderr
+    done = run_reslearn(*command, "--resume", out)
+    assert done.code == 0 and "n=2 seeds" in done.out, done.err
     assert len(json.loads((out / "seeds.json").read_text())["test"]) == (1 if task == "classify" else 3)
     assert (out / "report.html").exists()
     for seed in (0, 1):

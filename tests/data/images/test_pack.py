@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 import reslearn
-from command_line import RunCli
+from command_line import RunCli, run_python, start_python
 from drawing import draw_images
 from reslearn import UserError, data
 from reslearn.data.augment import Draws
@@ -218,7 +216,7 @@ def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
     code += "p.pack(sys.argv[1], Path(sys.argv[2]), p.Form(64), workers=1, progress=lambda *a: print(a[1], flush=True))"
     out, killed = tmp_path / "out", 0
     for stop_at in range(2, 99, 4):
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stdout=subprocess.PIPE, text=True)
+        process = start_python("-c", code, folder, out, stderr=None)
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= stop_at:
@@ -234,7 +232,7 @@ def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
                 data.open(out)
     assert killed >= 3 and packed.Pack(out).verify() == []
     alone = tmp_path / "alone"
-    subprocess.run([sys.executable, "-c", code, str(folder), str(alone)], check=True, capture_output=True)
+    assert run_python("-c", code, folder, alone).code == 0
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
     for path in alone.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
