@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from command_line import Result, RunCli
 from drawing import draw_images
+from reslearn import cli
 
 torch.set_num_threads(1)  # tests run side by side
 if (
@@ -44,6 +47,21 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("RESLEARN_DATA is not set: real data is needed")
     return Path(folder)
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Runs the command line in this process."""
+
+    def run(*words: object) -> Result:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["reslearn", *map(str, words)])
+            with pytest.raises(SystemExit) as exit:
+                cli.main()
+        return Result(int(exit.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

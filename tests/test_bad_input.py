@@ -4,7 +4,6 @@ import json
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,25 +14,13 @@ import torch
 from filelock import FileLock
 
 import reslearn
+from command_line import RunCli
 from drawing import draw_images
-from reslearn import cli
 from reslearn.data.preprocess import Preprocessing
 from reslearn.training import checkpoint
 
 Argv = list[str]
 QUICK = ["--model", "resnet8", "--set", "schedule.steps=2", "--set", "batch.size=4"]
-
-
-def run(argv: Argv, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and standard error of the command line, in this process."""
-    before, sys.argv = sys.argv, ["reslearn", *map(str, argv)]
-    try:
-        cli.main()
-    except SystemExit as exit:
-        return int(exit.code or 0), capsys.readouterr().err
-    finally:
-        sys.argv = before
-    raise AssertionError("main() always exits")
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -315,63 +302,54 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_in_tmp")
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, run_cli: RunCli) -> None:
     make, said = CASES[case]
     argv = make(tmp_path)
-    capsys.readouterr()
     before = tree(tmp_path)
-    code, err = run(argv, capsys)
+    code, _, err = run_cli(*argv)
     assert code == 2
     assert err.count("\n") == 1 and err.startswith("reslearn: "), err
     assert said in err
     assert tree(tmp_path) == before
 
 
-def test_a_run_that_another_process_is_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_process_is_at(tmp_path: Path, run_cli: RunCli) -> None:
     argv = interrupted(tmp_path, lambda run: None)
     with FileLock(tmp_path / "run" / "lock"):
-        code, err = run(argv, capsys)
+        code, _, err = run_cli(*argv)
     assert code == 2 and "another process is at work" in err
 
 
-def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, run_cli: RunCli) -> None:
     data = draw_images(tmp_path / "data")
     settings = ["--set", "schedule.steps=9", "--set", "checkpoint.every=1", "--set", "batch.size=4"]
-    code, err = run(["train", str(data), "--model", "resnet14", "--out", str(small_disk / "run"), *settings], capsys)
+    code, _, err = run_cli("train", str(data), "--model", "resnet14", "--out", str(small_disk / "run"), *settings)
     assert code == 2 and err.count("\n") == 1 and "the disk is full" in err
     for path in checkpoint.found(small_disk / "run" / "checkpoints"):
         checkpoint.load(path)
     assert not [p for p in small_disk.rglob("*") if "partial" in p.name]
 
 
-def test_a_disk_that_cannot_be_written(small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_cannot_be_written(small_disk: Path, tmp_path: Path, run_cli: RunCli) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    code, err = run(good_folder_with("--out", str(small_disk / "run"))(tmp_path), capsys)
+    code, _, err = run_cli(*good_folder_with("--out", str(small_disk / "run"))(tmp_path))
     assert code == 2 and err.count("\n") == 1 and "read-only" in err
 
 
-def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(tmp_path: Path, run_cli: RunCli) -> None:
     folder = draw_images(tmp_path / "d", each=2)
     put(folder / "a" / "x.png", "<html>")
     path = model(tmp_path)
-    before, sys.argv = sys.argv, ["reslearn", "predict", str(path), str(folder), "--json"]
-    try:
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
+    code, out, err = run_cli("predict", path, folder, "--json")
     lines = [json.loads(line) for line in out.splitlines()]
-    assert exit.value.code == 2 and "1 of 1 " not in err and "could not be read" in err
+    assert code == 2 and "1 of 1 " not in err and "could not be read" in err
     assert [Path(line["file"]).name for line in lines if "error" in line] == ["x.png"]
     assert sum("predictions" in line for line in lines) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path, run_cli: RunCli) -> None:
     argv = good_folder_with("--set", "schedule.lr=1e30", "--set", "schedule.steps=50", "--set", "checkpoint.every=1")(tmp_path)
-    code, err = run(argv, capsys)
+    code, _, err = run_cli(*argv)
     assert code == 2 and err.count("\n") == 1
     record = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
     assert f"step {record['step']}:" in err and record["batch"][0] in err and len(record["batch"]) == 4

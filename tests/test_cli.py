@@ -2,24 +2,16 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import reslearn
+from command_line import RunCli, run_reslearn
 from drawing import draw_images
-from reslearn import cli
 
 COMMANDS = ["train", "eval", "ensemble", "predict", "report", "pack", "doctor", "models", "summary", "deepen", "import", "export"]
-
-
-def reslearn_command(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "reslearn", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, input=stdin, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +19,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(run, data): a short run of the command line on a folder of two classes that are easy to tell apart."""
     folder = tmp_path_factory.mktemp("cli")
     data = draw_images(folder / "data", each=40)
-    done = reslearn_command("train", data, "--model", "resnet8", "--out", folder / "run", "--set", "schedule.epochs=12")
-    assert done.returncode == 0, done.stderr.decode()
-    text = done.stdout.decode()
-    assert "test error 0.00%" in text and f"report   {folder / 'run' / 'report.html'}" in text
+    done = run_reslearn("train", data, "--model", "resnet8", "--out", folder / "run", "--set", "schedule.epochs=12")
+    assert done.code == 0, done.err
+    assert "test error 0.00%" in done.out and f"report   {folder / 'run' / 'report.html'}" in done.out
     return folder / "run", data
 
 
@@ -51,35 +42,36 @@ def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
 
 def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path]) -> None:
     run, data = trained
-    result = json.loads(reslearn_command("eval", run, data, "--json").stdout)
+    result = json.loads(run_reslearn("eval", run, data, "--json").out)
     last = json.loads((run / "result.json").read_text())["last"]["test"]
     assert (result["split"], result["n"], result["top1_error"]) == ("test", 12, 0.0)
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5) and result["confusion"] == last["confusion"]
     assert "top5_error" not in result, "two classes have no top five"
-    assert json.loads(reslearn_command("eval", run, data, "--json", "--split", "all").stdout)["n"] == 80
-    shown = reslearn_command("eval", run / "best.safetensors", data).stdout.decode()
+    assert json.loads(run_reslearn("eval", run, data, "--json", "--split", "all").out)["n"] == 80
+    shown = run_reslearn("eval", run / "best.safetensors", data).out
     assert "top-1 error" in shown and "accuracy by class" in shown
 
 
 def test_predict_prints_a_table_json_or_csv(trained: tuple[Path, Path]) -> None:
     run, data = trained
     file = data / "b" / "0.png"
-    table = reslearn_command("predict", run, file).stdout.decode()
+    table = run_reslearn("predict", run, file).out
     assert str(file) in table and "b " in table
-    line = json.loads(reslearn_command("predict", run, file, "--json").stdout)
+    line = json.loads(run_reslearn("predict", run, file, "--json").out)
     assert line["predictions"][0]["class"] == "b"
     assert sum(p["probability"] for p in line["predictions"]) == pytest.approx(1, abs=1e-5)
-    rows = list(csv.DictReader(reslearn_command("predict", run, data, "--csv", "--top", "1").stdout.decode().splitlines()))
+    rows = list(csv.DictReader(run_reslearn("predict", run, data, "--csv", "--top", "1").out.splitlines()))
     assert len(rows) == 80 and {row["rank"] for row in rows} == {"1"}
-    piped = json.loads(reslearn_command("predict", run, "-", "--json", stdin=file.read_bytes()).stdout)
+    with file.open("rb") as stdin:
+        piped = json.loads(run_reslearn("predict", run, "-", "--json", stdin=stdin).out)
     assert piped["predictions"] == line["predictions"]
 
 
 def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = trained
-    done = reslearn_command("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
-    assert done.returncode == 0, done.stderr.decode()
-    assert "80 images" in done.stdout.decode() and "is 0; 0 predictions differ" in done.stdout.decode()
+    done = run_reslearn("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
+    assert done.code == 0, done.err
+    assert "80 images" in done.out and "is 0; 0 predictions differ" in done.out
     deep, shallow = reslearn.load(tmp_path / "deep.safetensors"), reslearn.load(run)
     assert deep.card.net == "resnet20" and deep.card.classes == shallow.card.classes
     files = sorted(data.rglob("*.png"))
@@ -99,18 +91,16 @@ def test_the_python_face_in_three_lines(trained: tuple[Path, Path]) -> None:
 def test_a_finished_run_is_not_trained_again(trained: tuple[Path, Path]) -> None:
     run, _ = trained
     before = (run / "model.safetensors").read_bytes()
-    done = reslearn_command("train", "--resume", run)
-    assert done.returncode == 0 and b"is complete" in done.stdout
+    done = run_reslearn("train", "--resume", run)
+    assert done.code == 0 and "is complete" in done.out
     assert (run / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_examples_in_its_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["reslearn", command, "--help"])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert exit.value.code == 0
-    assert f"reslearn {command} " in capsys.readouterr().out.split("Examples:")[1]
+def test_every_command_has_examples_in_its_help(command: str, run_cli: RunCli) -> None:
+    code, out, _ = run_cli(command, "--help")
+    assert code == 0
+    assert f"reslearn {command} " in out.split("Examples:")[1]
 
 
 def test_photos_train_evaluate_and_predict(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """reslearn analyze, as it is called: files, pictures, lines, errors; on real data where it is there."""
 
 import json
-import sys
 from pathlib import Path
 from statistics import median
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reslearn import cli, train
+from command_line import RunCli
+from reslearn import train
 from reslearn.analysis.lesion import lesion
 from reslearn.analysis.subject import open_subject
 from reslearn.weights.read import import_weights
@@ -23,13 +23,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("fashion-sample", "resnet14", settings=SHORT, out=tmp_path_factory.mktemp("runs") / "residual", quiet=True).folder
 
 
-def analyze(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "analyze", *map(str, words)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    return int(exit.value.code or 0)
-
-
 CASES = {
     "responses": (["--images", 20], "13 layers"),
     "signal": (["--images", 20, "--fresh"], "came through the shortcuts alone"),
@@ -40,12 +33,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_writes_numbers_and_a_picture(
-    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_writes_numbers_and_a_picture(name: str, run: Path, tmp_path: Path, run_cli: RunCli) -> None:
     options, line = CASES[name]
-    assert analyze(monkeypatch, name, run, *options, "--out", tmp_path) == 0
-    said = capsys.readouterr().out
+    code, said, _ = run_cli("analyze", name, run, *options, "--out", tmp_path)
+    assert code == 0
     assert line in said
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["findings"] and all(finding in said for finding in result["findings"])
@@ -53,54 +44,46 @@ def test_each_writes_numbers_and_a_picture(
     with Image.open(tmp_path / f"{name}.png") as picture:
         assert min(picture.size) > 300
     first = (tmp_path / f"{name}.json").read_bytes()
-    assert analyze(monkeypatch, name, run, *options, "--out", tmp_path) == 0
+    assert run_cli("analyze", name, run, *options, "--out", tmp_path).code == 0
     assert (tmp_path / f"{name}.json").read_bytes() == first, "the same seed, the same numbers"
 
 
-def test_features_and_explain(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert analyze(monkeypatch, "features", run, "fashion-sample", "--images", 30) == 0
+def test_features_and_explain(run: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    assert run_cli("analyze", "features", run, "fashion-sample", "--images", 30).code == 0
     with np.load(run / "analysis" / "features.npz") as found:
         assert found["features"].shape == (30, 64) and len(found["names"]) == 30 and set(found["labels"]) <= set(range(10))
     picture = tmp_path / "one.png"
     Image.effect_noise((40, 30), 60).save(picture)
-    assert analyze(monkeypatch, "explain", run, picture, "--class", "Sandal", "--json", "--out", tmp_path / "x") == 0
-    printed = capsys.readouterr().out
+    code, printed, _ = run_cli("analyze", "explain", run, picture, "--class", "Sandal", "--json", "--out", tmp_path / "x")
+    assert code == 0
     result = json.loads(printed[printed.index("{") :])
     heat = np.array(result["numbers"]["heat"])
     assert result["numbers"]["class"] == "Sandal" and heat.shape == (28, 28) and heat.min() >= 0 and heat.max() <= 1
     assert (tmp_path / "x" / f"explain-{tmp_path.name}-one-Sandal.png").exists()
 
 
-def test_features_go_to_the_file_that_is_named(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert analyze(monkeypatch, "features", run, "fashion-sample", "--images", 9, "--out", tmp_path / "new" / "mine.npz") == 0
-    assert "mine.npz: 9 images of fashion-sample, 64 numbers each" in capsys.readouterr().out
+def test_features_go_to_the_file_that_is_named(run: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    code, out, _ = run_cli("analyze", "features", run, "fashion-sample", "--images", 9, "--out", tmp_path / "new" / "mine.npz")
+    assert code == 0 and "mine.npz: 9 images of fashion-sample, 64 numbers each" in out
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["mine.json", "mine.npz", "mine.png"]
 
 
-def test_a_networks_name_stands_for_it_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_networks_name_stands_for_it_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
-    assert analyze(monkeypatch, "signal", "preact-resnet14", "--data", "fashion-sample", "--images", 8) == 0
-    assert "of its size (rounding); of the gradient" in capsys.readouterr().out
+    code, out, _ = run_cli("analyze", "signal", "preact-resnet14", "--data", "fashion-sample", "--images", 8)
+    assert code == 0 and "of its size (rounding); of the gradient" in out
     result = json.loads((tmp_path / "analysis" / "preact-resnet14" / "signal.json").read_text())
     facts = result["models"]["preact-resnet14, untrained"]
     assert facts["trained"] is False and facts["images"] == 8 and facts["split"] == "test" and result["seed"] == 0
     assert set(result["versions"]) >= {"reslearn", "torch"}
 
 
-def test_several_nets_are_drawn_together(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert analyze(monkeypatch, "responses", run, "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path) == 0
-    assert "responds least" in capsys.readouterr().out
+def test_several_nets_are_drawn_together(run: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    code, out, _ = run_cli("analyze", "responses", run, "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path)
+    assert code == 0 and "responds least" in out
     assert list(json.loads((tmp_path / "responses.json").read_text())["numbers"]) == ["resnet14", "plain14, untrained"]
-    assert analyze(monkeypatch, "lesion", "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path) == 0
-    assert "Without one layer the error grows by" in capsys.readouterr().out
+    code, out, _ = run_cli("analyze", "lesion", "plain14", "--data", "fashion-sample", "--images", 8, "--out", tmp_path)
+    assert code == 0 and "Without one layer the error grows by" in out
 
 
 @pytest.mark.parametrize(
@@ -131,22 +114,18 @@ def test_several_nets_are_drawn_together(
         (["lesion", "RUN", "--images", 1], "should be greater than or equal to 2"),
     ],
 )
-def test_errors(
-    words: list[object], line: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors(words: list[object], line: str, run: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "out"
     given = [str(word).replace("RUN", str(run)) for word in words]
-    assert analyze(monkeypatch, *given, *([] if "--out" in words else ["--out", out])) == 2
-    said = capsys.readouterr().err
+    code, _, said = run_cli("analyze", *given, *([] if "--out" in words else ["--out", out]))
+    assert code == 2
     assert line in said and "Traceback" not in said and len(said.splitlines()) == 1
     assert not out.exists() and not (run / "analysis" / "lesion.json").exists()
 
 
-def test_a_features_file_of_another_kind_is_refused_before_any_work(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert analyze(monkeypatch, "features", run, "fashion-sample", "--out", tmp_path / "f.csv") == 2
-    assert "features are written as .npz or .parquet" in capsys.readouterr().err and not list(tmp_path.iterdir())
+def test_a_features_file_of_another_kind_is_refused_before_any_work(run: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    code, _, err = run_cli("analyze", "features", run, "fashion-sample", "--out", tmp_path / "f.csv")
+    assert code == 2 and "features are written as .npz or .parquet" in err and not list(tmp_path.iterdir())
 
 
 def test_deleting_a_block_of_a_trained_net(real_data: Path, tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """bench input: what it prints and writes; the numbers themselves are the machine's."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from command_line import RunCli
 from drawing import draw_images
-from reslearn import UserError, cli
+from reslearn import UserError
 from reslearn.bench.input import bench
 
 
@@ -21,14 +21,11 @@ def jpegs(tmp_path: Path) -> Path:
     return tmp_path / "jpegs"
 
 
-def test_the_command(jpegs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(jpegs: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "input.json"
-    words = ["reslearn", "bench", "input", str(jpegs), "--rounds", "1", "--images", "50", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert not exit.value.code
-    row, said = json.loads(out.read_text()), capsys.readouterr().out
+    code, said, _ = run_cli("bench", "input", jpegs, "--rounds", "1", "--images", "50", "--out", out)
+    assert code == 0
+    row = json.loads(out.read_text())
     assert [way["what"].split(",")[0] for way in row["ways"]].count("reslearn") == 4 and row["photos"] == 8
     assert row["ways"][0]["ratio"] == 1 and all(way["images_per_cpu_s"] > 0 and way["what"] in said for way in row["ways"])
     assert row["bytes_a_photo"][1] < row["bytes_a_photo"][0]

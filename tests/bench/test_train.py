@@ -1,13 +1,13 @@
 """bench train: what it prints and writes; the numbers themselves are the machine's."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from reslearn import UserError, cli
+from command_line import RunCli
+from reslearn import UserError
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
 from reslearn.bench.train import bench
@@ -52,14 +52,10 @@ def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
         plain.close()
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, run_cli: RunCli) -> None:
     words = ["bench", "train", "resnet8", "--data", "fashion-sample", "--batch", "8", "--rounds", "1", "--steps", "1"]
-    words += ["--set", "step=eager", "--out"]
-    monkeypatch.setattr(sys, "argv", ["reslearn", *words, str(tmp_path / "speeds.json")])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert not exit.value.code
-    said = capsys.readouterr().out
+    code, said, _ = run_cli(*words, "--set", "step=eager", "--out", tmp_path / "speeds.json")
+    assert code == 0
     assert "plain loop" in said and "of the first is reached" in said and "reslearn, eager" in said
     assert json.loads((tmp_path / "speeds.json").read_text())[0]["net"] == "resnet8"
 

@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from command_line import RunCli, run_reslearn
 from detect.small import TINY, detector
 from drawing import draw_images
-from reslearn import UserError, cli, create, train
+from reslearn import UserError, create, train
 from reslearn.data.boxes.masks import draw, parse
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, detect, save_detector
@@ -24,16 +22,6 @@ from reslearn.weights.store import Card, save
 
 CATEGORIES = [{"id": 3, "name": "class 1"}, {"id": 7, "name": "class 2"}, {"id": 8, "name": "class 3"}]
 SIZES = {"a.png": (48, 64), "b.png": (64, 40), "c.png": (56, 56)}  # height, width
-
-
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object, group: str = "detect"
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", group, *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +74,10 @@ def coco_eval(data: Path, results: Path, kind: str) -> list[float]:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
 def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
-    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    masked: Path, data: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     out = tmp_path / "results.json"
-    code, printed, err = run(monkeypatch, capsys, "eval", masked, data, "--json", "--out", out)
+    code, printed, err = run_cli("detect", "eval", masked, data, "--json", "--out", out)
     assert code == 0, err
     numbers = json.loads(printed)
     names = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
@@ -101,14 +89,12 @@ def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
     assert {row["category_id"] for row in json.loads(out.read_text())} <= {3, 7, 8}
     assert numbers["n"] == 3 and numbers["objects"] == 4 and numbers["left_out"] == {} and numbers["seconds_per_image"] > 0
     assert set(numbers["mistakes"]) == {"class", "location", "both", "duplicate", "background", "missed"}
-    code, _, err = run(monkeypatch, capsys, "eval", masked, data, "--out", out)
+    code, _, err = run_cli("detect", "eval", masked, data, "--out", out)
     assert code == 2 and err == f"reslearn: --out {out}: is there already: choose another name, or remove it\n"
 
 
-def test_eval_prints_headline_classes_and_mistakes(
-    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(monkeypatch, capsys, "eval", model, model, data, "--refinement", "--scales", "32,48")
+def test_eval_prints_headline_classes_and_mistakes(model: Path, data: Path, run_cli: RunCli) -> None:
+    code, out, _ = run_cli("detect", "eval", model, model, data, "--refinement", "--scales", "32,48")
     assert code == 0
     assert out.startswith("set, 3 images, 4 objects, ") and " ms an image\n" in out
     for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "objects not found"):
@@ -116,12 +102,10 @@ def test_eval_prints_headline_classes_and_mistakes(
     assert "masks" not in out
 
 
-def test_an_ensemble_and_the_improvements_are_those_of_detect(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_ensemble_and_the_improvements_are_those_of_detect(model: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
     out = tmp_path / "both.json"
-    assert run(monkeypatch, capsys, "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
+    assert run_cli("detect", "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
     image = tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
     direct = detect([detector(), detector(seed=3)], [image], refinement=True, scales=(32, 48))[0]
     rows = [row for row in json.loads(out.read_text()) if row["image_id"] == 2]
@@ -131,25 +115,23 @@ def test_an_ensemble_and_the_improvements_are_those_of_detect(
     assert [row["category_id"] for row in rows] == [(3, 7, 8)[label - 1] for label in direct["labels"]] and len(rows) > 1
 
 
-def test_compare_is_the_difference_of_two_evals(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_is_the_difference_of_two_evals(model: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
-    one, two = (json.loads(run(monkeypatch, capsys, "eval", m, data, "--json")[1]) for m in (model, other))
-    found = json.loads(run(monkeypatch, capsys, "compare", model, other, data, "--json")[1])
+    one, two = (json.loads(run_cli("detect", "eval", m, data, "--json")[1]) for m in (model, other))
+    found = json.loads(run_cli("detect", "compare", model, other, data, "--json")[1])
     for key in ("AP", "AP50", "AP75"):
         numbers = found["numbers"][key]
         assert numbers["difference"] == pytest.approx(two[key] - one[key]) and len(numbers["interval"]) == 2
-    code, out, _ = run(monkeypatch, capsys, "compare", model, model, data)
+    code, out, _ = run_cli("detect", "compare", model, model, data)
     assert code == 0 and "+0.00" in out and "0.00 to 0.00" in out and "B - A" in out
 
 
 @pytest.mark.parametrize("context", [False, True])
 def test_ladder_has_the_rungs_of_table_9(
-    context: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    context: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     one, two = (save_detector(detector(seed=s, context=context), tmp_path / f"{s}.safetensors") for s in (0, 1))
-    found = json.loads(run(monkeypatch, capsys, "ladder", one, data, "--with", two, "--json")[1])
+    found = json.loads(run_cli("detect", "ladder", one, data, "--with", two, "--json")[1])
     assert found["scales"] == [21, 32, 43, 53] and found["context"] is context  # 400 to 1000 for 600: for 32; not 11
     rungs = {row["name"]: row for row in found["rungs"]}
     assert list(rungs) == ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", "ensemble"]
@@ -164,7 +146,7 @@ def test_ladder_has_the_rungs_of_table_9(
     for name, words in options.items():
         row = rungs[name]
         models, rest = [w for w in words if isinstance(w, Path)], [w for w in words if not isinstance(w, Path)]
-        alone = json.loads(run(monkeypatch, capsys, "eval", *models, data, *rest, "--json")[1])
+        alone = json.loads(run_cli("detect", "eval", *models, data, *rest, "--json")[1])
         assert row["AP50"] == pytest.approx(alone["AP50"]) and row["AP"] == pytest.approx(alone["AP"])
         assert row["seconds_per_image"] > 0
         if before:
@@ -175,21 +157,21 @@ def test_ladder_has_the_rungs_of_table_9(
     assert rungs["baseline"]["gain"] is None and rungs["+ context"]["AP"] is None
     assert rungs["+ multi-scale testing"]["paper"] == {"AP50": 53.8, "AP": 32.5, "of": "COCO val"}
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run(monkeypatch, capsys, "ladder", one, data, "--scales", "32,48")
+    code, out, _ = run_cli("detect", "ladder", one, data, "--scales", "32,48")
     assert code == 0 and "at 32, 48 px" in out and "ensemble" not in out and "53.8" in out and "32.5" in out
     assert "…" not in out  # nothing is cut in a narrow terminal
     assert f"trained with{'' if context else 'out'} it" in out
 
 
 def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
-    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    masked: Path, data: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     folder, out = data.parent, tmp_path / "drawn"
     Image.open(folder / "a.png").convert("L").save(folder / "gray.webp")
     (folder / "broken.jpg").write_bytes(b"no image")
     Image.new("RGB", (3000, 3)).save(folder / "thin.png")
     files = [folder / "a.png", folder / "broken.jpg", folder / "thin.png", folder / "gray.webp"]
-    code, printed, err = run(monkeypatch, capsys, "predict", masked, *files, "--out", out, "--score", "0.1")
+    code, printed, err = run_cli("detect", "predict", masked, *files, "--out", out, "--score", "0.1")
     lines = printed.splitlines()
     assert code == 2 and err.startswith("reslearn: 2 of 4 files could not be read: ") and "broken.jpg" in err
     assert len(lines) == 4 and "class " in lines[0] and "%" in lines[0] and "not an image" in lines[1]
@@ -199,14 +181,12 @@ def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
     (folder / "thin.png").unlink()
     factor = drawn.shape[0] // plain.shape[0]
     assert drawn.shape == (48 * factor, 64 * factor, 3) and (drawn != plain.repeat(factor, 0).repeat(factor, 1)).any()
-    code, printed, err = run(monkeypatch, capsys, "predict", masked, files[0], "--out", out)
+    code, printed, err = run_cli("detect", "predict", masked, files[0], "--out", out)
     assert code == 2 and not printed and "a.png is there already" in err
-    assert run(monkeypatch, capsys, "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
+    assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
 
 
-def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(
-    masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(masked: Path, tmp_path: Path, run_cli: RunCli) -> None:
     rng = np.random.default_rng(0)
     stored = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8)).resize((72, 48))
     exif = Image.Exif()
@@ -214,7 +194,7 @@ def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(
     stored.save(tmp_path / "turned.png", exif=exif)
     upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270)).copy()
     direct = detector(seed=1, masks=True)([tensor(upright)])[0]
-    code, out, _ = run(monkeypatch, capsys, "predict", masked, tmp_path / "turned.png", "--json", "--score", "0")
+    code, out, _ = run_cli("detect", "predict", masked, tmp_path / "turned.png", "--json", "--score", "0")
     found = json.loads(out)
     assert code == 0 and found["file"] == str(tmp_path / "turned.png")
     rows = found["detections"]
@@ -224,7 +204,7 @@ def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(
         runs = parse(row["segmentation"], 72, 48) if mask.gt(0.5).any() else None
         assert runs is None or (draw(runs, 72, 48) == (mask[0] > 0.5).numpy()).all()
     target = tmp_path / "found.json"
-    code, out, _ = run(monkeypatch, capsys, "predict", masked, tmp_path / "turned.png", "--coco", target, "--score", "0")
+    code, out, _ = run_cli("detect", "predict", masked, tmp_path / "turned.png", "--coco", target, "--score", "0")
     entries = json.loads(target.read_text())
     assert (
         code == 0
@@ -236,31 +216,25 @@ def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(
     assert entries[0]["image_id"] == 1 and entries[0]["file_name"].endswith("turned.png")
 
 
-def test_files_of_one_name_in_several_folders_keep_their_folders(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_one_name_in_several_folders_keep_their_folders(model: Path, tmp_path: Path, run_cli: RunCli) -> None:
     draw_images(tmp_path / "photos", classes=["cat", "dog"], each=1, size=(40, 40))
     out = tmp_path / "drawn"
-    assert run(monkeypatch, capsys, "predict", model, tmp_path / "photos", "--out", out)[0] == 0
+    assert run_cli("detect", "predict", model, tmp_path / "photos", "--out", out)[0] == 0
     names = sorted(str(path.relative_to(tmp_path / "photos")) for path in (tmp_path / "photos").rglob("*.png"))
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == names and len(names) == 2
 
 
-def test_images_without_detections_are_evaluated(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_without_detections_are_evaluated(data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     blind = save_detector(detector(score=0.999, masks=True), tmp_path / "blind.safetensors")
-    code, out, _ = run(monkeypatch, capsys, "eval", blind, data, "--json", "--out", tmp_path / "none.json")
+    code, out, _ = run_cli("detect", "eval", blind, data, "--json", "--out", tmp_path / "none.json")
     numbers = json.loads(out)
     assert code == 0 and numbers["AP"] == numbers["masks"]["AP"] == 0 and numbers["mistakes"]["missed"] == 4
     assert json.loads((tmp_path / "none.json").read_text()) == []
-    assert run(monkeypatch, capsys, "ladder", blind, data)[0] == 0
-    assert run(monkeypatch, capsys, "eval", blind, data)[0] == 0
+    assert run_cli("detect", "ladder", blind, data)[0] == 0
+    assert run_cli("detect", "eval", blind, data)[0] == 0
 
 
-def test_a_detector_of_gray_images_and_a_run_folder(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_detector_of_gray_images_and_a_run_folder(tmp_path: Path, data: Path, run_cli: RunCli) -> None:
     """The run has left out bad boxes, and so does its evaluation."""
     run_folder = tmp_path / "run"
     run_folder.mkdir()
@@ -268,17 +242,17 @@ def test_a_detector_of_gray_images_and_a_run_folder(
     document = json.loads(data.read_text())
     document["annotations"][0]["bbox"][2] = 0
     data.write_text(json.dumps(document))
-    code, _, err = run(monkeypatch, capsys, "eval", run_folder, data)
+    code, _, err = run_cli("detect", "eval", run_folder, data)
     assert code == 2 and "set.json object 0: no area" in err and "out: --bad-boxes drop)" in err
     (run_folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"bad": "drop"}}}))
-    code, out, _ = run(monkeypatch, capsys, "eval", run_folder, data)
+    code, out, _ = run_cli("detect", "eval", run_folder, data)
     assert code == 0 and "left out or cut: no area 1" in out
-    assert run(monkeypatch, capsys, "eval", run_folder, data, "--bad-boxes", "fail")[0] == 2
-    assert run(monkeypatch, capsys, "predict", run_folder, data.parent)[0] == 0
+    assert run_cli("detect", "eval", run_folder, data, "--bad-boxes", "fail")[0] == 2
+    assert run_cli("detect", "predict", run_folder, data.parent)[0] == 0
 
 
 def test_numbers_of_training_images_are_noted(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -287,12 +261,12 @@ def test_numbers_of_training_images_are_noted(
     note = "3 of these 3 images were trained on: numbers of new images are lower\n"
     monkeypatch.setenv("COLUMNS", "100")
     for words, trained in ((["eval", model, folder], 3), (["compare", model, folder], [0, 3]), (["ladder", folder], 3)):
-        found = json.loads(run(monkeypatch, capsys, *words, data, "--json")[1])
+        found = json.loads(run_cli("detect", *words, data, "--json")[1])
         assert found["trained_on"] == trained
-        out = run(monkeypatch, capsys, *words, data)[1]
+        out = run_cli("detect", *words, data)[1]
         assert f"note: {'B: ' * (words[0] == 'compare')}{note}" in out and out.count(note) == 1
-    assert json.loads(run(monkeypatch, capsys, "eval", model, data, "--json")[1])["trained_on"] == 0
-    assert "note" not in run(monkeypatch, capsys, "eval", model, data)[1]
+    assert json.loads(run_cli("detect", "eval", model, data, "--json")[1])["trained_on"] == 0
+    assert "note" not in run_cli("detect", "eval", model, data)[1]
 
 
 @pytest.mark.parametrize("command, remedy", [
@@ -303,7 +277,7 @@ def test_numbers_of_training_images_are_noted(
 ])  # fmt: skip
 def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     command: list[str] | None, remedy: str, data: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
     document = json.loads(data.read_text())
     document["annotations"][0]["bbox"][2] = 0
@@ -314,7 +288,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
             train(data, "resnet8", task="detect", out="new")
         said = f"{error.value}\n"
     else:
-        said = run(monkeypatch, capsys, *command[1:], data, group=command[0])[2]
+        said = run_cli(*command, data).err
     assert said.endswith(f"(mend them, or leave these objects out: {remedy.replace('SET', str(data))})\n") and said.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
@@ -346,7 +320,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
 ])  # fmt: skip
 def test_mistakes_get_one_line_and_leave_nothing(
     words: list[str], said: str, model: Path, masked: Path, data: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
     names = {"MODEL": model, "MASKED": masked, "DATA": data}
     if "TWO" in words:
@@ -359,7 +333,7 @@ def test_mistakes_get_one_line_and_leave_nothing(
         names["CLASSIFIER"] = save(create("resnet8", 2), tmp_path / "classifier.safetensors", card)
     monkeypatch.chdir(tmp_path)
     before = sorted(path for path in tmp_path.rglob("*"))
-    code, out, err = run(monkeypatch, capsys, *(names.get(word, word) for word in words))
+    code, out, err = run_cli("detect", *(names.get(word, word) for word in words))
     assert code == 2 and not out and said in err and err.count("\n") == 1 and err.startswith("reslearn: ")
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
@@ -370,13 +344,10 @@ def test_a_real_process_on_real_photos(real_data: Path, tmp_path: Path) -> None:
     model = create_detector("resnet8", ["Platelets", "RBC", "WBC"], anchors=(8, 16), **TINY)
     file = save_detector(model, tmp_path / "cells.safetensors")
     photo = sorted((real_data / "bccd" / "JPEGImages").glob("*.jpg"))[0]
-    command = [sys.executable, "-m", "reslearn", "detect"]
-    environment = {**os.environ, "COLUMNS": "100"}
-    done = subprocess.run([*command, "eval", file, real_data / "bccd", "--json"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["n"] == 72
-    words = [*command, "predict", file, photo, "--out", tmp_path / "out", "--score", "0.1"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and photo.name in done.stdout, done.stderr
+    done = run_reslearn("detect", "eval", file, real_data / "bccd", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n"] == 72
+    done = run_reslearn("detect", "predict", file, photo, "--out", tmp_path / "out", "--score", "0.1", env={"COLUMNS": "100"})
+    assert done.code == 0 and photo.name in done.out, done.err
     with Image.open(tmp_path / "out" / photo.name) as drawn:
         assert drawn.format == "JPEG" and drawn.size == (640, 480)

@@ -4,23 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from command_line import RunCli, start_reslearn
 from planting import FAULTS, NOTES, clean, encoded, photo
-from reslearn import cli
-
-
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "doctor", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 @pytest.fixture
@@ -28,26 +18,22 @@ def photos(tmp_path: Path) -> Path:
     return clean(tmp_path / "photos")
 
 
-def test_a_clean_set_exits_with_0_and_notes_do_not_count(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(monkeypatch, capsys, photos)
+def test_a_clean_set_exits_with_0_and_notes_do_not_count(photos: Path, run_cli: RunCli) -> None:
+    code, out, _ = run_cli("doctor", photos)
     assert code == 0 and out.startswith("photos: 2 classes, 12 train + 10 val images, ") and out.endswith("\nnothing wrong\n")
     assert "  train        cat 6, dog 6\n" in out and "  height       48 to 48, median 48\n" in out and "notes" not in out
     NOTES["CMYK"][0](photos)
-    code, out, _ = run(monkeypatch, capsys, photos)
+    code, out, _ = run_cli("doctor", photos)
     assert code == 0 and "nothing wrong" in out and "  modes        RGB 22, CMYK 1\n" in out
     assert "color space, 1: not RGB: converted without a color profile\n    train/cat/x.jpg: CMYK\n" in out
 
 
-def test_faults_exit_with_1_and_are_named(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_faults_exit_with_1_and_are_named(photos: Path, run_cli: RunCli) -> None:
     for name in ("html", "in train and val, in pixels", "a line break in a name"):
         FAULTS[name][0](photos)
     for i in range(7):
         (photos / "val" / "dog" / f"empty{i}.jpg").touch()
-    code, out, err = run(monkeypatch, capsys, photos)
+    code, out, err = run_cli("doctor", photos)
     assert code == 1 and err == "" and "nothing wrong" not in out
     assert (
         "  empty, 7: files without a byte (--fix: left out)\n    val/dog/empty0.jpg: not an image: it is empty (0 bytes)\n" in out
@@ -57,7 +43,7 @@ def test_faults_exit_with_1_and_are_named(
         "  leak, 1: one image in several splits" in out and "train/cat/0.jpg, val/cat/x.png: the same pixels in train, val" in out
     )
     assert "    'train/cat/a\\nb.jpg': is" in out
-    code, out, _ = run(monkeypatch, capsys, photos, "--json")
+    code, out, _ = run_cli("doctor", photos, "--json")
     found = json.loads(out)
     assert code == 1 and not found["clean"] and found["images"]["train"] == {"cat": 8, "dog": 6}
     empty = [finding for finding in found["findings"] if finding["kind"] == "empty"]
@@ -65,42 +51,34 @@ def test_faults_exit_with_1_and_are_named(
     assert {"mean", "std", "eigenvalues", "eigenvectors", "formats", "modes", "height"} <= set(found)
 
 
-def test_fix_writes_a_list_or_a_copy_that_is_clean(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fix_writes_a_list_or_a_copy_that_is_clean(photos: Path, tmp_path: Path, run_cli: RunCli) -> None:
     FAULTS["a JPEG cut short"][0](photos)
     for target in (tmp_path / "clean.csv", tmp_path / "copy"):
-        code, out, _ = run(monkeypatch, capsys, photos, "--fix", target)
+        code, out, _ = run_cli("doctor", photos, "--fix", target)
         assert code == 1 and out.endswith(f"wrote {target}: 21 of 22 images\n")
-        assert run(monkeypatch, capsys, target)[0] == 0
-        code, out, err = run(monkeypatch, capsys, photos, "--fix", target)
+        assert run_cli("doctor", target)[0] == 0
+        code, out, err = run_cli("doctor", photos, "--fix", target)
         assert (code, out) == (2, "") and err == f"reslearn: --fix {target}: is there already: choose another name, or remove it\n"
 
 
-def test_fix_writes_no_copy_into_a_data_set(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fix_writes_no_copy_into_a_data_set(photos: Path, tmp_path: Path, run_cli: RunCli) -> None:
     (tmp_path / "other" / "train" / "cat").mkdir(parents=True)
-    code, _, err = run(monkeypatch, capsys, photos, "--fix", tmp_path / "other" / "new")
+    code, _, err = run_cli("doctor", photos, "--fix", tmp_path / "other" / "new")
     assert code == 2 and "is a data set (it holds train/)" in err and not (tmp_path / "other" / "new").exists()
 
 
-def test_what_was_found_is_printed_even_where_nothing_can_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_found_is_printed_even_where_nothing_can_be_kept(tmp_path: Path, run_cli: RunCli) -> None:
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "1.jpg").write_bytes(encoded(photo(0), "JPEG"))
-    code, out, err = run(monkeypatch, capsys, tmp_path / "data", "--fix", tmp_path / "clean.csv", "--json")
+    code, out, err = run_cli("doctor", tmp_path / "data", "--fix", tmp_path / "clean.csv", "--json")
     assert code == 2 and "none of its images is worth keeping" in err and not (tmp_path / "clean.csv").exists()
     assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["contradiction", "few images"]
 
 
-def test_what_cannot_be_examined_exits_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_examined_exits_with_2(tmp_path: Path, run_cli: RunCli) -> None:
     for data, fragment in ((tmp_path, "holds no class folders, but no images"), ("fotos", "no data set or folder called 'fotos'")):
-        code, out, err = run(monkeypatch, capsys, data)
+        code, out, err = run_cli("doctor", data)
         assert (code, out) == (2, "") and fragment in err and err.count("\n") == 1
 
 
@@ -111,8 +89,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     (data / "a" / "0.png").write_bytes(encoded(photo(0, (1500, 1500)), "PNG"))
     for i in range(1, 3000):
         os.link(data / "a" / "0.png", data / "ab"[i % 2] / f"{i}.png")
-    command = [sys.executable, "-m", "reslearn", "doctor", str(data), "--fix", str(tmp_path / "copy")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_reslearn("doctor", data, "--fix", tmp_path / "copy")
     assert process.stderr is not None and "looking at images" in process.stderr.readline()  # a line after ten seconds
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()

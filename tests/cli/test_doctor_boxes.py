@@ -1,24 +1,13 @@
 """reslearn doctor on sets with boxes: what it prints, its exit codes, options that do not apply."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from boxed import voc, voc_object, voc_xml
+from command_line import RunCli
 from planting import photo
-from reslearn import cli
-
-
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object, command: tuple[str, ...] = ("doctor",)
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", *command, *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 @pytest.fixture
@@ -31,10 +20,8 @@ def boxes(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_wrong_is_printed_and_mended(
-    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(monkeypatch, capsys, boxes, "--size", "40", "--fix", tmp_path / "clean")
+def test_what_is_wrong_is_printed_and_mended(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    code, out, err = run_cli("doctor", boxes, "--size", "40", "--fix", tmp_path / "clean")
     assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
     for words in (
         "  no objects   1 images of train\n",
@@ -47,9 +34,9 @@ def test_what_is_wrong_is_printed_and_mended(
     ):
         assert words in out, (words, out)
     assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 of 12 objects\n")
-    code, out, _ = run(monkeypatch, capsys, tmp_path / "clean")
+    code, out, _ = run_cli("doctor", tmp_path / "clean")
     assert code == 0 and out.endswith("nothing wrong\n")
-    code, out, _ = run(monkeypatch, capsys, boxes, "--json")
+    code, out, _ = run_cli("doctor", boxes, "--json")
     found = json.loads(out)
     assert code == 1 and found["counts"] == {"no area": 7} and [one["index"] for one in found["findings"]] == list(range(7))
 
@@ -61,18 +48,14 @@ def test_what_is_wrong_is_printed_and_mended(
         (("--size", "huge"), "--size huge: write the shorter side in px, such as 600, or with the longest, 600,1000"),
     ],
 )
-def test_mistakes(
-    boxes: Path, words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, capsys, boxes, *words) == (2, "", f"reslearn: {says}\n")
+def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
+    assert run_cli("doctor", boxes, *words) == (2, "", f"reslearn: {says}\n")
 
 
-def test_size_is_of_sets_with_boxes(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
     says = f"reslearn: --size 600 is of sets with boxes, and {images} has none\n"
-    assert run(monkeypatch, capsys, images, "--size", "600") == (2, "", says)
-    code, out, err = run(monkeypatch, capsys, tmp_path / "none.json")
+    assert run_cli("doctor", images, "--size", "600") == (2, "", says)
+    code, out, err = run_cli("doctor", tmp_path / "none.json")
     assert (code, out) == (2, "") and "there is no such folder or .json file" in err
 
 
@@ -82,13 +65,12 @@ def test_yolos_layout_is_refused_by_name(
     files: tuple[str, str],
     words: tuple[str, ...],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_cli: RunCli,
 ) -> None:
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("0 0.5 0.5 0.2 0.2\n")
     photo(0, (40, 60)).save(tmp_path / files[1])
-    code, out, err = run(monkeypatch, capsys, tmp_path, command=words)
+    code, out, err = run_cli(*words, tmp_path)
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert err.startswith(f"reslearn: {tmp_path}: this is YOLO's layout, which is not read: write VOC (Annotations/, ")

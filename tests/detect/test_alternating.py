@@ -3,10 +3,7 @@
 import copy
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +16,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.vgg import make_layers
 
 import boxed
+from command_line import run_python
 from detect.small import TINY, pictures, target
 from drawing import draw_images
 from reslearn import UserError
@@ -198,8 +196,7 @@ if {out.exists()}:
 else:
     train({str(shapes)!r}, "resnet8", settings={SETTINGS!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
-        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
-        assert subprocess.run([sys.executable, "-c", code], env=os.environ | threads, check=False).returncode == -signal.SIGKILL
+        assert run_python("-c", code).code == -signal.SIGKILL
         assert sorted(path.name for path in (out / "checkpoints").glob("step-*"))[-1] == f"step-{step // 2 * 2:08d}"
     resume(out, device="cpu", quiet=True)
     for file in ("model.safetensors", "best.safetensors"):

@@ -1,14 +1,13 @@
 """The papers' protocol on VOCdevkit, from one command to numbers on the test of 2007."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import boxed
+from command_line import RunCli
 from reslearn import Card, create, save
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
@@ -36,12 +35,12 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_one_command_trains_on_07_and_12_and_tests_on_07(devkit: Path, tmp_path: Path) -> None:
+def test_one_command_trains_on_07_and_12_and_tests_on_07(devkit: Path, tmp_path: Path, run_cli: RunCli) -> None:
     run, words = tmp_path / "run", [word for setting in SMALL for word in ("--set", setting)]
-    command = [sys.executable, "-m", "reslearn", "detect", "train", devkit, "--recipe", "voc-paper", "--model", "resnet8"]
-    done = subprocess.run([*command, "--out", run, "--device", "cpu", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
+    words = ["detect", "train", devkit, "--recipe", "voc-paper", "--model", "resnet8", "--out", run, "--device", "cpu", *words]
+    code, out, err = run_cli(*words)
+    assert code == 0, err
+    said = out + err
     assert "VOCdevkit: 14 train + 2 test images" in said
     assert "VOC2012/ImageSets/Main/test.txt: not annotated: none of its 2 images has a file in Annotations: left out" in said
     facts = json.loads((run / "recipe.json").read_text())
@@ -50,13 +49,12 @@ def test_one_command_trains_on_07_and_12_and_tests_on_07(devkit: Path, tmp_path:
     assert facts["data"]["n"] == {"train": 14, "test": 2}
     result = json.loads((run / "result.json").read_text())
     assert {row["name"].split("/")[0] for row in result["gallery"]} == {"VOC2007"}
-    out = tmp_path / "found.json"
-    command = [sys.executable, "-m", "reslearn", "detect", "eval", run, devkit, "--json", "--out", out]
-    judged = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True)
-    assert judged.returncode == 0, judged.stderr
-    numbers = json.loads(judged.stdout)
+    found = tmp_path / "found.json"
+    code, out, err = run_cli("detect", "eval", run, devkit, "--json", "--out", found, "--device", "cpu")
+    assert code == 0, err
+    numbers = json.loads(out)
     assert numbers["data"] == "VOCdevkit/test" and numbers["n"] == 2 and numbers["VOC07"] == result["last"]["test"]["VOC07"]
-    assert {row["file_name"] for row in json.loads(out.read_text())} <= {"VOC2007/test-0.png", "VOC2007/test-1.png"}
+    assert {row["file_name"] for row in json.loads(found.read_text())} <= {"VOC2007/test-0.png", "VOC2007/test-1.png"}
 
 
 def test_images_held_out_of_both_years_are_found_again_and_a_stopped_run_goes_on(devkit: Path, tmp_path: Path) -> None:

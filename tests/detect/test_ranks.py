@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from safetensors.torch import load_file
 
 import boxed
 import pasting
+from command_line import TORCHRUN, run_python, start_python
 from ranked_detection import CASES, STEPS, everything
 from reslearn.training import train
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 SMALL = ["data.val=3", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=4", "batch.size=2"]
 STEPPED = ["schedule.steps=12", "evaluate.every=6", "checkpoint.every=4", "step=eager"]
 
@@ -41,10 +40,9 @@ def found(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     folder = tmp_path_factory.mktemp("ranks")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(folder / "photo.png")
     outlined = pasting.paste(folder / "outlined", [folder / "photo.png"] * 4, {"train": 1, "test": 5}, side=64)
-    command = [*TORCHRUN, str(ROOT / "tests" / "ranked_detection.py"), str(shapes), str(outlined), str(folder / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "arning" not in done.stderr, done.stderr
+    done = run_python(*TORCHRUN, ROOT / "tests" / "ranked_detection.py", shapes, outlined, folder / "out", env=QUIET)
+    assert done.code == 0, done.err[-3000:]
+    assert "arning" not in done.err, done.err
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     alone = json.loads(json.dumps(everything(str(shapes), str(outlined))))
     torch.set_num_threads(threads)
@@ -79,11 +77,10 @@ def command(shapes: Path, out: Path) -> list[str]:
 
 
 def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Path, tmp_path: Path) -> None:
-    env = {**os.environ, **QUIET}
-    done = subprocess.run(command(shapes, tmp_path / "whole"), capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert all(done.stdout.count(word) == 1 for word in ("machine  ", "model    ", "report   ")), "one of them speaks"
-    assert "2 ranks" in done.stdout
+    done = run_python(*command(shapes, tmp_path / "whole"), env=QUIET)
+    assert done.code == 0, done.err[-3000:]
+    assert all(done.out.count(word) == 1 for word in ("machine  ", "model    ", "report   ")), "one of them speaks"
+    assert "2 ranks" in done.out
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert {"gallery", "examples"} <= set(result) and result["last"]["test"]["n"] == 5
     alone = train(shapes, "resnet8", settings=[*SMALL, *STEPPED], out=tmp_path / "alone", quiet=True, task="detect", device="cpu")
@@ -93,9 +90,8 @@ def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Pa
     assert streams[0] == streams[1] and len(streams[0]) == 3, "the same images in the same order"
 
     killed = tmp_path / "killed"
-    job = subprocess.Popen(
-        command(shapes, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, start_new_session=True
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    job = start_python(*command(shapes, killed), env=QUIET, start_new_session=True, **silent)
     try:
         until = time.monotonic() + 120
         while not list(killed.glob("checkpoints/step-*4")) and time.monotonic() < until:
@@ -104,9 +100,8 @@ def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Pa
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
     assert list(killed.glob("checkpoints/step-*")) and not (killed / "result.json").exists()
-    again = [*TORCHRUN, "-m", "reslearn", "detect", "train", "--resume", str(killed)]
-    done = subprocess.run(again, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python(*TORCHRUN, "-m", "reslearn", "detect", "train", "--resume", killed, env=QUIET)
+    assert done.code == 0, done.err[-3000:]
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert json.loads((killed / "result.json").read_text())["last"] == result["last"]
@@ -116,10 +111,10 @@ def test_unsound_boxes_end_all_ranks_with_one_line(shapes: Path, tmp_path: Path)
     shutil.copytree(shapes, tmp_path / "set")
     file = next((tmp_path / "set" / "Annotations").glob("train-*.xml"))
     file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>nan</xmax>", file.read_text(), count=1))
-    done = subprocess.run(command(tmp_path / "set", tmp_path / "run"), capture_output=True, text=True, env={**os.environ, **QUIET})
-    said = [line for line in done.stderr.splitlines() if "reslearn: " in line]
-    assert done.returncode and len(said) == 1 and said[0].endswith("(mend them, or leave these objects out: --bad-boxes drop)")
-    assert "rank 1" not in done.stderr.split("reslearn FAILED")[0] and "in by_first" not in done.stderr
+    done = run_python(*command(tmp_path / "set", tmp_path / "run"), env=QUIET)
+    said = [line for line in done.err.splitlines() if "reslearn: " in line]
+    assert done.code and len(said) == 1 and said[0].endswith("(mend them, or leave these objects out: --bad-boxes drop)")
+    assert "rank 1" not in done.err.split("reslearn FAILED")[0] and "in by_first" not in done.err
     assert not (tmp_path / "run").exists()
 
 

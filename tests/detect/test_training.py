@@ -1,10 +1,7 @@
 """Training detectors: real runs on small images, killed, resumed, refused."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 import boxed
+from command_line import run_python, start_python
 from reslearn import UserError, create, save
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import pixels
@@ -84,14 +82,13 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(run: Run, shapes: Path,
 from reslearn.training import train
 train({str(shapes)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | threads)
+    process = start_python("-c", code)
     wanted = (1, 2, 3)[attempt]
     while process.poll() is None and not list((out / "checkpoints").glob(f"step-{5 * wanted:08d}")):
         time.sleep(0.002)
     time.sleep(0.03 * attempt)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     resumed = resume(out, device="cpu", quiet=True)
     ours, theirs = (load_detector(folder).state_dict() for folder in (resumed.folder, run.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -255,7 +252,7 @@ def save(self):
 loop.Loop.save = save
 train({str(copy)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert run_python("-c", code).code == -signal.SIGKILL
     document = copy / "Annotations" / "train-0.xml"
     document.write_text(document.read_text().replace("disc", "square"))
     with pytest.raises(UserError, match="have changed since"):

@@ -1,7 +1,6 @@
 """Scores in files, ensembles of them, and the commands."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import RunCli
 from drawing import draw_images
-from reslearn import UserError, cli, evaluate, load, save
+from reslearn import UserError, evaluate, load, save
 from reslearn.data.preprocess import Preprocessing
 from reslearn.evaluation.scores import Scores, ensemble, load_scores, save_scores
 from reslearn.weights import Card
@@ -110,32 +110,22 @@ def test_several_models_are_an_ensemble_in_one_go_and_from_files(models: list[Pa
     assert evaluate([load(models[0])], photos3)["loss"] == evaluate(models[0], photos3)["loss"]
 
 
-def run(words: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["reslearn", *map(str, words)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(exit.value.code or 0), out, err
-
-
-def test_the_commands(
-    models: list[Path], photos3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands(models: list[Path], photos3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said, _ = run(["eval", *models[:2], photos3, "--protocol", "10crop", "--json"], monkeypatch, capsys)
+    code, said, _ = run_cli("eval", *models[:2], photos3, "--protocol", "10crop", "--json")
     together = json.loads(said)
     assert code == 0 and together["protocol"] == "10crop, mirrored" and len(together["members"]) == 2
     for model in models[:2]:
         words = ["eval", model, photos3, "--protocol", "10crop", "--scores", f"{model.stem}.npz"]
-        assert run(words, monkeypatch, capsys)[0] == 0
-    code, said, _ = run(["ensemble", "m0.npz", "m1.npz", "--json", "--scores", "both.npz"], monkeypatch, capsys)
+        assert run_cli(*words)[0] == 0
+    code, said, _ = run_cli("ensemble", "m0.npz", "m1.npz", "--json", "--scores", "both.npz")
     found = json.loads(said)
     assert code == 0 and found["confusion"] == together["confusion"]
     assert found["loss"] == pytest.approx(together["loss"]) and load_scores(Path("both.npz")).names
-    code, said, _ = run(["ensemble", "m0.npz", "m1.npz"], monkeypatch, capsys)
+    code, said, _ = run_cli("ensemble", "m0.npz", "m1.npz")
     assert code == 0 and "15 images, 10crop, mirrored" in said and said.count(" alone") == 2 and "together)" in said
     words = ["eval", models[0], photos3, "--protocol", "multiscale", "--scales", "32,48", "--json"]
-    assert json.loads(run(words, monkeypatch, capsys)[1])["protocol"] == "multiscale 32 48, mirrored"
+    assert json.loads(run_cli(*words)[1])["protocol"] == "multiscale 32 48, mirrored"
 
 
 @pytest.mark.parametrize(
@@ -159,10 +149,10 @@ def test_mistakes(
     photos3: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_cli: RunCli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, _, err = run([*words], monkeypatch, capsys)
+    code, _, err = run_cli(*words)
     assert code == 2 and said in err and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,7 +1,6 @@
 """reslearn localize, as it is called: from cut windows to errors; stopped and killed runs; mistakes."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 import torch
 
 import reslearn
+from command_line import RunCli
 from pages import Page
 from painted_sets import COLORS, TINY, write_set
-from reslearn import UserError, cli
+from reslearn import UserError
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.localize import create_localizer, load_localizer
@@ -37,13 +37,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in found["others"].glob("*/_annotations.coco.json"):
         file.write_text(file.read_text().replace('"disc"', '"ring"').replace('"square"', '"star"'))
     return found
-
-
-def localize(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "localize", *map(str, words)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    return int(exit.value.code or 0)
 
 
 def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
@@ -137,27 +130,24 @@ def test_training_sees_the_same_crops_whenever_it_looks(shapes: Path) -> None:
         assert color.argmax() == {0: 0, 1: 2}[int(label)] and color.max() > 180
 
 
-def test_from_a_classifier_by_command(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_classifier_by_command(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
     view = VIEW
     reslearn.save(reslearn.create("plain8", 5), "c.safetensors", Card(net="plain8", classes=tuple("abcde"), preprocessing=view))
     words = ["train", shapes, "--init", "c.safetensors", "--out", "where", "--size", 32, "--epochs", 1, "--batch", 16]
-    assert localize(monkeypatch, *words, "--jitter", "32,40", "--lr", 0.01, "--device", "cpu") == 0
-    said = capsys.readouterr().out
+    code, said, _ = run_cli("localize", *words, "--jitter", "32,40", "--lr", 0.01, "--device", "cpu")
+    assert code == 0
     assert "true class given, 1 crop" in said and "report   where/report.html" in said
     page = Page(Path("where/report.html"))
     assert "A localizer on plain8" in page.text and f"from {shapes.name}, for 4 iterations (1.0 epochs)" in page.text
     assert page.count("svg") == 2 and page.count("img") == len(json.loads(Path("where/result.json").read_text())["gallery"]) + 1
     Path("where/report.html").unlink()
-    assert localize(monkeypatch, "train", "--resume", "where", "--device", "cpu") == 0
+    assert run_cli("localize", "train", "--resume", "where", "--device", "cpu").code == 0
     assert Page(Path("where/report.html")).source == page.source
-    capsys.readouterr()
     card = load_localizer("where").card
     assert card.net == "plain8" and card.preprocessing.mean == view.mean and card.classes == tuple(COLORS)
-    assert localize(monkeypatch, "eval", "where", shapes, "--scale", 40, "--scale", 48, "--out", "e.json", "--device", "cpu") == 0
-    said = capsys.readouterr().out
+    code, said, _ = run_cli("localize", "eval", "where", shapes, "--scale", 40, "--scale", 48, "--out", "e.json", "--device", "cpu")
+    assert code == 0
     assert "dense 40 48" in said and "true class given" in said and "disc" in said
     assert json.loads(Path("e.json").read_text())["scales"] == [40, 48]
 
@@ -199,11 +189,11 @@ def test_mistakes_are_one_line(
     sets: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_cli: RunCli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words, *said = MISTAKES[name]
     paths = {"data": shapes, "run": run, **sets}
-    assert localize(monkeypatch, *(word.format(**paths) for word in words)) == 2
-    err = capsys.readouterr().err
+    code, _, err = run_cli("localize", *(word.format(**paths) for word in words))
+    assert code == 2
     assert all(each.format(**paths) in err for each in said) and err.count("\n") == 1 and not list(tmp_path.iterdir())

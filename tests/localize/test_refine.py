@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from localize.test_runs import process
+from command_line import RunCli, start_python
 from pages import Page
 from painted_sets import TINY, write_set
-from reslearn import UserError, cli
+from reslearn import UserError
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing, cover
@@ -226,7 +225,7 @@ def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes
 def test_killed_and_gone_on_with(weak: Path, both: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     code = f"from reslearn.localize import refine; refine({str(weak)!r}, {str(shapes)!r}, {str(out)!r}, device='cpu', **{PLAN!r})"
-    child = process(code)
+    child = start_python("-c", code)
     until = time.monotonic() + 240
     while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
@@ -241,23 +240,14 @@ def test_killed_and_gone_on_with(weak: Path, both: Path, shapes: Path, tmp_path:
         resume(out)
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "localize", *map(str, words)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    return int(exit.value.code or 0)
-
-
-def test_by_command(
-    weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["refine", weak, shapes, "--out", "o", "--proposals", 5, "--epochs", 0.5, "--batch", 8, "--lr", 0.01, "--seed", 3]
-    assert called(monkeypatch, *words, "--device", "cpu") == 0
-    said = capsys.readouterr().out
+    code, said, _ = run_cli("localize", *words, "--device", "cpu")
+    assert code == 0
     assert "test localization error, true class given, refined" in said and "model    o/model.safetensors" in said
-    assert called(monkeypatch, "eval", "o", shapes, "--device", "cpu") == 0
-    assert "R-CNN" in capsys.readouterr().out.splitlines()[1]
+    code, out, _ = run_cli("localize", "eval", "o", shapes, "--device", "cpu")
+    assert code == 0 and "R-CNN" in out.splitlines()[1]
     page = Page(Path("o/report.html"))
     assert "The second stage, R-CNN, of a localizer on resnet8" in page.text and "dense, then R-CNN" in page.text
     assert "the first stage, which proposes regions, is that of" in page.text and page.count("img") > 3
@@ -275,7 +265,6 @@ def test_by_command(
         (["refine", "--resume", weak], "is a run of localize train"),
         (["train", "--resume", "o"], "is a run of localize refine"),
     ):
-        code = called(monkeypatch, *given)
-        told = capsys.readouterr()
-        assert line in told.err + told.out and (code == 2 or given == ["refine"])
+        code, out, err = run_cli("localize", *given)
+        assert line in err + out and (code == 2 or given == ["refine"])
     assert not (tmp_path / "n").exists()

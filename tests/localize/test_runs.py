@@ -1,15 +1,13 @@
 """Runs of localize that are stopped or killed, and go on: real processes and real signals."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from command_line import start_python
 from painted_sets import TINY
 from reslearn import UserError
 from reslearn.localize import resume, train
@@ -18,17 +16,12 @@ from reslearn.localize import run as runs
 WORDS = ["--model", "resnet8", "--size", "32", "--jitter", "32,48", "--batch", "8", "--epochs", "1", "--device", "cpu"]
 
 
-def process(code: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_ends_with_the_same_weights(run: Path, shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "stopped"
-    child = process(f"from reslearn.localize import train; train({str(shapes)!r}, {str(out)!r}, device='cpu', **{TINY!r})")
+    child = start_python(
+        "-c", f"from reslearn.localize import train; train({str(shapes)!r}, {str(out)!r}, device='cpu', **{TINY!r})"
+    )
     until = time.monotonic() + 240
     while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
@@ -59,7 +52,7 @@ cli.main()
 def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "a run"
     words = ["reslearn", "localize", "train", str(shapes), "--out", str(out), *WORDS]
-    child = process(IN_THE_LAST_TEST.format(words=words))
+    child = start_python("-c", IN_THE_LAST_TEST.format(words=words))
     said = child.communicate(timeout=240)[1]
     assert child.returncode == 130, said
     assert f"stopped by SIGINT; the run is saved, and reslearn localize train --resume '{out}' goes on" in said
@@ -85,7 +78,7 @@ def test_a_run_that_is_killed_as_it_begins_is_not_there(shapes: Path, tmp_path: 
     """Between the first checkpoint and localize.json; the same command, into an empty folder even, begins it anew."""
     out, plan = tmp_path / "killed", {**TINY, "schedule": {**TINY["schedule"], "epochs": 1}}
     out.mkdir()
-    child = process(KILLED_AS_IT_BEGINS.format(shapes=str(shapes), out=str(out), plan=plan))
+    child = start_python("-c", KILLED_AS_IT_BEGINS.format(shapes=str(shapes), out=str(out), plan=plan))
     child.communicate(timeout=240)
     assert child.returncode == -signal.SIGKILL and (tmp_path / ".killed.partial" / "checkpoints").exists()
     assert not list(out.iterdir())

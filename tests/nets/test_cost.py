@@ -1,7 +1,6 @@
 """Costs against the papers' numbers, PyTorch's own counter, and receptive fields measured by gradient."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import reslearn
-from reslearn import cli
+from command_line import RunCli
 from reslearn.nets.cost import by_stage, cost
 from reslearn.nets.zoo import TABLE
 
@@ -61,11 +60,8 @@ def test_vgg16_is_what_everyone_quotes() -> None:
     assert rows["features.28"].field == 196 and rows["classifier.0"].field is None
 
 
-def test_the_bottleneck_is_70k_against_590k(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["reslearn", "summary", "resnet50"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    out = capsys.readouterr().out
+def test_the_bottleneck_is_70k_against_590k(run_cli: RunCli) -> None:
+    out = run_cli("summary", "resnet50").out
     assert "69,632 weights" in out and "589,824" in out and "conv2_x layer1" in out and "25,557,032" in out
 
 
@@ -107,14 +103,9 @@ def test_any_module_and_folding() -> None:
     assert sum(row.macs for row in by_stage(whole)) == whole.macs
 
 
-def test_models_and_summary_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for argv in (["models", "resnet[23]0", "--json"], ["summary", "plain20", "--input", "3x64x64", "--json"]):
-        monkeypatch.setattr(sys, "argv", ["reslearn", *argv])
-        with pytest.raises(SystemExit):
-            cli.main()
-    first, second = capsys.readouterr().out.split("]\n{")
-    (row,) = json.loads(first + "]")
+def test_models_and_summary_as_json(run_cli: RunCli) -> None:
+    (row,) = json.loads(run_cli("models", "resnet[23]0", "--json").out)
     assert (row["name"], row["parameters"], row["flops"]) == ("resnet20", 269_722, 2 * row["macs"])
     assert row["published_error"] == {"CIFAR-10": 8.75}
-    summary = json.loads("{" + second)
+    summary = json.loads(run_cli("summary", "plain20", "--input", "3x64x64", "--json").out)
     assert summary["input"] == [3, 64, 64] and summary["parameters"] == 269_722 and len(summary["rows"]) > 40

@@ -1,10 +1,7 @@
 """An experiment from plan to result: trained once, shared, resumed after a signal, judged, drawn, shown on the page."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from reslearn import UserError, cli, train
+from command_line import RunCli, run_python, start_python
+from reslearn import UserError, train
 from reslearn.reproduce.anatomy import measure_lesions, measure_responses
 from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Measured, Panel, Plan, Row, Training
@@ -154,17 +152,10 @@ def test_where_one_curve_falls_below_another_for_good() -> None:
     assert crossing(late, Curve([(step, 4.0) for step in range(1, 21)], [])) is None, "one point at the end is no crossing"
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["reslearn", *words])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    return int(exit.value.code or 0)
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_cli(monkeypatch, "reproduce", "table1", "--scale", "paper") == 0
-    said = capsys.readouterr().out
+    code, said, _ = run_cli("reproduce", "table1", "--scale", "paper")
+    assert code == 0
     assert "ResNet-152, multiply-adds" in said and "differs" not in said
     result = json.loads((tmp_path / "reproduction" / "table1-paper.json").read_text())
     assert len(result["rows"]) == 32 and all(row["verdict"] == "holds" for row in result["rows"])
@@ -172,11 +163,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "The networks, layer by layer, counted" in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RESLEARN_DATA", raising=False)
-    assert run_cli(monkeypatch, "reproduce", "--json") == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["name"]: row for row in json.loads(run_cli("reproduce", "--json").out)}
     assert set(rows) == set(EXPERIMENTS)
     assert rows["figure1"]["seconds"] > 10 and rows["figure1"]["state"] == "12 runs"
     assert rows["table7"]["seconds"] is None and "no set with boxes called 'bccd'" in rows["table7"]["state"]
@@ -203,12 +193,10 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytes
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
     ],
 )
-def test_errors(
-    words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors(words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_cli(monkeypatch, "reproduce", *words) == 2
-    assert line in capsys.readouterr().err
+    code, _, err = run_cli("reproduce", *words)
+    assert code == 2 and line in err
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -222,14 +210,13 @@ cli.main()
 
 def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
     words = ["reproduce", "figure1", "--data", "fashion-sample", "--only", "plain20", "--seeds", "1", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, *words]
+    command = ["-c", DRIVER, *words]
 
     def logged() -> list[str]:
         found = list(tmp_path.rglob("metrics.jsonl"))
         return [line for line in found[0].read_text().splitlines() if '"train"' in line] if found else []
 
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    first = start_python(*command, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while len(logged()) < 3 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -238,8 +225,9 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
     assert first.returncode == 143 and "reproduce figure1" in said and "Traceback" not in said
     before = logged()
     assert 3 <= len(before) < 40
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    rows = json.loads(again.stdout)[0]["rows"]
+    code, out, err = run_python(*command, cwd=tmp_path)
+    assert code == 0, err
+    rows = json.loads(out)[0]["rows"]
     assert [row["verdict"] for row in rows[:2]] == ["", ""] and rows[2]["verdict"] == "not run"
     assert logged()[: len(before)] == before, "it went on, and did not begin anew"
     assert [json.loads(line)["step"] for line in logged()] == list(range(1, 41))
@@ -290,7 +278,7 @@ def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_dat
     assert "effects_picture" not in reproduce(look, out=one["out"], models=found, quiet=True) and not stale.exists()
 
 
-def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     bad = replace(TINY, name="bad", plans={"small": lambda data: Plan({"a": Training("resnet8", "nowhere")})})
     count = replace(TINY, name="count", plans={"small": lambda data: Plan(measure=lambda *a: Measured([]))})
     for each in [*EXPERIMENTS]:
@@ -298,8 +286,8 @@ def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, 
     for each in (bad, count, TINY):
         monkeypatch.setitem(EXPERIMENTS, each.name, each)
     words = ["reproduce", "--all", "--seeds", "1", "--data", one["data"], "--out", str(one["out"])]
-    assert run_cli(monkeypatch, *words) == 2, "one of them could not run"
-    said = capsys.readouterr()
+    said = run_cli(*words)
+    assert said.code == 2, "one of them could not run"
     assert "going on with the next" in said.err and "bad" in said.err and "page:" in said.out
     assert {path.name for path in one["out"].glob("*.json")} == {"count-paper.json", "tiny-small.json"}
     result = json.loads((one["out"] / "tiny-small.json").read_text())

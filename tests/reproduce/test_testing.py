@@ -1,14 +1,14 @@
 """Tables 4 and 5: given models on many views and together, beside what the paper prints of them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import RunCli
 from drawing import draw_images
-from reslearn import UserError, cli, evaluate, save
+from reslearn import UserError, evaluate, save
 from reslearn.data.preprocess import Preprocessing
 from reslearn.nets import models as known
 from reslearn.nets import spec
@@ -103,14 +103,10 @@ def test_only_imagenets_validation_images_are_compared(
 
 
 def test_the_command_takes_their_only_scale(
-    given: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["reproduce", "table5", *(word for model in given for word in ("--model", str(model))), "--data", "photos"]
-    monkeypatch.setattr(sys, "argv", ["reslearn", *words])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert not exit.value.code, err
+    code, out, err = run_cli("reproduce", "table5", *(f"--model={model}" for model in given), "--data", "photos")
+    assert code == 0, err
     assert "2 models together, top-1" in out and "Together they err less" in out
     assert "ImageNet: ensembles" in (tmp_path / "reproduction" / "index.html").read_text()

@@ -1,10 +1,7 @@
 """Several seeds, of classifiers and detectors: each run is what it is alone; interrupted and killed ones go on."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,8 @@ import numpy as np
 import pytest
 
 import boxed
-from reslearn import UserError, api, cli, train
+from command_line import RunCli, run_reslearn, start_reslearn
+from reslearn import UserError, api, train
 from reslearn.training import Run, many
 from reslearn.training.run import begin
 
@@ -25,15 +23,6 @@ BOXED = ["schedule.steps=2", "data.val=2", "detector.regions=8", "detector.ancho
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("boxes")
     return boxed.shapes(boxed.shapes(root, images=4, split="test"), images=6)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["reslearn", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 def same(one: Path, other: Path) -> bool:
@@ -71,13 +60,11 @@ def test_what_one_of_the_runs_cannot_measure_has_no_mean() -> None:
     assert "mask AP" not in many.summary([one(4.0, masks=masks), one(4.0)])["test"]
 
 
-def test_detectors_of_several_seeds_are_what_they_are_alone(
-    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out, recipe = tmp_path / "many", tmp_path / "mine.toml"
     recipe.write_text('base = "detect-default"\nseed = 3\n')  # where the seeds begin
     words = ["detect", "train", boxes, "--model", "resnet8", "--recipe", recipe, *(f"--set={each}" for each in BOXED)]
-    code, printed, _ = run(monkeypatch, capsys, *words, "--seeds", 2, "--out", out, "--device", "cpu")
+    code, printed, _ = run_cli(*words, "--seeds", 2, "--out", out, "--device", "cpu")
     assert code == 0 and not list(tmp_path.glob(".*"))
     results = []
     for seed in (3, 4):
@@ -96,7 +83,7 @@ def test_detectors_of_several_seeds_are_what_they_are_alone(
             assert f"result   {title} {measure} {mean:.2f} +- {std:.2f}%  ({each})" in lines
     assert lines[-1] == f"report   {out / 'report.html'}"
     (out / "report.html").unlink()
-    assert run(monkeypatch, capsys, "report", out)[:2] == (0, f"{out / 'report.html'}\n")
+    assert run_cli("report", out)[:2] == (0, f"{out / 'report.html'}\n")
     aps = [result["last"]["test"]["AP"] for result in results]
     said = f"Over 2 seeds of one recipe the test AP is {np.mean(aps):.1f} ± {np.std(aps, ddof=1):.1f}%, AP50 is "
     assert said in (out / "report.html").read_text()
@@ -122,8 +109,7 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     data, settings = (images, [*SETTINGS, "schedule.steps=40"]) if task == "classify" else (boxes, [*BOXED, "schedule.steps=20"])
     settings += ["log.every=1", "checkpoint.every=2"]
     words = [*command, str(data), "--model", "resnet8", "--seeds", "2", "--out", str(out), *(f"--set={each}" for each in settings)]
-    one_thread: dict[str, Any] = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
-    process = subprocess.Popen([sys.executable, "-m", "reslearn", *words], stderr=subprocess.PIPE, **one_thread)
+    process = start_reslearn(*words)
     while process.poll() is None and not list(out.glob("seed-0/checkpoints/step-*")):
         time.sleep(0.01)
     process.send_signal(sent)
@@ -131,9 +117,8 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
-    again = [sys.executable, "-m", "reslearn", *command, "--resume", str(out)]
-    done = subprocess.run(again, capture_output=True, **one_thread)
-    assert done.returncode == 0 and "n=2 seeds" in done.stdout, done.stderr
+    done = run_reslearn(*command, "--resume", out)
+    assert done.code == 0 and "n=2 seeds" in done.out, done.err
     assert len(json.loads((out / "seeds.json").read_text())["test"]) == (1 if task == "classify" else 3)
     assert (out / "report.html").exists()
     for seed in (0, 1):
@@ -142,24 +127,22 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
-def test_whichever_command_goes_on_with_detectors(
-    command: list[str], boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whichever_command_goes_on_with_detectors(command: list[str], boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     for seed in (0, 1):
         begin(boxes, "resnet8", None, BOXED, seed, tmp_path / "many" / f"seed-{seed}", "cpu", True, None, "detect")
-    code, out, _ = run(monkeypatch, capsys, *command, "--resume", tmp_path / "many")
+    code, out, _ = run_cli(*command, "--resume", tmp_path / "many")
     assert code == 0 and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
 
 
 def test_stopped_while_data_is_opened_it_says_how_to_go_on(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     def stop(*_: object) -> Run:
         raise KeyboardInterrupt
 
     begin(images, "resnet8", None, SETTINGS, 0, tmp_path / "many" / "seed-0", "cpu", True, None)
     monkeypatch.setattr(many, "resume", stop)
-    code, _, err = run(monkeypatch, capsys, "train", "--resume", tmp_path / "many")
+    code, _, err = run_cli("train", "--resume", tmp_path / "many")
     assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
 
 
@@ -176,13 +159,13 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(
     command: list[str], words: list[str], said: str, images: Path, boxes: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
     here = tmp_path / "here"
     (here / "there").mkdir(parents=True)
     monkeypatch.chdir(here)
     data = boxes if "detect" in command else images
-    code, out, err = run(monkeypatch, capsys, *command, *(data if word == "DATA" else word for word in words))
+    code, out, err = run_cli(*command, *(data if word == "DATA" else word for word in words))
     assert code == 2 and not out and err.startswith("reslearn: ") and said in err and err.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["there"], "also where the first of the seeds could be begun"
 
@@ -191,14 +174,14 @@ def test_what_cannot_be_is_refused(
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
 def test_ranks_do_not_share_seeds(
     command: list[str], words: list[str], images: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
     here = tmp_path / "here"
     begin(images, "resnet8", None, SETTINGS, 0, here / "many" / "seed-0", "cpu", True, None)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(here)
-    code, out, err = run(monkeypatch, capsys, *command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
+    code, out, err = run_cli(*command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
     assert code == 2 and not out and err.endswith("each by one process: start them without torchrun\n")
     assert [path.name for path in here.iterdir()] == ["many"]
 

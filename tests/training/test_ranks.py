@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from command_line import TORCHRUN, run_python, run_reslearn, start_reslearn
 from drawing import draw_images
 from ranked import CASES, STEPS, everything
 from reslearn import UserError
@@ -22,7 +23,6 @@ from reslearn.training.folder import begun
 from reslearn.training.recipe import validate
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,13 @@ def found(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[dict
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "reslearn").mkdir()
     (folder / "reslearn" / "kernels").symlink_to(kernels)
-    command = [*TORCHRUN, str(ROOT / "tests" / "ranked.py"), str(folder / "out")]
     deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "arning" not in done.stderr, done.stderr
+        done = run_python(*TORCHRUN, ROOT / "tests" / "ranked.py", folder / "out")
+        assert done.code == 0, done.err[-3000:]
+        assert "arning" not in done.err, done.err
         alone = json.loads(json.dumps(everything()))
     torch.use_deterministic_algorithms(deterministic)
     return alone, [json.loads((folder / f"out.{rank}").read_text()) for rank in (0, 1)]
@@ -95,11 +93,9 @@ def start(arguments: list[str]) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "reslearn", "train", *arguments]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     each = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    pipe = subprocess.PIPE
-    return [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) for environment in each]
+    return [start_reslearn("train", *arguments, env=environment) for environment in each]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
@@ -152,10 +148,9 @@ def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_f
 
 def test_a_killed_rank_ends_the_job_which_goes_on_bit_for_bit() -> None:
     script = ROOT / "benchmarks" / "kill_a_rank.py"
-    command = [sys.executable, script, "--runs", "2", "--seed", str(os.getpid())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("2 of 2 identical\n")
+    done = run_python(script, "--runs", 2, "--seed", os.getpid())
+    assert done.code == 0, done.out + done.err
+    assert done.out.endswith("2 of 2 identical\n")
 
 
 WAITING = """
@@ -180,8 +175,7 @@ with ranks.joined("cpu"):
 def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_than_for_an_answer(
     slow: int, said: list[str | None]
 ) -> None:
-    command = [*TORCHRUN, "--tee", "3", "--no-python", sys.executable, "-c", WAITING, str(slow)]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    lines = run_python(*TORCHRUN, "--tee", 3, "--no-python", sys.executable, "-c", WAITING, slow).out.splitlines()
     for rank, words in enumerate(said):
         assert words is None or f"[default{rank}]:{words}" in lines, lines
 
@@ -215,10 +209,9 @@ def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("command", ["models", "detect eval"])
 def test_other_commands_are_for_one_process(command: str) -> None:
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
     words = [*command.split(), *(["a", "b"] if " " in command else [])]
-    done = subprocess.run([sys.executable, "-m", "reslearn", *words], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and done.stderr == f"reslearn: {command} is the work of one process: start it without torchrun\n"
+    done = run_reslearn(*words, env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert done.code == 2 and done.err == f"reslearn: {command} is the work of one process: start it without torchrun\n"
 
 
 def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(

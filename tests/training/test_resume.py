@@ -3,29 +3,27 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from command_line import run_python, start_reslearn
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_five_runs_killed_at_random_moments_end_bit_for_bit_the_same() -> None:
     script = ROOT / "benchmarks" / "kill_and_resume.py"
-    done = subprocess.run([sys.executable, script, "--runs", "5", "--seed", str(os.getpid())], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("5 of 5 identical\n")
+    done = run_python(script, "--runs", 5, "--seed", os.getpid())
+    assert done.code == 0, done.out + done.err
+    assert done.out.endswith("5 of 5 identical\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_exits_within_a_step(tmp_path: Path, number: signal.Signals, code: int) -> None:
     run = tmp_path / "run"
-    arguments = ["fashion-sample", "--model", "resnet8", "--out", str(run), "--set", "log.every=1"]
-    command = [sys.executable, "-m", "reslearn", "train", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_reslearn("train", "fashion-sample", "--model", "resnet8", "--out", run, "--set", "log.every=1")
     metrics = run / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
         time.sleep(0.005)

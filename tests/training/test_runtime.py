@@ -1,10 +1,10 @@
 """The machine a run is on."""
 
 import ctypes
-import subprocess
-import sys
 
 import pytest
+
+from command_line import run_python
 
 FAULTS = """
 import resource, sys, torch
@@ -35,7 +35,6 @@ def _libc() -> tuple[int, ...]:
 @pytest.mark.skipif(_libc() < (2, 35), reason="not a recent GNU C library")
 def test_freed_memory_is_used_again_without_touching_fresh_pages() -> None:
     def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, timeout=120)
-        return int(done.stdout)
+        return int(run_python("-c", FAULTS, how).out)
 
     assert faults("keep") * 20 < faults("as it is")

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from command_line import run_python
 from planting import FAULTS, NOTES, as_png, clean, copy, encoded, photo, write
 from reslearn.data import open as open_data
 from reslearn.data.doctor import images as doctor
@@ -255,8 +254,7 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
         "assert [len(f.names) for f in found.findings if f.kind == 'duplicate'] == [400, 400]\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True, text=True)
-    assert int(done.stdout) < 200_000, "kilobytes"
+    assert int(run_python("-c", code, tmp_path).out) < 200_000, "kilobytes"
 
 
 def test_findings_are_in_the_tables_order(photos: Path) -> None:

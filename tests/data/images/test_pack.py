@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +13,9 @@ import torch
 from PIL import Image
 
 import reslearn
+from command_line import RunCli, run_python, start_python
 from drawing import draw_images
-from reslearn import UserError, cli, data
+from reslearn import UserError, data
 from reslearn.data.augment import Draws
 from reslearn.data.images import pack as packing
 from reslearn.data.images import packed
@@ -213,11 +212,11 @@ def test_a_pack_among_its_own_images_is_refused(folder: Path, tmp_path: Path, mo
 
 def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
     """kill -9 of real processes, later and later, until one comes through; the result is that of an undisturbed one."""
-    code = "import sys; from pathlib import Path; from reslearn.data import pack as p; p.SHARD_IMAGES = 3\n"
+    code = "import sys; from pathlib import Path; from reslearn.data.images import pack as p; p.SHARD_IMAGES = 3\n"
     code += "p.pack(sys.argv[1], Path(sys.argv[2]), p.Form(64), workers=1, progress=lambda *a: print(a[1], flush=True))"
     out, killed = tmp_path / "out", 0
     for stop_at in range(2, 99, 4):
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stdout=subprocess.PIPE, text=True)
+        process = start_python("-c", code, folder, out, stderr=None)
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= stop_at:
@@ -233,19 +232,16 @@ def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
                 data.open(out)
     assert killed >= 3 and packed.Pack(out).verify() == []
     alone = tmp_path / "alone"
-    subprocess.run([sys.executable, "-c", code, str(folder), str(alone)], check=True, capture_output=True)
+    assert run_python("-c", code, folder, alone).code == 0
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
     for path in alone.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
-def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
     def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["reslearn", "pack", *words])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        said = capsys.readouterr()
-        return int(exit.value.code or 0), said.out + said.err
+        code, out, err = run_cli("pack", *words)
+        return code, out + err
 
     out = str(tmp_path / "out")
     assert run(str(folder), out, "--short-side", "64")[1].startswith("packed")
