@@ -174,7 +174,7 @@ def compare(
     with _progress() as progress:
         ways = [TestOptions((model,), refinement, sides) for model in detectors]
         found = find(opened.images, ways, lambda done, total: progress("images", done, total))
-    numbers = difference(*(matches(each, opened) for each in found))
+    numbers = difference(*(matches(each.detections, opened) for each in found))
     result = {
         "data": opened.name,
         "n": len(opened),

@@ -69,6 +69,13 @@ def train(request: TrainRequest) -> Run:
 
 def begin(request: TrainRequest) -> Job[Any, Any, Any]:
     """A new run in its folder, with its recipe, not yet trained."""
+    job = prepare(request)
+    _create(job.folder, job.facts, job.sources.held_out)
+    return job
+
+
+def prepare(request: TrainRequest) -> Job[Any, Any, Any]:
+    """A new run whose folder is not there yet."""
     task, display = request.task, Display(request.quiet)  # of rank 0, which alone begins runs
     runtime.check_versions()
     device = ranks.own_device(pick_device(request.device))
@@ -97,7 +104,6 @@ def begin(request: TrainRequest) -> Job[Any, Any, Any]:
     }
     if (name := ranks.job()) is not None:
         facts["job"] = name
-    _create(folder, facts, sources.held_out)
     return Job(folder, facts, task, recipe, data, sources, device, execution, display)
 
 
@@ -145,8 +151,7 @@ def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job
 def make_loop(job: Job[Any, Any, Any]) -> Loop:
     """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
     saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
-    phases = job.task.phases(job.recipe, len(job.sources.train))
-    state = State(make_model(job, fresh=not saved), job.recipe, phases, job.task)
+    state = make_state(job, fresh=not saved)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
@@ -156,6 +161,12 @@ def make_loop(job: Job[Any, Any, Any]) -> Loop:
     ranks.wait(ranks.PREPARING)  # drawing the first picture ever takes rank 0 a while
     _introduce(job, loop)
     return loop
+
+
+def make_state(job: Job[Any, Any, Any], *, fresh: bool = True) -> State:
+    """A run's state before its first step; see Task.model."""
+    phases = job.task.phases(job.recipe, len(job.sources.train))
+    return State(make_model(job, fresh=fresh), job.recipe, phases, job.task)
 
 
 def train_job(job: Job[Any, Any, Any]) -> Run:
