@@ -72,3 +72,11 @@ def write_atomic(path: Path, write: Callable[[Path], object], megabytes: float |
 def write_text(path: Path, text: str) -> None:
     """A text file, in UTF-8, whole or not at all."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gave, with ~ expanded. Raises UserError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as why:
+        raise UserError(f"{path}: cannot be opened: {why}") from None

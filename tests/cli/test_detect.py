@@ -315,7 +315,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
         said = f"{error.value}\n"
     else:
         said = run(monkeypatch, capsys, *command[1:], data, group=command[0])[2]
-    assert said.endswith(f"(mend them, or leave these objects out: {remedy.replace('SET', str(data))})\n") and said.count("\n") == 1
+    assert said.endswith(f"(fix them, or leave these objects out: {remedy.replace('SET', str(data))})\n") and said.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 

@@ -31,7 +31,7 @@ def boxes(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_wrong_is_printed_and_mended(
+def test_what_is_wrong_is_printed_and_repaired(
     boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(monkeypatch, capsys, boxes, "--size", "40", "--fix", tmp_path / "clean")
@@ -70,7 +70,7 @@ def test_mistakes(
 def test_size_is_of_sets_with_boxes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    says = f"reslearn: --size 600 is of sets with boxes, and {images} has none\n"
+    says = f"reslearn: --size applies to sets with boxes only, and {images} has none\n"
     assert run(monkeypatch, capsys, images, "--size", "600") == (2, "", says)
     code, out, err = run(monkeypatch, capsys, tmp_path / "none.json")
     assert (code, out) == (2, "") and "there is no such folder or .json file" in err

@@ -118,7 +118,7 @@ def test_unsound_boxes_end_all_ranks_with_one_line(shapes: Path, tmp_path: Path)
     file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>nan</xmax>", file.read_text(), count=1))
     done = subprocess.run(command(tmp_path / "set", tmp_path / "run"), capture_output=True, text=True, env={**os.environ, **QUIET})
     said = [line for line in done.stderr.splitlines() if "reslearn: " in line]
-    assert done.returncode and len(said) == 1 and said[0].endswith("(mend them, or leave these objects out: --bad-boxes drop)")
+    assert done.returncode and len(said) == 1 and said[0].endswith("(fix them, or leave these objects out: --bad-boxes drop)")
     assert "rank 1" not in done.stderr.split("reslearn FAILED")[0] and "in by_first" not in done.stderr
     assert not (tmp_path / "run").exists()
 

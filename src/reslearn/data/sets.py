@@ -15,6 +15,7 @@ from reslearn.data.images import packed
 from reslearn.data.images.files import PackedImage, file_bytes, probe, read, read_cifar, read_idx
 from reslearn.data.images.folder import Entry, Listing, Problem, for_each, read_list, refuse, scan
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import user_path
 
 Result = TypeVar("Result")
 NAMES = ("fashion-sample", "fashion-mnist", "cifar10", "cifar100")
@@ -158,9 +159,9 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
     if isinstance(name_or_path, str) and name_or_path in OFFICIAL:
         return _official(name_or_path, locate(name_or_path))
     try:
-        path = Path(name_or_path).expanduser()
+        path = user_path(name_or_path)
         is_there, is_folder = path.exists(), path.is_dir()
-    except (OSError, RuntimeError) as why:  # a name too long, a folder that may not be entered, no such user
+    except OSError as why:  # a name too long, a folder that may not be entered
         raise UserError(f"{name_or_path}: cannot be opened: {why}") from None
     if is_there and not is_folder:
         if path.suffix.lower() in (".csv", ".jsonl"):
@@ -168,7 +169,7 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
         raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
     if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
-    if packed.found(path):
+    if packed.is_packed(path):
         return _packed(packed.Pack(path))
     held = [
         (name, folder)

@@ -216,7 +216,7 @@ def introduce(job: Job) -> list[str]:
     objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
     lines = [f"data     {described['name']}: {counts} images; in training {objects}"]
     findings = [finding for split in job.ready.data.splits.values() for finding in split.findings]
-    lines += [f"         {'note' if finding.level == 'note' else 'left out or cut'}: {finding}" for finding in findings[:SHOWN]]
+    lines += [f"         {'left out or cut' if finding.fault else 'note'}: {finding}" for finding in findings[:SHOWN]]
     if len(findings) > SHOWN:
         lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
     if job.ready.recipe.alternate is not None:
@@ -225,7 +225,7 @@ def introduce(job: Job) -> list[str]:
 
 
 def _describe(data: Annotated, sources: Sources) -> dict[str, Any]:
-    faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.level != "note")
+    faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.fault)
     return {
         "name": data.name,
         "classes": list(data.classes),

@@ -11,7 +11,7 @@ import pytest
 import torchvision.datasets.imagenet as torchvision
 
 from planting import encoded, photo
-from reslearn.data.doctor.images import examine
+from reslearn.data.doctor import examine
 from reslearn.data.images import imagenet
 from reslearn.data.images.folder import Listing, read_list, scan
 from reslearn.errors import UserError
@@ -310,5 +310,5 @@ def test_the_doctor_examines_flat_validation_images(tmp_path: Path) -> None:
     assert [(f.kind, f.names) for f in found.findings if f.fault] == [("without classes", ("val",))]
     by_rows("val.csv", row="{file}.JPEG,{wnid}")(root)
     found = examine(root)
-    assert found.clean and found.images["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
-    assert {entry.label for entry, _ in found.kept} == set(WNIDS)
+    assert found.clean and found.per_class["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
+    assert {entry.label for entry in found.entries} == set(WNIDS)

@@ -26,7 +26,7 @@ from reslearn.data.preprocess import covering, scaled
 from reslearn.data.sets import DataSet
 from reslearn.data.sets import open as open_set
 from reslearn.errors import UserError
-from reslearn.files import fsync_file, fsync_folder, write_atomic, write_text, writing
+from reslearn.files import fsync_file, fsync_folder, user_path, write_atomic, write_text, writing
 
 SHARD_IMAGES = 8192
 LONGEST = 65_500  # pixels of a JPEG's side that libjpeg writes
@@ -57,7 +57,7 @@ def pack(
     Every image is decoded once on the way, so that a damaged one is UserError, or left out with on_bad "skip". Raises UserError
     also where `out` holds something else, or was begun from other images or in another form.
     """
-    source = Path(data).expanduser()
+    source, out = user_path(data), user_path(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out}: lies among the images of {data}, where it would pass for a class: choose a folder beside it")
     opened = open_set(data, on_bad=on_bad)

@@ -28,7 +28,7 @@ INDEX = np.dtype(
 """Of each image: its shard and where its bytes lie there, their CRC-32, class and split, and its height and width in pixels."""
 
 
-def found(folder: Path) -> bool:
+def is_packed(folder: Path) -> bool:
     """Whether a folder holds a packed set. Raises UserError where it is not finished."""
     if (folder / ABOUT).is_file():
         return True
