@@ -16,7 +16,9 @@ def cache_folder() -> Path:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable."""
+    """Make a rename in a folder durable. Windows has no such call, and needs none."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

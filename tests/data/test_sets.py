@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from reslearn.data import download, sets
-from reslearn.data.download import OFFICIAL, Official
+from reslearn.data.download import OFFICIAL, OfficialSet
 from reslearn.data.sets import NAMES, DataSet, Split, open
 from reslearn.errors import UserError
 
@@ -162,7 +162,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, limits, each in (("cifar10", [10], 8), ("cifar100", [20, 100], 20)):
         official = OFFICIAL[name]
         files = {file: (each if "test" not in file else 10) * (3072 + len(limits)) for file in official.files}
-        monkeypatch.setitem(download.OFFICIAL, name, Official(official.folder, files, official.sources))
+        monkeypatch.setitem(download.OFFICIAL, name, OfficialSet(official.folder, files, official.sources))
         folder = tmp_path / "data" / official.folder
         folder.mkdir(parents=True)
         for file, size in files.items():

@@ -1,4 +1,4 @@
-"""Training-time augmentation: of a whole batch of small images at once, and of photos. Every draw is a pure function."""
+"""Augments training images: whole batches of small images at once, and photos. All randomness is a pure function."""
 
 import math
 from dataclasses import dataclass

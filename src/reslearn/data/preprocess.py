@@ -1,4 +1,4 @@
-"""From an image file to a network's input, the same for evaluation, prediction and export; a model's card carries it."""
+"""Turns images into a network's input, the same for evaluation, prediction and export; stored in a model's card."""
 
 import base64
 import math

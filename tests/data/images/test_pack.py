@@ -213,7 +213,7 @@ def test_a_pack_among_its_own_images_is_refused(folder: Path, tmp_path: Path, mo
 
 def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
     """kill -9 of real processes, later and later, until one comes through; the result is that of an undisturbed one."""
-    code = "import sys; from pathlib import Path; from reslearn.data import pack as p; p.SHARD_IMAGES = 3\n"
+    code = "import sys; from pathlib import Path; from reslearn.data.images import pack as p; p.SHARD_IMAGES = 3\n"
     code += "p.pack(sys.argv[1], Path(sys.argv[2]), p.Form(64), workers=1, progress=lambda *a: print(a[1], flush=True))"
     out, killed = tmp_path / "out", 0
     for stop_at in range(2, 99, 4):
@@ -254,7 +254,7 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     code, said = run(out, "--verify")
     assert code == 2 and "shard-00000.bin: train/a/0.png: damaged" in said
     for words, why in (
-        ((str(folder), "--verify"), "no packed folder"),
+        ((str(folder), "--verify"), "not a packed folder"),
         ((out, "--verify", "--quality", "50"), "leave out --quality"),
         ((str(folder),), "say where to"),
         ((str(folder), out, "--as-is", "--quality", "50"), "leave out --quality"),

@@ -38,7 +38,7 @@ def years(root: Path) -> list[str]:
     if (root / "Annotations").is_dir():
         return [""]
     folders = sorted(root.glob("VOC[0-9][0-9][0-9][0-9]"))
-    return [f"{each.name}/" for each in folders if (each / "Annotations").is_dir() or (each / "ImageSets" / "Main").is_dir()]
+    return [f"{year.name}/" for year in folders if (year / "Annotations").is_dir() or (year / "ImageSets" / "Main").is_dir()]
 
 
 def splits(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A folder of class folders, or a list (.csv, .jsonl), -> which image files there are, with their split and class."""
+"""Lists the image files of a folder of class folders, or of a .csv or .jsonl list, with their split and class."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
-# Other names that people give these folders: unknown, they would pass for classes.
+# Common names of these folders; others are classes.
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -25,13 +25,13 @@ SPLIT_FOLDERS = {
 _COLUMNS = ("file", "label", "split")
 LeftOut = defaultdict[str, list[Path]]
 Problem = Callable[[str, Sequence[str], str], None]
-"""What is done about a problem that others survive: (kind, names of what it is about, one line). `refuse` raises UserError."""
+"""Handles a problem that the doctor can go on from: (kind, names of what it is about, message). `refuse` raises UserError."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Entry(NamedTuple):
-    """One labeled image: where it is, its name in messages (its path in the folder or list), its split and class."""
+    """One labeled image: its file, its name in messages (the path in the folder or list), its split and class."""
 
     file: Path
     name: str
@@ -41,9 +41,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a list holds: entries by split and name, sorted labels, what people call them, and what was left out.
+    """What a folder or a list holds: entries by split and name, sorted labels, readable class names, and what was left out.
 
-    `labels` are what folders are called, or what a list says. `classes` are the same, with readable names for ImageNet's wnids.
+    `labels` are the names of the folders, or those in the list. `classes` are the same, with readable names for ImageNet's wnids.
     """
 
     entries: tuple[Entry, ...]
@@ -58,7 +58,7 @@ class Listing:
 
 
 def refuse(kind: str, names: Sequence[str], message: str) -> None:
-    """The usual answer to a problem: UserError."""
+    """The default Problem: raises UserError."""
     raise UserError(message)
 
 
@@ -68,12 +68,12 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
     Folders below a class folder belong to the class; links to folders are followed, and no folder is read twice for a
     class. ImageNet's own layouts are read as well (see imagenet.py). Left out and counted are "hidden" names, files that are
     "not images" by their suffix, images "outside a class folder" and ImageNet's test images "without a class". Raises UserError
-    for a layout that could be meant in two ways; an "empty class", images "without classes" or a "class not in train" are told
-    to `problem`.
+    for a layout that could be meant in two ways; an "empty class", images "without classes" and a "class not in train" go to
+    `problem`.
     """
     root = imagenet.inside(root)
     left_out: LeftOut = defaultdict(list)
-    folders, loose = _look(root, left_out)
+    folders, loose = _list_folder(root, left_out)
     parts = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
     if parts:
         folders = [folder for folder in folders if not imagenet.is_devkit(folder)]
@@ -88,10 +88,10 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
     if not parts and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
         parts = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
     train = next((part for part, split in parts.items() if split == "train"), None)
-    known = [folder.name for folder in _look(train, defaultdict(list))[0]] if train else []
+    known = [folder.name for folder in _list_folder(train, defaultdict(list))[0]] if train else []
     entries = []
     for part, split in (parts or {root: "all"}).items():
-        classes, loose = _look(part, left_out) if part != root else (folders, loose)
+        classes, loose = _list_folder(part, left_out) if part != root else (folders, loose)
         if parts and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
             labels = imagenet.labels_of(flat, part, root, split, known)
             if labels is not None:
@@ -127,7 +127,7 @@ def _flat(folders: list[Path], loose: list[Path], left_out: LeftOut) -> list[Pat
     if loose or [folder.name for folder in folders] != ["images"]:
         return [] if folders else loose
     aside: LeftOut = defaultdict(list)
-    inner, images = _look(folders[0], aside)
+    inner, images = _list_folder(folders[0], aside)
     if inner:
         return []
     for reason, files in aside.items():
@@ -135,12 +135,12 @@ def _flat(folders: list[Path], loose: list[Path], left_out: LeftOut) -> list[Pat
     return images
 
 
-def _look(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
+def _list_folder(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
     """(folders, image files) directly in `folder`, sorted by name; hidden names and other files are left out."""
     folders, images = [], []
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
         for entry in entries:
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -165,7 +165,7 @@ def _images_below(top: Path, seen: set[tuple[int, int]], left_out: LeftOut) -> I
         if identity in seen:
             continue
         seen.add(identity)
-        folders, images = _look(folder, left_out)
+        folders, images = _list_folder(folder, left_out)
         inner = next((inner for inner in folders if inner.name.lower() in SPLIT_FOLDERS), None)
         if inner is not None:
             raise UserError(f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/")
@@ -186,7 +186,7 @@ def read_list(path: Path, problem: Problem = refuse) -> Listing:
 
     Files are relative to the list's folder; split is train, val or test, on every line or on none (then it is "all").
     UTF-8, with or without a byte-order mark; space around a field is dropped. Raises UserError with line and key; a "missing
-    file", one "listed twice" and a "class not in train" are told to `problem`.
+    file", one "listed twice" and a "class not in train" go to `problem`.
     """
     try:
         data = path.read_bytes()

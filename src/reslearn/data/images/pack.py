@@ -1,7 +1,7 @@
-"""Packing: any set of image files -> a few large files with an index (see data/packed.py), each photo scaled down once.
+"""Writes a set of image files into a few large files with an index (see packed.py), each photo scaled down once.
 
-The images are cut into shards in their own order, so that what each shard holds is known before it is written. A shard is written
-under another name, then renamed, then noted; what stops the work at any moment loses one shard at most, and the same call goes on.
+Shards follow the order of the images, so the content of each is known before it is written. A shard is written under another name,
+then renamed, then noted: a stop at any moment loses one shard at most, and the same call resumes.
 """
 
 import functools
@@ -35,8 +35,8 @@ Packed = tuple[bytes, int, int]  # a file's bytes, height and width
 
 @dataclass(frozen=True)
 class Form:
-    """How images are kept: those whose shorter side is above short_side px as JPEG of that size and this quality, others as
-    they are (as are those that would be too long for a JPEG). short_side None: all as they are.
+    """How images are stored: those whose shorter side is above short_side px as JPEG of that size and quality, others unchanged
+    (as are those that would be too long for a JPEG). short_side None: all unchanged.
     """
 
     short_side: int | None = 256
@@ -52,10 +52,10 @@ def pack(
     on_bad: Literal["error", "skip"] = "error",
     progress: Progress = lambda what, done, total: None,
 ) -> Pack:
-    """Pack a folder or list of images into the folder `out`, or go on with that.
+    """Packs a folder or list of images into the folder `out`, or resumes.
 
-    Every image is decoded once on the way, so that a damaged one is UserError, or left out with on_bad "skip". Raises UserError
-    also where `out` holds something else, or was begun from other images or in another form.
+    Every image is decoded once: a damaged one raises UserError, or is left out with on_bad="skip". Raises UserError also where
+    `out` holds something else, or was begun from other images or in another form.
     """
     source, out = user_path(data), user_path(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
@@ -91,7 +91,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _begin(out: Path, plan: dict[str, Any], data: str) -> None:
-    """Note what is packed and how; or, where that is noted, see that it is the same."""
+    """Writes down what is packed and how; or, when resuming, checks that it is the same."""
     noted = out / PLAN
     if not noted.exists():
         if strange := next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), None):
@@ -104,11 +104,11 @@ def _begin(out: Path, plan: dict[str, Any], data: str) -> None:
         raise UserError(f"{noted}: damaged: remove {out} and pack again") from None
     if before != plan:
         images = any(before.get(key) != plan[key] for key in ("images", "order"))
-        what = f"the images of {data} are not those it was begun with" if images else f"it was begun with {_said(before)}"
+        what = f"the images of {data} are not those it was begun with" if images else f"it was begun with {_options(before)}"
         raise UserError(f"{out}: {what}: choose a new folder, or remove this one")
 
 
-def _said(plan: dict[str, Any]) -> str:
+def _options(plan: dict[str, Any]) -> str:
     form = plan.get("form", {})
     side = form.get("short_side")
     size = "--as-is" if side is None else f"--short-side {side} --quality {form.get('quality')}"
