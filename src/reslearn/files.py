@@ -76,6 +76,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark. Raises UserError, naming the file and line."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as why:
+        raise UserError(f"{path}: cannot be read: {getattr(why, 'strerror', None) or why}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as why:
+        line = data.count(10, 0, why.start) + 1
+        raise UserError(f"{path} line {line}: not UTF-8 text ({why.reason}): save the file as UTF-8") from None
+
+
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user gave, with ~ expanded. Raises UserError where there is no such user."""
     try:

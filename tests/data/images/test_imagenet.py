@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "nothing in it": (wrong("val.csv", ""), "val.csv: is empty"),
     "lists that disagree": (two_that_disagree, f"is '{CRANE}' in"),
-    "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv: cannot be read as UTF-8 text"),  # type: ignore[dict-item]
+    "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv line 1: not UTF-8 text"),  # type: ignore[dict-item]
     "no synset": (
         lambda root: (numbers(root), lines(root, "map_clsloc.txt", f"{TENCH} 1 tench"))[0],
         "line 1: '7' is no wnid and no number of a synset",

@@ -24,6 +24,7 @@ from reslearn.data.boxes.masks import turn_box
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.folder import for_each
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import read_text
 
 MAX_BYTES = 16 << 20
 """The largest annotation of one image that is read."""
@@ -146,18 +147,13 @@ def list_file(year: str, split: str) -> str:
 
 
 def _stems(root: Path, file: str, findings: Findings) -> list[str]:
-    path = root / file
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as why:
-        raise UserError(f"{path}: cannot be read: {why}") from None
     first: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(root / file).splitlines(), 1):
         if (stem := line.strip()) and first.setdefault(stem, number) != number:
             text = f"{stem[:60]} on line {number} is on line {first[stem]} already"
             findings.add("image twice", file, text)
     if not first:
-        raise UserError(f"{path}: names no images")
+        raise UserError(f"{root / file}: names no images")
     return [*first]
 
 

@@ -9,13 +9,9 @@ from reslearn.data.doctor.diagnosis import Diagnosis
 from reslearn.data.doctor.repair_boxes import check_folder, count_named, repair_boxes
 from reslearn.data.doctor.repair_classes import check_source, repair_classes
 from reslearn.data.doctor.target import check_target
-from reslearn.data.images.stream import Progress
+from reslearn.data.images.stream import Progress, silent
 from reslearn.errors import UserError
 from reslearn.files import user_path
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Reports no progress."""
 
 
 def examine(data: str | Path, progress: Progress = silent, size: tuple[int, int] | None = None) -> Diagnosis:

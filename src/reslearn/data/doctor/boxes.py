@@ -17,7 +17,7 @@ from reslearn.data.doctor.images import better_suffixes, image_findings, image_s
 from reslearn.data.doctor.inspection import inspect_file
 from reslearn.data.findings import FEW, IMBALANCE, OUTLINE_IOU, SAME_IOU, Finding, in_order
 from reslearn.data.images.folder import Entry
-from reslearn.data.images.stream import Progress
+from reslearn.data.images.stream import Progress, silent
 from reslearn.errors import UserError
 from reslearn.files import user_path
 
@@ -27,7 +27,7 @@ AREAS = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
 
 def examine_boxes(
     data: str | Path,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     workers: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> Diagnosis:

@@ -13,7 +13,7 @@ from reslearn.data.doctor.inspection import Inspection, inspect_file, inspect_pi
 from reslearn.data.findings import FEW, IMBALANCE, Finding, in_order
 from reslearn.data.images.files import IMAGE_SUFFIXES, PackedImage, looks_like_an_image
 from reslearn.data.images.folder import Entry
-from reslearn.data.images.stream import Progress
+from reslearn.data.images.stream import Progress, silent
 from reslearn.data.sets import DataSet, find
 from reslearn.files import user_path
 
@@ -21,7 +21,7 @@ from reslearn.files import user_path
 _FOREIGN = re.compile(r"\.(heic|heif|avif|jp2|jxl|svg|psd|ico|tga|exr|hdr|dng|cr2|cr3|nef|arw|orf|raf|raw)", re.IGNORECASE)
 
 
-def examine_classes(data: str | Path, progress: Progress = lambda what, done, total: None, workers: int | None = None) -> Diagnosis:
+def examine_classes(data: str | Path, progress: Progress = silent, workers: int | None = None) -> Diagnosis:
     """Reads every image of a data set (a name or path, as for `open`) once, on `workers` threads, and says what is wrong.
 
     Memory does not grow with the size of the images: of each, digests and sums are kept. Raises UserError where there is no set.

@@ -16,7 +16,7 @@ from reslearn.data.doctor.diagnosis import Diagnosis
 from reslearn.data.doctor.target import check_target, new_folder
 from reslearn.data.findings import Finding
 from reslearn.data.images.folder import for_each
-from reslearn.data.images.stream import Progress
+from reslearn.data.images.stream import Progress, silent
 from reslearn.errors import UserError
 from reslearn.files import user_path
 
@@ -28,7 +28,7 @@ def check_folder(target: Path) -> None:
     check_target(target)
 
 
-def repair_boxes(diagnosis: Diagnosis, data: str | Path, target: Path, progress: Progress = lambda what, done, total: None) -> Path:
+def repair_boxes(diagnosis: Diagnosis, data: str | Path, target: Path, progress: Progress = silent) -> Path:
     """Copies what is usable of the examined set `data` to a new folder, whole or not at all.
 
     VOC stays VOC, with all of its lists, and COCO stays COCO, with every field that is not at fault. Unusable images and

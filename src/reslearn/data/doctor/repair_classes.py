@@ -12,7 +12,7 @@ from reslearn.data.doctor.diagnosis import Diagnosis
 from reslearn.data.doctor.target import check_target, new_folder
 from reslearn.data.images.folder import SPLIT_FOLDERS, Entry
 from reslearn.data.images.packed import is_packed
-from reslearn.data.images.stream import Progress
+from reslearn.data.images.stream import Progress, silent
 from reslearn.data.sets import NAMES
 from reslearn.errors import UserError
 from reslearn.files import user_path, write_text
@@ -26,7 +26,7 @@ def check_source(data: str | Path) -> None:
         raise UserError(f"--fix does not apply to {data}, which is packed: fix the images that it was made of, and pack them again")
 
 
-def repair_classes(diagnosis: Diagnosis, target: Path, progress: Progress = lambda what, done, total: None) -> None:
+def repair_classes(diagnosis: Diagnosis, target: Path, progress: Progress = silent) -> None:
     """Writes the usable images: FILE.csv is a list that `open` takes, FOLDER a copy in class folders, whole or not at all.
 
     A copy's folders are the splits and the classes' labels (not their readable names), and each suffix fits the format.

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from reslearn.data.images import imagenet
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import read_text
 
 SPLITS = ("train", "val", "test")
 # Common names of these folders; others are classes.
@@ -188,15 +189,7 @@ def read_list(path: Path, problem: Problem = refuse) -> Listing:
     UTF-8, with or without a byte-order mark; space around a field is dropped. Raises UserError with line and key; a "missing
     file", one "listed twice" and a "class not in train" go to `problem`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as why:
-        raise UserError(f"{path}: cannot be read: {why.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        where = f"{path} line {data.count(10, 0, why.start) + 1}"
-        raise UserError(f"{where}: not UTF-8 text ({why.reason}): save the list as UTF-8") from None
+    text = read_text(path)
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
     entries: list[Entry] = []
     lines: dict[str, int] = {}  # normalized path -> line

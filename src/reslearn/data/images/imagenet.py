@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reslearn.errors import UserError
+from reslearn.files import read_text
 
 WNID = re.compile(r"n\d{8}")
 # The 1000 synsets of ILSVRC 2012 in the usual order of classes, which is that of their numbers.
@@ -79,7 +80,7 @@ def _places(where: Path) -> list[Path]:
 def _words(file: Path, wanted: set[str]) -> dict[str, str]:
     """{wnid: synonyms} of the wanted wnids, from lines "n01440764 tench, Tinca tinca" or "n01440764 1 tench"."""
     words = {}
-    for line in _text(file).splitlines():
+    for line in read_text(file).splitlines():
         wnid, _, rest = line.replace("\t", " ", 1).partition(" ")
         name = re.sub(r"^\d+ (?=\S+$)", "", rest.strip()).replace("_", " ")
         if wnid in wanted and name:
@@ -190,7 +191,7 @@ def _synsets(truth: Path) -> dict[str, str]:
     """The development kit's numbers, which are in no order that could be guessed, to wnids: map_clsloc.txt or meta.mat."""
     text, matlab = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
     if text.is_file():
-        rows = [line.split() for line in _text(text).splitlines()]
+        rows = [line.split() for line in read_text(text).splitlines()]
         return {row[1]: row[0] for row in rows if len(row) > 1 and WNID.fullmatch(row[0])}
     if not matlab.is_file():
         raise UserError(f"{truth}: its numbers need the kit's map_clsloc.txt or meta.mat beside it, which say what they mean")
@@ -207,7 +208,7 @@ def _synsets(truth: Path) -> dict[str, str]:
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
     """(line number, fields) of each line but blank ones; fields are parted by commas, tabs or, in a .txt, space."""
-    text = _text(file)
+    text = read_text(file)
     mark = "," if file.suffix.lower() == ".csv" else "\t" if "\t" in text else "," if "," in text else None
     rows = []
     try:
@@ -220,10 +221,3 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
     if not rows:
         raise UserError(f"{file}: is empty: write a file and its class a line")
     return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as why:
-        raise UserError(f"{file}: cannot be read as UTF-8 text: {why}") from None

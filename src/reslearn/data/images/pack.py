@@ -21,7 +21,7 @@ from PIL import Image
 
 from reslearn.data.images.files import contents, read
 from reslearn.data.images.packed import ABOUT, INDEX, INDEX_FILE, NAMES_FILE, PLAN, VERSION, Pack, digest, sealed_with
-from reslearn.data.images.stream import Progress, ahead
+from reslearn.data.images.stream import Progress, ahead, silent
 from reslearn.data.preprocess import covering, scaled
 from reslearn.data.sets import DataSet
 from reslearn.data.sets import open as open_set
@@ -50,7 +50,7 @@ def pack(
     *,
     workers: int = 2,
     on_bad: Literal["error", "skip"] = "error",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Pack:
     """Packs a folder or list of images into the folder `out`, or resumes.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reslearn.data.images.resident import Resident
-from reslearn.data.images.stream import Photos, Progress
+from reslearn.data.images.stream import Photos, Progress, silent
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError
 
@@ -29,7 +29,7 @@ def measure(
     source: Resident | Photos,
     preprocessing: Preprocessing,
     kind: str,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Preprocessing:
     """The preprocessing with the split's own statistics, on the scale [0, 1].
 

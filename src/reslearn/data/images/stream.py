@@ -35,6 +35,10 @@ CACHE_BYTES = 4 << 30  # of shrunk pixels; larger sets are decoded again in ever
 TIMEOUT, CHECK_EVERY = 120.0, 5.0  # seconds: for one file; between two checks of what is being read
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """Reports no progress."""
+
+
 def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[[], str] = lambda: "") -> Generator[T, None, None]:
     """Yields work(step) for each step in order, computed ahead by `workers` threads; 0 computes each when it is asked for.
 
@@ -111,7 +115,7 @@ class Photos:
         on_bad: str = "error",
         workers: int = 2,
         device: torch.device | str = "cpu",
-        progress: Progress = lambda what, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         assert split.files is not None and not (cache and direct)
         self.preprocessing, self.device, self.workers = preprocessing, torch.device(device), max(workers, 1)
