@@ -26,7 +26,7 @@ from reslearn.data.doctor import check_fix, examine, repair
 from reslearn.data.doctor.boxes import examine_boxes
 from reslearn.data.doctor.classes import examine_classes
 from reslearn.data.doctor.repair_boxes import count_named
-from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.pack import PackFormat, pack
 from reslearn.errors import UserError
 from reslearn.files import user_path
 
@@ -80,7 +80,7 @@ def test_the_doctor_writes_to_a_home_folder(data: str, home: Path, monkeypatch: 
 
 
 def test_packs_are_written_read_and_verified_in_a_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(pack("~/photos", Path("~/packed"), Form(None)).index) == 23
+    assert len(pack("~/photos", Path("~/packed"), PackFormat(None)).index) == 23
     assert open_data("~/packed").packed and (home / "packed/pack.json").is_file()
     with pytest.raises(UserError, match="which is packed"):
         check_fix("~/packed", home / "copy")

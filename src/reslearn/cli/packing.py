@@ -44,11 +44,11 @@ def pack(
     how: Literal["error", "skip"] = "skip" if on_bad == "skip" else "error"
     if on_bad not in (None, "error", "skip"):
         raise UserError(f"--on-bad {on_bad}: write error or skip")
-    from reslearn.data.images.pack import Form
+    from reslearn.data.images.pack import PackFormat
     from reslearn.data.images.pack import pack as write
     from reslearn.training.display import Display
 
-    form = Form(None) if as_is else Form(short_side or 256, quality or 90)
+    form = PackFormat(None) if as_is else PackFormat(short_side or 256, quality or 90)
     with Display(quiet=False) as display:
         made = write(data, out, form, workers=workers or 2, on_bad=how, progress=display.progress)
     total = sum(made.about["bytes"].values())

@@ -20,7 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from reslearn.errors import UserError
-from reslearn.files import cache_folder, fsync_folder, user_path
+from reslearn.files import cache_folder, fsync_file, fsync_folder, user_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class OfficialSet:
         """The files that are not in `folder`."""
         return [name for name in self.files if self.file(folder, name) is None]
 
+    def partly_in(self, folder: Path) -> bool:
+        """Whether any of its files is in `folder`."""
+        return len(self.lacks(folder)) < len(self.files)
 
+
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
 _FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 # Sizes and checksums are those of the files as their authors publish them.
 OFFICIAL = {
@@ -75,7 +80,7 @@ OFFICIAL = {
         {f"data_batch_{i}.bin": 10_000 * 3073 for i in range(1, 6)} | {"test_batch.bin": 10_000 * 3073},
         (
             RemoteFile(
-                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                f"{_CIFAR}/cifar-10-binary.tar.gz",
                 "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
                 170_052_171,
             ),
@@ -84,13 +89,7 @@ OFFICIAL = {
     "cifar100": OfficialSet(
         "cifar-100-binary",
         {"train.bin": 50_000 * 3074, "test.bin": 10_000 * 3074},
-        (
-            RemoteFile(
-                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-                "md5:03b5dce01913d631647c71ecec9e9cb8",
-                168_513_733,
-            ),
-        ),
+        (RemoteFile(f"{_CIFAR}/cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8", 168_513_733),),
     ),
 }
 
@@ -125,16 +124,12 @@ def locate(name: str) -> Path:
         return _download(official, cache_folder())
     except (UserError, OSError) as why:
         places = _places(official)
-        looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
+        looked = ", ".join(f"{place}{' (part of it)' if official.partly_in(place) else ''}" for place in places)
         urls = official.sources[0].url + (" and its neighbors" if official.sources[1:] else "")
         raise UserError(
             f"{name} is not in {looked} and cannot be downloaded ({why}): get {urls} by "
             f"other means, unpacked, and set RESLEARN_DATA to the folder that holds {official.folder}/"
         ) from None
-
-
-def _part(official: OfficialSet, place: Path) -> bool:
-    return len(official.lacks(place)) < len(official.files)
 
 
 def _download(official: OfficialSet, cache: Path) -> Path:
@@ -175,7 +170,7 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
                 digest.update(block)
                 file.write(block)
                 _show(target.name, received, size)
-            _sync(file)
+        fsync_file(partial)
         if received < size:
             raise UserError(f"{url}: the connection ended after {received:,} of {size:,} bytes: try again")
         if digest.hexdigest() != expected:
@@ -194,13 +189,7 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         try:
             _require_https(newurl)
@@ -246,7 +235,7 @@ def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
                         raise UserError(f"{archive}: {member.name} has {sizes}: archive refused")
                     with part.open("xb") as file:
                         shutil.copyfileobj(source, file, _BLOCK)
-                        _sync(file)
+                    fsync_file(part)
                 while stream.read(_BLOCK):  # gzip's own checksum stands at the very end
                     pass
             for name, part in parts.items():
@@ -260,8 +249,3 @@ def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
         raise UserError(f"{archive}: a damaged archive ({why}): fetch it again") from None
     except OSError as why:
         raise UserError(f"{archive}: cannot be unpacked to {target}: {why}") from None
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -172,10 +172,7 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
     if packed.is_packed(path):
         return _packed(packed.Pack(path))
     official = [
-        (name, folder)
-        for name, known in OFFICIAL.items()
-        for folder in (path, path / known.folder)
-        if len(known.lacks(folder)) < len(known.files)
+        (name, folder) for name, known in OFFICIAL.items() for folder in (path, path / known.folder) if known.partly_in(folder)
     ]
     if len(official) > 1:
         raise UserError(

@@ -18,7 +18,7 @@ from reslearn.data.doctor.diagnosis import Diagnosis
 from reslearn.data.doctor.repair_classes import check_source, repair_classes
 from reslearn.data.findings import CLASS_KINDS, KINDS
 from reslearn.data.images.files import read
-from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.pack import PackFormat, pack
 from reslearn.errors import UserError
 
 
@@ -160,7 +160,7 @@ def test_a_packed_set(photos: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)  # of another size: others stay in memory
     Image.fromarray(pixels).save(photos / "train" / "dog" / "larger.jpg")
     before, out = examine_classes(photos), tmp_path / "packed"
-    made = pack(photos, out, Form(None))
+    made = pack(photos, out, PackFormat(None))
     found = examine_classes(out)
     assert kinds(found) == kinds(before) == {k: {"train/cat/again.png", "val/dog/0.jpg"} for k in ("leak", "contradiction")}
     assert (found.name, found.per_class, found.pixels) == (before.name, before.per_class, before.pixels)

@@ -10,7 +10,7 @@ import numpy as np
 from reslearn.data.boxes.box_set import Bad, BadBoxes, Objects, box_areas
 from reslearn.data.boxes.masks import Segmentation
 from reslearn.data.findings import Finding
-from reslearn.data.images.files import upright
+from reslearn.data.images.files import upright_size
 from reslearn.errors import UserError
 
 # COCO writes x, y, width, height with two decimals: x + width may be off by as much as this.
@@ -101,7 +101,7 @@ def check_size(path: Path, height: float, width: float, file: str, findings: Fin
     faults: None.
     """
     try:
-        true_height, true_width, orientation = upright(path)
+        true_height, true_width, orientation = upright_size(path)
     except UserError as why:
         findings.add("no such image" if not path.exists() else "unreadable image", file, str(why))
         return None

@@ -111,7 +111,7 @@ def unnamed_images(path: str | Path) -> list[Path]:
         for name in _file_names(file)
     }
     for year in years(root) if root.is_dir() else ():
-        named |= {root / year / "JPEGImages" / stem for lines_of in lists(root / year).values() for stem, _ in lines_of}
+        named |= {root / year / "JPEGImages" / stem for lines in lists(root / year).values() for stem, _ in lines}
     beside = {folder for image in named if (folder := image.parent).is_dir()}
     files = sorted(file for folder in beside for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return [file for file in files if file not in named and file.with_suffix("") not in named]

@@ -26,10 +26,7 @@ AREAS = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
 
 
 def examine_boxes(
-    data: str | Path,
-    progress: Progress = silent,
-    workers: int | None = None,
-    size: tuple[int, int] | None = None,
+    data: str | Path, progress: Progress = silent, workers: int | None = None, size: tuple[int, int] | None = None
 ) -> Diagnosis:
     """Reads every annotation and every image of a set with boxes once and says what is wrong.
 

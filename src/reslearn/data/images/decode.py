@@ -38,10 +38,7 @@ def take(image: Pixels, view: np.ndarray, size: Sequence[int]) -> Pixels:
 
 
 def read_views(
-    files: Sequence[File],
-    view_of: Callable[[np.ndarray], np.ndarray],
-    pixels: Pixels,
-    at: Callable[[int], None] = lambda i: None,
+    files: Sequence[File], view_of: Callable[[np.ndarray], np.ndarray], pixels: Pixels, at: Callable[[int], None] = lambda i: None
 ) -> dict[int, UserError]:
     """Writes one view of each file into pixels, uint8 (N, height, width, C). Returns the errors of those that cannot be read.
 

@@ -112,7 +112,7 @@ def probe(path: str | os.PathLike[str] | PackedImage) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GRAY_MODES else 3
 
 
-def upright(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(height, width, orientation): the size that `read` would give, and the EXIF orientation, 1 to 8, that it undoes.
 
     From 5 on, the file stores the image lying, with height and width exchanged. Raises UserError as `probe` does.

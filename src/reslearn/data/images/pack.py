@@ -34,7 +34,7 @@ Packed = tuple[bytes, int, int]  # a file's bytes, height and width
 
 
 @dataclass(frozen=True)
-class Form:
+class PackFormat:
     """How images are stored: those whose shorter side is above short_side px as JPEG of that size and quality, others unchanged
     (as are those that would be too long for a JPEG). short_side None: all unchanged.
     """
@@ -46,7 +46,7 @@ class Form:
 def pack(
     data: str | Path,
     out: Path,
-    form: Form = Form(),
+    form: PackFormat = PackFormat(),
     *,
     workers: int = 2,
     on_bad: Literal["error", "skip"] = "error",
@@ -115,7 +115,7 @@ def _options(plan: dict[str, Any]) -> str:
     return f"{size} --on-bad {plan.get('on_bad')}"
 
 
-def _write(data: DataSet, out: Path, form: Form, on_bad: str, workers: int, progress: Progress) -> None:
+def _write(data: DataSet, out: Path, form: PackFormat, on_bad: str, workers: int, progress: Progress) -> None:
     splits = list(data.splits)
     files = [file for split in data.splits.values() for file in split.files or ()]
     names = [name for split in data.splits.values() for name in split.names]
@@ -206,7 +206,7 @@ def _shard(path: Path, images: Iterator[Packed | UserError], progress: Callable[
     return {"sha256": sha.hexdigest(), "images": rows}
 
 
-def _packed(file: Any, channels: int, form: Form) -> Packed:
+def _packed(file: Any, channels: int, form: PackFormat) -> Packed:
     """An image as it is packed. Raises UserError where it cannot be read."""
     pixels = read(file, channels)
     height, width = pixels.shape[:2]

@@ -25,12 +25,7 @@ def _views(source: Resident | Photos) -> Iterator[Tensor]:
             yield view[None]
 
 
-def measure(
-    source: Resident | Photos,
-    preprocessing: Preprocessing,
-    kind: str,
-    progress: Progress = silent,
-) -> Preprocessing:
+def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str, progress: Progress = silent) -> Preprocessing:
     """The preprocessing with the split's own statistics, on the scale [0, 1].
 
     kind "channel": a mean and a standard deviation for each channel. "pixel-mean": a mean for each pixel, no division (DRL 4.2).

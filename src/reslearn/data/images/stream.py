@@ -141,7 +141,7 @@ class Photos:
 
     def _cached(self, split: Split, files: Sequence[File], progress: Progress) -> Split:
         assert split.files is not None
-        cache = Shrunk(files, self.preprocessing)
+        cache = PhotoCache(files, self.preprocessing)
         with writing(cache.path):
             unreadable = cache.build(self._decode, self.workers, progress)
         place = {file: i for i, file in enumerate(files)}
@@ -286,7 +286,7 @@ class Photos:
         return f"{names[0]}{more}: read timed out after {TIMEOUT:.0f} s: is the disk mounted?" if names else ""
 
 
-class Shrunk(Sequence[np.ndarray]):
+class PhotoCache(Sequence[np.ndarray]):
     """Shrunk pixels of files in one raw file of the cache folder, read through a memory map.
 
     The key is the hash of every file's path, size and time and of the shrinking, so a changed photo is never served stale.
