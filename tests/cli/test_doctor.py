@@ -101,7 +101,7 @@ def test_what_was_found_is_printed_even_where_nothing_can_be_kept(
 def test_what_cannot_be_examined_exits_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for data, fragment in ((tmp_path, "holds no class folders, but no images"), ("fotos", "no data set or folder called 'fotos'")):
+    for data, fragment in ((tmp_path, "contains no images or class folders"), ("fotos", "no data set or folder called 'fotos'")):
         code, out, err = run(monkeypatch, capsys, data)
         assert (code, out) == (2, "") and fragment in err and err.count("\n") == 1
 

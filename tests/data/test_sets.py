@@ -338,7 +338,7 @@ def test_what_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (Path("cifar10"), "no data set or folder called 'cifar10'"),
         ("gone.csv", "no data set or folder called 'gone.csv'"),
         ("notes.txt", "notes.txt: a data set is a folder, a .csv or a .jsonl list, or one of fashion-sample"),
-        ("empty", "empty: holds no class folders, but no images"),
+        ("empty", "empty: contains no images or class folders"),
         ("x" * 300, "xxx: cannot be opened: [Errno 36] File name too long"),
         ("~no-such-user/pets", "~no-such-user/pets: cannot be opened: Could not determine home"),
         ("zero\0byte", "no data set or folder called 'zero\\x00byte'"),

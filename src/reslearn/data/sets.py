@@ -255,7 +255,7 @@ def _official(name: str, folder: Path) -> DataSet:
     if (folder / meta).is_file():
         classes = tuple((folder / meta).read_text(encoding="utf-8", errors="replace").split())
         if len(set(classes)) != limits[-1]:
-            raise UserError(f"{folder / meta}: {len(set(classes))} names of classes instead of {limits[-1]}: mend or remove it")
+            raise UserError(f"{folder / meta}: {len(set(classes))} class names instead of {limits[-1]}: correct or remove it")
     splits = {}
     for split in ("train", "test"):
         files = [file for file in official.files if ("test" in file) == (split == "test")]

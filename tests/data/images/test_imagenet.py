@@ -182,7 +182,7 @@ def only_meta(root: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no list": (lambda root: None, "val: holds no class folders, but images lying flat (6): put"),
+    "no list": (lambda root: None, "val: contains no class folders, only 6 images: put"),
     "what is needed": (
         lambda root: None,
         "validation images need a list beside them: val.csv, with a file and its class a line; LOC_val",

@@ -103,9 +103,9 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
                 continue
             classes, loose = [], flat
         if not classes:
-            flat = f"images lying flat ({len(loose)})" if loose else "no images"
+            what = f"no class folders, only {len(loose)} images" if loose else "no images or class folders"
             message = (
-                f"{part}: holds no class folders, but {flat}: put the images of each class into a folder of its own, "
+                f"{part}: contains {what}: put the images of each class into a folder of its own, "
                 f"as {part / 'cat' / '1.jpg'} and {part / 'dog' / '2.jpg'}, or give a .csv list"
             )
             message += imagenet.what_is_needed(loose, split)

@@ -100,7 +100,7 @@ def _usual(wanted: set[str]) -> dict[str, str]:
 
 
 def labels_of(images: Sequence[Path], part: Path, root: Path, split: str, classes: Sequence[str]) -> dict[Path, str] | None:
-    """The class of each image of a split that lies flat, from the lists beside it; None where there is no list.
+    """The class of each flat image of a split, from the lists beside it; None where there is no list.
 
     A list is any .csv, .tsv or .txt with the split's name in its own, in `part` or beside it; or an official one in a development
     kit or up to three folders above. classes: train's. Raises UserError for a list that cannot be used, and for two that disagree.
@@ -147,7 +147,7 @@ def _read(file: Path, images: Sequence[Path], classes: Sequence[str]) -> dict[Pa
     for row, (line, fields) in enumerate(rows):
         image = by_name.get(Path(fields[0]).name)
         label = fields[1] if len(fields) > 1 else ""
-        label = label.split()[0] if WNID.match(label) else label  # Kaggle's goes on with boxes
+        label = label.split()[0] if WNID.match(label) else label  # Kaggle's lists boxes behind it
         if row == 0 and image is None:  # the header
             continue
         if not label:
@@ -188,7 +188,7 @@ def _by_number(file: Path, rows: list[tuple[int, list[str]]], images: Sequence[P
 
 
 def _synsets(truth: Path) -> dict[str, str]:
-    """The development kit's numbers, which are in no order that could be guessed, to wnids: map_clsloc.txt or meta.mat."""
+    """Maps the development kit's numbers, which follow no order, to wnids: from map_clsloc.txt or meta.mat."""
     text, matlab = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
     if text.is_file():
         rows = [line.split() for line in read_text(text).splitlines()]
