@@ -182,12 +182,12 @@ def only_meta(root: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no list": (lambda root: None, "val: contains no class folders, only 6 images: put"),
+    "no list": (lambda root: None, "val: contains no class folders, only images (6): put"),
     "what is needed": (
         lambda root: None,
         "validation images need a list beside them: val.csv, with a file and its class a line; LOC_val",
     ),
-    "a list of another split": (by_rows("train.csv", row="{file}.JPEG,{wnid}"), "lying flat (6)"),
+    "a list of another split": (by_rows("train.csv", row="{file}.JPEG,{wnid}"), "only images (6)"),
     "the kit's numbers alone": (numbers, "its numbers need the kit's map_clsloc.txt or meta.mat beside it"),
     "a damaged meta.mat": (only_meta, "meta.mat: not the development kit's"),
     "an image less": (all_but_one, "val.csv: says nothing of ILSVRC2012_val_00000001.JPEG: add the class"),
@@ -245,7 +245,7 @@ def test_meta_mat_without_scipy_says_what_to_install(flat: Path, monkeypatch: py
 
 def test_lists_far_above_count_only_where_their_names_are_official(flat: Path) -> None:
     by_rows("../val.csv", row="{file}.JPEG,{wnid}")(flat)
-    with pytest.raises(UserError, match="lying flat"):
+    with pytest.raises(UserError, match="only images"):
         scan(flat)
 
 

@@ -75,25 +75,27 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
     root = imagenet.inside(root)
     left_out: LeftOut = defaultdict(list)
     folders, loose = _list_folder(root, left_out)
-    parts = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
-    if parts:
+    split_folders = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
+    if split_folders:
         folders = [folder for folder in folders if not imagenet.is_devkit(folder)]
-    if parts and len(parts) < len(folders):
-        beside = f"{next(iter(parts)).name}/ beside {next(folder.name for folder in folders if folder not in parts)}/"
+    if split_folders and len(split_folders) < len(folders):
+        beside = (
+            f"{next(iter(split_folders)).name}/ beside {next(folder.name for folder in folders if folder not in split_folders)}/"
+        )
         raise UserError(f"{root}: holds {beside}: let every folder be a class, or each one of train/, val/, test/")
-    for split, count in Counter(parts.values()).items():
+    for split, count in Counter(split_folders.values()).items():
         if count > 1:
-            names = " and ".join(f"{folder.name}/" for folder in parts if parts[folder] == split)
+            names = " and ".join(f"{folder.name}/" for folder in split_folders if split_folders[folder] == split)
             raise UserError(f"{root}: holds {names}, which both mean {split}: keep one of them")
-    left_out["outside a class folder"] += loose if parts else []
-    if not parts and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
-        parts = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
-    train = next((part for part, split in parts.items() if split == "train"), None)
+    left_out["outside a class folder"] += loose if split_folders else []
+    if not split_folders and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
+        split_folders = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
+    train = next((part for part, split in split_folders.items() if split == "train"), None)
     known = [folder.name for folder in _list_folder(train, defaultdict(list))[0]] if train else []
     entries = []
-    for part, split in (parts or {root: "all"}).items():
+    for part, split in (split_folders or {root: "all"}).items():
         classes, loose = _list_folder(part, left_out) if part != root else (folders, loose)
-        if parts and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
+        if split_folders and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
             labels = imagenet.labels_of(flat, part, root, split, known)
             if labels is not None:
                 entries += [Entry(file, file.relative_to(root).as_posix(), split, label) for file, label in labels.items()]
@@ -103,13 +105,13 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
                 continue
             classes, loose = [], flat
         if not classes:
-            what = f"no class folders, only {len(loose)} images" if loose else "no images or class folders"
+            what = f"no class folders, only images ({len(loose)})" if loose else "no images or class folders"
             message = (
                 f"{part}: contains {what}: put the images of each class into a folder of its own, "
                 f"as {part / 'cat' / '1.jpg'} and {part / 'dog' / '2.jpg'}, or give a .csv list"
             )
             message += imagenet.what_is_needed(loose, split)
-            (problem if parts else refuse)("without classes", [part.relative_to(root).as_posix()], message)
+            (problem if split_folders else refuse)("without classes", [part.relative_to(root).as_posix()], message)
             continue
         left_out["outside a class folder"] += loose
         for folder in classes:
