@@ -101,7 +101,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         return {"fingerprint": data.fingerprint()}
 
     def describe(self, data: AnnotatedSet, sources: Sources[BoxSource]) -> dict[str, Any]:
-        faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.level != "note")
+        faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.fault)
         return {
             "name": data.name,
             "classes": list(data.classes),
@@ -116,7 +116,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
         lines = [f"data     {described['name']}: {counts} images; in training {objects}"]
         findings = [finding for split in job.data.splits.values() for finding in split.findings]
-        lines += [f"         {'note' if finding.level == 'note' else 'left out or cut'}: {finding}" for finding in findings[:SHOWN]]
+        lines += [f"         {'left out or cut' if finding.fault else 'note'}: {finding}" for finding in findings[:SHOWN]]
         if len(findings) > SHOWN:
             lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
         if job.sources.preprocessing.channels == 1:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from reslearn.data.augment import FLIP, Draws
 from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.reader import ImageReader
 from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.device import pick_device
 from reslearn.errors import UserError
@@ -33,7 +34,7 @@ from reslearn.localize.net import (
 from reslearn.localize.predict import Progress, propose
 from reslearn.localize.run import Say, begin, check_new, facts_of, go_on, read_facts, reopened
 from reslearn.localize.sets import open_to_train
-from reslearn.localize.train import Images, finish
+from reslearn.localize.train import CACHE_BYTES, finish
 from reslearn.localize.views import of_one_kind
 from reslearn.training.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card
@@ -149,7 +150,7 @@ class Refinement:
 
     def __init__(self, sets: dict[str, BoxSet], plan: Plan, card: Card, proposals: np.ndarray) -> None:
         self.sets, self.plan, self.card, self.proposals = sets, plan, card, proposals
-        self.images, self.single = Images(sets["train"]), of_one_kind(sets["train"])
+        self.images, self.single = ImageReader(sets["train"].images, cache=CACHE_BYTES), of_one_kind(sets["train"])
         self.order, self.draws = SampleOrder(plan.seed, len(self), plan.batch), view_seed(plan.seed)
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from reslearn.data.boxes.anchors import suggest_anchors
 from reslearn.data.boxes.box_set import BoxSet
+from reslearn.data.boxes.reader import ImageReader
 from reslearn.data.images.statistics import measure
 from reslearn.data.images.stream import Photos
 from reslearn.data.preprocess import Preprocessing
@@ -29,7 +30,7 @@ from reslearn.localize.views import Single, draws_of, of_one_kind, training_crop
 from reslearn.training.recipe import Optimizer, Schedule
 from reslearn.weights.store import Card, load
 
-KEPT = 1 << 29  # bytes of decoded images that stay in memory
+CACHE_BYTES = 1 << 29  # of decoded images that stay in memory
 SHAPES = 1000  # how many crops the anchors are fitted to
 
 
@@ -70,28 +71,12 @@ def make_plan(values: dict[str, Any]) -> Plan:
     return plan
 
 
-class Images:
-    """The pixels of a set's images, uint8 (H, W, 3), by place; decoded once where they are few."""
-
-    def __init__(self, data: BoxSet) -> None:
-        self.data = data
-        small = sum(image.height * image.width * 3 for image in data.images) <= KEPT
-        self.kept: dict[int, np.ndarray] | None = {} if small else None
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if self.kept is None:
-            return self.data.images[i].pixels()
-        if i not in self.kept:
-            self.kept[i] = self.data.images[i].pixels()
-        return self.kept[i]
-
-
 class Examples:
     """Batches of crops of a set's images, each a pure function of (seed, step)."""
 
     def __init__(self, data: BoxSet, plan: Plan) -> None:
         self.data, self.plan, self.single = data, plan, of_one_kind(data)
-        self.images, self.order = Images(data), SampleOrder(plan.seed, len(data), plan.batch)
+        self.images, self.order = ImageReader(data.images, cache=CACHE_BYTES), SampleOrder(plan.seed, len(data), plan.batch)
         self.draws = view_seed(plan.seed)
 
     def __len__(self) -> int:
