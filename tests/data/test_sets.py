@@ -202,7 +202,7 @@ def test_a_folder_of_official_files_or_its_parent(small_cifar: Path) -> None:
     names.write_text("\n".join("abcdefghij") + "\n\n")
     assert open("cifar10").classes == tuple("abcdefghij")
     names.write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"batches\.meta\.txt: 2 names of classes instead of 10"):
+    with pytest.raises(UserError, match=r"batches\.meta\.txt: 2 class names instead of 10"):
         open("cifar10")
 
 
