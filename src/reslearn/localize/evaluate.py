@@ -14,7 +14,7 @@ from reslearn.evaluation.metrics import interval
 from reslearn.localize.error import ASKED, best_overlaps, localization_errors
 from reslearn.localize.net import Localizer, load_localizer
 from reslearn.localize.predict import Progress, pixels_of, predict, propose, refine, silent
-from reslearn.localize.sets import open_to_test
+from reslearn.localize.sources import open_to_test
 from reslearn.localize.views import Single, of_one_kind
 from reslearn.weights.store import Card, load
 

@@ -19,6 +19,7 @@ from reslearn.data.splits import held_out
 from reslearn.detect.sources import AnnotatedSet
 from reslearn.errors import UserError
 from reslearn.evaluation.protocols import evaluating
+from reslearn.files import user_path
 from reslearn.localize import regions
 from reslearn.localize.crops import Crops, crops_of, training_crops
 from reslearn.localize.evaluate import VIEWS, View, errors, views
@@ -48,7 +49,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
 
     def open(self, source: str | Path, given: Mapping[str, Any]) -> AnnotatedSet:
         splits = open_to_train(source)
-        return AnnotatedSet(Path(source).expanduser().absolute(), splits["train"].classes, splits)
+        return AnnotatedSet(user_path(source).absolute(), splits["train"].classes, splits)
 
     def usual(self, data: AnnotatedSet) -> str:
         return "localize-default"
@@ -61,6 +62,8 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
             raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
         if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
             raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
+        if recipe.stage == "regions" and (extra := [key for key in ("size", "crop_ratio", "jitter") if f"data.{key}" in given]):
+            raise UserError(f"data.{extra[0]} does not apply to stage regions: it sees what the localizer sees; leave it out")
         if recipe.stage == "regions" and (known := read_card(recipe.net.init or "").classes) != data.classes:
             one, other = (", ".join(classes) for classes in (known, data.classes))
             raise UserError(f"{recipe.net.init} knows the classes {one}; {data.name} has {other}")
@@ -235,9 +238,11 @@ def _shared(source: LocalizeSource, progress: Progress, look: Callable[[Localize
     progress(n)
     shares = [share for share in ranks.gather(own) if share]
     order = np.argsort(np.concatenate([np.arange(rank, n, count) for rank in range(len(shares))]))
-    return {
-        name: View(*(np.concatenate(parts)[order] for parts in zip(*(s[name] for s in shares), strict=True))) for name in shares[0]
-    }
+
+    def joined(name: str) -> View:
+        return View(*(np.concatenate(parts)[order] for parts in zip(*(share[name] for share in shares), strict=True)))
+
+    return {name: joined(name) for name in shares[0]}
 
 
 LOCALIZE = Localization()
