@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reslearn.cli.detect import DROP, BadBoxes
+from reslearn.cli.detect import DROP, BadBoxPolicy
 from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
@@ -27,8 +27,8 @@ def crops(
     tested: Annotated[int, typer.Option("--tested", min=1, help="At most so many of each class to test on, one an object.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     bad_boxes: Annotated[
-        BadBoxes, typer.Option("--bad-boxes", help="Objects that are unsound: stop, or leave them out.")
-    ] = BadBoxes.fail,
+        BadBoxPolicy, typer.Option("--bad-boxes", help="Invalid boxes: stop, or leave them out.")
+    ] = BadBoxPolicy.fail,
 ) -> None:
     """Cut images of one object each out of annotated ones: a set for localize, and for train as well (CLASS folders).
 
