@@ -90,7 +90,7 @@ def main() -> None:
     record: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "versions": runtime.versions()}
     record["speed"] = {}
     for mode in options.modes.split(","):
-        row = bench("resnet20", settings=[f"step={mode}"], rounds=9, steps=20)
+        row = bench("resnet20", settings=[f"execution={mode}"], rounds=9, steps=20)
         record["speed"][mode] = row
         print(mode, json.dumps(row["speeds"]), flush=True)
     record["seconds_to_the_first_step"] = {mode: round(first_step(mode), 2) for mode in options.modes.split(",")}

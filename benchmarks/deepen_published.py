@@ -59,7 +59,9 @@ def deepened(shallow: Path, family: str, folder: Path, data_name: str | None) ->
 def train_on(model: Path, steps: int, folder: Path) -> dict:
     """The loss of each ten steps with the paper's last learning rate, and the test errors after them."""
     settings = [f"schedule.steps={steps}", "schedule.drops=[]", "schedule.lr=0.001", "log.every=10"]
-    run = reslearn.train("cifar10", None, "cifar10-paper", settings, init=model, out=folder / f"on-{model.stem}", quiet=True)
+    run = reslearn.train(
+        "cifar10", recipe="cifar10-paper", settings=settings, init=model, out=folder / f"on-{model.stem}", quiet=True
+    )
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "net": model.stem,

@@ -18,7 +18,7 @@ SHORT = ["schedule.steps=4", "batch.size=16", "log.every=2"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train("fashion-sample", "resnet8", settings=SHORT, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).folder
+    return train("fashion-sample", model="resnet8", settings=SHORT, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).folder
 
 
 def test_images_are_test_images_drawn_by_the_seed(run: Path) -> None:
