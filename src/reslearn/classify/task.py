@@ -17,7 +17,6 @@ from reslearn.data.sets import DataSet
 from reslearn.data.splits import divide
 from reslearn.errors import UserError
 from reslearn.nets import spec
-from reslearn.nets.zoo import OPTIONS
 from reslearn.training import ranks, runtime
 from reslearn.training.display import Display
 from reslearn.training.loop import Loop
@@ -139,7 +138,7 @@ def same_net(recipe: Recipe) -> None:
     if card.net != recipe.net.name:
         raise UserError(f"net.init is a {card.net}, but net.name is {recipe.net.name}: they must be the same")
     for key, value in recipe.net.options().items():
-        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key, OPTIONS[key][0])):
+        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key)):
             raise UserError(f"net.init is a {card.net} of another {key} than {value!r}: leave net.{key} out")
 
 

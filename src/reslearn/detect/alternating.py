@@ -23,6 +23,7 @@ from reslearn.detect.loop import DetectLoop
 from reslearn.detect.recipes import DetectRecipe
 from reslearn.detect.step import BoxBatch, DetectStepper
 from reslearn.errors import UserError
+from reslearn.kernels.fuse import fuse
 from reslearn.training.checkpoint import Checkpoint
 from reslearn.training.schedule import warmup_steps
 from reslearn.training.state import State
@@ -126,6 +127,11 @@ class AlternatingLoop(DetectLoop):
     state: AlternatingState
 
     def make_stepper(self, mode: str) -> DetectStepper:
+        if mode == "fused":
+            fuse(self.state.model)
+            fuse(self.state.evaluated)
+            if self.state.proposer is not None:
+                fuse(self.state.proposer)
         return DetectStepper(self.recipe, self.sources.train, self.state, self.precision, self.state.losses)
 
     def stretch(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from reslearn.detect.detector import Detector
 from reslearn.detect.step import DetectStepper, headline, judge
 from reslearn.evaluation.average_precision import coco
 from reslearn.evaluation.matching import Matches
+from reslearn.kernels.fuse import fuse
 from reslearn.training import runtime
 from reslearn.training.loop import Loop
 
@@ -14,6 +15,9 @@ class DetectLoop(Loop):
     """The loop, with a detector's steps and numbers."""
 
     def make_stepper(self, mode: str) -> DetectStepper:  # type: ignore[override]
+        if mode == "fused":
+            fuse(self.state.model)
+            fuse(self.state.evaluated)
         return DetectStepper(self.recipe, self.sources.train, self.state, self.precision, self.state.model)
 
     def trained(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from reslearn.data.images.stream import ahead
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.errors import Diverged, Interrupted, UserError
 from reslearn.files import write_text, writing
-from reslearn.kernels import fuse as fused
+from reslearn.kernels.fuse import fuse, unavailable
 from reslearn.localize.predict import Progress
 from reslearn.localize.sets import open_to_train
 from reslearn.training import checkpoint, runtime
@@ -86,8 +86,7 @@ def facts_of(
     learned = sets["train"]
     about = {"name": Path(data).resolve().name, "classes": learned.classes, "n": {name: len(each) for name, each in sets.items()}}
     about |= {"objects": learned.counts(), "fingerprint": learned.fingerprint()}
-    machine = runtime.machine(on, pick_precision("auto", on), "fused" if on.type == "cpu" and fused.enable() is None else "eager")
-    fused.enable(False)
+    machine = runtime.machine(on, pick_precision("auto", on), "fused" if on.type == "cpu" and not unavailable() else "eager")
     facts: dict[str, Any] = {"command": stage, "called": runtime.command(f"reslearn.localize.{stage}()")}
     facts |= {"source": str(Path(data).resolve()), "fingerprint": about["fingerprint"], "plan": plan.model_dump(mode="json")}
     return facts | {"data": about, "machine": machine, "versions": runtime.versions(), "chose": chose}
@@ -154,11 +153,10 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
         saved = checkpoint.load(found[-1])
         model = stage.described(card).to_empty(device=on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.load_state_dict(saved.model)
-        if on.type == "cpu":
-            fused.enable()  # where the machine has a compiler
+        if on.type == "cpu" and not unavailable():
+            fuse(model)
         try:
             log, seconds = _learn(model.train(), stage, saved, folder, on, stop, say)
-            fused.enable(False)
             _write_metrics(folder, log)  # again: a run that was killed when it had saved its last step did not
             step = log[-1]["step"] if log else 0
             result: dict[str, Any] = {"step": step, "epochs": round(step * stage.plan.batch / len(stage), 4)}
@@ -170,8 +168,6 @@ def go_on(folder: Path, facts: dict[str, Any], stage: Stage, device: str, say: S
         except Interrupted as signal:
             again = f"reslearn localize {stage.name} --resume {shlex.quote(str(folder))}"
             raise Interrupted(signal.number, folder, again) from None
-        finally:
-            fused.enable(False)
         write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
         checkpoint.prune(folder / "checkpoints", 1)
         return result

@@ -27,7 +27,7 @@ from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import Interrupted, Lost, UserError
 from reslearn.evaluation import protocols
 from reslearn.evaluation.protocols import Seen, Source
-from reslearn.nets.merges import StochasticDepth
+from reslearn.nets.variants import StochasticDepth
 from reslearn.training.recipe import Recipe
 
 T = TypeVar("T")

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from reslearn.data.augment import Flip
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
-from reslearn.nets.blocks import Order, StrideIn
-from reslearn.nets.merges import Merge
-from reslearn.nets.resnet import Pool
-from reslearn.nets.shortcuts import Shortcut
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import OPTIONS, check_options
 
 
 class Section(BaseModel):
@@ -24,25 +20,22 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Net(Section):
-    """The network, by its name and options (see `create`); unset options are the network's own."""
-
+class _Named(Section):
     name: str
-    shortcut: Shortcut | None = None
-    stride_in: StrideIn | None = None
-    order: Order | None = None
-    merge: Merge | None = None
-    gate_bias: float | None = None
-    last_survival: float | None = None
-    per_sample: bool | None = None
-    pool: Pool | None = None
-    zero_init_last_gamma: bool | None = None
+
+
+_optional: Any = {key: (kind | None, None) for key, (kind, _) in OPTIONS.items()}
+
+
+class Net(create_model("_Options", __base__=_Named, **_optional)):
+    """The network, by its name and options (see NetOptions); unset options are the network's own."""
+
     init: str | None = None  # a model file or run folder to start from instead of at random
     frozen: int = Field(default=0, ge=0)  # 1: its stem, and with n + 1 its first n stages too, stay as they are
 
     def options(self) -> dict[str, Any]:
         """Those of create() that are set."""
-        return {key: value for key, value in self.model_dump(exclude={"name", "init", "frozen"}).items() if value is not None}
+        return {key: value for key in OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _known(self) -> "Net":

@@ -1,6 +1,6 @@
 """How steps are run: on the host's batches one by one, or as one CUDA graph on data that lies on the device.
 
-eager: PyTorch's operations one by one. fused: with BN, addition and ReLU as one on a CPU (nets/fused.py). compiled: by
+eager: PyTorch's operations one by one. fused: with BN, addition and ReLU as one on a CPU (kernels/fuse.py). compiled: by
 torch.compile. captured: draws, augmentation, forward, backward and update in one CUDA graph; compiled on a GPU is captured too.
 All give the same losses up to rounding, from the same batches.
 """
@@ -16,8 +16,9 @@ from reslearn.data.images.resident import Resident
 from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.device import autocast
 from reslearn.errors import UserError
-from reslearn.kernels import fuse as fused
+from reslearn.kernels.fuse import fuse, unavailable
 from reslearn.nets import spec
+from reslearn.nets.options import check_options
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import Recipe
 from reslearn.training.state import Progress, State
@@ -65,7 +66,8 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
     """
     row = spec(recipe.net.name)
     # A gate that the host draws (see StochasticDepth) decides which operations run: nothing to capture.
-    host_gates = (recipe.net.last_survival or row.last_survival) < 1 and not recipe.net.per_sample
+    options = check_options(row, recipe.net.options())
+    host_gates = options.last_survival < 1 and not options.per_sample
     why_not_captured = (
         "it is for GPUs"
         if device.type != "cuda"
@@ -77,7 +79,6 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
         if host_gates
         else None
     )
-    fused.enable(False)
     if device.type == "cpu":
         runtime.keep_freed_memory()
     if asked == "captured" and why_not_captured:
@@ -85,7 +86,7 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
     if asked == "auto" and device.type == "cuda":
         return ("eager", f"steps are not captured: {why_not_captured}") if why_not_captured else ("captured", None)
     if asked in ("auto", "fused") and device.type == "cpu":
-        why_not = "no BN and ReLU of this network can be fused" if row.build is not None else fused.enable()
+        why_not = "no BN and ReLU of this network can be fused" if row.build is not None else unavailable()
         if asked == "fused" and why_not:
             raise UserError(f"step=fused cannot be used: {why_not}; leave it at auto")
         if row.build is None and why_not:
@@ -98,6 +99,9 @@ def pick(asked: str, device: torch.device, recipe: Recipe, *, resident: bool) ->
 
 def make_stepper(mode: str, recipe: Recipe, source: Source, state: State, criterion: Criterion, precision: str) -> Stepper:
     """mode: from pick."""
+    if mode == "fused":
+        fuse(state.model)
+        fuse(state.evaluated)
     model: Any = ranks.parallel(state.model)
     if mode == "compiled":
         model = torch.compile(model, dynamic=False)

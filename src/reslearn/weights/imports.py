@@ -10,7 +10,7 @@ import torch
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import check_options
 from reslearn.weights import caffe, foreign
 from reslearn.weights.formats import complete, recognize
 from reslearn.weights.prototxt import check_prototxt

@@ -6,7 +6,8 @@ reslearn train path/to/folder
 import numpy as np
 
 from reslearn.data.sets import DataSet
-from reslearn.nets.zoo import applies, spec
+from reslearn.nets import spec
+from reslearn.nets.options import applies
 from reslearn.training.recipe import Chosen
 
 
