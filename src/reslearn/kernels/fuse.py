@@ -100,22 +100,22 @@ class FusedPlainBlock(PlainBlock):
 
 
 class FusedVariant(Variant):
-    def bn_relu(self, bn: nn.Module | None, x: Tensor) -> Tensor:
+    def bn_relu(self, bn: nn.Module, x: Tensor) -> Tensor:
         return bn_relu(bn, x)[0]
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     Stem: FusedStem,
+    PlainBlock: FusedPlainBlock,
     BasicBlock: FusedBlock,
     Bottleneck: FusedBlock,
-    PlainBlock: FusedPlainBlock,
     Variant: FusedVariant,
 }
 
 
 @cache
 def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """A class with what is fused of it, for kinds in the table and their subclasses."""
+    """The fused subclass of a class that the table has, itself or by a base class."""
     for base, fused in FUSED.items():
         if issubclass(kind, base):
             return kind if issubclass(kind, fused) else type(f"Fused{kind.__name__}", (fused, kind), {})
@@ -134,11 +134,10 @@ def _hidden(block: Block, x: Tensor) -> Tensor:
     return last(x)
 
 
-def bn_relu(bn: nn.Module | None, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def bn_relu(bn: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """relu(bn(x) + shortcut), (N, C, H, W), and its twin: the same numbers for another use. The gradient that comes back through
     the twin is added inside the kernel, which is faster than autograd's addition.
     """
-    assert bn is not None
     if isinstance(bn, nn.BatchNorm2d) and _fits(bn, x, shortcut):
         assert bn.num_batches_tracked is not None
         bn.num_batches_tracked.add_(1)

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from reslearn.nets.options import Shortcut, StrideIn
 from reslearn.nets.shortcuts import conv, make_shortcut
 
+NO_BN = nn.Identity()
+
 
 class Block(nn.Module):
     """Residual learning: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
@@ -45,26 +47,26 @@ class Block(nn.Module):
         """What follows the addition: here ReLU, in place."""
         return self.relu(x)
 
-    def layers(self) -> list[tuple[nn.Conv2d, nn.Module | None]]:
+    def layers(self) -> list[tuple[nn.Conv2d, nn.Module]]:
         """The convolutions of the branch, each with its BN."""
-        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}", None)) for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}", NO_BN)) for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
 
     def keeps_shape(self) -> bool:
-        """Whether nothing would be missing without this block: its shortcut is the identity, or could be if it had one."""
+        """Whether the output has the shape of the input and the shortcut, if there is one, is the identity."""
         return not self.changes_shape and self.downsample is None
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions (DRL Figure 5, left)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int = 1, *, shortcut: Shortcut = "B") -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1, *, shortcut: Shortcut | None = "B") -> None:
         super().__init__(in_channels, width, stride)
         self.conv1 = conv(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(shortcut, in_channels, width, stride)
+        self.downsample = make_shortcut(shortcut, in_channels, width, stride) if shortcut else None
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -96,23 +98,13 @@ class Bottleneck(Block):
         return self.bn3(self.conv3(x))
 
 
-class PlainBlock(Block):
-    """Two 3x3 convolutions without a shortcut (DRL Figure 3, middle)."""
+class PlainBlock(BasicBlock):
+    """The same two convolutions without a shortcut (DRL Figure 3, middle)."""
 
-    has_shortcut = False
+    has_shortcut = adds = False
 
     def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
-        super().__init__(in_channels, width, stride)
-        self.conv1 = conv(in_channels, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-
-    def branch(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))
+        super().__init__(in_channels, width, stride, shortcut=None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.branch(x))

@@ -80,7 +80,6 @@ def make_silent(block: Block) -> None:
     """A residual block whose branch is exactly zero, in training too; its other layers keep their initialization."""
     convolution, bn = block.layers()[-1]
     last = convolution if isinstance(block, FullPreActivation) else bn
-    assert last is not None
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
 

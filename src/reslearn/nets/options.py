@@ -20,19 +20,23 @@ Order = Literal["original", "bn-after-addition", "relu-before-addition", "relu-o
 Merge = Literal["residual", "constant", "exclusive-gate", "shortcut-gate", "dropout"]
 Pool = Literal["padded", "ceil"]
 
-GATED = ("exclusive-gate", "shortcut-gate")
-HIGHWAY = "it is a highway network"
-PLAIN = "it is a plain network: it has no shortcuts"
+Rule = tuple[Callable[["Spec"], bool], str]  # where an option does not apply to a network with all of its options, and why
+PLAIN: Rule = (lambda net: net.plain, "it is a plain network: it has no shortcuts")
+STOPS: Rule = (lambda net: net.plain, "it is a plain network: its signal would stop")
+HIGHWAY: Rule = (lambda net: net.block == "highway", "it is a highway network")
+NO_1X1: Rule = (lambda net: net.block != "bottleneck", "it has no 1x1 layer in its body")
+NO_GATE: Rule = (lambda net: net.plain or net.merge not in ("exclusive-gate", "shortcut-gate"), "its merge has no gate")
+SURVIVES: Rule = (lambda net: net.last_survival == 1, "its blocks always survive: set last_survival below 1")
+NO_POOL: Rule = (lambda net: net.stem != "imagenet", "it has no max pool")
+NO_LAST_BN: Rule = (lambda net: net.order not in ("original", "relu-only"), "its branches do not end in BN")
 
 
 @dataclass(frozen=True)
 class Option:
-    """about: the description of an option, with its source. why_not: of a network with all of its options, why this one does not
-    apply to it, or something false. between: the range of a number.
-    """
+    """about: one line, with the source. between: the range of a number."""
 
     about: str
-    why_not: Callable[["Spec"], str | bool]
+    rules: tuple[Rule, ...]
     between: tuple[float, float] | None = None
 
 
@@ -41,72 +45,21 @@ class NetOptions:
     """The options of residual, plain and highway networks; the defaults are the paper's."""
 
     shortcut: Annotated[
-        Shortcut,
-        Option(
-            "A: zero-padded identity, B: projection where the shape changes, C: projection in every block (DRL 3.3)",
-            lambda net: net.plain and PLAIN,
-        ),
+        Shortcut, Option("A: zero padding, B: projection where the shape changes, C: projection everywhere (DRL 3.3)", (PLAIN,))
     ] = "B"
-    stride_in: Annotated[
-        StrideIn,
-        Option(
-            "convolution of a bottleneck that has the stride; 3x3 is torchvision's, known as v1.5",
-            lambda net: net.block != "bottleneck" and "it has no 1x1 layer in its body",
-        ),
-    ] = "1x1"
-    order: Annotated[
-        Order,
-        Option("order of convolution, BN, ReLU and addition (IM Figure 4)", lambda net: net.block == "highway" and HIGHWAY),
-    ] = "original"
-    merge: Annotated[
-        Merge,
-        Option(
-            "how branch and shortcut become one (IM Table 1)",
-            lambda net: (net.plain and PLAIN) or (net.block == "highway" and HIGHWAY),
-        ),
-    ] = "residual"
-    gate_bias: Annotated[
-        float,
-        Option(
-            "initial bias of the merge's gate (IM 3.1)",
-            lambda net: (net.plain or net.merge not in GATED) and "its merge has no gate",
-            between=(-100, 100),
-        ),
-    ] = -6.0
+    stride_in: Annotated[StrideIn, Option("the strided convolution of a bottleneck; 3x3: torchvision's v1.5", (NO_1X1,))] = "1x1"
+    order: Annotated[Order, Option("order of convolution, BN, ReLU and addition (IM Figure 4)", (HIGHWAY,))] = "original"
+    merge: Annotated[Merge, Option("how branch and shortcut become one (IM Table 1)", (PLAIN, HIGHWAY))] = "residual"
+    gate_bias: Annotated[float, Option("initial bias of the merge's gate (IM 3.1)", (NO_GATE,), between=(-100, 100))] = -6.0
     last_survival: Annotated[
-        float,
-        Option(
-            "stochastic depth: probability that the last branch is kept, falling linearly from 1 (SD, equation 4)",
-            lambda net: net.plain and PLAIN,
-            between=(0, 1),
-        ),
+        float, Option("stochastic depth, falling linearly from 1 to this survival (SD, equation 4)", (PLAIN,), between=(0, 1))
     ] = 1.0
     per_sample: Annotated[
-        bool,
-        Option(
-            "stochastic depth: one gate for each image instead of one for the mini-batch as published",
-            lambda net: (
-                (net.plain and PLAIN) or (net.last_survival == 1 and "its blocks always survive: set last_survival below 1")
-            ),
-        ),
+        bool, Option("stochastic depth with a gate for each image instead of the mini-batch's, as published", (PLAIN, SURVIVES))
     ] = False
-    pool: Annotated[
-        Pool,
-        Option(
-            "max pool of the stem; ceil is the Caffe release's: no padding, sizes rounded up",
-            lambda net: net.stem != "imagenet" and "it has no max pool",
-        ),
-    ] = "padded"
+    pool: Annotated[Pool, Option("the stem's; ceil: Caffe's, without padding and with sizes rounded up", (NO_POOL,))] = "padded"
     zero_init_last_gamma: Annotated[
-        bool,
-        Option(
-            "every branch starts at zero (Goyal et al., 2017, 5.1)",
-            lambda net: (
-                (net.plain and "it is a plain network: its signal would stop")
-                or (net.block == "highway" and HIGHWAY)
-                or (net.order not in ("original", "relu-only") and "its branches do not end in BN")
-            ),
-        ),
+        bool, Option("every branch starts at zero (Goyal et al., 2017, 5.1)", (STOPS, HIGHWAY, NO_LAST_BN))
     ] = False
 
 
@@ -143,8 +96,11 @@ class Spec(NetOptions):
         return 2 + sum(self.blocks) * {"basic": 2, "bottleneck": 3, "plain": 2, "highway": 1}[self.block]
 
 
-def _why_not(net: Spec, option: str) -> str | bool:
-    return "it is a baseline as published" if net.build is not None else OPTIONS[option][1].why_not(net)
+def _why_not(net: Spec, option: str) -> str | None:
+    """Why an option does not apply to a network with all of its options, or None."""
+    if net.build is not None:
+        return "it is a baseline as published"
+    return next((why for excluded, why in OPTIONS[option][1].rules if excluded(net)), None)
 
 
 def applies(net: Spec, option: str) -> bool:

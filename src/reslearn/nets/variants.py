@@ -46,7 +46,7 @@ def make_block(
             return BasicBlock(in_channels, width, stride, shortcut=options.shortcut)
         return Bottleneck(in_channels, width, stride, shortcut=options.shortcut, stride_in=options.stride_in)
     kind = Highway if block == "highway" else ORDERS[options.order]
-    return kind(in_channels, width, stride, block=block, options=options, first=first, survival=survival)
+    return kind(in_channels, width, stride, block, options, first, survival)
 
 
 class Variant(Block):
@@ -56,15 +56,7 @@ class Variant(Block):
     normalize_shortcut = True  # BN behind a projection
 
     def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int,
-        *,
-        block: BlockKind,
-        options: NetOptions,
-        first: bool,
-        survival: float,
+        self, in_channels: int, width: int, stride: int, block: BlockKind, options: NetOptions, first: bool, survival: float
     ) -> None:
         channels = [in_channels, *(width * multiple for _, multiple in BODIES[block])]
         super().__init__(in_channels, channels[-1], stride)
@@ -111,14 +103,13 @@ class Variant(Block):
         return last(x)
 
     def last_bn(self) -> nn.Module:
-        bn = self.layers()[-1][1]
-        assert bn is not None
-        return bn
+        return self.layers()[-1][1]
 
-    def bn_relu(self, bn: nn.Module | None, x: Tensor) -> Tensor:
-        """ReLU behind BN."""
-        assert bn is not None
+    def bn_relu(self, bn: nn.Module, x: Tensor) -> Tensor:
         return self.relu(bn(x))
+
+    def after(self, x: Tensor) -> Tensor:
+        return x
 
 
 class Original(Variant):
@@ -126,6 +117,9 @@ class Original(Variant):
 
     def body(self, x: Tensor) -> Tensor:
         return self.last_bn()(self.hidden(x))
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.relu(x)
 
 
 class BnAfterAddition(Variant):
@@ -143,9 +137,6 @@ class ReluBeforeAddition(Variant):
 
     def body(self, x: Tensor) -> Tensor:
         return self.bn_relu(self.last_bn(), self.hidden(x))
-
-    def after(self, x: Tensor) -> Tensor:
-        return x
 
 
 class PreActivation(Variant):
@@ -170,9 +161,6 @@ class PreActivation(Variant):
     def activated(self, x: Tensor) -> Tensor:
         """The rest of the branch."""
         raise NotImplementedError
-
-    def after(self, x: Tensor) -> Tensor:
-        return x
 
 
 class ReluOnlyPreActivation(PreActivation):
@@ -215,9 +203,6 @@ class Highway(Variant):
     def body(self, x: Tensor) -> Tensor:
         for convolution, _ in self.layers():
             x = self.relu(convolution(x))
-        return x
-
-    def after(self, x: Tensor) -> Tensor:
         return x
 
 
