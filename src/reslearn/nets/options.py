@@ -11,7 +11,7 @@ from torch import nn
 
 from reslearn.errors import UserError, did_you_mean
 
-Stem = Literal["imagenet", "cifar"]
+StemKind = Literal["imagenet", "cifar"]
 BlockKind = Literal["basic", "bottleneck", "plain", "highway"]
 
 Shortcut = Literal["A", "A-centered", "A-average", "A-average-centered", "B", "C"]
@@ -75,7 +75,7 @@ class Spec(NetOptions):
     """
 
     name: str
-    stem: Stem
+    stem: StemKind
     classes: int
     size: int
     source: str

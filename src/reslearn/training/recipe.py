@@ -24,7 +24,8 @@ class _Named(Section):
     name: str
 
 
-_optional: Any = {key: (kind | None, None) for key, (kind, _) in OPTIONS.items()}
+# Each option of a network as a key that may stay unset.
+_optional: Any = {key: (kind | None, Field(None, description=option.about)) for key, (kind, option) in OPTIONS.items()}
 
 
 class Net(create_model("_Options", __base__=_Named, **_optional)):
