@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from reslearn.kernels.compiler import CannotCompile, load
 from reslearn.nets.block import BasicBlock, Block, Bottleneck, PlainBlock
-from reslearn.nets.resnet import Stem
+from reslearn.nets.resnet import ResNet, Stem
 from reslearn.nets.variants import Variant
 
 SOURCE = Path(__file__).with_name("fused.cpp")
@@ -85,12 +85,30 @@ class FusedStage(nn.Sequential):
     """A stage of such blocks: in training, each hands the next one its output and the twin."""
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.pair(input, input)[0]
+
+    def pair(self, x: Tensor, twin: Tensor) -> tuple[Tensor, Tensor]:
+        """As of a block."""
         if not self.training:
-            return super().forward(input)
-        x = twin = input
+            x = super().forward(x)
+            return x, x
         for block in self:
             assert isinstance(block, FusedBlock)
             x, twin = block.pair(x, twin)
+        return x, twin
+
+
+class FusedResNet(FusedStem, ResNet):
+    """A network of such stages, which do the same."""
+
+    def body(self, x: Tensor) -> Tensor:
+        stages = [self.get_submodule(name) for name in self.stages]
+        if not self.training or self.recompute or not all(isinstance(stage, FusedStage) for stage in stages):
+            return super().body(x)
+        twin = x
+        for stage in stages:
+            assert isinstance(stage, FusedStage)
+            x, twin = stage.pair(x, twin)
         return x
 
 
@@ -105,6 +123,7 @@ class FusedVariant(Variant):
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    ResNet: FusedResNet,
     Stem: FusedStem,
     PlainBlock: FusedPlainBlock,
     BasicBlock: FusedBlock,

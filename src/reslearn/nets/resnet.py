@@ -66,14 +66,17 @@ class ResNet(Stem):
         initialize(self, zero_init_last_gamma=net.zero_init_last_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        return self.head(self.body(self.stem(x)))
+
+    def body(self, x: Tensor) -> Tensor:
+        """x through all stages."""
         for stage in map(self.get_submodule, self.stages):
             if self.recompute and self.training:
                 for block in stage.children():
                     x = recomputed(block, x)
             else:
                 x = stage(x)
-        return self.head(x)
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         """What the last block puts out -> logits (N, classes)."""
