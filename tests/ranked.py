@@ -14,7 +14,6 @@ from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import checksum
 from reslearn.data.sets import Split
-from reslearn.kernels import fuse as fused
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
 from reslearn.training.state import State
@@ -68,7 +67,6 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
         stepper(batch, state.progress)
         losses.append((state.progress.loss - before) / SIZE)
         before, state.progress.step = state.progress.loss, step + 1
-    fused.enable(False)
     whole = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.model.state_dict().items()}
     average = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.evaluated.state_dict().items()}
     stream = int(ranks.total(torch.tensor(stream))) % 2**32

@@ -11,15 +11,8 @@ from reslearn import UserError
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
 from reslearn.bench.train import bench
-from reslearn.kernels import fuse as fused
 
 SHORT = {"rounds": 1, "steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def _fused_off_again() -> object:
-    yield
-    fused.enable(False)
 
 
 def test_a_faster_loop_is_seen_as_faster() -> None:

@@ -12,7 +12,6 @@ from reslearn import UserError, create
 from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
-from reslearn.kernels import fuse as fused
 from reslearn.training import runtime
 from reslearn.training.recipe import Recipe, validate
 from reslearn.training.schedule import lr
@@ -26,12 +25,6 @@ DIRECTLY: dict[str, Callable[..., Stepper]] = {
     "host": HostStepper,
     "device": lambda *parts: DeviceStepper(*parts, graph=False),
 }
-
-
-@pytest.fixture(autouse=True)
-def _fused_off_again() -> Any:
-    yield
-    fused.enable(False)
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from reslearn.device import autocast, pick_device, pick_precision
+from reslearn.kernels.fuse import fuse
 from reslearn.nets import create, spec
 from reslearn.nets.cost import cost
 from reslearn.training.recipe import Recipe, validate
@@ -21,13 +22,14 @@ def rate(device: str = "auto") -> float:
     """Multiply-adds a second that ResNet-20's training step reaches on this machine as it is at the moment."""
     on = pick_device(device)
     recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}})
-    pick("auto", on, recipe, resident=True)
-    return _measure(recipe, on, pick_precision("auto", on))
+    mode, _ = pick("auto", on, recipe, resident=True)
+    return _measure(recipe, on, pick_precision("auto", on), mode)
 
 
-def _measure(recipe: Recipe, device: torch.device, precision: str) -> float:
+def _measure(recipe: Recipe, device: torch.device, precision: str, mode: str) -> float:
     torch.manual_seed(0)
     net = create("resnet20", 10).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = fuse(net) if mode == "fused" else net
     images, labels = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(0, 10, (BATCH,), device=device)
     criterion, optimizer = make_criterion(recipe.loss, torch.ones(10)), make_optimizer(net, recipe.optimizer, 0.01)
     took = []

@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
-from reslearn.nets.blocks import Order, StrideIn
-from reslearn.nets.merges import Merge
-from reslearn.nets.resnet import Pool
-from reslearn.nets.shortcuts import Shortcut
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import OPTIONS, check_options
 
 Execution = Literal["auto", "eager", "fused", "compiled", "captured"]
 
@@ -24,25 +20,22 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A table of keys. Frozen; unknown keys are rejected."""
 
 
-class Net(Section, frozen=True):
-    """The network, by its name and options (see `create`); unset options are the network's own."""
-
+class _Named(Section, frozen=True):
     name: str
-    shortcut: Shortcut | None = None
-    stride_in: StrideIn | None = None
-    order: Order | None = None
-    merge: Merge | None = None
-    gate_bias: float | None = None
-    last_survival: float | None = None
-    per_sample: bool | None = None
-    pool: Pool | None = None
-    zero_init_last_gamma: bool | None = None
     init: str | None = Field(default=None, description="model file or run folder to start from; otherwise random weights")
     frozen: int = Field(default=0, ge=0, description="1 freezes the stem, n + 1 the first n stages too (needs init)")
 
+
+# Each option of a network as a key that may stay unset.
+_optional: Any = {key: (kind | None, Field(None, description=option.about)) for key, (kind, option) in OPTIONS.items()}
+
+
+class Net(create_model("_Options", __base__=_Named, **_optional), frozen=True):
+    """The network, by its name and options (see NetOptions); unset options are the network's own."""
+
     def options(self) -> dict[str, Any]:
         """Those of create() that are set."""
-        return {key: value for key, value in self.model_dump(exclude={"name", "init", "frozen"}).items() if value is not None}
+        return {key: value for key in OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _known(self) -> "Net":
