@@ -22,13 +22,11 @@ import safetensors.torch
 import torch
 
 import reslearn
-from reslearn import data as datasets
 from reslearn.bench.train import OurLoop, bench
 from reslearn.device import pick_device
 from reslearn.training import many, runtime
-from reslearn.training.recipe import change
-from reslearn.training.resolve import resolve
-from reslearn.training.run import begin
+from reslearn.training.request import parse
+from reslearn.training.run import begin, prepare
 
 PAPER = {"resnet20": 8.75, "resnet56": 6.97, "resnet110": 6.43}  # DRL Table 6
 STEPS = 64_000
@@ -36,15 +34,14 @@ STEPS = 64_000
 
 def losses(net: str, mode: str, steps: int) -> list[float]:
     """The loss of each step in fp32, at a rate at which roundings do not grow."""
-    opened, device = datasets.open("cifar10"), pick_device()
-    recipe, _ = resolve(opened, "cifar10-paper", net)
-    recipe = change(recipe, ["precision=fp32", "schedule.lr=0.0003"])
-    with runtime.deterministic(device):
-        loop, found, before = OurLoop(recipe, device, mode, opened), [], 0.0
+    settings = {"precision": "fp32", "schedule.lr": 0.0003, "execution": mode}
+    job = prepare(parse("cifar10", "cifar10-paper", model=net, settings=settings, quiet=True))
+    with runtime.deterministic(job.device):
+        loop, found, before = OurLoop(job), [], 0.0
         for _ in range(steps):
             loop.step()
-            loop.stepper.collect(loop.state.progress)
-            found.append((loop.state.progress.loss - before) / recipe.batch.size)
+            loop.stepper.collect()
+            found.append((loop.state.progress.loss - before) / job.recipe.batch.size)
             before = loop.state.progress.loss
     return found
 
@@ -52,11 +49,12 @@ def losses(net: str, mode: str, steps: int) -> list[float]:
 def resumed(folder: Path) -> dict[str, int]:
     """Runs that were stopped after a checkpoint and went on, against the one that was not."""
     settings = ["schedule.steps=60", "schedule.drops=[40]", "checkpoint.every=10", "log.every=10", "data.val=500", "ema=0.9"]
-    whole = reslearn.train("cifar10", "resnet20", "cifar10-paper", settings, out=folder / "whole", quiet=True).folder
+    how: dict[str, Any] = {"model": "resnet20", "settings": settings, "quiet": True}
+    whole = reslearn.train("cifar10", "cifar10-paper", out=folder / "whole", **how).folder
     same = 0
     for stop_at in (10, 20, 30, 40, 50):
         run = folder / f"stopped-{stop_at}"
-        begin("cifar10", "resnet20", "cifar10-paper", settings, None, run, "auto", True, None)
+        begin(parse("cifar10", "cifar10-paper", out=run, **how))
         process = subprocess.Popen([sys.executable, "-m", "reslearn", "train", "--resume", str(run)], stdout=subprocess.DEVNULL)
         while process.poll() is None and not (run / "checkpoints" / f"step-{stop_at:08d}").exists():
             time.sleep(0.005)
@@ -73,10 +71,9 @@ def seeds_at_once(net: str, seeds: int, steps: int, folder: Path) -> dict[str, f
     took = {}
     for n in (1, seeds):
         settings = [f"schedule.steps={steps}", "schedule.drops=[]", "evaluate.every=1000000", f"checkpoint.every={steps}"]
-        jobs = [
-            begin("cifar10", net, "cifar10-paper", settings, seed, folder / f"{net}-{n}-{seed}", "auto", True, None)
-            for seed in range(n)
-        ]
+        how: dict[str, Any] = {"model": net, "settings": settings, "quiet": True}
+        out = folder / f"{net}-{n}"
+        jobs = [begin(parse("cifar10", "cifar10-paper", seed=seed, out=out / str(seed), **how)) for seed in range(n)]
         runs = many.side_by_side(jobs)
         took[n] = max(run.result["seconds"] for run in runs)
     return {"net": net, "steps": steps, "one": took[1], f"{seeds}": took[seeds], "ratio": took[seeds] / took[1]}  # type: ignore[dict-item]
@@ -128,7 +125,7 @@ def main() -> None:
         for net in PAPER:
             for mode in ("captured", "compiled", "eager"):
                 try:
-                    row = bench(net, settings=[f"step={mode}"], rounds=3, steps=30)
+                    row = bench(net, settings=[f"execution={mode}"], rounds=3, steps=30)
                 except Exception as error:  # a compiler that is not there must not cost the rest
                     print(f"{net} {mode}: {error}", flush=True)
                     continue

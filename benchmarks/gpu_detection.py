@@ -36,15 +36,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as T
 
 import reslearn
-from reslearn.bench.detectors import NET, Asked, Case, Ours, Plain, cases, memory
+from reslearn.bench.detectors import NET, BenchOptions, Case, Ours, Plain, cases, memory
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.detect import Detector, create_detector, heads, load_detector, save_detector
-from reslearn.detect.backbone import settle_batch_norm
 from reslearn.detect.evaluate import TestOptions, find
-from reslearn.detect.step import on
+from reslearn.detect.validation import to_device
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.training import runtime
+from reslearn.training.precise_bn import precise_bn
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as runtime.deterministic sets it, for everybody
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -62,23 +62,23 @@ def exact() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def torchvisions(asked: Asked, split: BoxSet, batch_norm: str) -> nn.Module:
+def torchvisions(options: BenchOptions, split: BoxSet, batch_norm: str) -> nn.Module:
     """torchvision's FPN, from scratch, with BN statistics of some of the images and scores that differ from region to region; boxes
     stay near where they began, since far ones multiply the rounding."""
     torch.manual_seed(0)
-    options: dict[str, Any] = asked.sizes | ({"box_batch_size_per_image": asked.regions} if asked.regions else {})
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(split.classes) + 1, **options)
-    model.to(asked.device)
+    given: dict[str, Any] = options.sizes | ({"box_batch_size_per_image": options.regions} if options.regions else {})
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(split.classes) + 1, **given)
+    model.to(options.device)
     for layer in (model.roi_heads.box_predictor.cls_score, model.rpn.head.cls_logits):
         nn.init.normal_(layer.weight, std=0.1)
     for layer in (model.roi_heads.box_predictor.bbox_pred, model.rpn.head.bbox_pred):
         nn.init.normal_(layer.weight, std=0.001)
-    images = on(asked.device, *memory(split, min(asked.images, 8)))[0]
-    settle_batch_norm(model.backbone, [model.transform([image])[0].tensors for image in images])
+    images = to_device(options.device, *memory(split, min(options.images, 8)))[0]
+    precise_bn(model.backbone, [model.transform([image])[0].tensors for image in images])
     for parent in list(model.modules()) if batch_norm == "frozen" else ():
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(asked.device)
+                fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(options.device)
                 fixed.load_state_dict(child.state_dict())
                 setattr(parent, name, fixed)
     return model
@@ -90,21 +90,21 @@ def weights(model: nn.Module, like: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
 
 
-def agreement(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
+def agreement(options: BenchOptions, split: BoxSet, batch_norm: str) -> dict[str, Any]:
     """Largest differences of ours from torchvision's in fp32: losses and the gradient's norm of a batch, in torch's memory layout
     and channels last, relative where they are above 1; and boxes in pixels of what both find, of each box the nearest."""
-    theirs = torchvisions(asked, split, batch_norm)
-    options = asked.sizes | {"regions": asked.regions or 512}
-    mine = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **options).to(asked.device)
+    theirs = torchvisions(options, split, batch_norm)
+    sizes = options.sizes | {"regions": options.regions or 512}
+    mine = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **sizes).to(options.device)
     mine.load_state_dict(weights(theirs, mine))
-    images, targets = on(asked.device, *memory(split, 2))
+    images, targets = to_device(options.device, *memory(split, 2))
     row: dict[str, Any] = {"batch_norm": batch_norm}
 
     def losses(model: nn.Module) -> dict[str, float]:
         model.train().zero_grad()
         torch.manual_seed(1)
         found: dict[str, Tensor] = model(images, targets)
-        sum(found.values(), torch.zeros((), device=asked.device)).backward()
+        sum(found.values(), torch.zeros((), device=options.device)).backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         return {name: value.item() for name, value in found.items()} | {"gradient": norm.item()}
 
@@ -136,60 +136,59 @@ def agreement(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
 
 
 def static(model: nn.Module) -> int:
-    """Bytes of a model that is trained: weights, gradients, velocities, buffers."""
+    """Bytes of a model that is trained: weights, gradients, momentum buffers, buffers."""
     trained = sum(3 * p.numel() * p.element_size() for p in model.parameters())
     return trained + sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
 
 
 def training(
-    asked: Asked, split: BoxSet, kind: str, batch_norm: str, batch: int, deadline: float, profiled: bool
+    options: BenchOptions, split: BoxSet, kind: str, batch_norm: str, batch: int, deadline: float, profiled: bool
 ) -> dict[str, Any]:
     """Images/s and the most memory of a step; what the other model of the two holds is taken off."""
-    precisions = tuple(dict.fromkeys([pick_precision("auto", asked.device), "fp32"]))
-    with tempfile.TemporaryDirectory() as folder:
-        own = Ours(asked, kind, batch_norm, batch, precisions, Path(folder) / "run")
-        if kind == "fpn":
-            model, name = torchvisions(asked, split, batch_norm), "torchvision, plain loop"
-            own.model.load_state_dict(weights(model, own.model))
-        else:
-            assert isinstance(own.model, Detector)
-            options = {name: getattr(own.model.settings, name) for name in type(own.model.settings).model_fields if name != "kind"}
-            model, name = create_detector(NET, split.classes, kind, **options).to(asked.device), "our model, plain loop"
-            model.load_state_dict(weights(own.model, model))
-        plain = Plain(asked, model, own.loop.sources.train.split, batch)
-        all_ = cases(plain, own, name, precisions)
-        row: dict[str, Any] = {"kind": kind, "batch_norm": batch_norm, "batch": batch, "parameters": 0, "peak_memory_mb": {}}
-        row["parameters"] = sum(p.numel() for p in own.model.parameters())
-        for case in all_.values():  # the plain loop's first: its processes are forked before our threads are there
-            case.seconds(min(asked.steps, 2))
-        took: dict[str, list[float]] = {what: [] for what in all_}
-        for done in range(asked.rounds):
-            for what, case in all_.items():
-                if asked.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(asked.device)
-                took[what].append(case.seconds(asked.steps))
-                if asked.device.type == "cuda":
-                    other = plain.model if case.program is own else own.model
-                    peak = torch.cuda.max_memory_allocated(asked.device) - static(other)
-                    row["peak_memory_mb"][what] = max(round(peak / 1e6), row["peak_memory_mb"].get(what, 0))
-            row["rounds"] = done + 1
-            if time.perf_counter() > deadline:
-                break
-        row["images_per_s"] = {what: round(batch / statistics.median(each), 2) for what, each in took.items()}
-        row["ratio"] = {
-            what: round(statistics.median(a / b for a, b in zip(took[case.base], took[what], strict=True)), 3)
-            for what, case in all_.items()
-        }
-        two = [name for name in all_ if name.endswith(precisions[0])]
-        if asked.device.type == "cuda":
-            row["waits_a_step"] = {what: waits(all_[what]) for what in two}
-        if profiled:
-            row["profile"] = {what: profile(all_[what], asked.device) for what in two}
-            with mock.patch.object(heads, "own_pooling", nullcontext):
-                first, later = (all_[two[1]].seconds(1) for _ in range(2))
-            row["with torchvision's deterministic RoIAlign"] = {"first_step_s": first, "images_per_s": batch / later}
-        own.batches.close()  # type: ignore[attr-defined]
-        plain.batches.close()  # type: ignore[attr-defined]
+    precisions = tuple(dict.fromkeys([pick_precision("auto", options.device), "fp32"]))
+    own = Ours(options, kind, batch_norm, batch, precisions)
+    if kind == "fpn":
+        model, name = torchvisions(options, split, batch_norm), "torchvision, plain loop"
+        own.model.load_state_dict(weights(model, own.model))
+    else:
+        assert isinstance(own.model, Detector)
+        settings = own.model.settings.model_dump(exclude={"kind"})
+        model, name = create_detector(NET, split.classes, kind, **settings).to(options.device), "our model, plain loop"
+        model.load_state_dict(weights(own.model, model))
+    plain = Plain(options, model, own.source.split, batch)
+    all_ = cases(plain, own, name, precisions)
+    row: dict[str, Any] = {"kind": kind, "batch_norm": batch_norm, "batch": batch, "parameters": 0, "peak_memory_mb": {}}
+    row["parameters"] = sum(p.numel() for p in own.model.parameters())
+    for case in all_.values():  # the plain loop's first: its processes are forked before our threads are there
+        case.seconds(min(options.steps, 2))
+    took: dict[str, list[float]] = {what: [] for what in all_}
+    for done in range(options.rounds):
+        for what, case in all_.items():
+            if options.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(options.device)
+            took[what].append(case.seconds(options.steps))
+            if options.device.type == "cuda":
+                other = plain.model if case.program is own else own.model
+                peak = torch.cuda.max_memory_allocated(options.device) - static(other)
+                row["peak_memory_mb"][what] = max(round(peak / 1e6), row["peak_memory_mb"].get(what, 0))
+        row["rounds"] = done + 1
+        if time.perf_counter() > deadline:
+            break
+    row["images_per_s"] = {what: round(batch / statistics.median(each), 2) for what, each in took.items()}
+    row["ratio"] = {
+        what: round(statistics.median(a / b for a, b in zip(took[case.base], took[what], strict=True)), 3)
+        for what, case in all_.items()
+    }
+    two = [name for name in all_ if name.endswith(precisions[0])]
+    if options.device.type == "cuda":
+        row["waits_a_step"] = {what: waits(all_[what]) for what in two}
+    if profiled:
+        row["profile"] = {what: profile(all_[what], options.device) for what in two}
+        with mock.patch.object(heads, "own_pooling", nullcontext):
+            first, later = (all_[two[1]].seconds(1) for _ in range(2))
+        row["with torchvision's deterministic RoIAlign"] = {"first_step_s": first, "images_per_s": batch / later}
+    own.batches.close()  # type: ignore[attr-defined]
+    plain.batches.close()  # type: ignore[attr-defined]
     return row
 
 
@@ -216,16 +215,16 @@ def profile(case: Case, device: torch.device) -> list[str]:
     return found.key_averages().table(sort_by=by, row_limit=15).splitlines()
 
 
-def inference(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
+def inference(options: BenchOptions, split: BoxSet, batch_norm: str) -> dict[str, Any]:
     """Milliseconds an image, from pixels in memory to boxes in memory, the median over images and rounds."""
-    theirs = torchvisions(asked, split, batch_norm).eval()
-    mine = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **asked.sizes)
+    theirs = torchvisions(options, split, batch_norm).eval()
+    mine = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **options.sizes)
     mine.load_state_dict(weights(theirs, mine))
     with tempfile.TemporaryDirectory() as folder:
-        way = TestOptions((load_detector(save_detector(mine, Path(folder) / "model.safetensors"), asked.device),))
-    images = [split.images[i % len(split)] for i in range(asked.images)]
+        way = TestOptions((load_detector(save_detector(mine, Path(folder) / "model.safetensors"), options.device),))
+    images = [split.images[i % len(split)] for i in range(options.images)]
     pixels = [each.float().div(255) for each in (T.pil_to_tensor(Image.open(image.path).convert("RGB")) for image in images)]
-    precisions = tuple(dict.fromkeys(["fp32", pick_precision("auto", asked.device)]))
+    precisions = tuple(dict.fromkeys(["fp32", pick_precision("auto", options.device)]))
     took: dict[str, list[float]] = {}
 
     def plain() -> float:
@@ -233,16 +232,16 @@ def inference(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
         for image in pixels:
             began = time.perf_counter()
             with torch.no_grad():
-                found = theirs([image.to(asked.device)])[0]
+                found = theirs([image.to(options.device)])[0]
             _ = {key: value.cpu() for key, value in found.items()}
             each.append(time.perf_counter() - began)
         return statistics.median(each)
 
     ways = {"torchvision": plain, "reslearn": lambda: find(images, [way])[0].seconds}
-    for i in range(asked.rounds + 1):
+    for i in range(options.rounds + 1):
         for precision in precisions:
             for what, run in ways.items():
-                with autocast(precision, asked.device):
+                with autocast(precision, options.device):
                     seconds = run()
                 if i:  # the first is to warm up
                     took.setdefault(f"{what}, {precision}", []).append(seconds)
@@ -255,14 +254,13 @@ def inference(asked: Asked, split: BoxSet, batch_norm: str) -> dict[str, Any]:
     }
 
 
-def trained(asked: Asked, kind: str, steps: int, batch: int, folder: Path) -> dict[str, Any]:
+def trained(options: BenchOptions, kind: str, steps: int, batch: int, folder: Path) -> dict[str, Any]:
     """`detect train` with ResNet-50 from scratch on the whole set, judged at its end."""
-    settings = [f"detector.kind={kind}", f"schedule.steps={steps}", f"evaluate.every={steps}", f"batch.size={batch}"]
-    settings += [f"detector.{key}={value}" for key, value in asked.sizes.items()]
-    settings += ["data.bad=drop", f"data.workers={asked.workers}"]
-    settings += [f"detector.regions={asked.regions}"] if asked.regions else []
-    began = time.perf_counter()
-    result = reslearn.train(asked.data, NET, None, settings, 0, folder / kind, str(asked.device), quiet=True, task="detect").result
+    detector = options.sizes | {"kind": kind} | ({"regions": options.regions} if options.regions else {})
+    settings = {"detector": detector, "schedule.steps": steps, "evaluate.every": steps, "batch.size": batch}
+    settings |= {"data": {"bad": "drop", "workers": options.workers}}
+    began, how = time.perf_counter(), {"device": str(options.device), "quiet": True, "task": "detect"}
+    result = reslearn.train(options.data, model=NET, settings=settings, seed=0, out=folder / kind, **how).result
     seconds = round(time.perf_counter() - began, 1)
     row = {"kind": kind, "batch": batch, "command_seconds": seconds}
     row |= {key: result[key] for key in ("step", "epochs", "seconds", "images_per_s", "peak_memory_mb")}
@@ -315,14 +313,14 @@ def main() -> None:
     given = parser.parse_args()
     end = time.perf_counter() + 60 * given.minutes
     device = pick_device(given.device)
-    asked = Asked(given.data, device, given.size, given.regions, given.images, given.rounds, given.steps, given.workers)
+    options = BenchOptions(given.data, device, given.size, given.regions, given.images, given.rounds, given.steps, given.workers)
     splits = open_boxes(given.data, bad="drop")
     split = splits.get("train") or next(iter(splits.values()))
     record: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
         "machine": runtime.machine(device, pick_precision("auto", device), "eager"),
         "versions": runtime.versions() | {"torchvision": torchvision.__version__, "cuda": torch.version.cuda},
-        "sizes": asked.sizes,
+        "sizes": options.sizes,
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     failed = False
@@ -347,18 +345,18 @@ def main() -> None:
 
     kinds = ("live", "frozen")
     for batch_norm in kinds:
-        part("agreement", lambda bn=batch_norm: agreement(asked, split, bn), 30)
+        part("agreement", lambda bn=batch_norm: agreement(options, split, bn), 30)
     groups = [(kind, bn, batch) for kind, bn in (("fpn", "live"), ("fpn", "frozen"), ("c4", "live")) for batch in given.batch]
     later = 45 + 150 * bool(given.train)  # seconds for what follows
     for i, group in enumerate(groups):
         now = time.perf_counter()
         until = now + 0.85 * max(end - later - now, 0) / (len(groups) - i)
-        part("training", lambda g=group, u=until: training(asked, split, *g, u, given.profile), 30)
+        part("training", lambda g=group, u=until: training(options, split, *g, u, given.profile), 30)
     for batch_norm in kinds:
-        part("inference", lambda bn=batch_norm: inference(asked, split, bn), 10)
+        part("inference", lambda bn=batch_norm: inference(options, split, bn), 10)
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("fpn", "c4") if given.train else ():
-            part("trained", lambda k=kind: trained(asked, k, given.train, given.train_batch, Path(folder)), 60)
+            part("trained", lambda k=kind: trained(options, k, given.train, given.train_batch, Path(folder)), 60)
     print(f"written {given.out.with_name(f'{given.out.name}.json')}")
     sys.exit(failed)
 

@@ -22,17 +22,21 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reslearn import data as datasets
 from reslearn.bench import limits
 from reslearn.bench.train import OurLoop
+from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.task import CLASSIFY, ImageExamples, cross_entropy
 from reslearn.data.images.stream import ahead
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.nets import create
 from reslearn.nets.cost import cost
 from reslearn.training import runtime
-from reslearn.training.recipe import Loss, Optimizer, change
-from reslearn.training.resolve import resolve
-from reslearn.training.step import make_criterion, make_optimizer, train_step
+from reslearn.training.recipe import Net, Schedule
+from reslearn.training.request import parse
+from reslearn.training.run import prepare
+from reslearn.training.state import State
+from reslearn.training.step import LossModule, Outcome, update
+from reslearn.training.task import Phase
 
 NET, CLASSES = "resnet50-v1.5", 1000
 Step = Callable[[], None]
@@ -69,25 +73,25 @@ def ours(pixels: Tensor, labels: Tensor, device: torch.device, compiled: bool) -
     """Our step as `train` runs it, eager or compiled: channels last, fused SGD, the finiteness check."""
     torch.manual_seed(0)
     model: nn.Module = create(NET, CLASSES).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, Optimizer(), 0.1)
-    criterion = make_criterion(Loss(), torch.ones(CLASSES))
-    run: Any = torch.compile(model, dynamic=False) if compiled else model
+    recipe = ClassifyRecipe(net=Net(name=NET), schedule=Schedule(steps=1))
+    state, run = State(model, recipe, [Phase(1)], CLASSIFY), torch.compile(model, dynamic=False) if compiled else model
     cast = autocast(pick_precision("auto", device), device)
+    losses = LossModule(run, cross_entropy(recipe.loss, torch.ones(CLASSES)), cast)  # type: ignore[arg-type]
 
-    def step() -> None:
-        train_step(run, normalized(pixels), labels, criterion, optimizer, cast)
+    def check(outcome: Outcome) -> None:
+        if not torch.isfinite(outcome.loss + outcome.grad_norm):
+            sys.exit("the loss is not finite")
 
-    return step
+    return lambda: update(losses, ImageExamples(normalized(pixels), labels), state, check)
 
 
 def from_photos(folder: str, size: int, images: int, device: torch.device, workers: int) -> Step:
     """Our step on random resized crops of a folder of photos, or a packed one, prepared ahead by threads."""
-    opened = datasets.open(folder)
-    recipe, _ = resolve(opened, "imagenet-classic", NET)
-    recipe = change(recipe, [f"batch.size={images}", f"data.size={size}", "data.cache=off"])
-    loop = OurLoop(recipe, device, "eager", opened)
+    settings = {"batch.size": images, "data.size": size, "data.cache": "off", "execution": "eager"}
+    how: dict[str, Any] = {"model": NET, "settings": settings, "device": str(device), "quiet": True}
+    loop = OurLoop(prepare(parse(folder, "imagenet-classic", **how)))
     batches = ahead(loop.stepper.prepare, range(10**6), workers)
-    return lambda: loop.stepper(next(batches), loop.state.progress)
+    return lambda: loop.step(next(batches))
 
 
 def seconds(step: Step, steps: int, device: torch.device) -> float:

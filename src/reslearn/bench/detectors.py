@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,13 @@ from reslearn.bench import limits
 from reslearn.data.boxes.box_set import BoxImage, BoxSet
 from reslearn.data.boxes.source import BoxSource, Target
 from reslearn.data.images.stream import ahead
-from reslearn.detect.step import BoxBatch, DetectStepper, on
+from reslearn.detect.task import BoxExamples
+from reslearn.detect.validation import to_device
 from reslearn.training import runtime
-from reslearn.training.run import begin, make_loop
+from reslearn.training.recipe import change
+from reslearn.training.request import parse
+from reslearn.training.run import make_state, prepare
+from reslearn.training.stepper import make_stepper
 
 NET = "resnet50-v1.5"  # torchvision's
 LR = 1e-8  # so low that the weights stay where they began, and all cases have the same work
@@ -28,10 +32,9 @@ SIDE = 800 / 1333  # of the shortest to the longest side that torchvision scales
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be measured. size: px of the shorter side; regions: of an image in training, None: FPN 512, C4 128; images:
-    that inference looks at in a round; steps: of each case in a round; workers: that read, processes of the plain loop and threads
-    of ours.
+class BenchOptions:
+    """What to measure. size: px of the shorter side; regions: per image in training, None: FPN 512, C4 128; images: of inference
+    in a round; steps: of each case in a round; workers: that read, processes of the plain loop and threads of ours.
     """
 
     data: Path
@@ -86,16 +89,16 @@ class Plain:
     held: a batch that lies on the device.
     """
 
-    def __init__(self, asked: Asked, model: nn.Module, split: BoxSet, batch: int) -> None:
-        self.asked, self.model, self.split, self.batch = asked, model.train(), split, batch
+    def __init__(self, options: BenchOptions, model: nn.Module, split: BoxSet, batch: int) -> None:
+        self.options, self.model, self.split, self.batch = options, model.train(), split, batch
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(parameters, LR, momentum=0.9, weight_decay=1e-4)
-        images, targets = on(asked.device, *memory(split, batch))
+        images, targets = to_device(options.device, *memory(split, batch))
         self.held = images, targets
         self.batches = self._endless()
 
     def _endless(self) -> Generator[tuple[list[Tensor], list[Target]]]:
-        workers = self.asked.workers
+        workers = self.options.workers
         options = {"num_workers": workers, "collate_fn": transposed, "drop_last": len(self.split) >= self.batch}
         loader = DataLoader(Files(self.split.images), self.batch, shuffle=True, persistent_workers=workers > 0, **options)
         while True:
@@ -104,7 +107,7 @@ class Plain:
     def step(self, precision: str, reading: bool) -> None:
         """One update, in "fp32" or "bf16", from the batch that is held or, with reading, from files."""
         images, targets = next(self.batches) if reading else self.held
-        device = self.asked.device
+        device = self.options.device
         images = [image.to(device) for image in images]
         targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -120,29 +123,42 @@ class Plain:
 
 
 class Ours:
-    """The loop of `detect train`, step by step. held: a batch that lies on the device."""
+    """Steps as `detect train` runs them, without a run folder. held: a batch that lies on the device."""
 
-    def __init__(self, asked: Asked, kind: str, batch_norm: str, batch: int, precisions: tuple[str, ...], folder: Path) -> None:
-        regions = asked.regions or {"fpn": 512, "c4": 128}[kind]
-        ranked, proposals = {"fpn": ("[2000,1000]", "[2000,1000]"), "c4": ("[12000,6000]", "[2000,300]")}[kind]
-        detector = {"kind": kind, "batch_norm": batch_norm, **asked.sizes, "regions": regions}
-        detector |= {"ranked": ranked, "proposals": proposals}  # create_detector's, not the recipe's
-        settings = [f"detector.{key}={value}" for key, value in detector.items()]
-        settings += [f"batch.size={batch}", f"schedule.lr={LR}", f"data.workers={asked.workers}", "data.bad=drop"]
-        settings += ["schedule.warmup=0", "schedule.steps=1000000", "log.every=1000000"]
-        job = begin(asked.data, NET, None, settings, 0, folder, str(asked.device), True, None, "detect")
-        self.asked, self.loop = asked, make_loop(job)
-        self.model = self.loop.state.model.train()
-        source, state = self.loop.sources.train, self.loop.state
-        self.steppers = {each: DetectStepper(self.loop.recipe, source, state, each, self.model) for each in precisions}  # type: ignore[arg-type]
-        first = self.loop.stepper.prepare(0)
-        self.held = BoxBatch(first.epochs, first.indices, *on(asked.device, *memory(source.split, batch)))
-        self.batches = ahead(self.loop.stepper.prepare, range(10**6), asked.workers)
+    def __init__(self, options: BenchOptions, kind: str, batch_norm: str, batch: int, precisions: tuple[str, ...]) -> None:
+        detector = {
+            "kind": kind,
+            "batch_norm": batch_norm,
+            **options.sizes,
+            "regions": options.regions or {"fpn": 512, "c4": 128}[kind],
+            "ranked": {"fpn": [2000, 1000], "c4": [12000, 6000]}[kind],  # create_detector's, not the recipe's
+            "proposals": {"fpn": [2000, 1000], "c4": [2000, 300]}[kind],
+        }
+        settings = {
+            "detector": detector,
+            "batch.size": batch,
+            "schedule": {"lr": LR, "warmup": 0, "steps": 1_000_000},
+            "data": {"workers": options.workers, "bad": "drop"},
+        }
+        device = str(options.device)
+        job = prepare(parse(options.data, model=NET, settings=settings, seed=0, device=device, task="detect", quiet=True))
+        self.options, self.seed, self.source, self.state = options, job.recipe.seed, job.sources.train, make_state(job)
+        self.model = self.state.model.train()
+        self.steppers = {
+            precision: make_stepper(replace(job, recipe=change(job.recipe, {"precision": precision})), self.state)
+            for precision in precisions
+        }
+        prepare_batch = self.steppers[precisions[0]].prepare
+        images, targets = to_device(job.device, *memory(self.source.split, batch))
+        self.held = prepare_batch(0)._replace(examples=BoxExamples(images, targets))
+        self.batches = ahead(prepare_batch, range(10**6), options.workers)
 
     def step(self, precision: str, reading: bool) -> None:
         """As Plain's."""
-        self.loop.stepper = self.steppers[precision]  # type: ignore[assignment]
-        self.loop._step(next(self.batches) if reading else self.held)  # type: ignore[arg-type]
+        p = self.state.progress
+        runtime.seed_step(self.seed, p.step)
+        self.steppers[precision](next(self.batches) if reading else self.held)
+        p.step += 1
 
 
 @dataclass
@@ -156,7 +172,7 @@ class Case:
 
     def seconds(self, steps: int) -> float:
         """Of one step, over so many."""
-        device = self.program.asked.device
+        device = self.program.options.device
         with runtime.deterministic(device) if self.deterministic else nullcontext():
             limits.wait_for(device)
             started = time.perf_counter()
