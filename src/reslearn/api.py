@@ -1,9 +1,9 @@
 """The Python face of the main job: what the command line does, as functions."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
-from reslearn import report
 from reslearn.files import write_text
 from reslearn.training import many, ranks, run
 from reslearn.training.recipe import Recipe
@@ -69,11 +69,19 @@ def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> 
 def _summed_up(runs: list[Run]) -> list[Run]:
     out = runs[0].folder.parent
     write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
-    report.write([_reported(run).folder for run in runs], out / "report.html")
+    _write_report([_reported(run).folder for run in runs], out)
     return runs
 
 
 def _reported(run: Run) -> Run:
     if ranks.first():
-        report.write([run.folder], run.folder / "report.html")
+        _write_report([run.folder], run.folder)
     return run
+
+
+def _write_report(runs: list[Path], folder: Path) -> None:
+    """FOLDER/report.html, where reports are installed."""
+    if find_spec("reslearn.report") is not None:
+        from reslearn import report
+
+        report.write(runs, folder / "report.html")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from reslearn.classify.evaluate import read_held_out
 from reslearn.data.boxes.box_set import Bad, BadBoxes, BoxImage, BoxSet
 from reslearn.data.boxes.masks import draw, runs_of
 from reslearn.data.boxes.read import named_images, open_boxes, split_names
@@ -24,6 +23,7 @@ from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
 from reslearn.evaluation.matching import Matches, match
+from reslearn.training.folder import read_held_out
 
 Progress = Callable[[int, int], None]
 
