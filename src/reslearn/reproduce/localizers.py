@@ -14,7 +14,7 @@ from reslearn.data.boxes.read import open_boxes
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.files import write_atomic
-from reslearn.localize.crops import cut_out
+from reslearn.localize.windows import cut_out
 from reslearn.localize.evaluate import classify, views, wrong
 from reslearn.localize.net import load_localizer
 from reslearn.localize.views import Single, of_one_kind
