@@ -30,7 +30,7 @@ def train(
     Examples:
       reslearn bench train
       reslearn bench train resnet20 resnet56 --out speeds.json
-      reslearn bench train resnet20 --data fashion-sample --set step=eager
+      reslearn bench train resnet20 --data fashion-sample --set execution=eager
     """
     from reslearn.bench.train import bench
     from reslearn.files import write_text
@@ -89,8 +89,8 @@ def input_(
 def _print(row: dict[str, Any]) -> None:
     machine, limit, shares = row["machine"], row["limit"], row["shares"]
     typer.echo(f"{row['net']} on {row['data']}, batch {row['batch']}: {machine['processor']}, {machine['threads']} threads")
-    if "note" in row:
-        typer.echo(f"  note: {row['note']}")
+    for line in row["chose"]:
+        typer.echo(f"  chose {line}")
     for speed in row["speeds"]:
         shown = f"{speed['images_per_s']:>10,.0f} images/s {speed['ms_a_step']:>9.2f} ms a step {speed['ratio']:>6.2f}x"
         typer.echo(f"  {speed['what']:<36}{shown}")
