@@ -94,7 +94,12 @@ def main() -> None:
         shallow, _ = import_weights(options.weights, out=folder / "resnet20.safetensors")
         rows = deepened(shallow, "resnet", folder, None)
         plain = reslearn.train(
-            "cifar10", "plain20", "cifar10-paper", [f"schedule.steps={options.steps}"], out=folder / "plain", quiet=True
+            "cifar10",
+            "cifar10-paper",
+            model="plain20",
+            settings={"schedule.steps": options.steps},
+            out=folder / "plain",
+            quiet=True,
         )
         rows += deepened(plain.folder / "model.safetensors", "plain", folder, "cifar10")
         curves = [train_on(path, options.steps, folder) for path in (shallow, folder / "resnet56.safetensors")]

@@ -26,7 +26,6 @@ import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
-from reslearn.detect.step import on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -35,23 +34,28 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as T
 
 import reslearn
-from reslearn import data as datasets
 from reslearn.bench import limits
 from reslearn.bench.train import OurLoop, bench
+from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.task import CLASSIFY, ImageExamples, cross_entropy
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import BoxSource, Target
 from reslearn.data.images.stream import ahead
 from reslearn.detect import create_detector, load_detector, save_detector
-from reslearn.detect.backbone import settle_batch_norm
 from reslearn.detect.evaluate import TestOptions, find
+from reslearn.detect.validation import to_device
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.nets import create
 from reslearn.nets.cost import cost
 from reslearn.training import runtime
-from reslearn.training.recipe import Loss, Optimizer, change
-from reslearn.training.resolve import resolve
-from reslearn.training.step import make_criterion, make_optimizer, train_step
+from reslearn.training.precise_bn import precise_bn
+from reslearn.training.recipe import validate
+from reslearn.training.request import parse
+from reslearn.training.run import prepare
+from reslearn.training.state import State
+from reslearn.training.step import LossModule, update
+from reslearn.training.task import Phase
 
 NET = "resnet50-v1.5"  # torchvision's
 SECONDS, GRACE = 540, 30  # of a part; that a stopped run has to save itself
@@ -106,15 +110,15 @@ def rounds(cases: dict[str, Callable[[], object]], batch: int, count: int, steps
 
 def losses(data: str, recipe_name: str, net: str, mode: str, steps: int, device: torch.device) -> list[float]:
     """The loss of each step in fp32, at a rate at which roundings do not grow."""
-    opened = datasets.open(data)
-    recipe = change(resolve(opened, recipe_name, net)[0], ["precision=fp32", "schedule.lr=0.0003"])
+    settings = {"precision": "fp32", "schedule.lr": 0.0003, "execution": mode}
+    job = prepare(parse(data, recipe_name, model=net, settings=settings, device=str(device), quiet=True))
     with runtime.deterministic(device):
-        loop, sums = OurLoop(recipe, device, mode, opened), [0.0]
+        loop, sums = OurLoop(job), [0.0]
         for _ in range(steps):
             loop.step()
-            loop.stepper.collect(loop.state.progress)
+            loop.stepper.collect()
             sums.append(loop.state.progress.loss)
-    return [(after - before) / recipe.batch.size for before, after in pairwise(sums)]
+    return [(after - before) / job.recipe.batch.size for before, after in pairwise(sums)]
 
 
 def resumed(data: str, recipe: str, net: str, few: list[str], folder: Path, device: str) -> bool:
@@ -219,7 +223,8 @@ def imagenet(record: Record, options: argparse.Namespace, folder: Path) -> None:
         theirs = torchvision.models.resnet50(num_classes=classes).to(device).train()
         sgd = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
         ours: nn.Module = create(NET, classes).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer, criterion = make_optimizer(ours, Optimizer(), 0.1), make_criterion(Loss(), torch.ones(classes))
+        recipe = validate({"net": {"name": NET}, "schedule": {"steps": 1}, "batch": {"size": images}}, ClassifyRecipe)
+        state, loss = State(ours, recipe, (Phase(1),), CLASSIFY), cross_entropy(recipe.loss, torch.ones(classes))
 
         def plain(x: Tensor = pixels, y: Tensor = labels, model: nn.Module = theirs, sgd: torch.optim.SGD = sgd) -> None:
             sgd.zero_grad()
@@ -229,19 +234,20 @@ def imagenet(record: Record, options: argparse.Namespace, folder: Path) -> None:
             sgd.step()
             loss.item()
 
-        def own(model: Any, x: Tensor = pixels, y: Tensor = labels, how: Any = (criterion, optimizer)) -> None:
-            train_step(model, x.float().mul_(1 / 58.0).sub_(2.0), y, *how, cast)
+        def own(model: Any, x: Tensor = pixels, y: Tensor = labels, state: State = state, loss: Any = loss) -> None:
+            examples = ImageExamples(x.float().mul_(1 / 58.0).sub_(2.0), y)
+            update(LossModule(model, loss, cast), examples, state, lambda outcome: outcome.loss.item())
 
         cases: dict[str, Callable[[], object]] = {"torchvision, plain loop": plain, "reslearn, eager": lambda m=ours: own(m)}
         if not options.smoke:
             compiled = torch.compile(ours, dynamic=False)
             cases["reslearn, compiled"] = lambda m=compiled: own(m)
         if options.data:
-            opened = datasets.open(options.data)
-            settings = [f"batch.size={images}", f"data.size={size}", "data.cache=off"]
-            loop = OurLoop(change(resolve(opened, "imagenet-classic", NET)[0], settings), device, "eager", opened)
+            settings = {"batch.size": images, "data.size": size, "data.cache": "off", "execution": "eager"}
+            request = parse(options.data, "imagenet-classic", model=NET, settings=settings, device=str(device), quiet=True)
+            loop = OurLoop(prepare(request))
             batches = ahead(loop.stepper.prepare, range(10**6), options.workers)
-            cases["reslearn, eager, from photos"] = lambda b=batches, s=loop: s.stepper(next(b), s.state.progress)
+            cases["reslearn, eager, from photos"] = lambda b=batches, s=loop: s.step(next(b))
         speeds = rounds(cases, images, 1 if options.smoke else 5, 1 if options.smoke else 20, device)
         limit = limits.matrix_rate(device, pick_precision("auto", device)) / (3 * cost(create(NET), (3, size, size)).macs)
         record.note(f"images/s at {size} px, batch {images}", speeds | {"limit by multiply-adds": round(limit, 1)})
@@ -278,8 +284,8 @@ def torchvisions(split: BoxSet, batch_norm: str, sizes: dict[str, int], regions:
     rpn, boxes = model.rpn.head, model.roi_heads.box_predictor
     for layer, std in ((rpn.cls_logits, 0.1), (boxes.cls_score, 0.1), (rpn.bbox_pred, 0.001), (boxes.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
-    images = on(device, *as_lists([BoxSource(split)[i] for i in range(min(len(split), 8))]))[0]
-    settle_batch_norm(model.backbone, [model.transform([image])[0].tensors for image in images])
+    images = to_device(device, *as_lists([BoxSource(split)[i] for i in range(min(len(split), 8))]))[0]
+    precise_bn(model.backbone, [model.transform([image])[0].tensors for image in images])
     for parent in list(model.modules()) if batch_norm == "frozen" else ():
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -328,7 +334,7 @@ def plain_steps(model: nn.Module, split: BoxSet, batch: int, workers: int, devic
     batches = endless()
 
     def step() -> None:
-        images, targets = on(device, *next(batches))
+        images, targets = to_device(device, *next(batches))
         with torch.autocast(device.type, torch.bfloat16):
             parts: dict[str, Tensor] = model(images, targets)
             loss = sum(parts.values(), torch.zeros((), device=device))
@@ -364,7 +370,7 @@ def detection(record: Record, options: argparse.Namespace, folder: Path) -> None
     sizes = {"min_size": size, "max_size": round(size * 1333 / 800)}
     splits = open_boxes(options.data, bad="drop")
     split = splits.get("train") or next(iter(splits.values()))
-    two = on(device, *as_lists([BoxSource(split)[i] for i in range(2)]))
+    two = to_device(device, *as_lists([BoxSource(split)[i] for i in range(2)]))
     for batch_norm in ("live", "frozen"):
         theirs = torchvisions(split, batch_norm, sizes, regions, device)
         how = {"kind": "fpn", "batch_norm": batch_norm, **sizes, "regions": regions}
