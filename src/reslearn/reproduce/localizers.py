@@ -14,10 +14,10 @@ from reslearn.data.boxes.read import open_boxes
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.files import write_atomic
-from reslearn.localize.windows import cut_out
 from reslearn.localize.evaluate import classify, views, wrong
 from reslearn.localize.net import load_localizer
 from reslearn.localize.views import Single, of_one_kind
+from reslearn.localize.windows import cut_out
 from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import Dataset, Experiment, ExperimentOptions, Measured, Plan, Scale, scales
 from reslearn.reproduce.runs import open_annotated
