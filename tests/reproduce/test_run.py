@@ -294,7 +294,7 @@ def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, 
     words = ["reproduce", "--all", "--seeds", "1", "--data", one["data"], "--out", str(one["out"])]
     said = run_cli(*words)
     assert said.code == 2, "one of them could not run"
-    assert "going on with the next" in said.err and "bad" in said.err and "page:" in said.out
+    assert "continuing with the next" in said.err and "bad" in said.err and "page:" in said.out
     assert {path.name for path in one["out"].glob("*.json")} == {"count-paper.json", "tiny-small.json"}
     result = json.loads((one["out"] / "tiny-small.json").read_text())
     assert result["rows"][0]["ours"]["n"] == 1 and result["command"].startswith("reslearn reproduce --all --seeds 1")
