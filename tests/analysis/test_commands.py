@@ -20,7 +20,9 @@ SHORT = ["schedule.steps=4", "batch.size=16", "log.every=2"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A residual net that has hardly been trained."""
-    return train("fashion-sample", "resnet14", settings=SHORT, out=tmp_path_factory.mktemp("runs") / "residual", quiet=True).folder
+    return train(
+        "fashion-sample", model="resnet14", settings=SHORT, out=tmp_path_factory.mktemp("runs") / "residual", quiet=True
+    ).folder
 
 
 CASES = {

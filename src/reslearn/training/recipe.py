@@ -264,10 +264,14 @@ def validate(values: dict[str, Any], kind: type[R], where: str = "recipe", base:
         raise UserError(f"{where}: {_explain(error, kind, base)}") from error
 
 
-def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
-    # A key that is not known is why another one is missing.
+def _first(error: ValidationError) -> tuple[Any, str]:
+    """The problem to report and its dotted key. A key that is not known is why another one is missing."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    return first, ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+
+
+def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
+    first, key = _first(error)
     if first["type"] == "extra_forbidden":
         return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # an item of a list, the last of those that are missing
@@ -307,8 +311,13 @@ def change(recipe: R, settings: Mapping[str, Any]) -> R:
         target[last] = value
         if key in ("schedule.steps", "schedule.epochs"):
             target["epochs" if last == "steps" else "steps"] = None
-    where = " ".join(f"--set {key}={shown(value)}" for key, value in settings.items()) or "recipe"
-    return validate(values, type(recipe), where)
+    try:
+        return type(recipe).model_validate(values)
+    except ValidationError as error:
+        _, wrong = _first(error)
+        named = {wrong: settings[wrong]} if wrong in settings else settings
+        where = " ".join(f"--set {key}={shown(value)}" for key, value in named.items()) or "recipe"
+        raise UserError(f"{where}: {_explain(error, type(recipe), 'default')}") from error
 
 
 def shown(value: Any) -> str:

@@ -96,7 +96,7 @@ def _settings(settings: Settings, task: Task[Any, Any, Any]) -> dict[str, Any]:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'{did_you_mean(key, known)}")
         chosen[key] = value
-    if len(lengths := [f"--set {key}={shown(chosen[key])}" for key in ("schedule.steps", "schedule.epochs") if key in chosen]) > 1:
+    if len(lengths := [f"--set {key}={shown(chosen[key])}" for key in chosen if key in ("schedule.steps", "schedule.epochs")]) > 1:
         raise UserError(f"{' and '.join(lengths)}: give one of them, the length in steps or in epochs")
     return chosen
 
