@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from reslearn import report
 from reslearn.files import write_text
+from reslearn.report import page
 from reslearn.training import many, ranks, run
 from reslearn.training.recipe import Recipe
 from reslearn.training.request import Settings, TrainRequest, parse
@@ -69,11 +69,16 @@ def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> 
 def _summed_up(runs: list[Run]) -> list[Run]:
     out = runs[0].folder.parent
     write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
-    report.write([_reported(run).folder for run in runs], out / "report.html")
+    _write_report([_reported(run) for run in runs], out)
     return runs
 
 
 def _reported(run: Run) -> Run:
-    if ranks.first():
-        report.write([run.folder], run.folder / "report.html")
+    _write_report([run], run.folder)
     return run
+
+
+def _write_report(runs: list[Run], folder: Path) -> None:
+    """Write FOLDER/report.html, for runs of a task that has a page."""
+    if ranks.first() and all(run.task in page.TASKS for run in runs):
+        page.write([run.folder for run in runs], folder / "report.html")

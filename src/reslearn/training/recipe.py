@@ -27,16 +27,20 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class Net(Section, frozen=True):
     """The network, by its name and options (see `create`); unset options are the network's own."""
 
-    name: str
-    shortcut: Shortcut | None = None
-    stride_in: StrideIn | None = None
-    order: Order | None = None
-    merge: Merge | None = None
-    gate_bias: float | None = None
-    last_survival: float | None = None
-    per_sample: bool | None = None
-    pool: Pool | None = None
-    zero_init_last_gamma: bool | None = None
+    name: str = Field(description="the network (see reslearn models)")
+    shortcut: Shortcut | None = Field(default=None, description="shortcuts that change shape: option A, B or C (DRL 4.1)")
+    stride_in: StrideIn | None = Field(default=None, description="the layer of a bottleneck that has its stride")
+    order: Order | None = Field(default=None, description="order of BN, ReLU and addition in a block (He et al., 2016b)")
+    merge: Merge | None = Field(default=None, description="how shortcut and branch are combined (He et al., 2016b, Table 1)")
+    gate_bias: float | None = Field(default=None, description="initial bias of a gated merge")
+    last_survival: float | None = Field(
+        default=None, description="probability that the last block is kept in training (stochastic depth; Huang et al., 2016)"
+    )
+    per_sample: bool | None = Field(default=None, description="drop blocks image by image instead of for a whole mini-batch")
+    pool: Pool | None = Field(default=None, description="how the stem's max pool rounds its output size")
+    zero_init_last_gamma: bool | None = Field(
+        default=None, description="branches begin at zero: the last BN's gamma of each is 0 (Goyal et al., 2017)"
+    )
     init: str | None = Field(default=None, description="model file or run folder to start from; otherwise random weights")
     frozen: int = Field(default=0, ge=0, description="1 freezes the stem, n + 1 the first n stages too (needs init)")
 
@@ -96,9 +100,9 @@ class Optimizer(Section, frozen=True):
     `undecayed` is set.
     """
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    nesterov: bool = False
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the momentum buffer that a step keeps")
+    weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty: this times the weight is added to its gradient")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
     style: Literal["pytorch", "caffe"] = Field(
         default="pytorch", description="caffe: the momentum buffer contains lr, as in Caffe's SGD"
     )
@@ -125,7 +129,9 @@ class Schedule(Section, frozen=True):
     lr_batch: int | None = Field(
         default=None, ge=1, description="lr is for batches of this size, and scales with batch.size (Goyal et al., 2017)"
     )
-    shape: Literal["steps", "cosine", "one-cycle", "plateau"] = "steps"
+    shape: Literal["steps", "cosine", "one-cycle", "plateau"] = Field(
+        default="steps", description="how lr falls: at drops, along a cosine, along a line, or when the validation error stalls"
+    )
     drops: tuple[int | float, ...] = Field(
         default=(), description="steps, or shares of the run, after which lr is divided by 10 (shape steps)"
     )
@@ -182,7 +188,7 @@ class Log(Section, frozen=True):
 class Recipe(Section, frozen=True):
     """What decides a run of any task. The same recipe, data, seed and machine give the same weights, bit for bit."""
 
-    name: str = "custom"
+    name: str = Field(default="custom", description="the recipe's name, in reports")
     seed: int = Field(default=0, ge=0, lt=2**31, description="random seed")
     net: Net
     data: Data = Data()
@@ -190,7 +196,9 @@ class Recipe(Section, frozen=True):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of an average of the weights, used for evaluation")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of the forward pass in training; auto: bf16 where the hardware computes in it, else fp32"
+    )
     execution: Execution = Field(default="auto", description="how a step is executed (see training/stepper.py)")
     evaluate: Every = Every()
     checkpoint: Checkpoint = Checkpoint()
@@ -234,7 +242,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -322,7 +330,7 @@ def change(recipe: R, settings: Mapping[str, Any]) -> R:
 
 def shown(value: Any) -> str:
     """A value as --set takes it and as recipes are printed."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -48,8 +48,6 @@ def starting_net(request: TrainRequest) -> dict[str, Any] | None:
     init, model = request.get("net.init"), request.get("net.name")
     if init is None:
         return None
-    if not isinstance(init, str):
-        raise UserError(f"net.init: write the model file or run as text (not {init!r})")
     path = Path(init).expanduser()
     card = read_card(path)
     if model is not None and model != card.net:
