@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from reslearn import UserError
+from drawing import draw_images
+from reslearn import UserError, train
 from reslearn.classify.recipes import NAMED, ClassifyRecipe
 from reslearn.data import DataSet, Split
 from reslearn.data.preprocess import Preprocessing
@@ -85,6 +86,18 @@ def test_uneven_classes_are_weighted_and_it_says_so() -> None:
 def test_the_fashion_sets_have_their_recipe_and_all_others_the_default() -> None:
     assert resolved(small(600, 28, 1, name="fashion-sample"))[0].name == "fashion"
     assert resolved(small(600))[0].name == "default"
+
+
+@pytest.mark.parametrize("name", ["fashion-mine", "elsewhere/fashion-sample"])
+@pytest.mark.parametrize("size", [(70, 90), (16, 16)], ids=["photos", "small"])
+def test_a_folder_of_ones_own_that_is_called_like_the_fashion_sets_gets_the_default(
+    tmp_path: Path, name: str, size: tuple[int, int]
+) -> None:
+    folder = draw_images(tmp_path / name, size=size)
+    settings = {"schedule.steps": 2, **({"data.size": 32, "data.workers": 0} if size[0] > 16 else {})}
+    run = train(folder, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True)
+    assert json.loads((run.folder / "recipe.json").read_text())["recipe"]["name"] == "default"
+    assert run.result["last"]["test"]["n"] == 4
 
 
 def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_killed_in_each_phase_it_ends_bit_for_bit_the_same(watched: Watched, sha
         code = f"""
 import os, signal
 from reslearn import resume, train
-from reslearn.detect.step import DetectStepper
+from reslearn.training.stepper import HostStepper
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 call = HostStepper.__call__

@@ -57,6 +57,7 @@ def test_a_recipe_is_printed_key_by_key(name: str) -> None:
     values = {row["key"]: row["value"] for row in rows}
     assert values["name"] == name
     defaults = {key: field.default for key, field in fields(task.recipe)}
+    assert not any(isinstance(value, list) for value in values.values()), "tuples, as the defaults are"
     assert all(defaults[row["key"]] == row["value"] for row in rows if row["source"] == "default")
     assert all(defaults[row["key"]] != row["value"] for row in rows if row["source"] == "this recipe")
 

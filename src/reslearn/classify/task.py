@@ -71,7 +71,8 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
         return datasets.open(source, on_bad="skip" if given.get("data.on_bad") == "skip" else "error")
 
     def usual(self, data: DataSet) -> str:
-        return "fashion" if data.resident and data.name in ("fashion-sample", "fashion-mnist") else "default"
+        fashion = data.name in ("fashion-sample", "fashion-mnist") and data.sizes == (28, 28) and data.channels == 1
+        return "fashion" if fashion and data.resident else "default"  # a folder of one's own may have such a name, too
 
     def choose(self, name: str, data: DataSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
         return NAMED[name](data, net)
