@@ -10,18 +10,17 @@ import torch
 from torch import nn
 
 from reslearn import create
-from reslearn.data.images.resident import Resident
-from reslearn.data.preprocess import Preprocessing
+from reslearn.classify import validation
+from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.task import ImageExamples
 from reslearn.data.sampling import checksum
-from reslearn.data.sets import Split
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
-from reslearn.training.state import State
-from reslearn.training.step import make_criterion
 from reslearn.training.stepper import make_stepper, pick
 from reslearn.training.sync_bn import synchronized
+from training_jobs import CPU, make_job, make_state, resident
 
-STEPS, SIZE, CPU = 30, 32, torch.device("cpu")
+STEPS, SIZE = 30, 32
 # A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
 RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
 CASES: dict[str, dict[str, Any]] = {
@@ -29,42 +28,30 @@ CASES: dict[str, dict[str, Any]] = {
     "no BN, micro-batches": {"net": {"name": "highway-19"}, "batch": {"size": SIZE, "micro": 8}},
     "synchronized BN": RESNET | {"batch": {"size": SIZE, "sync_bn": True}},
     "synchronized BN, recomputed": RESNET | {"batch": {"size": SIZE, "sync_bn": True}, "recompute": True},
-    "BN of micro-batches": RESNET | {"batch": {"size": SIZE, "micro": 16}, "step": "fused"},
+    "BN of micro-batches": RESNET | {"batch": {"size": SIZE, "micro": 16}, "execution": "fused"},
     "stochastic depth": RESNET | {"net": {"name": "resnet8", "last_survival": 0.3}, "batch": {"size": SIZE, "sync_bn": True}},
 }
-
-
-def source(images: int = 100) -> Resident:
-    """Small images of four classes."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 4, (images,), generator=generator)
-    pixels[labels == 1] //= 2
-    split = Split(labels.numpy(), tuple(map(str, range(images))), pixels=pixels)
-    view = Preprocessing(channels=3, size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    return Resident(split, view, flip=True, pad=2)
 
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
     """Losses, the pixels that this rank saw (a hash of each image of each step) and the state at the end."""
     values = {"data": {"pad": 2}, "batch": {"size": SIZE}, "schedule": {"steps": STEPS, "lr": 0.01}, "ema": 0.9}
-    recipe = validate(values | {"precision": "fp32", "step": "eager"} | changes)
-    images = source()
+    recipe = validate(values | {"precision": "fp32", "execution": "eager"} | changes, ClassifyRecipe)
+    job = make_job(recipe, resident(), execution=pick(recipe, CPU, resident=True)[0])
     torch.manual_seed(0)
     model = create(recipe.net.name, 4, **recipe.net.options())
     model.recompute = recipe.recompute  # type: ignore[assignment]
     model = synchronized(model, CPU) if recipe.batch.sync_bn else model
-    state = State(model.to(memory_format=torch.channels_last).train(), recipe)
-    mode, _ = pick(recipe.step, CPU, recipe, resident=True)
-    stepper = make_stepper(mode, recipe, images, state, make_criterion(recipe.loss, torch.bincount(images.labels)), "fp32")
+    state = make_state(job, model.to(memory_format=torch.channels_last))
+    stepper = make_stepper(job, state)
     losses, seen, stream, before = [], [], 0, 0.0
     for step in range(STEPS):
         runtime.seed_step(recipe.seed, step, ranks.draws(model))
         batch, own = stepper.prepare(step), ranks.own(SIZE)
-        assert batch.images is not None
-        seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.images.contiguous()])
+        assert isinstance(batch.examples, ImageExamples)
+        seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.examples.images.contiguous()])
         stream += checksum(step * SIZE + own.start, batch.epochs[own], batch.indices[own])
-        stepper(batch, state.progress)
+        stepper(batch)
         losses.append((state.progress.loss - before) / SIZE)
         before, state.progress.step = state.progress.loss, step + 1
     whole = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.model.state_dict().items()}
@@ -92,10 +79,10 @@ def normalize() -> dict[str, Any]:
 def evaluate(images: int, batch: int) -> dict[str, Any]:
     """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
     torch.manual_seed(2)
-    split, model, calls = source(images), create("resnet8", 4), []
-    if ranks.Shard(split, batch).places[1:2].tolist() == [1]:
+    split, model, calls = resident(images), create("resnet8", 4), []
+    if validation.Shard(split, batch).places[1:2].tolist() == [1]:
         split.holes, split.bad = {1}, {"1": "broken"}
-    seen = ranks.single_view(model, split, batch=batch, progress=calls.append)
+    seen = validation.single_view(model, split, batch=batch, progress=calls.append)
     digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in seen.logits]
     found = {"logits": digests, "labels": seen.labels.tolist(), "indices": seen.indices.tolist()}
     return found | {"bad": split.bad, "holes": sorted(split.holes), "calls": calls}

@@ -11,13 +11,15 @@ import torch
 from detect.small import detector
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import BoxSource
-from reslearn.detect.alternating import AlternatingState, phase_ends
+from reslearn.detect.alternating import Alternating
 from reslearn.detect.recipes import DetectRecipe
-from reslearn.detect.step import DetectStepper, judge
+from reslearn.detect.task import DETECT
+from reslearn.detect.validation import validate_split
 from reslearn.evaluation.average_precision import coco
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
-from reslearn.training.state import State
+from reslearn.training.stepper import make_stepper
+from training_jobs import make_job, make_state
 
 STEPS, SIZE = 6, 4
 # Every anchor and every region is learned from, so that nothing is drawn. Losses are means over the regions of a micro-batch, and
@@ -45,24 +47,21 @@ def train(data: str, changes: dict[str, Any]) -> dict[str, Any]:
         "precision": "fp32",
     }
     values |= {"detector": model.settings.model_dump()} | {key: changes[key] for key in changes if key not in options}
-    recipe: DetectRecipe = validate(values, kind=DetectRecipe)
-    source = BoxSource(open_boxes(data)["train"], flip="horizontal")
-    if recipe.alternate is None:
-        state, losses = State(model, recipe), model
-    else:
-        state = AlternatingState(model, recipe, phase_ends(recipe, len(source)))
-        losses = state.losses
-    stepper, found, digests = DetectStepper(recipe, source, state, "fp32", losses), [], []
+    recipe = validate(values, DetectRecipe)
+    job = make_job(recipe, BoxSource(open_boxes(data)["train"], flip="horizontal"), DETECT)
+    state = make_state(job, model if recipe.alternate is None else Alternating(model))
+    stepper, found, digests = make_stepper(job, state), [], []
     for step in range(STEPS):
         runtime.seed_step(recipe.seed, step, ranks.draws(model))
         before = dict(state.progress.losses)
-        stepper(stepper.prepare(step), state.progress)
+        stepper(stepper.prepare(step))
         found.append({name: (sum_ - before.get(name, 0.0)) / SIZE for name, sum_ in state.progress.losses.items()})
         state.progress.step = step + 1
         saved = state.to_checkpoint()
         digests.append({name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in (saved.model | saved.state).items()})
-        if isinstance(state, AlternatingState) and step + 1 in state.ends[:-1]:
+        if step + 1 == state.phases[state.phase - 1].end < STEPS:
             state.enter(state.phase + 1)
+            stepper.restart()
     return {"losses": found, "states": digests, "grad_norm": stepper.grad_norm}
 
 
@@ -70,7 +69,7 @@ def look(data: str, masks: bool) -> dict[str, Any]:
     """AP and losses on images of which each rank sees some: five, an odd number."""
     split, calls = open_boxes(data)["test"], list[int]()
     model = detector(classes=split.classes, masks=masks)  # type: ignore[arg-type]
-    seen = judge(model, BoxSource(split, masks=masks), "fp32", 0, calls.append)
+    seen = validate_split(model, BoxSource(split, masks=masks), "fp32", 0, calls.append)
     scores = [found.scores.tolist() for found in seen.boxes.found]
     return {
         "AP": coco(seen.boxes),

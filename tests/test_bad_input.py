@@ -88,7 +88,7 @@ def finished(tmp: Path) -> Path:
     """A run that was trained here, in tmp/run, on tmp/data."""
     draw_images(tmp / "data")
     settings = ["schedule.steps=4", "batch.size=4", "checkpoint.every=2"]
-    reslearn.train(tmp / "data", "resnet8", settings=settings, out=tmp / "run", quiet=True)
+    reslearn.train(tmp / "data", model="resnet8", settings=settings, out=tmp / "run", quiet=True)
     return tmp / "run"
 
 
@@ -230,7 +230,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "resume a folder that is not there": (lambda t: ["train", "--resume", str(t / "none")], "is not a run folder"),
     "resume what is no run": (lambda t: ["train", "--resume", str(t)], "is not a run folder"),
     "a damaged recipe": (lambda t: interrupted(t, lambda r: put(r / "recipe.json", "{")), "is damaged"),
-    "other images than before": (lambda t: interrupted(t, changed_images), "have changed"),
+    "other images than before": (lambda t: interrupted(t, changed_images), "has changed"),
     "a flipped bit in the weights": (
         lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "model.safetensors")),
         "to resume from step-00000002",

@@ -106,7 +106,7 @@ def test_every_command_has_examples_in_its_help(command: str, run_cli: RunCli) -
 def test_photos_train_evaluate_and_predict(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "photos", each=24, size=(90, 120))
     settings = ["schedule.steps=3", "data.size=64"]
-    run = reslearn.train(data, "resnet18", settings=settings, out=tmp_path / "run", quiet=True)
+    run = reslearn.train(data, model="resnet18", settings=settings, out=tmp_path / "run", quiet=True)
     assert run.result["last"]["test"]["n"] == 7
     assert reslearn.evaluate(run.folder, data)["confusion"] == run.result["last"]["test"]["confusion"]
     (prediction,) = reslearn.predict(reslearn.load(run.folder), data / "a" / "0.png")
@@ -115,6 +115,6 @@ def test_photos_train_evaluate_and_predict(tmp_path: Path) -> None:
 
 def test_one_image_a_class_trains_without_a_special_case(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "d", classes="abcdefgh", each=1)
-    run = reslearn.train(data, "resnet8", settings=["schedule.steps=3"], out=tmp_path / "run", quiet=True)
+    run = reslearn.train(data, model="resnet8", settings=["schedule.steps=3"], out=tmp_path / "run", quiet=True)
     assert run.result["last"]["train"]["n"] == 8 and "val" not in run.result["last"]
     assert run.result["last"]["train"]["top5_error"] <= run.result["last"]["train"]["top1_error"]

@@ -69,19 +69,20 @@ def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> 
 def _summed_up(runs: list[Run]) -> list[Run]:
     out = runs[0].folder.parent
     write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
-    _write_report([_reported(run).folder for run in runs], out)
+    _write_report([_reported(run) for run in runs], out)
     return runs
 
 
 def _reported(run: Run) -> Run:
-    if ranks.first():
-        _write_report([run.folder], run.folder)
+    _write_report([run], run.folder)
     return run
 
 
-def _write_report(runs: list[Path], folder: Path) -> None:
-    """FOLDER/report.html, where reports are installed."""
-    if find_spec("reslearn.report") is not None:
-        from reslearn import report
+def _write_report(runs: list[Run], folder: Path) -> None:
+    """Write FOLDER/report.html, for runs of a task that has a page, where reports are installed."""
+    if not ranks.first() or find_spec("reslearn.report") is None:
+        return
+    from reslearn.report import page
 
-        report.write(runs, folder / "report.html")
+    if all(run.task in page.TASKS for run in runs):
+        page.write([run.folder for run in runs], folder / "report.html")

@@ -34,11 +34,11 @@ def names() -> list[str]:
 
 
 def get(name: str) -> "Task[Any, Any, Any]":
-    """A task by its name. Raises UserError for an unknown name, and for a task whose code is not installed."""
+    """A task by its name. Raises UserError for an unknown name, and for a task that cannot be imported."""
     if name not in _known():
         raise UserError(f"no task '{name}'{did_you_mean(name, names())}")
     module, _, attribute = _known()[name].partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise UserError(f"task '{name}' is not installed: {error}") from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task '{name}' ({_known()[name]}) cannot be imported: {error}") from error

@@ -30,7 +30,7 @@ def test_images_are_test_images_drawn_by_the_seed(run: Path) -> None:
 
 
 def test_a_run_on_an_undivided_folder_is_analysed_on_what_it_held_out(images: Path, tmp_path: Path) -> None:
-    folder = train(images, "resnet8", settings=SHORT, out=tmp_path / "run", quiet=True).folder
+    folder = train(images, model="resnet8", settings=SHORT, out=tmp_path / "run", quiet=True).folder
     held_out = json.loads((folder / "split.json").read_text())
     subject = open_subject(folder, None, 100, 0)
     assert subject.split == "test" and set(subject.names) == set(held_out["test"]) and not subject.note

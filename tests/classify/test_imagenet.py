@@ -23,7 +23,7 @@ OWN = {
 
 
 def train(photos: Path, out: Path, recipe: str, *more: str) -> Run:
-    return reslearn.train(photos, "resnet18", recipe, settings=[*SMALL, *OWN[recipe], *more], out=out, quiet=True)
+    return reslearn.train(photos, recipe, model="resnet18", settings=[*SMALL, *OWN[recipe], *more], out=out, quiet=True)
 
 
 @pytest.mark.parametrize("recipe", OWN)
@@ -34,7 +34,7 @@ def test_each_recipe_trains_on_any_folder(photos: Path, tmp_path: Path, recipe: 
 
 
 def test_bn_is_settled_as_an_average_over_the_batches_that_would_come_next(photos: Path, tmp_path: Path) -> None:
-    settings = ("precision=fp32", "step=eager", "data.color=null", "data.flip=false")
+    settings = ("precision=fp32", "execution=eager", "data.color=null", "data.flip=false")
     run = train(photos, tmp_path / "run", "imagenet-paper", *settings)
     moving = train(photos, tmp_path / "moving", "imagenet-paper", *settings, "precise_bn=null")
     model, before = load(run.folder), load(moving.folder)
@@ -83,7 +83,7 @@ def test_a_plateau_of_held_out_error_divides_the_rate(photos: Path, tmp_path: Pa
 def test_views_that_grow_beyond_those_of_tests_are_noted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for size, noted in ((48, True), (64, False)):
         settings = ["schedule.steps=1", "batch.size=8", "data.grow=[32,64]", f"data.size={size}", "data.workers=0"]
-        reslearn.train(photos, "resnet18", "imagenet-fast", settings=settings, out=tmp_path / f"{size}")
+        reslearn.train(photos, "imagenet-fast", model="resnet18", settings=settings, out=tmp_path / f"{size}")
         assert ("training views grow to 64 px, beyond the 48 px of tests" in capsys.readouterr().out) == noted
 
 

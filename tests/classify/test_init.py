@@ -21,7 +21,7 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("shallow")
     data = draw_images(folder / "data", each=40)
     settings = ["schedule.epochs=8", "batch.size=8", "loss.label_smoothing=0"]
-    return reslearn.train(data, "resnet8", settings=settings, out=folder / "run", quiet=True).folder, data
+    return reslearn.train(data, model="resnet8", settings=settings, out=folder / "run", quiet=True).folder, data
 
 
 def losses(run: Path) -> list[float]:
@@ -42,7 +42,7 @@ def test_a_deepened_net_starts_where_the_shallow_one_was(shallow: tuple[Path, Pa
         for name, init in (("a", run), ("b", deep))
     ]
     assert starts[0] == pytest.approx(starts[1], rel=1e-5)
-    fresh = reslearn.train(data, "resnet20", settings=settings, out=tmp_path / "c", quiet=True).folder
+    fresh = reslearn.train(data, model="resnet20", settings=settings, out=tmp_path / "c", quiet=True).folder
     assert starts[1] < 0.5 * losses(fresh)[0]
 
 
@@ -106,10 +106,12 @@ def test_a_fine_tuning_resumes_bit_for_bit(shallow: tuple[Path, Path], tmp_path:
 )
 def test_what_does_not_fit_is_said(shallow: tuple[Path, Path], settings: list[str], model: str | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        reslearn.train(shallow[1], model, settings=[*QUICK, *settings], init=shallow[0], out=shallow[0].parent / "no", quiet=True)
+        reslearn.train(
+            shallow[1], model=model, settings=[*QUICK, *settings], init=shallow[0], out=shallow[0].parent / "no", quiet=True
+        )
 
 
 @pytest.mark.parametrize("setting", ["net.frozen=1", "optimizer.backbone_lr=0.1"])
 def test_fine_tuning_options_need_a_model_to_start_from(shallow: tuple[Path, Path], setting: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="init as well"):
-        reslearn.train(shallow[1], "resnet8", settings=[setting], out=tmp_path / "no", quiet=True)
+        reslearn.train(shallow[1], model="resnet8", settings=[setting], out=tmp_path / "no", quiet=True)

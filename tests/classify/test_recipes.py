@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from reslearn import UserError
+from drawing import draw_images
+from reslearn import UserError, train
+from reslearn.classify.recipes import NAMED, ClassifyRecipe
 from reslearn.data import DataSet, Split
-from reslearn.training.recipe import Recipe, change, keys
-from reslearn.training.resolve import NAMED, resolve
+from reslearn.data.preprocess import Preprocessing
+from reslearn.training import resolve
+from reslearn.training.recipe import change, flatten, keys
+from reslearn.training.request import parse
 from reslearn.training.schedule import lr
+from reslearn.weights.store import Card
+from training_jobs import resolved
 
 
 def small(n: int = 60_000, size: int = 32, channels: int = 3, name: str = "cifar10", classes: int = 10) -> DataSet:
@@ -29,7 +35,7 @@ def photos(n: int, sizes: tuple[int, int] = (375, 500), weights: tuple[int, ...]
 
 
 def test_cifar10_paper_is_section_4_2() -> None:
-    recipe, _ = resolve(small(), "cifar10-paper", "resnet56")
+    recipe, _ = resolved(small(), "cifar10-paper", "resnet56")
     assert (recipe.batch.size, recipe.batch.micro) == (128, 64)
     assert recipe.schedule.model_dump(exclude={"warmup_until", "lr_batch", "patience"}) == {
         "steps": 64_000,
@@ -43,7 +49,7 @@ def test_cifar10_paper_is_section_4_2() -> None:
     assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay, recipe.optimizer.nesterov) == (0.9, 1e-4, False)
     assert (recipe.data.val, recipe.data.pad, recipe.data.flip, recipe.data.normalize) == (5000, 4, True, "pixel-mean")
     assert recipe.loss.label_smoothing == 0 and recipe.ema is None and not recipe.net.zero_init_last_gamma
-    deep, _ = resolve(small(), "cifar10-paper", "resnet110")
+    deep, _ = resolved(small(), "cifar10-paper", "resnet110")
     assert (deep.schedule.warmup_lr, deep.schedule.warmup_until) == (0.01, 80)
 
 
@@ -59,12 +65,12 @@ def test_cifar10_paper_is_section_4_2() -> None:
     ],
 )
 def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int | None, batch: int, epochs: int) -> None:
-    recipe, chose = resolve(data, "default")
+    recipe, chose = resolved(data, "default")
     got = (recipe.net.name, recipe.data.size, recipe.batch.size, recipe.schedule.epochs)
     n = len(data.splits.get("train", data.splits.get("all")).labels)
     assert got == (net, size, batch, epochs)
     assert any(net in line for line in chose) and chose[-2:] == [f"batch {batch}: {n:,} images", f"{epochs} epochs: {n:,} images"]
-    others = resolve(data, "default", settings=["data.size=64", "batch.size=8", "schedule.steps=9"] if size else ["batch.size=8"])[
+    others = resolved(data, "default", settings=["data.size=64", "batch.size=8", "schedule.steps=9"] if size else ["batch.size=8"])[
         1
     ]
     assert not any(line.startswith(("batch", "image size")) for line in others), "what is asked for is not chosen"
@@ -72,41 +78,53 @@ def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int 
 
 
 def test_uneven_classes_are_weighted_and_it_says_so() -> None:
-    recipe, chose = resolve(photos(500, weights=(4, 1)))
+    recipe, chose = resolved(photos(500, weights=(4, 1)))
     assert recipe.loss.class_weights == "auto" and any("100 to 400 images" in line for line in chose)
-    assert resolve(photos(500))[0].loss.class_weights == "none"
+    assert resolved(photos(500))[0].loss.class_weights == "none"
 
 
 def test_the_fashion_sets_have_their_recipe_and_all_others_the_default() -> None:
-    assert resolve(small(600, 28, 1, name="fashion-sample"))[0].name == "fashion"
-    assert resolve(small(600))[0].name == "default"
+    assert resolved(small(600, 28, 1, name="fashion-sample"))[0].name == "fashion"
+    assert resolved(small(600))[0].name == "default"
+
+
+@pytest.mark.parametrize("name", ["fashion-mine", "elsewhere/fashion-sample"])
+@pytest.mark.parametrize("size", [(70, 90), (16, 16)], ids=["photos", "small"])
+def test_a_folder_of_ones_own_that_is_called_like_the_fashion_sets_gets_the_default(
+    tmp_path: Path, name: str, size: tuple[int, int]
+) -> None:
+    folder = draw_images(tmp_path / name, size=size)
+    settings = {"schedule.steps": 2, **({"data.size": 32, "data.workers": 0} if size[0] > 16 else {})}
+    run = train(folder, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True)
+    assert json.loads((run.folder / "recipe.json").read_text())["recipe"]["name"] == "default"
+    assert run.result["last"]["test"]["n"] == 4
 
 
 def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:
     for name in NAMED:
         data, net = (photos(5000), "resnet18") if name.startswith("imagenet-") else (small(), "resnet20")
-        recipe, _ = resolve(data, name, net, seed=3)
+        recipe, _ = resolved(data, name, net, seed=3)
         path = tmp_path / f"{name}.json"
         path.write_text(recipe.model_dump_json())
-        again, _ = resolve(data, path)
+        again, _ = resolved(data, path)
         assert again == recipe
 
 
 def test_the_imagenet_recipes_are_the_papers_and_the_classic_one() -> None:
-    paper, _ = resolve(photos(5000), "imagenet-paper")
+    paper, _ = resolved(photos(5000), "imagenet-paper")
     assert paper.data.jitter == (256, 480) and paper.data.size == 224 and paper.data.color == 0.1
     assert paper.data.normalize == "pixel-mean" and paper.precise_bn
     schedule = paper.schedule
     assert (schedule.steps, schedule.lr, schedule.shape, paper.batch.size) == (600_000, 0.1, "plateau", 256)
     assert (paper.optimizer.style, paper.optimizer.weight_decay, paper.optimizer.momentum) == ("caffe", 1e-4, 0.9)
-    classic, _ = resolve(photos(1024), "imagenet-classic", settings=["batch.size=512"])
+    classic, _ = resolved(photos(1024), "imagenet-classic", settings=["batch.size=512"])
     rates = [lr(classic.schedule, step, 180, batch=512) for step in (0, 59, 60, 119, 120)]
     assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002]) and classic.data.crop_scale == (0.08, 1.0)
-    fast, _ = resolve(photos(5000), "imagenet-fast")
+    fast, _ = resolved(photos(5000), "imagenet-fast")
     assert fast.net.zero_init_last_gamma and fast.optimizer.undecayed and fast.ema and fast.data.grow
     for name in ("imagenet-paper", "imagenet-classic", "imagenet-fast"):
         with pytest.raises(UserError, match=f"recipe {name} is for photos"):
-            resolve(small(), name)
+            resolved(small(), name)
 
 
 OTHER_VALUES = {  # key -> another value than that of `default`; what it needs besides
@@ -163,7 +181,7 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
     "precise_bn": 3,
     "ema": 0.9,
     "precision": "fp32",
-    "step": "eager",
+    "execution": "eager",
     "recompute": "true",
     "evaluate.flip": "true",
     "evaluate.every": 9,
@@ -173,20 +191,12 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
 }
 
 
-def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested values by dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", keys(ClassifyRecipe))
 def test_every_key_can_be_set_and_changes_nothing_else(key: str) -> None:
-    before, _ = resolve(small(), "default")
+    before, _ = resolved(small(), "default")
     text, *more = f"{key}={OTHER_VALUES[key]}".split()
-    after = flat(change(before, [text, *more]).model_dump(mode="json"))
-    changed = {k: v for k, v in after.items() if v != flat(before.model_dump(mode="json"))[k]}
+    after = flatten(change(before, parse("data", settings=[text, *more]).settings).model_dump(mode="json"))
+    changed = {k: v for k, v in after.items() if v != flatten(before.model_dump(mode="json"))[k]}
     partner = {"schedule.steps": "schedule.epochs"}.get(key)
     assert set(changed) - {part.split("=")[0] for part in more} - {partner} == {key}
     assert json.dumps(changed[key]).strip('"') == text.partition("=")[2] or changed[key] == json.loads(text.partition("=")[2])
@@ -197,39 +207,42 @@ def test_what_a_recipe_chooses_is_chosen_for_the_network_that_is_asked_for(tmp_p
     path = tmp_path / "mine.toml"
     path.write_text('base = "cifar10-paper"\n[net]\nname = "resnet110"\n')
     recipe, _ = {
-        "--model": lambda: resolve(small(), "cifar10-paper", "resnet110"),
-        "--set": lambda: resolve(small(), "cifar10-paper", settings=["net.name=resnet110"]),
-        "file": lambda: resolve(small(), path),
-        "file and --set": lambda: resolve(small(), path, settings=["net.name=resnet1202"]),
+        "--model": lambda: resolved(small(), "cifar10-paper", "resnet110"),
+        "--set": lambda: resolved(small(), "cifar10-paper", settings=["net.name=resnet110"]),
+        "file": lambda: resolved(small(), path),
+        "file and --set": lambda: resolved(small(), path, settings=["net.name=resnet1202"]),
     }[how]()
     assert recipe.schedule.warmup_lr == 0.01 and recipe.net.name == ("resnet1202" if "and" in how else "resnet110")
-    plain, _ = resolve(small(), "default", settings=["net.name=plain20"])
+    plain, _ = resolved(small(), "default", settings=["net.name=plain20"])
     assert plain.net.zero_init_last_gamma is None
 
 
-def test_a_start_keeps_the_rest_of_a_files_net(tmp_path: Path) -> None:
+def test_a_start_keeps_the_rest_of_a_files_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    monkeypatch.setattr(resolve, "read_card", lambda path: Card(net="resnet20", classes=("a", "b"), preprocessing=view))
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.toml"
     path.write_text('base = "default"\n[net]\nfrozen = 2\n')
-    recipe, _ = resolve(small(), path, start={"name": "resnet20", "init": "m.safetensors"})
-    assert recipe.net.frozen == 2 and recipe.net.init == "m.safetensors" and recipe.net.zero_init_last_gamma is None
+    recipe, _ = resolved(small(), path, init="m.safetensors")
+    assert recipe.net.frozen == 2 and recipe.net.init == str(tmp_path / "m.safetensors") and recipe.net.zero_init_last_gamma is None
 
 
 def test_settings_change_values_and_steps_replace_epochs() -> None:
-    recipe, _ = resolve(small(), "default", settings=["schedule.steps=1200", "data.flip=false", "optimizer.momentum=0.8"], seed=7)
+    recipe, _ = resolved(small(), "default", settings=["schedule.steps=1200", "data.flip=false", "optimizer.momentum=0.8"], seed=7)
     assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
     assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
-    assert resolve(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
+    assert resolved(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
     with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give one of them"):
-        resolve(small(), "cifar10-paper", settings=["schedule.epochs=2", "schedule.steps=9"])
+        resolved(small(), "cifar10-paper", settings=["schedule.epochs=2", "schedule.steps=9"])
 
 
 def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "cifar10-paper"\nseed = 4\n[schedule]\nepochs = 3\ndrops = []\n[net]\nname = "plain20"\n')
-    recipe, _ = resolve(small(), path)
+    recipe, _ = resolved(small(), path)
     assert (recipe.name, recipe.seed, recipe.net.name, recipe.batch.size) == ("mine", 4, "plain20", 128)
     assert (recipe.schedule.epochs, recipe.schedule.steps, recipe.schedule.drops) == (3, None, ())
-    assert resolve(small(), path, "resnet32")[0].net.name == "resnet32"
+    assert resolved(small(), path, "resnet32")[0].net.name == "resnet32"
 
 
 SETTINGS = {
@@ -264,10 +277,10 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
     if not SETTINGS[setting]:
-        assert resolve(small(), "default", settings=[setting])[0].net.name == "resnet18"
+        assert resolved(small(), "default", settings=[setting])[0].net.name == "resnet18"
         return
     with pytest.raises(UserError) as caught:
-        resolve(small(), "default", settings=[setting])
+        resolved(small(), "default", settings=[setting])
     assert SETTINGS[setting] in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -286,14 +299,14 @@ def test_a_recipe_file_that_cannot_be_is_one_clear_line(tmp_path: Path, content:
     path = tmp_path / "recipe.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
-        resolve(small(), path)
+        resolved(small(), path)
     assert said.strip("'") in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", ["data.pad=4", "data.size=none", "data.pad_with=mean"])
 def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
     with pytest.raises(UserError):
-        resolve(photos(100), settings=[setting])
+        resolved(photos(100), settings=[setting])
 
 
 @pytest.mark.parametrize(
@@ -314,11 +327,11 @@ def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
 )
 def test_what_does_not_go_together_is_refused(data: DataSet, settings: list[str], line: str) -> None:
     with pytest.raises(UserError, match=re.escape(line)):
-        resolve(data, settings=settings)
+        resolved(data, settings=settings)
 
 
 def test_recipes_are_frozen() -> None:
-    recipe, _ = resolve(small(), "default")
+    recipe, _ = resolved(small(), "default")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1  # type: ignore[misc]
-    assert Recipe.model_validate(recipe.model_dump()) == recipe
+    assert ClassifyRecipe.model_validate(recipe.model_dump()) == recipe

@@ -285,7 +285,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     monkeypatch.chdir(tmp_path)
     if command is None:
         with pytest.raises(UserError) as error:
-            train(data, "resnet8", task="detect", out="new")
+            train(data, model="resnet8", task="detect", out="new")
         said = f"{error.value}\n"
     else:
         said = run_cli(*command, data).err

@@ -8,7 +8,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detect.small import pictures, target
 from reslearn.detect import create_detector
-from reslearn.detect.backbone import FixedBatchNorm, freeze_batch_norm, settle_batch_norm
+from reslearn.detect.backbone import FixedBatchNorm, freeze_batch_norm
+from reslearn.training.precise_bn import precise_bn
 from small_nets import batch, network
 
 
@@ -88,7 +89,7 @@ def test_frozen_batch_norm_is_torchvisions_forward_and_backward_in_its_inputs_ty
 def test_settled_statistics_are_averages_over_all_batches() -> None:
     net = network("resnet8")
     batches = [batch(seed=seed)[0] for seed in range(3)]
-    settle_batch_norm(net, batches)
+    precise_bn(net, batches)
     first = torch.stack([net.conv1(x).mean((0, 2, 3)) for x in batches]).mean(0)
     torch.testing.assert_close(net.bn1.running_mean, first, rtol=1e-4, atol=1e-5)
     assert net.bn1.momentum == 0.1 and not any(module.training for module in net.modules())

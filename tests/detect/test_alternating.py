@@ -19,12 +19,17 @@ import boxed
 from command_line import run_python
 from detect.small import TINY, pictures, target
 from drawing import draw_images
-from reslearn import UserError
+from reslearn import UserError, resume, train
 from reslearn.detect import Detector, create_detector, load_detector
-from reslearn.detect.alternating import AlternatingState, phase_at, phase_ends
+from reslearn.detect.alternating import Alternating, phases
 from reslearn.detect.recipes import NAMED, DetectRecipe
-from reslearn.training import Run, resume, run, runtime, train
+from reslearn.detect.task import DETECT, BoxExamples
+from reslearn.training import run, runtime
 from reslearn.training.loop import Loop
+from reslearn.training.request import parse
+from reslearn.training.run import Run
+from reslearn.training.state import State
+from reslearn.training.task import Phase
 
 SMALL = ["data.val=2", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "batch.size=2", "precision=fp32"]
 TURNS = ["alternate=[2,1,2,1]", "schedule.steps=18", "schedule.shape=steps", "schedule.drops=[0.5]", "schedule.warmup=0"]
@@ -42,11 +47,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Moment(NamedTuple):
-    """A run after a step: its weights, those of phase 1's detector, and the largest number in each part's velocities."""
+    """A run after a step: its weights, those of phase 1's detector, and the largest number in each part's momentum buffers."""
 
     model: dict[str, Tensor]
     first: dict[str, Tensor] | None
-    velocities: dict[str, float]
+    momentum: dict[str, float]
 
 
 class Watched(NamedTuple):
@@ -55,27 +60,33 @@ class Watched(NamedTuple):
     done: Run
 
 
-def moment(state: AlternatingState) -> Moment:
-    first = None if state.proposer is None else copy.deepcopy(state.proposer.state_dict())
-    velocities: dict[str, float] = {}
+def moment(state: State) -> Moment:
+    assert isinstance(state.model, Alternating)
+    detector, proposer = state.model.detector, state.model.proposer
+    first = None if proposer is None else copy.deepcopy(proposer.state_dict())
+    momentum: dict[str, float] = {}
     for name, tensor in state.to_checkpoint().state.items():
-        if name.startswith("velocity."):
-            part = ".".join(name.split(".")[1 : 3 if "proposer" in name else 2])
-            velocities[part] = max(velocities.get(part, 0.0), tensor.abs().max().item())
-    return Moment(copy.deepcopy(state.model.state_dict()), first, velocities)
+        if name.startswith("momentum."):
+            part = ".".join(name.split(".")[1:3])
+            momentum[part] = max(momentum.get(part, 0.0), tensor.abs().max().item())
+    return Moment(copy.deepcopy(detector.state_dict()), first, momentum)
+
+
+def phase_at(step: int) -> int:
+    """The phase (from 1) that a step (from 0) belongs to."""
+    return 1 + sum(end <= step for end in ENDS[:-1])
 
 
 @pytest.fixture(scope="module")
 def watched(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A run looked at after each step; moments[0] is before the first."""
     out = tmp_path_factory.mktemp("watched") / "run"
-    job = run.begin(shapes, "resnet8", None, SETTINGS, None, out, "cpu", True, None, "detect")
+    job = run.begin(parse(shapes, model="resnet8", settings=SETTINGS, out=out, device="cpu", quiet=True, task="detect"))
     loop = run.make_loop(job)
-    assert isinstance(loop.state, AlternatingState)
     moments = [moment(loop.state)]
     with runtime.deterministic(job.device):
         moments += [moment(loop.state) for _ in loop.steps(runtime.Stop())]
-        return Watched(loop, moments, Run(out, run.finish(job, loop, runtime.Stop())))
+        return Watched(loop, moments, Run(out, "detect", run.finish(loop, runtime.Stop())))
 
 
 def lines(folder: Path) -> list[dict]:
@@ -101,12 +112,17 @@ def test_each_phase_trains_its_parts_and_no_others(watched: Watched) -> None:
     assert not any(torch.equal(at[1].model[name], at[2].model[name]) for name in statistics)
 
 
-def test_velocities_start_anew_with_each_phase(watched: Watched) -> None:
-    parts = [{"proposer.backbone", "proposer.rpn"}, {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
+def test_momentum_starts_anew_with_each_phase(watched: Watched) -> None:
+    parts = [
+        {"proposer.backbone", "proposer.rpn"},
+        {"detector.backbone", "detector.roi_heads"},
+        {"detector.rpn"},
+        {"detector.roi_heads"},
+    ]
     for step, seen in enumerate(watched.moments):
-        assert set(seen.velocities) == parts[phase_at(ENDS, step) - 1]
+        assert set(seen.momentum) == parts[phase_at(step) - 1]
         still = step in (0, *ENDS[:-1])
-        assert all((largest == 0) == still for largest in seen.velocities.values()), step
+        assert all((largest == 0) == still for largest in seen.momentum.values()), step
 
 
 def test_the_log_is_of_what_was_trained(watched: Watched) -> None:
@@ -114,7 +130,7 @@ def test_the_log_is_of_what_was_trained(watched: Watched) -> None:
     trained = {line["step"]: line for line in lines(folder) if line["event"] == "train"}
     assert list(trained) == [4, 6, 8, 9, 12, 15, 16, 18], "a phase's last step has a line: none is of two phases"
     for step, line in trained.items():
-        assert line["phase"] == phase_at(ENDS, step - 1)
+        assert line["phase"] == phase_at(step - 1)
         assert set(line["losses"]) == (PROPOSALS if line["phase"] % 2 else REGIONS)
         assert line["loss"] == pytest.approx(sum(line["losses"].values()))
     assert [line["lr"] for line in trained.values()] == pytest.approx([0.002, 0.002, 0.02, 0.002, 0.02, 0.002, 0.02, 0.002])
@@ -129,8 +145,8 @@ def test_the_log_is_of_what_was_trained(watched: Watched) -> None:
 def test_it_ends_as_a_plain_loop_of_torchvisions_parts(watched: Watched) -> None:
     """The same batches and draws, with torchvision's own forward of both halves, and SGD as it comes."""
     loop, recipe = watched.loop, watched.loop.recipe
-    model = copy.deepcopy(loop.state.model).requires_grad_(True)
-    assert isinstance(model, Detector)
+    assert isinstance(loop.state.model, Alternating)
+    model = copy.deepcopy(loop.state.model.detector).requires_grad_(True)
     model._frozen = ()
     model.load_state_dict(watched.moments[0].model)
     first = copy.deepcopy(model)
@@ -150,7 +166,8 @@ def test_it_ends_as_a_plain_loop_of_torchvisions_parts(watched: Watched) -> None
                 group["lr"] = recipe.schedule.lr * (0.1 if step - steps.start >= round(len(steps) / 2) else 1)
             batch = loop.stepper.prepare(step)
             runtime.seed_step(recipe.seed, step, 0)
-            images, targets = net.transform(batch.images, batch.targets)  # type: ignore[union-attr]
+            assert isinstance(batch.examples, BoxExamples)
+            images, targets = net.transform(batch.examples.images, batch.examples.targets)
             with torch.set_grad_enabled(backbone):
                 features = net.backbone(images.tensors)
             if parts == ["rpn"]:
@@ -181,20 +198,20 @@ def test_killed_in_each_phase_it_ends_bit_for_bit_the_same(watched: Watched, sha
     for step in (5, 7, 8, 13, 17):  # step 7 goes on from the end of phase 1, the others within a phase
         code = f"""
 import os, signal
-from reslearn.training import resume, train
-from reslearn.detect.step import DetectStepper
+from reslearn import resume, train
+from reslearn.training.stepper import HostStepper
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-call = DetectStepper.__call__
-def step(self, batch, progress):
-    if progress.step == {step}:
+call = HostStepper.__call__
+def step(self, batch):
+    if self.state.progress.step == {step}:
         self.state.optimizer.step = die
-    call(self, batch, progress)
-DetectStepper.__call__ = step
+    call(self, batch)
+HostStepper.__call__ = step
 if {out.exists()}:
     resume({str(out)!r}, device="cpu", quiet=True)
 else:
-    train({str(shapes)!r}, "resnet8", settings={SETTINGS!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
+    train({str(shapes)!r}, model="resnet8", settings={SETTINGS!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
         assert run_python("-c", code).code == -signal.SIGKILL
         assert sorted(path.name for path in (out / "checkpoints").glob("step-*"))[-1] == f"step-{step // 2 * 2:08d}"
@@ -226,13 +243,13 @@ def test_every_kind_of_detector_takes_turns(net: str, options: dict, regions: se
     recipe = DetectRecipe.model_validate(
         {"net": {"name": "resnet8"}, "detector": model.settings, "schedule": {"steps": 4, "lr": 0.01}, "alternate": (1, 1, 1, 1)}
     )
-    state = AlternatingState(model, recipe, (1, 2, 3, 4))
+    state = State(Alternating(model), recipe, tuple(map(Phase, (1, 2, 3, 4))), DETECT)
     images = pictures((40, 56), (48, 40))
     targets = [target(image, (4, 4, 20, 24), label=i + 1) for i, image in enumerate(images)]
     for phase in (1, 2, 3, 4):
         state.enter(phase)
         before = copy.deepcopy(model.state_dict())
-        losses = state.losses(images, targets)
+        losses = state.model(images, targets)
         assert set(losses) == (PROPOSALS if phase % 2 else regions)
         sum(losses.values()).backward()  # type: ignore[union-attr]
         state.optimizer.step()
@@ -259,16 +276,17 @@ def test_what_does_not_go_with_it_is_refused_before_anything_is_written(
     shapes: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        train(shapes, "resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+        train(shapes, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_classification_has_no_such_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no key 'alternate'"):
-        train(draw_images(tmp_path / "photos"), "resnet8", settings=["alternate=[1,1,1,1]"], out=tmp_path / "run", quiet=True)
+        train(draw_images(tmp_path / "photos"), model="resnet8", settings=["alternate=[1,1,1,1]"], out=tmp_path / "run", quiet=True)
 
 
 def test_the_papers_own_schedule_by_name() -> None:
-    recipe = DetectRecipe.model_validate(NAMED["voc-paper-4step"]({}, None, "c4", False)[0])
-    assert phase_ends(recipe, 5011) == (80_000, 120_000, 200_000, 240_000) and recipe.schedule.drops == (0.75,)
+    recipe = DetectRecipe.model_validate(NAMED["voc-paper-4step"](None, None, "c4", False).values)
+    assert [phase.end for phase in phases(recipe, 5011)] == [80_000, 120_000, 200_000, 240_000]
+    assert recipe.schedule.drops == (0.75,)
     assert recipe.data.train == "trainval" and recipe.net.name == "resnet101"

@@ -8,12 +8,11 @@ import torch
 
 import boxed
 from command_line import RunCli
-from reslearn import Card, create, save
+from reslearn import Card, create, resume, save, train
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import load_detector
 from reslearn.detect.evaluate import open_split, run_held_out
-from reslearn.training import resume, train
 
 SMALL = [
     "detector.min_size=48", "detector.max_size=96", "detector.anchors=[16,24]", "detector.ratios=[1.0]", "detector.regions=16",
@@ -66,7 +65,7 @@ def test_images_held_out_of_both_years_are_found_again_and_a_stopped_run_goes_on
             (tmp_path / "VOCdevkit" / year / folder).symlink_to(source / folder)
         (tmp_path / "VOCdevkit" / year / "ImageSets/Main/train.txt").write_text((source / "ImageSets/Main/train.txt").read_text())
     data = tmp_path / "VOCdevkit"
-    run = train(data, "resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu", seed=1)
+    run = train(data, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu", seed=1)
     held = run_held_out(run.folder, data)
     every = [image.name for image in open_boxes(data)["train"].images]
     assert len(held) == 3 and set(held) < set(every) and len(set(every)) == 10
@@ -90,7 +89,7 @@ def test_each_paper_recipe_trains_what_is_not_frozen(devkit: Path, tmp_path: Pat
     save(before, tmp_path / "start.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
     settings = [*SMALL, f"schedule.steps={steps}", "data.train=trainval", "detector.frozen=2"]
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
-    run = train(devkit, None, recipe=recipe, init=tmp_path / "start.safetensors", settings=settings, **on)
+    run = train(devkit, recipe=recipe, init=tmp_path / "start.safetensors", settings=settings, **on)
     after = load_detector(run.folder).state_dict()
     assert all(tensor.isfinite().all() for tensor in after.values())
     shared = {name: tensor for name, tensor in before.state_dict().items() if f"backbone.{name}" in after}

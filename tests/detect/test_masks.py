@@ -15,15 +15,15 @@ from scipy import ndimage
 
 import pasting
 from pages import Page
+from reslearn import train
 from reslearn.data.augment import Draws
 from reslearn.data.boxes.masks import draw
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import BoxSource
-from reslearn.detect.step import judge
+from reslearn.detect.validation import validate_split
 from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import coco
 from reslearn.report import write
-from reslearn.training import train
 
 SIDE = 64
 IMAGES = {"train": 8, "val": 3, "test": 3}
@@ -157,7 +157,7 @@ def test_masks_turn_with_the_pixels(pasted: Path) -> None:
 
 
 def test_a_run_with_masks_learns_and_reports_their_ap(pasted: Path, tmp_path: Path) -> None:
-    run = train(pasted, "resnet18", settings=TINY, seed=0, out=tmp_path / "run", quiet=True, task="detect")
+    run = train(pasted, model="resnet18", settings=TINY, seed=0, out=tmp_path / "run", quiet=True, task="detect")
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "train"]
     losses = np.array([[line["loss"], line["losses"]["loss_mask"]] for line in steps])
@@ -179,7 +179,7 @@ def test_a_run_with_masks_learns_and_reports_their_ap(pasted: Path, tmp_path: Pa
 def test_mask_ap_judges_masks_and_box_ap_boxes(shift: int, pasted: Path) -> None:
     """A detector that is always right about boxes; its masks are the objects' own, or lie elsewhere."""
     source = BoxSource(open_boxes(pasted)["val"], masks=True)
-    judged = judge(_Knowing(source, shift), source, "fp32", 0, lambda done: None)  # type: ignore[arg-type]
+    judged = validate_split(_Knowing(source, shift), source, "fp32", 0, lambda done: None)  # type: ignore[arg-type]
     assert judged.masks is not None and coco(judged.boxes)["AP"] == pytest.approx(100)
     assert coco(judged.masks)["AP50"] == (pytest.approx(100) if not shift else pytest.approx(0, abs=20))
     assert all(found.masks is None for found in judged.boxes.found), "masks are not kept"
@@ -194,7 +194,7 @@ class _Knowing(torch.nn.Module):
         self.answers = iter([source[i][1] for i in range(len(source))])
         self.shift = shift
 
-    def judge(self, images: object, targets: object) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    def detect_with_losses(self, images: object, targets: object) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
         target = next(self.answers)
         masks = target["masks"].roll(self.shift, 2)[:, None].float()
         return [{**target, "scores": torch.ones(len(masks)), "masks": masks}], {"loss_mask": torch.tensor(1.0)}
@@ -207,5 +207,5 @@ def test_held_out_objects_without_a_mask_are_refused_before_training(pasted: Pat
     document["annotations"][0]["segmentation"] = []
     file.write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"test image 0001\.png, object 1 has no segmentation"):
-        train(tmp_path / "set", "resnet18", settings=TINY, out=tmp_path / "run", quiet=True, task="detect")
+        train(tmp_path / "set", model="resnet18", settings=TINY, out=tmp_path / "run", quiet=True, task="detect")
     assert not (tmp_path / "run").exists()

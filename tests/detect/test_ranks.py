@@ -20,12 +20,12 @@ import boxed
 import pasting
 from command_line import TORCHRUN, run_python, start_python
 from ranked_detection import CASES, STEPS, everything
-from reslearn.training import train
+from reslearn import train
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 SMALL = ["data.val=3", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=4", "batch.size=2"]
-STEPPED = ["schedule.steps=12", "evaluate.every=6", "checkpoint.every=4", "step=eager"]
+STEPPED = ["schedule.steps=12", "evaluate.every=6", "checkpoint.every=4", "execution=eager"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_two_ranks_make_one_run_that_goes_on_bit_for_bit_after_a_kill(shapes: Pa
     assert "2 ranks" in done.out
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert {"gallery", "examples"} <= set(result) and result["last"]["test"]["n"] == 5
-    alone = train(shapes, "resnet8", settings=[*SMALL, *STEPPED], out=tmp_path / "alone", quiet=True, task="detect", device="cpu")
+    alone = train(
+        shapes, model="resnet8", settings=[*SMALL, *STEPPED], out=tmp_path / "alone", quiet=True, task="detect", device="cpu"
+    )
     streams = [
         [line["stream"] for line in lines(folder) if line["event"] == "train"] for folder in (tmp_path / "whole", alone.folder)
     ]

@@ -60,7 +60,7 @@ def test_predict_takes_no_detector_and_train_no_unknown_task(tmp_path: Path) -> 
     with pytest.raises(UserError, match="the model holds a detector, not a classification network: take reslearn detect"):
         reslearn.predict(model, tmp_path / "a.png")
     with pytest.raises(UserError, match="task='detekt': must be one of 'classify', 'detect'"):
-        reslearn.train("fashion-sample", "resnet8", out=tmp_path / "run", task="detekt")
+        reslearn.train("fashion-sample", model="resnet8", out=tmp_path / "run", task="detekt")
     assert not (tmp_path / "run").exists()
 
 

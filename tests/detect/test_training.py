@@ -3,26 +3,29 @@
 import json
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from reslearn.detect.step import DetectStepper
 
 import boxed
 from command_line import run_python, start_python
-from reslearn import UserError, create, save
+from reslearn import UserError, create, resume, save, train
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import to_tensor
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder
 from reslearn.detect import load_detector
-from reslearn.detect.task import begin
-from reslearn.training import Run, ranks, resume, train
-from reslearn.training.display import Display
-from reslearn.training.state import State
-from reslearn.training.task import Asked, Ready
+from reslearn.detect.task import BoxExamples
+from reslearn.training import ranks
+from reslearn.training.request import parse
+from reslearn.training.run import Run, prepare
+from reslearn.training.step import LossModule, Outcome, update
+from reslearn.training.stepper import make_stepper
+from reslearn.training.task import Job, Losses
 from reslearn.weights.store import Card, read_card
+from training_jobs import make_state
 
 SMALL = ["data.val=2", "detector.regions=8", "detector.anchors=[20]", "detector.ratios=[1.0]", "log.every=5", "batch.size=2"]
 STEPS = ["schedule.steps=20", "evaluate.every=10", "checkpoint.every=5"]
@@ -38,7 +41,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    return train(shapes, "resnet8", settings=[*SMALL, *STEPS], out=out, quiet=True, task="detect", device="cpu")
+    return train(shapes, model="resnet8", settings=[*SMALL, *STEPS], out=out, quiet=True, task="detect", device="cpu")
 
 
 def lines(folder: Path) -> list[dict]:
@@ -68,8 +71,10 @@ def test_the_same_seed_gives_the_same_and_another_another(run: Run, shapes: Path
         return load_detector(folder).state_dict()
 
     settings = [*SMALL, *STEPS]
-    again = train(shapes, "resnet8", settings=settings, out=tmp_path / "again", quiet=True, task="detect", device="cpu")
-    other = train(shapes, "resnet8", settings=settings, seed=1, out=tmp_path / "other", quiet=True, task="detect", device="cpu")
+    again = train(shapes, model="resnet8", settings=settings, out=tmp_path / "again", quiet=True, task="detect", device="cpu")
+    other = train(
+        shapes, model="resnet8", settings=settings, seed=1, out=tmp_path / "other", quiet=True, task="detect", device="cpu"
+    )
     first, second, third = (weights(each.folder) for each in (run, again, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], third[name]) for name in first)
@@ -79,8 +84,8 @@ def test_the_same_seed_gives_the_same_and_another_another(run: Run, shapes: Path
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(run: Run, shapes: Path, tmp_path: Path, attempt: int) -> None:
     out = tmp_path / "killed"
     code = f"""
-from reslearn.training import train
-train({str(shapes)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
+from reslearn import train
+train({str(shapes)!r}, model="resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
     process = start_python("-c", code)
     wanted = (1, 2, 3)[attempt]
@@ -98,7 +103,7 @@ train({str(shapes)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r
 
 def test_micro_batches_and_a_weight_average_train(shapes: Path, tmp_path: Path) -> None:
     settings = [*SMALL, "schedule.steps=4", "batch.micro=1", "ema=0.9", "log.every=1"]
-    done = train(shapes, "resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+    done = train(shapes, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True, task="detect", device="cpu")
     assert all(line["loss"] < 50 for line in lines(done.folder))
 
 
@@ -107,18 +112,18 @@ def test_passes_count_by_their_images(shapes: Path) -> None:
 
     def gradient(micro: str) -> float:
         given = ready(shapes, None, "batch.size=4", f"batch.micro={micro}", "data.val=2")
-        state = State(torch.nn.Linear(1, 1, bias=False), given.recipe)
-        weight = next(state.model.parameters())
+        state = make_state(given, torch.nn.Linear(1, 1, bias=False))
+        weight, outcomes = next(state.model.parameters()), list[Outcome]()
 
-        def losses(images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-            boxes = torch.cat([target["boxes"] for target in targets])  # a mean over those of a pass
-            return {"one": weight.sum() * boxes[:, 2].mean(), "two": weight.sum() * boxes.new_ones(1).mean()}
+        def losses(_: torch.nn.Module, examples: BoxExamples) -> Losses:
+            boxes = torch.cat([target["boxes"] for target in examples.targets])  # a mean over those of a pass
+            return Losses({"one": weight.sum() * boxes[:, 2].mean(), "two": weight.sum() * boxes.new_ones(1).mean()})
 
-        stepper = DetectStepper(given.recipe, given.sources.train, state, "fp32", losses)
-        batch = stepper.prepare(0)
-        seen.append([target["boxes"] for target in batch.targets])
-        stepper(batch, state.progress)
-        assert weight.grad is not None and stepper.grad_norm == pytest.approx(abs(weight.grad.item()))
+        examples = make_stepper(given, state).prepare(0).examples
+        assert isinstance(examples, BoxExamples)
+        seen.append([target["boxes"] for target in examples.targets])
+        update(LossModule(state.model, losses, nullcontext()), examples, state, outcomes.append)
+        assert weight.grad is not None and outcomes[0].grad_norm == pytest.approx(abs(weight.grad.item()))
         return weight.grad.item()
 
     seen: list[list[torch.Tensor]] = []
@@ -134,10 +139,10 @@ def test_a_backbone_that_was_trained_brings_its_weights_and_frozen_statistics(sh
     from drawing import draw_images
 
     photos = draw_images(tmp_path / "photos", size=(32, 32))
-    start = train(photos, "resnet8", settings=["schedule.steps=4"], out=tmp_path / "start", quiet=True, device="cpu")
+    start = train(photos, model="resnet8", settings=["schedule.steps=4"], out=tmp_path / "start", quiet=True, device="cpu")
     settings = [*SMALL, "schedule.steps=1", "schedule.lr=1e-9", "schedule.warmup=0", "optimizer.weight_decay=0", "precise_bn=null"]
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
-    done = train(shapes, None, settings=settings, init=start.folder, **on)
+    done = train(shapes, settings=settings, init=start.folder, **on)
     from reslearn.weights import load
 
     backbone, detector = load(start.folder).state_dict(), load_detector(done.folder).state_dict()
@@ -156,7 +161,7 @@ def test_a_backbones_statistics_are_averaged_over_training_images_before_they_ar
     sizes = ["detector.min_size=48", "detector.max_size=64", "data.flip=none", "data.val=0"]  # the images' own; none held out
     settings = [*SMALL[1:], *sizes, "schedule.steps=1", "schedule.warmup=0", "precise_bn=10"]
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
-    done = train(shapes, None, settings=settings, init=tmp_path / "start.safetensors", **on)
+    done = train(shapes, settings=settings, init=tmp_path / "start.safetensors", **on)
     backbone, detector = load(tmp_path / "start.safetensors"), load_detector(done.folder).state_dict()
     drawn = [SampleOrder(0, 10, 8)[0][1], SampleOrder(0, 10, 8)[1][1][:2]]  # 8 and 2 at once
     images = open_boxes(shapes)["train"].images
@@ -167,23 +172,24 @@ def test_a_backbones_statistics_are_averaged_over_training_images_before_they_ar
     torch.testing.assert_close(detector["backbone.bn1.running_mean"], means, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(detector["backbone.bn1.running_var"], variances, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"precise_bn is of a backbone that net\.init brings"):
-        train(shapes, "resnet8", settings=["precise_bn=10"], out=tmp_path / "no", quiet=True, task="detect", device="cpu")
+        train(shapes, model="resnet8", settings=["precise_bn=10"], out=tmp_path / "no", quiet=True, task="detect", device="cpu")
 
 
-def test_a_backbone_of_gray_images_sees_gray_images(shapes: Path, tmp_path: Path) -> None:
+def test_a_backbone_of_gray_images_sees_gray_images(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view = Preprocessing(channels=1, size=(32, 32), mean=(0.5,), std=(0.2,))
     save(create("resnet8", 2, 1), tmp_path / "gray.safetensors", Card(net="resnet8", classes=("a", "b"), preprocessing=view))
     settings = [*SMALL, "schedule.steps=1", "schedule.warmup=0"]
     on = {"out": tmp_path / "run", "quiet": True, "task": "detect", "device": "cpu"}
-    done = train(shapes, None, settings=settings, init=tmp_path / "gray.safetensors", **on)
+    done = train(shapes, settings=settings, init=tmp_path / "gray.safetensors", **on)
     assert load_detector(done.folder)([torch.rand(1, 48, 64)]) and done.result["last"]["test"]["n"] == 4
-    assert any("seen in gray" in line for line in json.loads((done.folder / "recipe.json").read_text())["chose"])
     (done.folder / "result.json").unlink()
-    assert resume(done.folder, device="cpu", quiet=True).result["last"]["test"] == done.result["last"]["test"]
+    resumed = resume(done.folder, device="cpu")
+    assert "images are converted to gray, as the model that training starts from sees them" in capsys.readouterr().out
+    assert resumed.result["last"]["test"] == done.result["last"]["test"]
 
 
-def ready(data: Path, recipe: Path | str | None = None, *settings: str) -> Ready:
-    return begin(Asked(data, None, recipe, settings, None, None), torch.device("cpu"), Display(True))[0]
+def ready(data: Path, recipe: Path | str | None = None, *settings: str, init: Path | None = None) -> Job:
+    return prepare(parse(data, recipe, settings=settings, init=init, device="cpu", task="detect", quiet=True))
 
 
 def test_a_backbone_is_named_in_three_ways_with_one_meaning(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,15 +198,16 @@ def test_a_backbone_is_named_in_three_ways_with_one_meaning(shapes: Path, tmp_pa
     file = save(create("resnet8", 2, 1, shortcut="B"), tmp_path / "gray.safetensors", card)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = "gray.safetensors"\n')
-    display, cpu = Display(True), torch.device("cpu")
     ways = [(None, (), file), (None, ("net.init=gray.safetensors",), None), (tmp_path / "mine.toml", (), None)]
-    found = [begin(Asked(shapes, None, recipe, settings, None, init), cpu, display) for recipe, settings, init in ways]
-    recipes = [one[0].recipe.model_copy(update={"name": ""}) for one in found]
-    assert recipes[0] == recipes[1] == recipes[2] and found[0][1:] == found[1][1:] == found[2][1:]
+    found = [ready(shapes, recipe, *settings, init=init) for recipe, settings, init in ways]
+    recipes = [one.recipe.model_copy(update={"name": ""}) for one in found]
+    assert recipes[0] == recipes[1] == recipes[2]
+    for key in ("chose", "preprocessing", "data"):
+        assert found[0].facts[key] == found[1].facts[key] == found[2].facts[key]
     assert recipes[1].detector.batch_norm == "frozen" and recipes[1].schedule.lr == 0.005 and recipes[1].net.init == str(file)
     assert ready(shapes, tmp_path / "mine.toml", "net.init=null", "net.name=resnet8").recipe.detector.batch_norm == "live"
     with pytest.raises(UserError, match=r"--init .* and --set net\.init=x: give one of them"):
-        begin(Asked(shapes, None, None, ("net.init=x",), None, file), cpu, display)
+        ready(shapes, None, "net.init=x", init=file)
     (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = 5\n')
     with pytest.raises(UserError, match=r"mine\.toml: net\.init: write the model file or run as text"):
         ready(shapes, tmp_path / "mine.toml")
@@ -244,18 +251,19 @@ def test_data_that_changed_is_refused_on_resume(shapes: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     code = f"""
 import os, signal
-from reslearn.training import loop, train
+from reslearn import train
+from reslearn.training import loop
 saved = loop.Loop.save
 def save(self):
     saved(self)
     os.kill(os.getpid(), signal.SIGKILL)
 loop.Loop.save = save
-train({str(copy)!r}, "resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
+train({str(copy)!r}, model="resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
 """
     assert run_python("-c", code).code == -signal.SIGKILL
     document = copy / "Annotations" / "train-0.xml"
     document.write_text(document.read_text().replace("disc", "square"))
-    with pytest.raises(UserError, match="have changed since"):
+    with pytest.raises(UserError, match="has changed since"):
         resume(out, device="cpu", quiet=True)
 
 
@@ -278,7 +286,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
         data
     ]
     with pytest.raises(UserError) as error:
-        train(where, "resnet8", settings=[*settings], out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+        train(where, model="resnet8", settings=[*settings], out=tmp_path / "run", quiet=True, task="detect", device="cpu")
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
@@ -286,7 +294,7 @@ def test_vocs_recipes_say_which_split_to_name_where_there_is_no_trainval(shapes:
     file = boxed.coco(tmp_path, [boxed.annotation()])
     for data, split in ((file, "all"), (shapes, "train")):
         with pytest.raises(UserError) as why:
-            train(data, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+            train(data, model="resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
         assert str(why.value) == f"{data}: voc-paper trains on VOC's trainval, which is not there: --set data.train={split}"
     anchors = ["data.train=all", "detector.min_size=64", "detector.max_size=64", "detector.anchors=[16]"]
     assert ready(file, "voc-paper", *anchors).recipe.data.train == "all"
@@ -297,7 +305,7 @@ def test_what_is_no_set_is_said_first(tmp_path: Path) -> None:
         (tmp_path / "yolo" / "train" / folder).mkdir(parents=True)
     for data, words in ((tmp_path / "yolo", "YOLO's layout"), (tmp_path / "gone.json", "no such folder or .json file")):
         with pytest.raises(UserError, match=words):
-            train(data, "resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
+            train(data, model="resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
 
 
 def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

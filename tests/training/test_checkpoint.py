@@ -16,7 +16,7 @@ from reslearn.training.checkpoint import Checkpoint
 
 
 def make(value: float = 1.0, size: int = 50) -> Checkpoint:
-    return Checkpoint({"w": torch.full((size,), float(value))}, {"velocity.w": torch.arange(3.0)}, {"step": 1, "lr": 0.1}, {})
+    return Checkpoint({"w": torch.full((size,), float(value))}, {"momentum.w": torch.arange(3.0)}, {"step": 1, "lr": 0.1}, {})
 
 
 def test_round_trip_keeps_the_last_two(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_round_trip_keeps_the_last_two(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.found(tmp_path)] == ["step-00000020", "step-00000030"]
     saved = checkpoint.load(checkpoint.found(tmp_path)[-1])
     assert torch.equal(saved.model["w"], torch.full((50,), 30.0))
-    assert torch.equal(saved.state["velocity.w"], torch.arange(3.0))
+    assert torch.equal(saved.state["momentum.w"], torch.arange(3.0))
     assert saved.facts == {"step": 1, "lr": 0.1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"], "nothing temporary stays"
 

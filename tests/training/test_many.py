@@ -12,8 +12,9 @@ import pytest
 import boxed
 from command_line import RunCli, run_reslearn, start_reslearn
 from reslearn import UserError, api, train
-from reslearn.training import Run, many
-from reslearn.training.run import begin
+from reslearn.training import many
+from reslearn.training.request import parse
+from reslearn.training.run import Run, begin
 
 SETTINGS = ["schedule.steps=6", "batch.size=8", "log.every=2", "data.val=4"]
 BOXED = ["schedule.steps=2", "data.val=2", "detector.regions=8", "detector.anchors=[20]"]
@@ -35,10 +36,10 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_each_seed_is_what_it_is_alone(images: Path, tmp_path: Path) -> None:
-    runs = many.train_seeds(2, images, "resnet8", settings=SETTINGS, seed=4, out=tmp_path / "many", quiet=True)
+    runs = many.train_seeds(2, parse(images, model="resnet8", settings=SETTINGS, seed=4, out=tmp_path / "many", quiet=True))
     assert [each.folder.name for each in runs] == ["seed-4", "seed-5"]
     for seed, done in zip((4, 5), runs, strict=True):
-        alone = train(images, "resnet8", settings=SETTINGS, seed=seed, out=tmp_path / f"alone-{seed}", quiet=True)
+        alone = train(images, model="resnet8", settings=SETTINGS, seed=seed, out=tmp_path / f"alone-{seed}", quiet=True)
         assert same(alone.folder, done.folder)
     assert not same(runs[0].folder, runs[1].folder)
     found = many.summary(runs)["test"]["error"]
@@ -51,7 +52,7 @@ def test_each_seed_is_what_it_is_alone(images: Path, tmp_path: Path) -> None:
 def test_what_one_of_the_runs_cannot_measure_has_no_mean() -> None:
     def one(ap: float | None, **more: Any) -> Run:
         numbers = {"AP": ap, "AP50": 3.0, "AP75": 1.0, "intervals": dict.fromkeys(("AP", "AP50", "AP75"))}
-        return Run(Path("run"), {"last": {"step": 1, "test": numbers | more}})
+        return Run(Path("run"), "detect", {"last": {"step": 1, "test": numbers | more}})
 
     masks = one(2.0).result["last"]["test"]
     both = many.summary([one(4.0, masks=masks), one(None, masks=masks)])["test"]
@@ -68,7 +69,17 @@ def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_pat
     assert code == 0 and not list(tmp_path.glob(".*"))
     results = []
     for seed in (3, 4):
-        alone = train(boxes, "resnet8", recipe, BOXED, seed, tmp_path / f"{seed}", "cpu", quiet=True, task="detect")
+        alone = train(
+            boxes,
+            recipe,
+            model="resnet8",
+            settings=BOXED,
+            seed=seed,
+            out=tmp_path / f"{seed}",
+            device="cpu",
+            quiet=True,
+            task="detect",
+        )
         assert same(alone.folder, out / f"seed-{seed}")
         results.append(json.loads((out / f"seed-{seed}" / "result.json").read_text()))
         assert results[-1]["last"] == json.loads((alone.folder / "result.json").read_text())["last"]
@@ -90,15 +101,12 @@ def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_pat
 
 
 def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
-    jobs = [
-        begin(images, "resnet8", None, [*SETTINGS, f"schedule.steps={steps}"], seed, tmp_path / f"{seed}", "cpu", True, None)
-        for seed, steps in ((1, 6), (2, 3), (3, 6))
-    ]
-    for done, job in zip(many.side_by_side(jobs), jobs, strict=True):
-        settings = [*SETTINGS, f"schedule.steps={job.ready.recipe.schedule.steps}"]
-        alone = train(
-            images, "resnet8", settings=settings, seed=job.ready.recipe.seed, out=tmp_path / f"alone-{done.folder.name}", quiet=True
-        )
+    steps = {1: 6, 2: 3, 3: 6}
+    how = {seed: {"model": "resnet8", "settings": [*SETTINGS, f"schedule.steps={n}"], "seed": seed} for seed, n in steps.items()}
+    jobs = [begin(parse(images, **how[seed], out=tmp_path / f"{seed}", device="cpu", quiet=True)) for seed in steps]
+    for done, seed in zip(many.side_by_side(jobs), steps, strict=True):
+        assert done.folder.name == f"{seed}"
+        alone = train(images, **how[seed], out=tmp_path / f"alone-{seed}", quiet=True)
         assert same(alone.folder, done.folder)
 
 
@@ -122,14 +130,15 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     assert len(json.loads((out / "seeds.json").read_text())["test"]) == (1 if task == "classify" else 3)
     assert (out / "report.html").exists()
     for seed in (0, 1):
-        alone = train(data, "resnet8", settings=settings, seed=seed, out=tmp_path / f"{seed}", quiet=True, task=task)
+        alone = train(data, model="resnet8", settings=settings, seed=seed, out=tmp_path / f"{seed}", quiet=True, task=task)
         assert same(alone.folder, out / f"seed-{seed}")
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
 def test_whichever_command_goes_on_with_detectors(command: list[str], boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     for seed in (0, 1):
-        begin(boxes, "resnet8", None, BOXED, seed, tmp_path / "many" / f"seed-{seed}", "cpu", True, None, "detect")
+        out = tmp_path / "many" / f"seed-{seed}"
+        begin(parse(boxes, model="resnet8", settings=BOXED, seed=seed, out=out, device="cpu", quiet=True, task="detect"))
     code, out, _ = run_cli(*command, "--resume", tmp_path / "many")
     assert code == 0 and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
 
@@ -140,7 +149,7 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
     def stop(*_: object) -> Run:
         raise KeyboardInterrupt
 
-    begin(images, "resnet8", None, SETTINGS, 0, tmp_path / "many" / "seed-0", "cpu", True, None)
+    begin(parse(images, model="resnet8", settings=SETTINGS, out=tmp_path / "many" / "seed-0", device="cpu", quiet=True))
     monkeypatch.setattr(many, "resume", stop)
     code, _, err = run_cli("train", "--resume", tmp_path / "many")
     assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
@@ -152,7 +161,7 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
     (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: say where with --out"),
     (["DATA", "--seeds", "2", "--out", "there"], "there exists: continue its runs with --resume there, or choose another --out"),
-    (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--seed: seed: Input should be less"),
+    (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--set seed=2147483648: seed: Input"),
     (["--resume", "there", "--seeds", "2"], "--resume takes its recipe from the run: leave out --seeds"),
     (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "from the run: leave out DATA, --set, --seed"),
     (["--seeds", "2", "--out", "new"], "say what to train on: reslearn "),
@@ -177,7 +186,7 @@ def test_ranks_do_not_share_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
     here = tmp_path / "here"
-    begin(images, "resnet8", None, SETTINGS, 0, here / "many" / "seed-0", "cpu", True, None)
+    begin(parse(images, model="resnet8", settings=SETTINGS, out=here / "many" / "seed-0", device="cpu", quiet=True))
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(here)
@@ -188,8 +197,8 @@ def test_ranks_do_not_share_seeds(
 
 def test_in_python_too_it_needs_a_folder_and_runs_in_it(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say where with --out"):
-        api.train_seeds(2, images)
+        api.train_seeds(2, parse(images))
     with pytest.raises(UserError, match="must be at least 1"):
-        api.train_seeds(0, images, tmp_path / "new")
+        api.train_seeds(0, parse(images, out=tmp_path / "new"))
     with pytest.raises(UserError, match="holds no runs of several seeds"):
         api.resume_seeds(tmp_path)

@@ -17,10 +17,13 @@ from command_line import TORCHRUN, run_python, run_reslearn, start_reslearn
 from drawing import draw_images
 from ranked import CASES, STEPS, everything
 from reslearn import UserError
+from reslearn.classify.recipes import ClassifyRecipe
 from reslearn.data.sampling import SampleOrder, checksum
 from reslearn.training import many, ranks
 from reslearn.training.folder import begun
 from reslearn.training.recipe import validate
+from reslearn.training.request import parse
+from reslearn.training.run import prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,22 +183,23 @@ def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_tha
         assert words is None or f"[default{rank}]:{words}" in lines, lines
 
 
-RECIPE = {"net": {"name": "resnet8"}, "schedule": {"steps": 2}}
+def recipe(**values: Any) -> ClassifyRecipe:
+    return validate({"net": {"name": "resnet8"}, "schedule": {"steps": 2}} | values, ClassifyRecipe)
 
 
-def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 3)
     with pytest.raises(UserError, match=r"batch.size=128 cannot be shared by 3 ranks: make it a multiple of 3$"):
-        ranks.check(validate(RECIPE))
+        ranks.check(recipe())
     with pytest.raises(UserError, match="by 3 ranks of micro-batches of 16: make it a multiple of 48"):
-        ranks.check(validate(RECIPE | {"batch": {"size": 96 - 48 + 16, "micro": 16}}))
-    ranks.check(validate(RECIPE | {"batch": {"size": 96, "micro": 16}}))
+        ranks.check(recipe(batch={"size": 96 - 48 + 16, "micro": 16}))
+    ranks.check(recipe(batch={"size": 96, "micro": 16}))
     with pytest.raises(UserError, match="class_weights=auto"):
-        ranks.check(validate(RECIPE | {"batch": {"size": 96}, "loss": {"class_weights": "auto"}}))
+        prepare(parse(images, model="resnet8", settings={"batch.size": 96, "loss.class_weights": "auto"}, quiet=True))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="start them without torchrun"):
-        many.train_seeds(2, "fashion-sample", out="nowhere")
+        many.train_seeds(2, parse("fashion-sample", out="nowhere"))
     with pytest.raises(UserError, match="each rank takes a GPU of its own; give --device cuda"):
         ranks.own_device(torch.device("cuda:1"))
     with pytest.raises(UserError, match="not on mps"):
@@ -211,7 +215,7 @@ def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
 def test_other_commands_are_for_one_process(command: str) -> None:
     words = [*command.split(), *(["a", "b"] if " " in command else [])]
     done = run_reslearn(*words, env={"RANK": "0", "WORLD_SIZE": "2"})
-    assert done.code == 2 and done.err == f"reslearn: {command} is the work of one process: start it without torchrun\n"
+    assert done.code == 2 and done.err == f"reslearn: {command} does not support torchrun: start it as a single process\n"
 
 
 def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
@@ -220,7 +224,9 @@ def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
     from reslearn import train
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
-    run = train(images, "resnet8", settings=["schedule.steps=2", "batch.size=4"], out=tmp_path / "run", quiet=True, device="cpu")
+    run = train(
+        images, model="resnet8", settings=["schedule.steps=2", "batch.size=4"], out=tmp_path / "run", quiet=True, device="cpu"
+    )
     assert begun(run.folder) is None, "nothing has been restarted"
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
     with pytest.raises(UserError, match="say where with --out"):

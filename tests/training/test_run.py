@@ -30,7 +30,7 @@ def test_workers_and_checkpoints_change_nothing(kind: str, tmp_path: Path) -> No
     if kind == "photos":
         ways["off"] += ["data.cache=off", "data.workers=1"]
     runs = [
-        reslearn.train(data, "resnet8", settings=[*settings, *way], out=tmp_path / name, quiet=True).folder
+        reslearn.train(data, model="resnet8", settings=[*settings, *way], out=tmp_path / name, quiet=True).folder
         for name, way in ways.items()
     ]
     first = weights(runs[0])
@@ -39,13 +39,13 @@ def test_workers_and_checkpoints_change_nothing(kind: str, tmp_path: Path) -> No
 
 
 def test_a_finished_run_keeps_its_last_checkpoint_alone(images: Path, tmp_path: Path) -> None:
-    run = reslearn.train(images, "resnet8", settings=[*QUICK, "checkpoint.every=2"], out=tmp_path / "run", quiet=True).folder
+    run = reslearn.train(images, model="resnet8", settings=[*QUICK, "checkpoint.every=2"], out=tmp_path / "run", quiet=True).folder
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
 
 
 def test_the_seed_decides_everything(images: Path, tmp_path: Path) -> None:
     runs = [
-        reslearn.train(images, "resnet8", settings=QUICK, seed=seed, out=tmp_path / f"{i}", quiet=True).folder
+        reslearn.train(images, model="resnet8", settings=QUICK, seed=seed, out=tmp_path / f"{i}", quiet=True).folder
         for i, seed in enumerate((1, 1, 2))
     ]
     assert (runs[0] / "model.safetensors").read_bytes() == (runs[1] / "model.safetensors").read_bytes()
@@ -54,7 +54,7 @@ def test_the_seed_decides_everything(images: Path, tmp_path: Path) -> None:
 
 def test_the_best_held_out_weights_are_kept_beside_the_last(images: Path, tmp_path: Path) -> None:
     settings = ["schedule.steps=30", "batch.size=8", "evaluate.every=3", "schedule.lr=0.3", "ema=0.5"]
-    run = reslearn.train(images, "resnet8", settings=settings, out=tmp_path / "run", quiet=True)
+    run = reslearn.train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True)
     held_out = {line["step"]: (line["top1_error"], line["loss"]) for line in lines(run.folder) if line["event"] == "eval"}
     assert list(held_out) == list(range(3, 31, 3))
     best = min(held_out, key=lambda step: held_out[step])
@@ -66,7 +66,7 @@ def test_the_best_held_out_weights_are_kept_beside_the_last(images: Path, tmp_pa
 def test_the_warm_up_ends_on_measured_training_error_and_is_remembered(images: Path, tmp_path: Path) -> None:
     settings = ["schedule.shape=steps", "schedule.warmup=0", "schedule.warmup_lr=0.001", "schedule.warmup_until=99"]
     settings += ["schedule.steps=102", "batch.size=4", "log.every=1", "data.test=0", "data.val=0"]
-    run = reslearn.train(images, "resnet8", settings=settings, out=tmp_path / "run", quiet=True).folder
+    run = reslearn.train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True).folder
     rates = [line["lr"] for line in lines(run) if line["event"] == "train"]
     lr = json.loads((run / "recipe.json").read_text())["recipe"]["schedule"]["lr"]
     assert rates == [0.001] * 100 + [lr] * 2
@@ -76,7 +76,7 @@ def test_the_warm_up_ends_on_measured_training_error_and_is_remembered(images: P
 def test_tensorboard_gets_the_same_numbers(images: Path, tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = [*QUICK, "log.tensorboard=true"]
-    run = reslearn.train(images, "resnet8", settings=settings, out=tmp_path / "run", quiet=True).folder
+    run = reslearn.train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True).folder
     events = event_accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     got = [(e.step, e.value) for e in events.Scalars("train/loss")]
@@ -88,7 +88,7 @@ def test_the_imagenet_sample_trains_evaluates_and_predicts(real_data: Path, tmp_
     """200 classes of one photo each, of real sizes and qualities."""
     data = real_data / "imagenet-sample"
     settings = ["schedule.steps=2", "data.size=64", "batch.size=8"]
-    run = reslearn.train(data, "resnet18", settings=settings, out=tmp_path / "run", quiet=True)
+    run = reslearn.train(data, model="resnet18", settings=settings, out=tmp_path / "run", quiet=True)
     assert run.result["last"]["train"]["n"] == 200
     assert reslearn.evaluate(run.folder, data)["n"] == 200
     (prediction,) = reslearn.predict(reslearn.load(run.folder), next(data.glob("*/*.jpg")))

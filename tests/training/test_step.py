@@ -1,6 +1,6 @@
 """One step against arithmetic written out: both kinds of SGD, micro-batches, weights of classes, what is refused."""
 
-from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +8,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from reslearn import UserError, create
+from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.recipes.recipe import Loss
+from reslearn.classify.task import ImageExamples, cross_entropy
+from reslearn.data.augment import Draws
 from reslearn.training import runtime
 from reslearn.training.ema import Ema
-from reslearn.training.recipe import Loss, Optimizer
-from reslearn.training.step import NonFinite, make_criterion, make_optimizer, set_lr, train_step
-
-PLAIN = make_criterion(Loss(), torch.ones(3))
+from reslearn.training.optimizer import make_optimizer, set_lr
+from reslearn.training.recipe import Optimizer, validate
+from reslearn.training.state import State
+from reslearn.training.step import NonFinite, Outcome, update
+from reslearn.training.stepper import HostStepper
+from training_jobs import make_job, make_state
 
 
 class Linear(nn.Module):
@@ -30,14 +36,44 @@ def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 1, 2, 2, generator=generator), torch.randint(0, 3, (n,), generator=generator)
 
 
+class Fixed:
+    """A split whose batches are always these images and labels."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images, self.labels, self.names = images, labels, tuple(map(str, range(len(labels))))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def train_batch(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images, self.labels
+
+
+def begun(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **values: Any) -> tuple[State, HostStepper]:
+    """The state and the stepper of a training on these images of three classes; values of the recipe."""
+    values = {"net": {"name": "resnet8"}, "schedule": {"steps": 9}, "batch": {"size": len(labels)}, "precision": "fp32"} | values
+    job = make_job(validate(values, ClassifyRecipe), Fixed(images, labels), classes="abc")
+    state = make_state(job, model)
+    return state, HostStepper(job, state)
+
+
+def step(state: State, stepper: HostStepper) -> Outcome:
+    """One step, and what came of it."""
+    seen: list[Outcome] = []
+    examples = stepper.prepare(state.progress.step).examples
+    assert examples is not None
+    update(stepper.losses, examples, state, seen.append)
+    return seen[0]
+
+
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_written_out(style: str, nesterov: bool) -> None:
     torch.manual_seed(0)
     model = Linear()
-    recipe = Optimizer(momentum=0.9, weight_decay=0.01, nesterov=nesterov, style=style)
-    optimizer = make_optimizer(model, recipe, 0.1)
     images, labels = batch()
+    recipe = {"momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov, "style": style}
+    state, stepper = begun(model, images, labels, optimizer=recipe)
     w, v = model.fc.weight.detach().clone(), torch.zeros(3, 4)
     for lr in (0.1, 0.1, 0.01, 0.01, 0.05):
         weight = w.clone().requires_grad_()
@@ -50,9 +86,8 @@ def test_sgd_written_out(style: str, nesterov: bool) -> None:
         else:  # v = m v + g; w -= lr v
             v = 0.9 * v + g
             w = w - lr * (0.9 * v + g if nesterov else v)
-        set_lr(optimizer, lr, style)
-        result = train_step(model, images, labels, PLAIN, optimizer, nullcontext())
-        assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        set_lr(state.optimizer, lr, style)
+        assert step(state, stepper).loss.item() == pytest.approx(loss.item(), rel=1e-5)
         torch.testing.assert_close(model.fc.weight, w, rtol=0, atol=1e-6)
 
 
@@ -61,9 +96,8 @@ def test_micro_batches_give_the_whole_batchs_gradient() -> None:
     for micro in (None, 2):
         torch.manual_seed(0)
         models.append(model := Linear())
-        optimizer = make_optimizer(model, Optimizer(), 0.1)
-        result = train_step(model, *batch(), PLAIN, optimizer, nullcontext(), micro)
-        assert result.wrong == 6 and result.grad_norm > 0
+        outcome = step(*begun(model, *batch(), batch={"size": 8, "micro": micro}))
+        assert outcome.names == ("cross_entropy",) and outcome.values[-1] == 6 and outcome.grad_norm > 0
     torch.testing.assert_close(models[0].fc.weight, models[1].fc.weight)
 
 
@@ -71,15 +105,18 @@ def test_batch_norm_sees_one_micro_batch_at_a_time() -> None:
     torch.manual_seed(0)
     net = create("resnet8", 3)
     images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 3
-    train_step(net, images, labels, PLAIN, make_optimizer(net, Optimizer(), 0.1), nullcontext(), 4)
+    step(*begun(net, images, labels, batch={"size": 8, "micro": 4}))
     assert net.bn1.num_batches_tracked == 2
 
 
 def test_auto_weights_are_images_over_classes_times_count() -> None:
-    criterion = make_criterion(Loss(class_weights="auto", label_smoothing=0.1), torch.tensor([60, 30, 10]))
-    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
+    loss = cross_entropy(Loss(class_weights="auto", label_smoothing=0.1), torch.tensor([60, 30, 10]))
+    images, labels, model = torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 2, 0]), Linear()
     weight = torch.tensor([100 / 180, 100 / 90, 100 / 30])
-    assert criterion(logits, labels) == F.cross_entropy(logits, labels, weight, label_smoothing=0.1)
+    parts, wrong = loss(model, ImageExamples(images, labels))
+    logits = model(images)
+    assert parts == {"cross_entropy": F.cross_entropy(logits, labels, weight, label_smoothing=0.1)}
+    assert wrong == (logits.argmax(1) != labels).sum()
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -88,8 +125,9 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(poison: float) -> N
     before = model.fc.weight.detach().clone()
     images, labels = batch()
     images[3] = poison
+    _, stepper = begun(model, images, labels)
     with pytest.raises(NonFinite, match="the loss is"):
-        train_step(model, images, labels, PLAIN, make_optimizer(model, Optimizer(), 0.1), nullcontext())
+        stepper(stepper.prepare(0))
     assert torch.equal(model.fc.weight, before)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reslearn import data as datasets
 from reslearn.classify import pictures, validation
 from reslearn.classify.recipes import NAMED, ClassifyRecipe
-from reslearn.classify.recipes.recipe import ImageData, Loss
+from reslearn.classify.recipes.recipe import Loss
 from reslearn.classify.sources import Images, make_model, make_sources, start_from, starting_view
 from reslearn.data.augment import Draws
 from reslearn.data.boxes.read import boxes_alone
@@ -71,13 +71,14 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
         return datasets.open(source, on_bad="skip" if given.get("data.on_bad") == "skip" else "error")
 
     def usual(self, data: DataSet) -> str:
-        return "fashion" if data.resident and data.name in ("fashion-sample", "fashion-mnist") else "default"
+        fashion = data.name in ("fashion-sample", "fashion-mnist") and data.sizes == (28, 28) and data.channels == 1
+        return "fashion" if fashion and data.resident else "default"  # a folder of one's own may have such a name, too
 
     def choose(self, name: str, data: DataSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
         return NAMED[name](data, net)
 
     def check(self, recipe: ClassifyRecipe, data: DataSet, given: Mapping[str, Any]) -> None:
-        _check_held_out(recipe, data, given)
+        _check_held_out(data, given)
         _check_applies(recipe, data)
 
     def sources(
@@ -229,12 +230,11 @@ def cross_entropy(recipe: Loss, counts: Tensor) -> LossFunction:
     return loss
 
 
-def _check_held_out(recipe: ClassifyRecipe, data: DataSet, given: Mapping[str, Any]) -> None:
+def _check_held_out(data: DataSet, given: Mapping[str, Any]) -> None:
     """Raise UserError where a share is asked for that the data set has decided itself."""
     for name in ("val", "test"):
         decided = name in data.splits or (name == "test" and "all" not in data.splits)
-        changed = given.get(f"data.{name}", ImageData.model_fields[name].default) != ImageData.model_fields[name].default
-        if decided and (changed or f"data.{name}" in given):
+        if decided and f"data.{name}" in given:
             has = f"has its own {name} images" if name in data.splits else "is divided already, without test images"
             raise UserError(f"data.{name} does not apply: '{data.name}' {has}; leave it out")
 

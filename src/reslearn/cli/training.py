@@ -22,7 +22,7 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
     if resume is not None:
         named = {"DATA": data, "--seeds": seeds}
         named |= {f"--{'set' if name == 'settings' else name.replace('_', '-')}": value for name, value in options.items()}
-        if extra := [name for name, value in named.items() if value]:
+        if extra := [name for name, value in named.items() if value not in (None, (), [])]:
             raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra)}")
     elif data is None:
         command = "reslearn train" if task == "classify" else f"reslearn {task} train"
@@ -67,7 +67,7 @@ def _print_run(run: "Run") -> None:
                     spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
                     typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({spread}; {title}: step {step:,})")
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
-    typer.echo(f"report   {run.folder / 'report.html'}")
+    _print_report(run.folder)
 
 
 def _print_seeds(runs: "list[Run]") -> None:
@@ -81,7 +81,13 @@ def _print_seeds(runs: "list[Run]") -> None:
             spread = "" if of["std"] is None else f" +- {of['std']:.2f}"
             seeds = f"n={len(runs)} seed{'s' * (len(runs) > 1)}"
             typer.echo(f"result   {what} {measure} {_number(of['mean']):.2f}{spread}%  ({values}; {seeds})")
-    typer.echo(f"report   {folder / 'report.html'}")
+    _print_report(folder)
+
+
+def _print_report(folder: Path) -> None:
+    """Where the report is; tasks of other packages may have none."""
+    if (page := folder / "report.html").is_file():
+        typer.echo(f"report   {page}")
 
 
 def _number(value: float | None) -> float:

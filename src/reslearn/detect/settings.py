@@ -34,43 +34,38 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class Settings(BaseModel):
-    """kind: "c4", one feature map, the net's last stage on every region; "fpn", a pyramid of all stages.
+    """What a recipe holds under "detector", and a detector's model file. Lengths are in px of the scaled image.
 
-    masks: Mask R-CNN's head as well. roi: how a region is pooled; roi_size: to so many pixels a side (14; with VGG 7).
-    batch_norm: "frozen" to its statistics, or "live".
-    context: a feature of the whole image beside each region's (DRL appendix B). frozen: 1 keeps the stem (of VGG: conv1) as it
-    is, n + 1 the first n stages too. anchors: sides in px, in fpn one a level; ratios: height to width.
-    min_size, max_size: images are scaled so that the shorter side has min_size px and the longer at most max_size.
-    ranked, proposals: how many proposals in (training, testing) before and after NMS, in fpn ranked of each level.
-    regions: in training, of each image, of which at most the share `foreground` is of objects; background: the least IoU with an
-    object of those that are not (Fast R-CNN's is 0.1 on VOC). anchors_inside: whether proposals learn from anchors inside the image
-    alone. Both are None where they are off, as 0 and false become, so that a recipe without them is what it was before they came.
-    score, nms, detections: at test,
-    the least score of a detection, the IoU from which the lower of two is dropped, and how many are kept of an image.
+    background and anchors_inside are None where they are off, as 0 and false become, so that a recipe without them is what it was
+    before they came.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Kind = "c4"
-    masks: bool = False
-    roi: Roi = "align"
-    roi_size: int | None = Field(default=None, ge=2, le=28)
-    batch_norm: BatchNorm = "live"
-    context: bool = False
-    frozen: int = Field(default=0, ge=0)
-    anchors: tuple[float, ...] = Field(min_length=1)
-    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
-    min_size: int = Field(ge=16, le=4096)
-    max_size: int = Field(ge=16, le=4096)
-    ranked: tuple[int, int]
-    proposals: tuple[int, int]
-    regions: int = Field(ge=1)
-    foreground: float = Field(default=0.25, gt=0, le=1)
-    background: float | None = Field(default=None, ge=0, lt=0.5)
-    anchors_inside: bool | None = None
-    score: float = Field(default=0.05, ge=0, lt=1)
-    nms: float = Field(gt=0, le=1)
-    detections: int = Field(default=100, ge=1)
+    kind: Kind = Field(
+        default="c4", description="c4: one feature map, the net's last stage on every region; fpn: a feature pyramid of all stages"
+    )
+    masks: bool = Field(default=False, description="predict a mask of each object as well (Mask R-CNN)")
+    roi: Roi = Field(default="align", description="how the features of a region are pooled: RoIAlign, or RoI max pooling")
+    roi_size: int | None = Field(default=None, ge=2, le=28, description="pixels a side that a region is pooled to (14; VGG: 7)")
+    batch_norm: BatchNorm = Field(default="live", description="frozen: BN of the backbone uses its fixed statistics")
+    context: bool = Field(default=False, description="add a feature of the whole image to each region's (DRL appendix B)")
+    frozen: int = Field(default=0, ge=0, description="1 freezes the backbone's stem (VGG: conv1), n + 1 the first n stages too")
+    anchors: tuple[float, ...] = Field(min_length=1, description="sides of the anchors, px; of fpn: one for each level")
+    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
+    min_size: int = Field(ge=16, le=4096, description="images are scaled to this shorter side, px")
+    max_size: int = Field(ge=16, le=4096, description="longest side of a scaled image, px")
+    ranked: tuple[int, int] = Field(description="proposals before NMS, in training and in testing; of fpn: of each level")
+    proposals: tuple[int, int] = Field(description="proposals after NMS, in training and in testing")
+    regions: int = Field(ge=1, description="regions of each image that the head is trained on")
+    foreground: float = Field(default=0.25, gt=0, le=1, description="largest share of these regions that are of objects")
+    background: float | None = Field(
+        default=None, ge=0, lt=0.5, description="least IoU with an object of a region that is trained on as background (0)"
+    )
+    anchors_inside: bool | None = Field(default=None, description="train proposals on anchors inside the image only")
+    score: float = Field(default=0.05, ge=0, lt=1, description="least score of a detection in testing")
+    nms: float = Field(gt=0, le=1, description="IoU above which NMS drops the detection with the lower score in testing")
+    detections: int = Field(default=100, ge=1, description="most detections of an image in testing")
 
     @field_validator("background", "anchors_inside")
     @classmethod

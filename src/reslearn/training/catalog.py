@@ -1,6 +1,7 @@
 """The named recipes of all tasks, listed and printed."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -14,8 +15,13 @@ from reslearn.training.task import Task
 
 
 def by_name() -> dict[str, Task[Any, Any, Any]]:
-    """Every named recipe, with its task."""
-    return {recipe: task for task in map(tasks.get, tasks.names()) for recipe in task.named}
+    """Every named recipe of the tasks that can be imported, with its task."""
+    found: dict[str, Task[Any, Any, Any]] = {}
+    for name in tasks.names():
+        with suppress(UserError):
+            task = tasks.get(name)
+            found |= {recipe: task for recipe in task.named}
+    return found
 
 
 def summary(task: Task[Any, Any, Any], name: str) -> str:
@@ -50,7 +56,7 @@ def describe(name: str, data: str | None, model: str | None) -> list[dict[str, A
     opened = None if data is None else task.open(data, {"base": name})
     chosen = task.choose(name, opened, model, {})
     recipe: Recipe = validate(chosen.plain(), task.recipe, f"recipe {name}")
-    sources, values = chosen.sources(), flatten(recipe.model_dump(mode="json"))
+    sources, values = chosen.sources(), flatten(recipe.model_dump())
     rows = []
     for key, field in fields(task.recipe):
         default = None if field.default is PydanticUndefined else field.default

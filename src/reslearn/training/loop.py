@@ -194,7 +194,7 @@ class Loop:
         """The phase of several, the error of tasks that have one, the losses of those that have several."""
         p, ends = self.state.progress, [phase.end for phase in self.state.phases]
         line: dict[str, Any] = {"phase": 1 + sum(end < p.step for end in ends[:-1])} if len(ends) > 1 else {}
-        if len(p.losses) <= 1:
+        if not p.losses:
             return line | {"error": 100 * p.wrong / p.seen}
         return line | {"losses": {name: total / p.seen for name, total in p.losses.items()}}
 

@@ -21,7 +21,7 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class _Named(Section, frozen=True):
-    name: str
+    name: str = Field(description="the network (see reslearn models)")
     init: str | None = Field(default=None, description="model file or run folder to start from; otherwise random weights")
     frozen: int = Field(default=0, ge=0, description="1 freezes the stem, n + 1 the first n stages too (needs init)")
 
@@ -89,9 +89,9 @@ class Optimizer(Section, frozen=True):
     `undecayed` is set.
     """
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    nesterov: bool = False
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the momentum buffer that a step keeps")
+    weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty: this times the weight is added to its gradient")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
     style: Literal["pytorch", "caffe"] = Field(
         default="pytorch", description="caffe: the momentum buffer contains lr, as in Caffe's SGD"
     )
@@ -118,7 +118,9 @@ class Schedule(Section, frozen=True):
     lr_batch: int | None = Field(
         default=None, ge=1, description="lr is for batches of this size, and scales with batch.size (Goyal et al., 2017)"
     )
-    shape: Literal["steps", "cosine", "one-cycle", "plateau"] = "steps"
+    shape: Literal["steps", "cosine", "one-cycle", "plateau"] = Field(
+        default="steps", description="how lr falls: at drops, along a cosine, along a line, or when the validation error stalls"
+    )
     drops: tuple[int | float, ...] = Field(
         default=(), description="steps, or shares of the run, after which lr is divided by 10 (shape steps)"
     )
@@ -175,7 +177,7 @@ class Log(Section, frozen=True):
 class Recipe(Section, frozen=True):
     """What decides a run of any task. The same recipe, data, seed and machine give the same weights, bit for bit."""
 
-    name: str = "custom"
+    name: str = Field(default="custom", description="the recipe's name, in reports")
     seed: int = Field(default=0, ge=0, lt=2**31, description="random seed")
     net: Net
     data: Data = Data()
@@ -183,7 +185,9 @@ class Recipe(Section, frozen=True):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of an average of the weights, used for evaluation")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of the forward pass in training; auto: bf16 where the hardware computes in it, else fp32"
+    )
     execution: Execution = Field(default="auto", description="how a step is executed (see training/stepper.py)")
     evaluate: Every = Every()
     checkpoint: Checkpoint = Checkpoint()
@@ -227,7 +231,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -257,10 +261,14 @@ def validate(values: dict[str, Any], kind: type[R], where: str = "recipe", base:
         raise UserError(f"{where}: {_explain(error, kind, base)}") from error
 
 
-def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
-    # A key that is not known is why another one is missing.
+def _first(error: ValidationError) -> tuple[Any, str]:
+    """The problem to report and its dotted key. A key that is not known is why another one is missing."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    return first, ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+
+
+def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
+    first, key = _first(error)
     if first["type"] == "extra_forbidden":
         return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # an item of a list, the last of those that are missing
@@ -300,13 +308,18 @@ def change(recipe: R, settings: Mapping[str, Any]) -> R:
         target[last] = value
         if key in ("schedule.steps", "schedule.epochs"):
             target["epochs" if last == "steps" else "steps"] = None
-    where = " ".join(f"--set {key}={shown(value)}" for key, value in settings.items()) or "recipe"
-    return validate(values, type(recipe), where)
+    try:
+        return type(recipe).model_validate(values)
+    except ValidationError as error:
+        _, wrong = _first(error)
+        named = {wrong: settings[wrong]} if wrong in settings else settings
+        where = " ".join(f"--set {key}={shown(value)}" for key, value in named.items()) or "recipe"
+        raise UserError(f"{where}: {_explain(error, type(recipe), 'default')}") from error
 
 
 def shown(value: Any) -> str:
     """A value as --set takes it and as recipes are printed."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def parse(
         base, values = (name, {}) if name in kind.named else _file(Path(name), kind)
     folder = None if out is None else Path(out).expanduser()
     request = TrainRequest(kind, data, name, base, values, chosen, folder, device, quiet)
-    if isinstance(net := request.get("net.name"), str):
+    for key, what in (("net.name", "the network's name"), ("net.init", "the model file or run")):
+        if not isinstance(value := request.get(key), str | None):
+            where = f"--set {key}={shown(value)}" if key in chosen else name
+            raise UserError(f"{where}: {key}: write {what} as text (not {value!r})")
+    if (net := request.get("net.name")) is not None:
         spec(net)  # an unknown name is the first thing to hear of
     return request
 
@@ -95,8 +99,8 @@ def _settings(settings: Settings, task: Task[Any, Any, Any]) -> dict[str, Any]:
     for key, value, where in pairs:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'{did_you_mean(key, known)}")
-        chosen[key] = value
-    if len(lengths := [f"--set {key}={shown(chosen[key])}" for key in ("schedule.steps", "schedule.epochs") if key in chosen]) > 1:
+        chosen[key] = str(value) if isinstance(value, Path) else value
+    if len(lengths := [f"--set {key}={shown(chosen[key])}" for key in chosen if key in ("schedule.steps", "schedule.epochs")]) > 1:
         raise UserError(f"{' and '.join(lengths)}: give one of them, the length in steps or in epochs")
     return chosen
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from reslearn.errors import UserError
 from reslearn.nets import spec
-from reslearn.training.recipe import Chosen, Recipe, change, merge, validate
+from reslearn.training.recipe import Chosen, Recipe, change, fields, flatten, merge, validate
 from reslearn.training.request import TrainRequest
 from reslearn.weights.store import read_card
 
@@ -35,7 +35,9 @@ def resolve(request: TrainRequest, data: Any) -> tuple[Any, list[str]]:
     if resolved.net.init is not None:
         check_same_net(resolved)
         reasons = reasons | {"preprocessing": "normalization: that of the model it starts from"}
-    task.check(resolved, data, given)
+    defaults = {key: field.default for key, field in fields(task.recipe)}  # a complete recipe states them: nothing is asked for
+    stated = {key: value for key, value in flatten(request.values).items() if value != defaults.get(key)}
+    task.check(resolved, data, stated | request.settings)
     overruled = {*given, *(["schedule.epochs"] if "schedule.steps" in given else [])}
     return resolved, [line for key, line in reasons.items() if key not in overruled]
 
@@ -45,8 +47,6 @@ def starting_net(request: TrainRequest) -> dict[str, Any] | None:
     init, model = request.get("net.init"), request.get("net.name")
     if init is None:
         return None
-    if not isinstance(init, str):
-        raise UserError(f"net.init: write the model file or run as text (not {init!r})")
     path = Path(init).expanduser()
     card = read_card(path)
     if model is not None and model != card.net:

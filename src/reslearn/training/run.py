@@ -239,7 +239,7 @@ def _check_warmup(recipe: Recipe, phases: Sequence[Phase]) -> None:
     ends = [phase.end for phase in phases]
     shortest = min(end - begin for begin, end in zip([0, *ends], ends, strict=False))
     if warmup_steps(recipe.schedule, shortest) >= shortest > 1:
-        whose = "the run's" if len(phases) == 1 else "its shortest phase's"
+        whose = "the run's" if len(phases) == 1 else "the run's shortest phase of"
         raise UserError(f"schedule.warmup={recipe.schedule.warmup:g} is no shorter than {whose} {shortest:,} steps")
 
 

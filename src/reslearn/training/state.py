@@ -25,7 +25,7 @@ class Progress:
     evaluated_at: int = 0
     lr: float = 0.0
     loss: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)  # its parts, by name
+    losses: dict[str, float] = field(default_factory=dict)  # its parts, by name, where there are several
     wrong: int = 0
     seen: int = 0
     warmup_wrong: int = 0  # over the present window of warm-up steps

@@ -150,7 +150,7 @@ class HostStepper(_Stepping):
         if not math.isfinite(loss + norm):
             raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
         progress.loss += loss * images
-        for name, value in zip(outcome.names, losses, strict=True):
+        for name, value in zip(outcome.names, losses, strict=True) if len(losses) > 1 else ():
             progress.losses[name] = progress.losses.get(name, 0.0) + value * images
         progress.wrong += int(wrong)
         progress.warmup_wrong += int(wrong)

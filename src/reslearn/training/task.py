@@ -147,7 +147,8 @@ class Task(ABC, Generic[R, D, S]):
 
     @abstractmethod
     def check(self, recipe: R, data: D, given: Mapping[str, Any]) -> None:
-        """Raise UserError where a key of the recipe does not apply to the data."""
+        """Raise UserError where a key of the recipe does not apply to the data. given: the settings, and values of a recipe file or
+        object that are not the defaults, by dotted key."""
 
     @abstractmethod
     def sources(self, data: D, recipe: R, device: torch.device, display: Display, view: Preprocessing | None) -> Sources[S]:

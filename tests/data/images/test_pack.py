@@ -271,10 +271,10 @@ def test_an_index_is_as_it_is_said_to_be(folder: Path, tmp_path: Path) -> None:
 def test_a_run_on_a_pack_is_stopped_and_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_images(tmp_path / "photos", size=(90, 120))
     pack(tmp_path / "photos", tmp_path / "out", PackFormat(48))
-    settings = ["schedule.steps=6", "data.size=32", "batch.size=8", "step=eager", "checkpoint.every=2"]
-    first = reslearn.train(tmp_path / "out", "resnet8", settings=settings, out=tmp_path / "first", quiet=True)
+    settings = ["schedule.steps=6", "data.size=32", "batch.size=8", "execution=eager", "checkpoint.every=2"]
+    first = reslearn.train(tmp_path / "out", model="resnet8", settings=settings, out=tmp_path / "first", quiet=True)
     monkeypatch.setattr(checkpoint, "prune", lambda folder, keep: None)  # of a finished run, one checkpoint is left
-    again = reslearn.train(tmp_path / "out", "resnet8", settings=settings, out=tmp_path / "again", quiet=True)
+    again = reslearn.train(tmp_path / "out", model="resnet8", settings=settings, out=tmp_path / "again", quiet=True)
     for name in ("result.json", "model.safetensors"):
         (again.folder / name).unlink()
     saved = sorted((again.folder / "checkpoints").iterdir())

@@ -25,7 +25,7 @@ class ImageData(common.Data, frozen=True):
     )
     flip: Flip = Field(default=True, description="random horizontal flip; alternate: in every other epoch")
     pad: int = Field(default=0, ge=0, le=64, description="px on each side, then a random crop of the image's size (small images)")
-    pad_with: Literal["black", "mean"] = "black"
+    pad_with: Literal["black", "mean"] = Field(default="black", description="what is padded: black, or the training images' mean")
     crop_scale: tuple[float, float] | None = Field(
         default=None, description="share of a photo's area that a random crop takes (photos)"
     )
@@ -74,7 +74,9 @@ class ImageBatch(common.Batch, frozen=True):
 class Loss(Section, frozen=True):
     """Cross-entropy."""
 
-    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        default=0, ge=0, lt=1, description="share of the target that is spread over all classes (Szegedy et al., 2016)"
+    )
     class_weights: Literal["none", "auto"] = Field(
         default="none", description="auto: each class by images / (classes x images of the class)"
     )
