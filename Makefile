@@ -1,5 +1,6 @@
 # make demo   train on real photos that come with the package, see a report, predict on files
 # make test   pass the tests
+# make quick  pass those that take no time
 # make check  lint and types
 # make install  only the environment for these, .venv
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test check install clean
+.PHONY: demo test quick check install clean
 
 demo: $(VENV)/.demo
 	@test ! -e $(DEMO) || { echo "$(DEMO) is there from an earlier demo: removing it"; rm -rf $(DEMO); }
@@ -16,7 +17,10 @@ demo: $(VENV)/.demo
 	@echo "open $(DEMO)/report.html in a browser"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -22,9 +22,8 @@ from reslearn import data as datasets
 from reslearn.bench.plain import plain_loop
 from reslearn.bench.train import OurLoop, bench
 from reslearn.training import runtime
-from reslearn.training.recipe import change
-from reslearn.training.resolve import resolve
-from reslearn.training.stepper import pick
+from reslearn.training.request import parse
+from reslearn.training.run import prepare
 
 CPU = torch.device("cpu")
 WINDOW = 20  # steps of the mean that is drawn
@@ -32,14 +31,13 @@ LIKE_PLAIN = ["batch.micro=null", "optimizer.style=pytorch", "schedule.lr=0.1", 
 
 
 def our_losses(seed: int, steps: int) -> list[float]:
-    opened = datasets.open("cifar10")
-    recipe = change(resolve(opened, "cifar10-paper", "resnet20", seed=seed)[0], LIKE_PLAIN)
-    mode, _ = pick("auto", CPU, recipe, resident=True)
+    how: dict[str, Any] = {"model": "resnet20", "device": "cpu", "quiet": True}
+    job = prepare(parse("cifar10", "cifar10-paper", settings=LIKE_PLAIN, seed=seed, **how))
     with runtime.deterministic(CPU):
-        loop, found, before = OurLoop(recipe, CPU, mode, opened), [], 0.0
+        loop, found, before = OurLoop(job), [], 0.0
         for _ in range(steps):
             loop.step()
-            found.append((loop.state.progress.loss - before) / recipe.batch.size)
+            found.append((loop.state.progress.loss - before) / job.recipe.batch.size)
             before = loop.state.progress.loss
     return found
 
@@ -54,12 +52,10 @@ def plain_losses(seed: int, steps: int) -> list[float]:
 
 def first_step(mode: str) -> float:
     """Seconds from a ready data set to the end of the first step: making the network, compiling, one batch."""
-    opened = datasets.open("cifar10")
-    recipe = change(resolve(opened, "cifar10-paper", "resnet20")[0], ["batch.micro=null"])
+    settings = {"batch.micro": None, "execution": mode}
+    job = prepare(parse("cifar10", "cifar10-paper", model="resnet20", settings=settings, device="cpu", quiet=True))
     started = time.perf_counter()
-    pick(mode, CPU, recipe, resident=True)
-    loop = OurLoop(recipe, CPU, mode, opened)
-    loop.step()
+    OurLoop(job).step()
     return time.perf_counter() - started
 
 
@@ -90,7 +86,7 @@ def main() -> None:
     record: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "versions": runtime.versions()}
     record["speed"] = {}
     for mode in options.modes.split(","):
-        row = bench("resnet20", settings=[f"step={mode}"], rounds=9, steps=20)
+        row = bench("resnet20", settings=[f"execution={mode}"], rounds=9, steps=20)
         record["speed"][mode] = row
         print(mode, json.dumps(row["speeds"]), flush=True)
     record["seconds_to_the_first_step"] = {mode: round(first_step(mode), 2) for mode in options.modes.split(",")}

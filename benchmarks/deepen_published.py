@@ -59,7 +59,9 @@ def deepened(shallow: Path, family: str, folder: Path, data_name: str | None) ->
 def train_on(model: Path, steps: int, folder: Path) -> dict:
     """The loss of each ten steps with the paper's last learning rate, and the test errors after them."""
     settings = [f"schedule.steps={steps}", "schedule.drops=[]", "schedule.lr=0.001", "log.every=10"]
-    run = reslearn.train("cifar10", None, "cifar10-paper", settings, init=model, out=folder / f"on-{model.stem}", quiet=True)
+    run = reslearn.train(
+        "cifar10", recipe="cifar10-paper", settings=settings, init=model, out=folder / f"on-{model.stem}", quiet=True
+    )
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "net": model.stem,
@@ -92,7 +94,12 @@ def main() -> None:
         shallow, _ = import_weights(options.weights, out=folder / "resnet20.safetensors")
         rows = deepened(shallow, "resnet", folder, None)
         plain = reslearn.train(
-            "cifar10", "plain20", "cifar10-paper", [f"schedule.steps={options.steps}"], out=folder / "plain", quiet=True
+            "cifar10",
+            "cifar10-paper",
+            model="plain20",
+            settings={"schedule.steps": options.steps},
+            out=folder / "plain",
+            quiet=True,
         )
         rows += deepened(plain.folder / "model.safetensors", "plain", folder, "cifar10")
         curves = [train_on(path, options.steps, folder) for path in (shallow, folder / "resnet56.safetensors")]

@@ -22,11 +22,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from reslearn import resume, train
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
-from reslearn.data.boxes.source import pixels
+from reslearn.data.boxes.source import to_tensor
 from reslearn.detect import detect, load_detector
-from reslearn.training import resume, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import pasting
@@ -73,7 +73,7 @@ def picture(split: BoxSet, model: Path, file: Path, dpi: int = 100) -> None:
     detector = load_detector(model).eval()
     figure, axes = plt.subplots(3, SHOWN // 3, figsize=(15, 9.3), layout="constrained")
     for axis, image in zip(axes.flat, split.images[:SHOWN], strict=True):
-        shown = pixels(image)
+        shown = to_tensor(image.pixels())
         with torch.no_grad():
             (found,) = detect(detector, [shown])
         axis.imshow(shown.permute(1, 2, 0), interpolation="bicubic", extent=(0, image.width, image.height, 0))

@@ -19,29 +19,23 @@ STEPS = 3
 
 def measure(net: str, batch: int, recompute: bool) -> dict:
     """Seconds of a step, and the process's largest memory above what it had before the first one."""
-    import torch
-
-    from reslearn.classify.sources import make_model
-    from reslearn.device import autocast, pick_device, pick_precision
+    from reslearn.bench.train import OurLoop
     from reslearn.training import runtime
-    from reslearn.training.recipe import validate
-    from reslearn.training.step import make_criterion, make_optimizer, train_step
-    from reslearn.training.stepper import pick
+    from reslearn.training.request import parse
+    from reslearn.training.run import prepare
+    from reslearn.training.stepper import Batch
 
-    device = pick_device("auto")
-    recipe = validate({"net": {"name": net}, "schedule": {"steps": 1}, "recompute": recompute, "batch": {"size": batch}})
-    mode, _ = pick("auto", device, recipe, resident=True)
-    precision = pick_precision("auto", device)
-    model = make_model(recipe, 10, 3, device).train()
-    optimizer, criterion = make_optimizer(model, recipe.optimizer, 0.001), make_criterion(recipe.loss, torch.ones(10))
-    images, labels = torch.randn(batch, 3, 32, 32, device=device), torch.randint(0, 10, (batch,), device=device)
-    before, took = runtime.peak_memory_mb(device), []
-    for _ in range(STEPS):
+    settings = {"recompute": recompute, "batch.size": batch, "schedule.lr": 0.001}
+    loop = OurLoop(prepare(parse("cifar10", "default", model=net, settings=settings, quiet=True)))
+    batches: list[Batch] = [loop.stepper.prepare(step) for step in range(STEPS)]
+    before, took = runtime.peak_memory_mb(loop.device), []
+    for prepared in batches:
         started = time.perf_counter()
-        train_step(model, images, labels, criterion, optimizer, autocast(precision, device)).loss.item()
+        loop.step(prepared)
+        loop.stepper.collect()
         took.append(time.perf_counter() - started)
-    after = runtime.peak_memory_mb(device)
-    machine = runtime.machine(device, precision, mode)
+    after = runtime.peak_memory_mb(loop.device)
+    machine = loop.job.facts["machine"]
     return {"seconds_a_step": round(statistics.median(took), 3), "memory_mb": round(after - before), "machine": machine}
 
 

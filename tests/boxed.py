@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reslearn.data.boxes.read import survey
+from reslearn.data.findings import Finding
+
 SIZE = (40, 60)  # height, width
 
 
@@ -95,3 +98,8 @@ def shapes(root: Path, images: int = 8, split: str = "train", size: tuple[int, i
     (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def findings(root: Path) -> list[Finding]:
+    """All findings of a set, in the order of its splits and files."""
+    return [finding for split in survey(root).values() for finding in split.findings]

@@ -32,12 +32,11 @@ def start_python(*arguments: object, env: dict[str, str] | None = None, **option
 
 def run_python(*arguments: object, **options: Any) -> Result:
     """Runs Python with one thread to its end; options as for start_python."""
-    process = start_python(*arguments, **options)
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    with start_python(*arguments, **options) as process:
+        try:
+            out, err = process.communicate(timeout=900)
+        finally:
+            process.kill()  # where it has not ended
     return Result(process.returncode, out, err)
 
 

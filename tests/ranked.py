@@ -14,7 +14,6 @@ from reslearn.classify import validation
 from reslearn.classify.recipes import ClassifyRecipe
 from reslearn.classify.task import ImageExamples
 from reslearn.data.sampling import checksum
-from reslearn.kernels import fuse as fused
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
 from reslearn.training.stepper import make_stepper, pick
@@ -55,7 +54,6 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
         stepper(batch)
         losses.append((state.progress.loss - before) / SIZE)
         before, state.progress.step = state.progress.loss, step + 1
-    fused.enable(False)
     whole = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.model.state_dict().items()}
     average = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.evaluated.state_dict().items()}
     stream = int(ranks.total(torch.tensor(stream))) % 2**32

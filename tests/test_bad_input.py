@@ -283,7 +283,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
     "a net that is not deeper": (
         lambda t: ["deepen", str(model(t)), "plain20", "-o", str(t / "o.safetensors")],
-        "is not a deeper 'resnet8': it differs in merge",
+        "is not a deeper 'resnet8': it differs in block",
     ),
     "a network that is none": (lambda t: ["summary", "resnt50"], "did you mean 'resnet50'"),
     "an input that is none": (lambda t: ["summary", "resnet20", "--input", "32x32"], "CHANNELSxHEIGHTxWIDTH"),

@@ -1,4 +1,4 @@
-"""The command line, end to end, as processes; and the Python face."""
+"""The command line, end to end, trained by a process; and the Python face."""
 
 import csv
 import json
@@ -40,36 +40,36 @@ def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
         assert sheet.size == (12 * 18, 4 * 18)
 
 
-def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path]) -> None:
+def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path], run_cli: RunCli) -> None:
     run, data = trained
-    result = json.loads(run_reslearn("eval", run, data, "--json").out)
+    result = json.loads(run_cli("eval", run, data, "--json").out)
     last = json.loads((run / "result.json").read_text())["last"]["test"]
     assert (result["split"], result["n"], result["top1_error"]) == ("test", 12, 0.0)
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5) and result["confusion"] == last["confusion"]
     assert "top5_error" not in result, "two classes have no top five"
-    assert json.loads(run_reslearn("eval", run, data, "--json", "--split", "all").out)["n"] == 80
-    shown = run_reslearn("eval", run / "best.safetensors", data).out
+    assert json.loads(run_cli("eval", run, data, "--json", "--split", "all").out)["n"] == 80
+    shown = run_cli("eval", run / "best.safetensors", data).out
     assert "top-1 error" in shown and "accuracy by class" in shown
 
 
-def test_predict_prints_a_table_json_or_csv(trained: tuple[Path, Path]) -> None:
+def test_predict_prints_a_table_json_or_csv(trained: tuple[Path, Path], run_cli: RunCli) -> None:
     run, data = trained
     file = data / "b" / "0.png"
-    table = run_reslearn("predict", run, file).out
+    table = run_cli("predict", run, file).out
     assert str(file) in table and "b " in table
-    line = json.loads(run_reslearn("predict", run, file, "--json").out)
+    line = json.loads(run_cli("predict", run, file, "--json").out)
     assert line["predictions"][0]["class"] == "b"
     assert sum(p["probability"] for p in line["predictions"]) == pytest.approx(1, abs=1e-5)
-    rows = list(csv.DictReader(run_reslearn("predict", run, data, "--csv", "--top", "1").out.splitlines()))
+    rows = list(csv.DictReader(run_cli("predict", run, data, "--csv", "--top", "1").out.splitlines()))
     assert len(rows) == 80 and {row["rank"] for row in rows} == {"1"}
     with file.open("rb") as stdin:
         piped = json.loads(run_reslearn("predict", run, "-", "--json", stdin=stdin).out)
     assert piped["predictions"] == line["predictions"]
 
 
-def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path, Path], tmp_path: Path, run_cli: RunCli) -> None:
     run, data = trained
-    done = run_reslearn("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
+    done = run_cli("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
     assert done.code == 0, done.err
     assert "80 images" in done.out and "is 0; 0 predictions differ" in done.out
     deep, shallow = reslearn.load(tmp_path / "deep.safetensors"), reslearn.load(run)
@@ -88,10 +88,10 @@ def test_the_python_face_in_three_lines(trained: tuple[Path, Path]) -> None:
     assert reslearn.evaluate(model, data, "all")["n"] == 80
 
 
-def test_a_finished_run_is_not_trained_again(trained: tuple[Path, Path]) -> None:
+def test_a_finished_run_is_not_trained_again(trained: tuple[Path, Path], run_cli: RunCli) -> None:
     run, _ = trained
     before = (run / "model.safetensors").read_bytes()
-    done = run_reslearn("train", "--resume", run)
+    done = run_cli("train", "--resume", run)
     assert done.code == 0 and "is complete" in done.out
     assert (run / "model.safetensors").read_bytes() == before
 

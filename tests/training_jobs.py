@@ -11,6 +11,7 @@ from reslearn.classify.task import CLASSIFY
 from reslearn.data.images.resident import Resident
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
+from reslearn.kernels.fuse import fuse
 from reslearn.training.display import Display
 from reslearn.training.request import parse
 from reslearn.training.resolve import resolve
@@ -45,6 +46,7 @@ def make_job(recipe: Any, train: Any, task: Any = CLASSIFY, execution: str = "ea
 
 def make_state(job: Job[Any, Any, Any], model: torch.nn.Module) -> State:
     """The state of a job before its first step, with this network."""
+    model = fuse(model) if job.execution == "fused" else model
     return State(model.train(), job.recipe, job.task.phases(job.recipe, len(job.sources.train)), job.task)
 
 

@@ -1,10 +1,10 @@
 """The Python face of the main job: what the command line does, as functions."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from reslearn.files import write_text
-from reslearn.report import page
 from reslearn.training import many, ranks, run
 from reslearn.training.recipe import Recipe
 from reslearn.training.request import Settings, TrainRequest, parse
@@ -79,6 +79,10 @@ def _reported(run: Run) -> Run:
 
 
 def _write_report(runs: list[Run], folder: Path) -> None:
-    """Write FOLDER/report.html, for runs of a task that has a page."""
-    if ranks.first() and all(run.task in page.TASKS for run in runs):
+    """Write FOLDER/report.html, for runs of a task that has a page, where reports are installed."""
+    if not ranks.first() or find_spec("reslearn.report") is None:
+        return
+    from reslearn.report import page
+
+    if all(run.task in page.TASKS for run in runs):
         page.write([run.folder for run in runs], folder / "report.html")

@@ -16,7 +16,9 @@ def cache_folder() -> Path:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable."""
+    """Make a rename in a folder durable. Windows has no such call, and needs none."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,3 +74,24 @@ def write_atomic(path: Path, write: Callable[[Path], object], megabytes: float |
 def write_text(path: Path, text: str) -> None:
     """A text file, in UTF-8, whole or not at all."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark. Raises UserError, naming the file and line."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as why:
+        raise UserError(f"{path}: cannot be read: {getattr(why, 'strerror', None) or why}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as why:
+        line = data.count(10, 0, why.start) + 1
+        raise UserError(f"{path} line {line}: not UTF-8 text ({why.reason}): save the file as UTF-8") from None
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gave, with ~ expanded. Raises UserError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as why:
+        raise UserError(f"{path}: cannot be opened: {why}") from None

@@ -6,7 +6,7 @@ from torch import nn
 
 from reslearn import UserError, create
 from reslearn.analysis.lesion import kendall_tau, layer_cuts, lesion, shuffled
-from reslearn.analysis.parts import Deleted, blocks, keeps_shape, replaced
+from reslearn.analysis.parts import Deleted, blocks, replaced
 from reslearn.analysis.subject import error
 from small_nets import batch, network
 
@@ -62,7 +62,7 @@ def test_modules_are_back_after_an_error() -> None:
 def test_plain_blocks_that_change_the_shape_cannot_be_left_out() -> None:
     found = lesion(network("plain14"), *batch(), draws=1)
     assert {name for name, e in found.single.items() if e is None} == {"layer2.0", "layer3.0"}
-    assert not keeps_shape(blocks(network("plain14"))["layer2.0"])
+    assert not blocks(network("plain14"))["layer2.0"].keeps_shape()
 
 
 def test_a_layer_that_is_left_out_of_a_plain_net() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,8 @@ from reslearn import UserError
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
 from reslearn.bench.train import bench
-from reslearn.kernels import fuse as fused
 
-SHORT = {"rounds": 1, "steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def _fused_off_again() -> object:
-    yield
-    fused.enable(False)
+SHORT: dict[str, Any] = {"rounds": 1, "steps": 1}
 
 
 def test_a_faster_loop_is_seen_as_faster() -> None:
@@ -33,7 +27,7 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [speed["what"].split(",")[0] for speed in row["speeds"]] == ["plain loop", "reslearn"]
     assert row["speeds"][0]["ratio"] == 1 and all(speed["images_per_s"] > 0 for speed in row["speeds"])
     assert sum(row["shares"].values()) == pytest.approx(100, abs=0.3)
-    assert 0 < row["share_of_matrix_peak"] < 100 and row["machine"]["step"] in ("fused", "eager")
+    assert 0 < row["share_of_matrix_peak"] < 100 and row["machine"]["execution"] in ("fused", "eager")
     assert row["limit"]["images_per_s_by_bytes"] > 0
 
 
@@ -54,7 +48,7 @@ def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
 
 def test_the_command(tmp_path: Path, run_cli: RunCli) -> None:
     words = ["bench", "train", "resnet8", "--data", "fashion-sample", "--batch", "8", "--rounds", "1", "--steps", "1"]
-    code, said, _ = run_cli(*words, "--set", "step=eager", "--out", tmp_path / "speeds.json")
+    code, said, _ = run_cli(*words, "--set", "execution=eager", "--out", tmp_path / "speeds.json")
     assert code == 0
     assert "plain loop" in said and "of the first is reached" in said and "reslearn, eager" in said
     assert json.loads((tmp_path / "speeds.json").read_text())[0]["net"] == "resnet8"

@@ -45,7 +45,9 @@ def test_faults_exit_with_1_and_are_named(photos: Path, run_cli: RunCli) -> None
     assert "    'train/cat/a\\nb.jpg': is" in out
     code, out, _ = run_cli("doctor", photos, "--json")
     found = json.loads(out)
-    assert code == 1 and not found["clean"] and found["images"]["train"] == {"cat": 8, "dog": 6}
+    assert (
+        code == 1 and not found["clean"] and found["per_class"]["train"] == {"cat": 8, "dog": 6} and found["images"]["train"] == 14
+    )
     empty = [finding for finding in found["findings"] if finding["kind"] == "empty"]
     assert len(empty) == 7 and empty[6]["names"] == ["val/dog/empty6.jpg"] and empty[6]["fault"] is True
     assert {"mean", "std", "eigenvalues", "eigenvectors", "formats", "modes", "height"} <= set(found)
@@ -72,12 +74,12 @@ def test_what_was_found_is_printed_even_where_nothing_can_be_kept(tmp_path: Path
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "1.jpg").write_bytes(encoded(photo(0), "JPEG"))
     code, out, err = run_cli("doctor", tmp_path / "data", "--fix", tmp_path / "clean.csv", "--json")
-    assert code == 2 and "none of its images is worth keeping" in err and not (tmp_path / "clean.csv").exists()
+    assert code == 2 and "none of the images is usable" in err and not (tmp_path / "clean.csv").exists()
     assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["contradiction", "few images"]
 
 
 def test_what_cannot_be_examined_exits_with_2(tmp_path: Path, run_cli: RunCli) -> None:
-    for data, fragment in ((tmp_path, "holds no class folders, but no images"), ("fotos", "no data set or folder called 'fotos'")):
+    for data, fragment in ((tmp_path, "contains no images or class folders"), ("fotos", "no data set or folder called 'fotos'")):
         code, out, err = run_cli("doctor", data)
         assert (code, out) == (2, "") and fragment in err and err.count("\n") == 1
 

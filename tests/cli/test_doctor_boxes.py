@@ -20,7 +20,7 @@ def boxes(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_wrong_is_printed_and_mended(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli("doctor", boxes, "--size", "40", "--fix", tmp_path / "clean")
     assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
     for words in (
@@ -53,7 +53,7 @@ def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCl
 
 
 def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    says = f"reslearn: --size 600 is of sets with boxes, and {images} has none\n"
+    says = f"reslearn: --size applies to sets with boxes only, and {images} has none\n"
     assert run_cli("doctor", images, "--size", "600") == (2, "", says)
     code, out, err = run_cli("doctor", tmp_path / "none.json")
     assert (code, out) == (2, "") and "there is no such folder or .json file" in err

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from reslearn.data import download
-from reslearn.data.download import OFFICIAL, Official, Source, fetch, locate, unpack_tar
+from reslearn.data.download import OFFICIAL, OfficialSet, RemoteFile, fetch, locate, unpack_tar
 from reslearn.errors import UserError
 
 BODY = bytes(range(256)) * 9000  # 2.3 MB: more than one block
@@ -272,19 +272,19 @@ def test_the_table_of_official_sets() -> None:
 
 
 @pytest.fixture
-def tiny(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Official:
+def tiny(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OfficialSet:
     """A set of two files in an archive that the server has, and empty places to look in."""
     data = archive(tmp_path / "tiny.tar.gz", ("tiny-bin/a.bin", b"aaa"), ("tiny-bin/b.bin", b"bb")).read_bytes()
     Handler.files = {"/tiny.tar.gz": data}
-    source = Source(f"{server}/tiny.tar.gz", "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
-    official = Official("tiny-bin", {"a.bin": 3, "b.bin": 2}, (source,))
+    source = RemoteFile(f"{server}/tiny.tar.gz", "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
+    official = OfficialSet("tiny-bin", {"a.bin": 3, "b.bin": 2}, (source,))
     monkeypatch.setitem(OFFICIAL, "tiny", official)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RESLEARN_DATA", str(tmp_path / "data"))
     return official
 
 
-def test_locate_downloads_once(tiny: Official, tmp_path: Path) -> None:
+def test_locate_downloads_once(tiny: OfficialSet, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "reslearn" / "tiny-bin"
     assert locate("tiny") == folder
     assert below(tmp_path / "cache") == {"reslearn/tiny-bin/a.bin": b"aaa", "reslearn/tiny-bin/b.bin": b"bb"}
@@ -296,7 +296,7 @@ def test_locate_downloads_once(tiny: Official, tmp_path: Path) -> None:
         locate("tiny")
 
 
-def test_locate_looks_in_the_users_folders_first(tiny: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_looks_in_the_users_folders_first(tiny: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locate("tiny")
     for place in (tmp_path / "data" / "tiny-bin", tmp_path / "data"):
         place.mkdir(parents=True, exist_ok=True)
@@ -310,7 +310,7 @@ def test_locate_looks_in_the_users_folders_first(tiny: Official, tmp_path: Path,
     assert locate("tiny") == tmp_path / "home" / ".cache" / "reslearn" / "tiny-bin"
 
 
-def test_locate_says_where_it_looked_and_what_to_do(tiny: Official, tmp_path: Path) -> None:
+def test_locate_says_where_it_looked_and_what_to_do(tiny: OfficialSet, tmp_path: Path) -> None:
     Handler.files = {}
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "b.bin").write_bytes(b"bb")
@@ -322,16 +322,16 @@ def test_locate_says_where_it_looked_and_what_to_do(tiny: Official, tmp_path: Pa
     assert "set RESLEARN_DATA to the folder that holds tiny-bin/" in message
 
 
-def test_locate_with_a_cache_that_cannot_be_made(tiny: Official, tmp_path: Path) -> None:
+def test_locate_with_a_cache_that_cannot_be_made(tiny: OfficialSet, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
     with pytest.raises(UserError, match="cannot be downloaded"):
         locate("tiny")
 
 
-def test_files_without_an_archive(tiny: Official, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_an_archive(tiny: OfficialSet, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Handler.files = {"/a-idx.gz": b"aaa", "/b-idx.gz": b"bb"}
     sources = tuple(
-        Source(server + path, "md5:" + hashlib.md5(data).hexdigest(), len(data)) for path, data in Handler.files.items()
+        RemoteFile(server + path, "md5:" + hashlib.md5(data).hexdigest(), len(data)) for path, data in Handler.files.items()
     )
-    monkeypatch.setitem(OFFICIAL, "tiny", Official("tiny", {"a-idx": 0, "b-idx": 0}, sources))
+    monkeypatch.setitem(OFFICIAL, "tiny", OfficialSet("tiny", {"a-idx": 0, "b-idx": 0}, sources))
     assert below(locate("tiny")) == {"a-idx.gz": b"aaa", "b-idx.gz": b"bb"}

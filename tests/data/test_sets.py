@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from reslearn.data import download, sets
-from reslearn.data.download import OFFICIAL, Official
+from reslearn.data.download import OFFICIAL, OfficialSet
 from reslearn.data.sets import NAMES, DataSet, Split, open
 from reslearn.errors import UserError
 
@@ -162,7 +162,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, limits, each in (("cifar10", [10], 8), ("cifar100", [20, 100], 20)):
         official = OFFICIAL[name]
         files = {file: (each if "test" not in file else 10) * (3072 + len(limits)) for file in official.files}
-        monkeypatch.setitem(download.OFFICIAL, name, Official(official.folder, files, official.sources))
+        monkeypatch.setitem(download.OFFICIAL, name, OfficialSet(official.folder, files, official.sources))
         folder = tmp_path / "data" / official.folder
         folder.mkdir(parents=True)
         for file, size in files.items():
@@ -202,7 +202,7 @@ def test_a_folder_of_official_files_or_its_parent(small_cifar: Path) -> None:
     names.write_text("\n".join("abcdefghij") + "\n\n")
     assert open("cifar10").classes == tuple("abcdefghij")
     names.write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"batches\.meta\.txt: 2 names of classes instead of 10"):
+    with pytest.raises(UserError, match=r"batches\.meta\.txt: 2 class names instead of 10"):
         open("cifar10")
 
 
@@ -338,7 +338,7 @@ def test_what_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (Path("cifar10"), "no data set or folder called 'cifar10'"),
         ("gone.csv", "no data set or folder called 'gone.csv'"),
         ("notes.txt", "notes.txt: a data set is a folder, a .csv or a .jsonl list, or one of fashion-sample"),
-        ("empty", "empty: holds no class folders, but no images"),
+        ("empty", "empty: contains no images or class folders"),
         ("x" * 300, "xxx: cannot be opened: [Errno 36] File name too long"),
         ("~no-such-user/pets", "~no-such-user/pets: cannot be opened: Could not determine home"),
         ("zero\0byte", "no data set or folder called 'zero\\x00byte'"),

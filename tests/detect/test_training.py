@@ -13,7 +13,7 @@ import boxed
 from command_line import run_python, start_python
 from reslearn import UserError, create, resume, save, train
 from reslearn.data.boxes.read import open_boxes
-from reslearn.data.boxes.source import pixels
+from reslearn.data.boxes.source import to_tensor
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder
 from reslearn.detect import load_detector
@@ -166,7 +166,7 @@ def test_a_backbones_statistics_are_averaged_over_training_images_before_they_ar
     drawn = [SampleOrder(0, 10, 8)[0][1], SampleOrder(0, 10, 8)[1][1][:2]]  # 8 and 2 at once
     images = open_boxes(shapes)["train"].images
     with torch.no_grad():
-        each = [backbone.conv1((torch.stack([pixels(images[i]) for i in some]) - 0.4) / 0.25) for some in drawn]
+        each = [backbone.conv1((torch.stack([to_tensor(images[i].pixels()) for i in some]) - 0.4) / 0.25) for some in drawn]
     means = torch.stack([maps.mean((0, 2, 3)) for maps in each]).mean(0)
     variances = torch.stack([maps.transpose(0, 1).flatten(1).var(1) for maps in each]).mean(0)
     torch.testing.assert_close(detector["backbone.bn1.running_mean"], means, rtol=1e-4, atol=1e-5)

@@ -1,20 +1,23 @@
-"""Our own kernels against the same written out in double precision."""
+"""Our own kernels against the same written out in double precision; fused networks against their originals."""
+
+import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from reslearn import create
+from reslearn.detect.backbone import freeze_batch_norm, split
 from reslearn.files import cache_folder
-from reslearn.kernels import fuse as fused
+from reslearn.kernels.compiler import CannotCompile
+from reslearn.kernels.fuse import WEIGHT_GRADIENT, FusedConv2d, FusedStage, FusedStem, bn_relu, fuse, library, unavailable
 
 
 @pytest.fixture
-def kernels_on() -> object:
-    why_not = fused.enable()
-    if why_not:
+def kernels_on() -> None:
+    if why_not := unavailable():
         pytest.skip(why_not)
-    yield
-    fused.enable(False)
 
 
 def tensor(*shape: int, dtype: torch.dtype, scale: float = 1, shift: float = 0) -> Tensor:
@@ -46,7 +49,7 @@ def test_against_double_precision(
     shortcut = tensor(n, channels, size, size, dtype=dtype) if with_shortcut else None
     out_grad = torch.randn(x.shape).to(dtype)
     bn, exact = norm(channels), norm(channels, double=True)
-    out = fused.bn_relu(bn, x, nn.ReLU(), shortcut)
+    out = bn_relu(bn, x, shortcut)[0]
     assert out.grad_fn is not None and "BnRelu" in type(out.grad_fn).__name__, "our kernels were used"
     out.backward(out_grad)
     x64 = x.detach().double().requires_grad_()
@@ -73,7 +76,7 @@ def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            out = fused.bn_relu(bn, x, nn.ReLU())
+            out, _ = bn_relu(bn, x)
             out.sum().backward()
         finally:
             torch.set_num_threads(before)
@@ -84,7 +87,7 @@ def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
 
 def test_a_second_derivative_is_refused_rather_than_wrong(kernels_on: None) -> None:
     x, bn = tensor(4, 16, 8, 8, dtype=torch.float32), norm(16)
-    grad = torch.autograd.grad((fused.bn_relu(bn, x, nn.ReLU()) ** 2).sum(), x, create_graph=True)[0]
+    grad = torch.autograd.grad((bn_relu(bn, x)[0] ** 2).sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
 
@@ -94,7 +97,7 @@ def test_what_is_not_finite_stays_so(kernels_on: None) -> None:
         for poison in (float("nan"), float("inf"), -float("inf")):
             x = torch.randn(4, 16, 4, 4).to(dtype)
             x[1, 3, 2, 2] = poison
-            out = fused.bn_relu(norm(16), x.contiguous(memory_format=torch.channels_last), nn.ReLU())
+            out, _ = bn_relu(norm(16), x.contiguous(memory_format=torch.channels_last))
             assert not out[:, 3].isfinite().any() and out[:, 4].isfinite().all()
 
 
@@ -113,26 +116,28 @@ def test_what_does_not_fit_goes_pytorchs_way(kernels_on: None, change: str) -> N
     shortcut = torch.randn(x.shape, dtype=torch.float64) if change == "another dtype" else None
     if change == "one value a channel":
         with pytest.raises(ValueError, match="more than 1 value per channel"):
-            fused.bn_relu(bn, x, nn.ReLU(), shortcut)
+            bn_relu(bn, x, shortcut)
         return
-    out = fused.bn_relu(bn, x.requires_grad_(), nn.ReLU(), shortcut)
+    out, _ = bn_relu(bn, x.requires_grad_(), shortcut)
     assert out.grad_fn is not None and "BnRelu" not in type(out.grad_fn).__name__
 
 
 def test_a_library_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if fused.enable():
+    library.cache_clear()
+    if unavailable():
         pytest.skip("no compiler")
     first = {p: p.stat().st_mtime_ns for p in (cache_folder() / "kernels").iterdir()}
-    assert len(first) == 1 and fused.enable() is None
+    library.cache_clear()
+    assert len(first) == 1 and unavailable() is None
     assert {p: p.stat().st_mtime_ns for p in (cache_folder() / "kernels").iterdir()} == first
-    fused.enable(False)
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    why = fused.enable()
+    library.cache_clear()
+    why = unavailable()
     assert why is not None and why.endswith("cannot compile them")
 
 
@@ -145,25 +150,24 @@ def test_a_gradient_that_comes_by_the_shortcut_is_added(kernels_on: None, dtype:
     grads = []
     for apart in (False, True):
         x.grad = shortcut.grad = None
-        out = fused.bn_relu(norm(16), x, nn.ReLU(), shortcut if with_shortcut else None)
-        (out * one + (fused.for_shortcut(out) if apart else out) * two).sum().backward()
+        out, twin = bn_relu(norm(16), x, shortcut if with_shortcut else None)
+        (out * one + (twin if apart else out) * two).sum().backward()
         assert x.grad is not None
         grads.append([x.grad, *([shortcut.grad] if with_shortcut else [])])
     for together, apart in zip(*grads, strict=True):
         assert together is not None and apart is not None
         assert (together - apart).abs().max() <= TOLERANCE[dtype] * together.abs().max()
     x.grad = None
-    out = fused.bn_relu(norm(16), x, nn.ReLU(), shortcut if with_shortcut else None)
-    (fused.for_shortcut(out) * two).sum().backward()
+    _, twin = bn_relu(norm(16), x, shortcut if with_shortcut else None)
+    (twin * two).sum().backward()
     assert x.grad is not None and x.grad.any(), "and where nothing else asks for it"
-    assert fused.for_shortcut(x) is x
 
 
 CONVOLUTIONS = [(3, 16, 16, 8), (9, 32, 16, 12), (1, 16, 64, 8), (17, 64, 64, 8), (2, 48, 32, 9)]
 
 
 def has_bf16() -> bool:
-    return hasattr(fused._library, fused.WEIGHT_GRADIENT)
+    return hasattr(library(), WEIGHT_GRADIENT)
 
 
 @pytest.mark.parametrize(("n", "inputs", "outputs", "size"), CONVOLUTIONS)
@@ -171,11 +175,11 @@ def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs
     if not has_bf16():
         pytest.skip("this processor does not multiply in bf16")
     torch.manual_seed(0)
-    module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    module = FusedConv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     height, width = size, size + size % 2 + 2  # not square
     x = tensor(n, inputs, height, width, dtype=torch.bfloat16)
     grad = torch.randn(n, outputs, height, width).bfloat16()
-    out = fused.conv(module, x)
+    out = module(x)
     assert "Conv3x3" in type(out.grad_fn).__name__, "our kernel was used"
     out.backward(grad)
     assert module.weight.grad is not None and x.grad is not None
@@ -188,7 +192,7 @@ def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs
     for number in (1, 2, 3):
         torch.set_num_threads(number)
         module.weight.grad = None
-        fused.conv(module, x).backward(grad)
+        module(x).backward(grad)
         assert torch.equal(first, module.weight.grad), "the number of threads changes no bit"
     torch.set_num_threads(threads)
 
@@ -199,10 +203,61 @@ def test_other_convolutions_go_pytorchs_way(kernels_on: None, change: str) -> No
     padding = "circular" if change == "circular" else "zeros"
     options = {"padding_mode": padding, "stride": 2 if change == "stride" else 1, "bias": change == "bias"}
     kernel = 1 if change == "kernel" else 3
-    module = nn.Conv2d(inputs, 16, kernel, padding=kernel // 2, **options).to(memory_format=torch.channels_last)
+    module = FusedConv2d(inputs, 16, kernel, padding=kernel // 2, **options).to(memory_format=torch.channels_last)
     module.train(change != "eval").requires_grad_(change != "frozen")
     size = {"odd": 9, "small": 6}.get(change, 8)
     x = tensor(2, inputs, size, size, dtype=torch.float32 if change == "fp32" else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=change != "fp32"):
-        out = fused.conv(module, x)
-        assert torch.equal(out, module(x)) and "Conv3x3" not in type(out.grad_fn).__name__
+        out = module(x)
+        assert torch.equal(out, nn.Conv2d.forward(module, x)) and "Conv3x3" not in type(out.grad_fn).__name__
+
+
+NETS = {
+    "resnet8": {},
+    "plain8": {},
+    "preact-resnet8": {},
+    "highway-19": {},
+    "resnet14": {"order": "bn-after-addition", "merge": "shortcut-gate"},
+    "resnet20": {"order": "relu-only", "last_survival": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_fused_network_is_the_same_network(kernels_on: None, name: str) -> None:
+    torch.manual_seed(0)
+    plain: Any = create(name, 10, **NETS[name]).to(memory_format=torch.channels_last)
+    net, x = copy.deepcopy(plain), torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    before = {key: id(tensor) for key, tensor in net.state_dict(keep_vars=True).items()}
+    modules = list(net.named_modules())
+    assert fuse(net) is net and fuse(net) is net
+    assert {key: id(tensor) for key, tensor in net.state_dict(keep_vars=True).items()} == before
+    assert list(before) == list(plain.state_dict()) and list(net.named_modules()) == modules
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), plain.eval()(x)), "evaluation is PyTorch's"
+    grads = []
+    for model in (plain, copy.deepcopy(net)):
+        torch.manual_seed(1)
+        model.train()(x).square().mean().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (grads[0] - grads[1]).norm() < 1e-3 * grads[0].norm()
+
+
+def test_parts_of_a_network_are_fused_where_they_stand(kernels_on: None) -> None:
+    net = create("resnet18", 10).to(memory_format=torch.channels_last)
+    freeze_batch_norm(net.layer2)  # type: ignore[arg-type]
+    halves = split(net)
+    both = fuse(nn.ModuleList([halves.shared, halves.region])).train()
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert isinstance(both[0], FusedStem)
+    for stage in ("0.layer1", "0.layer2", "0.layer3", "1.layer4"):
+        assert isinstance(both.get_submodule(stage), FusedStage)
+    both[1](both[0](x)["0"]).sum().backward()
+    assert halves.shared.layer1[0].conv1.weight.grad is not None  # type: ignore[union-attr,index]
+
+
+def test_without_a_compiler_it_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    library.cache_clear()
+    with pytest.raises(CannotCompile, match="cannot compile them"):
+        fuse(create("resnet8", 2))

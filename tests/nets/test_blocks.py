@@ -1,14 +1,17 @@
 """Every order and merge of Identity Mappings against its figure, written out; stochastic depth; the shortcuts of option A."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reslearn
-from reslearn.nets.blocks import Block
-from reslearn.nets.merges import StochasticDepth
+from reslearn.nets.block import Block
+from reslearn.nets.options import NetOptions
 from reslearn.nets.shortcuts import make_shortcut
+from reslearn.nets.variants import StochasticDepth, make_block
 
 PARAMETERS = {  # computed in the papers' facts, or printed there to two digits
     "preact-resnet164": 1_703_258,
@@ -26,9 +29,9 @@ def test_parameters_are_the_papers(name: str) -> None:
     assert count == PARAMETERS[name] if name in PARAMETERS else count == pytest.approx(ROUNDED[name], rel=0.05)
 
 
-def make(in_channels: int = 8, width: int = 8, stride: int = 1, **options: object) -> Block:
+def make(in_channels: int = 8, width: int = 8, stride: int = 1, *, first: bool = False, survival: float = 1, **options: Any) -> Any:
     torch.manual_seed(0)
-    block = Block(in_channels, width, stride, **options)  # type: ignore[arg-type]
+    block = make_block(in_channels, width, stride, options=NetOptions(**options), first=first, survival=survival)
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -38,7 +41,7 @@ def make(in_channels: int = 8, width: int = 8, stride: int = 1, **options: objec
     return block.eval()
 
 
-def figure_4(b: Block, x: Tensor, order: str) -> Tensor:
+def figure_4(b: Any, x: Tensor, order: str) -> Tensor:
     """IM Figure 4, one line an order."""
     r = F.relu
     if order == "original":
@@ -149,7 +152,8 @@ def test_ceil_pooling_is_caffes() -> None:
 
 def test_highways_block_is_its_formula() -> None:
     torch.manual_seed(0)
-    block = Block(8, 8, body="single", order="no-bn", merge="exclusive-gate", gate_bias=-1.0)
+    options = NetOptions(merge="exclusive-gate", gate_bias=-1.0)
+    block: Any = make_block(8, 8, block="highway", options=options)
     x = torch.randn(2, 8, 6, 6)
     gate = torch.sigmoid(F.conv2d(x, block.merge.gate.weight, block.merge.gate.bias, padding=1))
     h = F.relu(F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1))

@@ -7,7 +7,6 @@ from torch import nn
 import reslearn
 from reslearn import UserError
 from reslearn.nets.deepen import check_family, deepen, places
-from reslearn.nets.zoo import spec
 
 
 def trained(name: str, **options: object) -> nn.Module:
@@ -43,7 +42,7 @@ def test_a_residual_net_keeps_its_function_exactly(shallow: str, deep: str, opti
     small = trained(shallow, **options)
     torch.manual_seed(1)
     large = reslearn.create(deep, 10, **options)
-    deepen(small, large, options.get("order", spec(shallow).order), where)  # type: ignore[arg-type]
+    deepen(small, large, where)  # type: ignore[arg-type]
     x = torch.randn(8, 3, 32, 32)
     for mode in (False, True):  # in training, too: a silent branch is zero whatever the batch
         with torch.no_grad():
@@ -55,7 +54,7 @@ def test_a_plain_net_keeps_its_function_to_rounding_in_evaluation_and_nearly_in_
     small = trained("plain20")
     large = reslearn.create("plain32", 10)
     generator = torch.Generator().manual_seed(2)
-    deepen(small, large, "original", where, [torch.randn(64, 3, 32, 32, generator=generator) for _ in range(4)])  # type: ignore[arg-type]
+    deepen(small, large, where, [torch.randn(64, 3, 32, 32, generator=generator) for _ in range(4)])  # type: ignore[arg-type]
     x = torch.randn(64, 3, 32, 32, generator=generator)
     with torch.no_grad():
         torch.testing.assert_close(large.eval()(x), small.eval()(x), rtol=0, atol=1e-4)
@@ -66,7 +65,7 @@ def test_a_plain_net_keeps_its_function_to_rounding_in_evaluation_and_nearly_in_
 def test_a_deepened_net_trains_on() -> None:
     small = trained("resnet8")
     large = reslearn.create("resnet20", 10)
-    deepen(small, large, "original")  # type: ignore[arg-type]
+    deepen(small, large)  # type: ignore[arg-type]
     x, y = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
     optimizer = torch.optim.SGD(large.parameters(), lr=0.05)
     losses = []
@@ -95,12 +94,12 @@ def test_places() -> None:
     [
         ("resnet56", "resnet20", "no stage may shrink"),
         ("resnet20", "resnet20", "one must grow"),
-        ("resnet20", "plain56", "differs in merge"),
+        ("resnet20", "plain56", "differs in block"),
         ("resnet20", "resnet18", "differs in"),
         ("resnet50", "resnet101-v1.5", "differs in stride_in"),
         ("vgg11", "vgg16", "is not made of blocks"),
         ("highway-19", "highway-32", "differs in"),
-        ("resnet34", "resnet50", "differs in body"),
+        ("resnet34", "resnet50", "differs in block"),
     ],
 )
 def test_what_is_no_family_is_said_in_a_line(shallow: str, deep: str, said: str) -> None:

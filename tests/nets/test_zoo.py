@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from reslearn import UserError, create, models
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import BasicBlock, Block, PlainBlock
 from reslearn.nets.zoo import TABLE, spec
 
 # Counted from DRL Table 1: depth -> parameters with shortcuts A, B, C
@@ -120,10 +120,10 @@ def test_option_a_is_the_input_subsampled_with_zeros_behind() -> None:
 
 def test_a_plain_block_has_no_path_round_its_body() -> None:
     torch.manual_seed(0)
-    block = Block(8, 8, merge="plain").eval()
+    block = PlainBlock(8, 8).eval()
     nn.init.zeros_(block.conv2.weight)
     assert not block(torch.randn(1, 8, 4, 4)).any()
-    residual = Block(8, 8, merge="residual").eval()
+    residual = BasicBlock(8, 8).eval()
     nn.init.zeros_(residual.conv2.weight)
     x = torch.randn(1, 8, 4, 4)
     assert torch.equal(residual(x), x.relu())

@@ -1,5 +1,7 @@
 """Every experiment at every scale: its plan holds together, its recipes are valid, its published numbers are the table's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from reslearn import UserError
 from reslearn.data import DataSet, Split
 from reslearn.nets import models, spec
 from reslearn.reproduce.catalog import ALIASES, EXPERIMENTS, experiment
-from reslearn.reproduce.experiment import SCALES, Dataset
+from reslearn.reproduce.experiment import SCALES, Dataset, Training
+from reslearn.training.request import parse
 from reslearn.training.resolve import resolve
 
 CASES = [(name, scale) for name, e in EXPERIMENTS.items() if e.task == "classify" for scale in e.plans]
@@ -30,6 +33,11 @@ def small_set(name: str, channels: int, size: int) -> DataSet:
 CIFAR, OTHER = small_set("cifar10", 3, 32), small_set("fashion-sample", 1, 32)
 
 
+def resolved(training: Training, data: DataSet) -> Any:
+    request = parse(data.name, training.recipe, model=training.net, settings=training.settings, seed=0)
+    return resolve(request, data)[0]
+
+
 @pytest.mark.parametrize("data", [Dataset("cifar10", True), Dataset("fashion-sample", False)], ids=["cifar10", "other"])
 @pytest.mark.parametrize(("name", "scale"), CASES)
 def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
@@ -39,14 +47,14 @@ def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
     named = {row.run for row in plan.rows} | {label for effect in plan.effects for label in effect.terms}
     named |= {label for panel in plan.panels for label in panel.runs} | {label for pair in plan.crossings for label in pair}
     assert named <= set(plan.trainings)
-    assert bool(plan.trainings) or bool(plan.of_models) or bool(plan.measure)
-    assert plan.seeds >= 1 and not (plan.measure and plan.trainings)
+    assert bool(plan.trainings) or bool(plan.analyze) or bool(plan.count)
+    assert plan.seeds >= 1 and not (plan.count and plan.trainings)
     for effect in plan.effects:
         assert sum(effect.terms.values()) == 0, "an effect is a difference"
     earlier: set[str] = set()
     recipes: set[tuple[str, str | None]] = set()
     for label, training in plan.trainings.items():
-        recipe, _ = resolve(CIFAR if data.cifar else OTHER, training.recipe, training.net, training.settings, 0)
+        recipe = resolved(training, CIFAR if data.cifar else OTHER)
         assert recipe.net.name == training.net
         assert training.start is None or training.start in earlier
         earlier.add(label)
@@ -59,7 +67,7 @@ def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
             assert (recipe.schedule.steps or 0) <= 2000
             assert all(drop < (recipe.schedule.steps or 0) for drop in recipe.schedule.drops)
     if scale == "small" and plan.trainings:
-        assert plan.seeds >= 2 and (plan.effects or plan.of_models), "small tests an effect, with seeds"
+        assert plan.seeds >= 2 and (plan.effects or plan.analyze), "small tests an effect, with seeds"
     if scale == "small" and data.cifar and plan.effects:
         assert any("instead of" in deviation for deviation in plan.deviations)
 
@@ -75,7 +83,7 @@ def test_table6_is_the_papers_row_by_row() -> None:
         "resnet110": 6.61,
         "resnet1202": 7.93,
     }
-    recipe = resolve(CIFAR, "cifar10-paper", "resnet110", plan.trainings["resnet110"].settings, 0)[0]
+    recipe = resolved(plan.trainings["resnet110"], CIFAR)
     assert recipe.schedule.steps == 64_000 and recipe.schedule.warmup_lr == 0.01
 
 

@@ -13,7 +13,7 @@ from reslearn.detect.evaluate import TestOptions, find, matches, open_detectors,
 from reslearn.evaluation.average_precision import coco
 from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.detectors import ALONE, NEAR, measure_ladder
-from reslearn.reproduce.experiment import Look
+from reslearn.reproduce.experiment import ExperimentOptions
 from reslearn.reproduce.run import reproduce
 
 
@@ -50,17 +50,17 @@ def test_of_several_seeds_rungs_are_means_and_all_together_an_ensemble(tmp_path:
         for seed in range(2):
             model = detector(classes=["disc", "square"], seed=seed, context=bool(context))  # type: ignore[arg-type]
             files.append(save_detector(model, tmp_path / f"{label}{seed}.safetensors"))
-    looked = measure_ladder(models, Look(str(data), str(data), "cpu", lambda line: None))
+    looked = measure_ladder(models, ExperimentOptions(str(data), str(data), 2, tmp_path, "cpu", lambda line: None))
     rungs = ["baseline", "+ box refinement", "+ context", "+ multi-scale testing", NEAR, "ensemble", ALONE]
     assert rungs_of(looked.rows) == rungs
     assert [row["ours"]["n"] for row in looked.rows if row["ours"]][::3] == [2, 2, 2, 2, 2, 1, 1]
     said: list[str] = []
-    measure_ladder(models, Look(str(data), str(data), "cpu", said.append), most=2)
+    measure_ladder(models, ExperimentOptions(str(data), str(data), 2, tmp_path, "cpu", said.append), most=2)
     assert said == ["testing 2 images in 12 ways"]
     opened = open_detectors(models["a"], "cpu")
     images = open_split(data, opened[0].classes)
     ways = [TestOptions((opened[0],)), TestOptions((opened[1],)), TestOptions(opened)]
-    numbers = [coco(matches(found, images))["AP50"] or 0.0 for found in find(images.images, ways)]
+    numbers = [coco(matches(found.detections, images))["AP50"] or 0.0 for found in find(images.images, ways)]
     first = {row["what"].split(",")[0]: row["ours"]["values"] for row in looked.rows if row["ours"] and ", AP50" in row["what"]}
     assert first["baseline"] == numbers[:2] and first[ALONE] == numbers[2:]
     gained = next(claim for claim in looked.claims if claim["text"] == "Ensemble of baselines raises AP50")

@@ -8,12 +8,12 @@ import pytest
 
 import boxed
 from reslearn import UserError
-from reslearn.localize import evaluate
+from reslearn.localize.evaluate import evaluate
 from reslearn.localize.views import Single
 from reslearn.reproduce import localizers as localization
 from reslearn.reproduce.catalog import EXPERIMENTS
-from reslearn.reproduce.experiment import Dataset, Work
-from reslearn.reproduce.localizers import HOW, Answers, _claim
+from reslearn.reproduce.experiment import ExperimentOptions
+from reslearn.reproduce.localizers import SETUPS, Predictions, _claim
 from reslearn.reproduce.run import reproduce
 
 
@@ -33,7 +33,7 @@ def test_both_tables_from_the_same_runs(data: Path, tmp_path: Path) -> None:
     assert published == [33.1, 13.3, 11.7, None, 14.4, 10.6, 4.6] and ours["VGG-16, 1 crop, true class given"] is None
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     said = evaluate(
-        folder / "seed-0" / "regions", folder / "windows", scales=HOW["smoke"].dense, classifier=folder / "seed-0" / "classes"
+        folder / "seed-0" / "regions", folder / "windows", scales=SETUPS["smoke"].dense, classifier=folder / "seed-0" / "classes"
     )
     for what, view, key in (
         ("Boxes, 1 crop, true class given", "1-crop", "true_class"),
@@ -64,18 +64,17 @@ def test_together(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -
     good, bad = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
     truth = Single(np.array([0, 1, 1]), (np.array([good]),) * 3)
 
-    def one(said: list[float], scores: list[list[float]], right: list[list[int]]) -> Answers:
+    def one(said: list[float], scores: list[list[float]], right: list[list[int]]) -> Predictions:
         chances = np.stack([said, 1 - np.array(said)], 1)
         boxes = np.array([[good if each else bad for each in row] for row in right])
-        return Answers(chances, {"refined": np.argsort(-chances, 1)}, {"refined": np.array(scores)}, {"refined": boxes})
+        return Predictions(chances, {"refined": np.argsort(-chances, 1)}, {"refined": np.array(scores)}, {"refined": boxes})
 
     first = one([0.9, 0.6, 0.3], [[1.0, -9], [0, 2], [0, -1]], [[1, 0], [0, 1], [0, 1]])
     second = one([0.4, 0.1, 0.4], [[2.0, -9], [0, 1], [0, 3]], [[0, 0], [0, 0], [0, 0]])
-    monkeypatch.setattr(localization, "_tested", lambda work, how: (truth, [first, second]))
-    monkeypatch.setattr(localization, "open_data", lambda source, task: Dataset("x"))
-    work = Work(str(data), 2, tmp_path, "cpu", lambda line: None, True)
-    monkeypatch.setattr(localization, "_measured", lambda rows, claims, work, images: (rows, claims))
-    rows, claims = localization.measure_ensemble(HOW["small"], work)  # type: ignore[misc]
+    monkeypatch.setattr(localization, "_predict", lambda options, setup: (truth, [first, second]))
+    options = ExperimentOptions(str(data), str(data), 2, tmp_path, "cpu", lambda line: None)
+    monkeypatch.setattr(localization, "_measured", lambda rows, claims, options, images: (rows, claims))
+    rows, claims = localization.measure_ensemble(SETUPS["small"], options)  # type: ignore[misc]
     # image 0: class 0 (mean 0.65), the second's box, which is wrong; 1: class 1, the first's; 2: class 1, the second's, wrong
     assert rows[-1]["ours"]["mean"] == pytest.approx(200 / 3)
     # alone, the first errs on image 1 (class 0), the second on all three

@@ -13,8 +13,8 @@ from command_line import RunCli, run_python, start_python
 from reslearn import UserError, train
 from reslearn.reproduce.anatomy import measure_lesions, measure_responses
 from reslearn.reproduce.catalog import EXPERIMENTS
-from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Measured, Panel, Plan, Row, Training
-from reslearn.reproduce.run import crossing, dataset, plan, reproduce
+from reslearn.reproduce.experiment import Comparison, Dataset, Effect, Experiment, Measured, Panel, Plan, Training
+from reslearn.reproduce.run import crossing, dataset, make_plan, reproduce
 from reslearn.reproduce.runs import Curve, metric
 from reslearn.weights.read import import_weights
 
@@ -29,7 +29,7 @@ def tiny(data: Dataset) -> Plan:
             "deeper": Training("resnet14", "default", SETTINGS, start="short"),
         },
         seeds=2,
-        rows=(Row("short, error", "short", 10.0), Row("deeper, loss", "deeper", metric="train_loss")),
+        rows=(Comparison("short, error", "short", 10.0), Comparison("deeper, loss", "deeper", metric="train_loss")),
         effects=(Effect("longer has less loss", {"short": 1.0, "long": -1.0}, "train_loss"),),
         panels=(Panel("both", ("short", "long")),),
         crossings=(("long", "short"),),
@@ -76,7 +76,9 @@ def test_what_was_trained_is_not_trained_again_and_is_shared(one: dict[str, Any]
 
 def test_a_net_that_starts_from_itself_and_other_data_than_the_papers(one: dict[str, Any]) -> None:
     longer = Training("resnet8", "default", (*SETTINGS, "schedule.lr=0.001"), start="short")
-    planned = Plan({"short": Training("resnet8", "default", SETTINGS), "longer": longer}, rows=(Row("longer", "longer", 10.0),))
+    planned = Plan(
+        {"short": Training("resnet8", "default", SETTINGS), "longer": longer}, rows=(Comparison("longer", "longer", 10.0),)
+    )
     found = reproduce(replace(TINY, plans={"paper": lambda data: planned}), "paper", **one)
     assert found["rows"][0]["ours"]["n"] == 1
     assert found["rows"][0]["verdict"] == "not comparable" and found["deviations"] == ["the data set is images, not cifar10"]
@@ -95,7 +97,7 @@ def test_networks_are_looked_into_trained_here_or_given(one: dict[str, Any], tmp
     nets = {"plain8": Training("plain8", "default", SETTINGS), "resnet14": Training("resnet14", "default", SETTINGS)}
 
     def looking(how: Any) -> Experiment:
-        return replace(TINY, name="look", plans={"small": lambda data: Plan(nets, seeds=2, of_models=how)})
+        return replace(TINY, name="look", plans={"small": lambda data: Plan(nets, seeds=2, analyze=how)})
 
     for how, rows, claims in ((measure_responses, 2, 0), (measure_lesions, 7, 6)):
         found = reproduce(looking(how), **one)
@@ -106,7 +108,7 @@ def test_networks_are_looked_into_trained_here_or_given(one: dict[str, Any], tmp
     given = reproduce(looking(measure_lesions), **one, models=[model])
     assert given["scale"] == "models" and given["rows"][0]["what"] == "resnet14, whole"
     assert (one["out"] / "look-models.json").exists()
-    with pytest.raises(UserError, match="tiny does not look into models: leave --model out"):
+    with pytest.raises(UserError, match="tiny does not measure models: leave --model out"):
         reproduce(TINY, **one, models=[model])
     with pytest.raises(UserError, match="look trains nothing with --model: --seeds does not apply"):
         reproduce(looking(measure_lesions), **one, models=[model], seeds=2)
@@ -114,7 +116,7 @@ def test_networks_are_looked_into_trained_here_or_given(one: dict[str, Any], tmp
 
 def test_nothing_trained_to_look_into(one: dict[str, Any]) -> None:
     look = replace(
-        TINY, plans={"small": lambda data: Plan({"a": Training("resnet8", "default", SETTINGS)}, of_models=measure_responses)}
+        TINY, plans={"small": lambda data: Plan({"a": Training("resnet8", "default", SETTINGS)}, analyze=measure_responses)}
     )
     with pytest.raises(UserError, match="none of tiny's networks has been trained"):
         reproduce(look, **one, training=False)
@@ -138,9 +140,9 @@ def test_which_data(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
 
 def test_which_scale() -> None:
     with pytest.raises(UserError, match="constructed has no scale 'paper': take smoke or small"):
-        plan(EXPERIMENTS["constructed"], "paper", Dataset("cifar10"))
+        make_plan(EXPERIMENTS["constructed"], "paper", Dataset("cifar10"))
     with pytest.raises(UserError, match="table7 has no scale 'paper': take smoke or small"):
-        plan(EXPERIMENTS["table7"], "paper", Dataset("bccd", False))
+        make_plan(EXPERIMENTS["table7"], "paper", Dataset("bccd", False))
 
 
 def test_where_one_curve_falls_below_another_for_good() -> None:
@@ -186,8 +188,8 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_cli: RunC
         (["veit", "--model", "x", "--scale", "small"], "--scale does not apply with --model: nothing is trained"),
         (["veit", "--model", "x", "--no-train"], "--only and --no-train do not apply with --model: nothing is trained"),
         (["constructed", "--scale", "paper"], "constructed has no scale 'paper': take smoke or small"),
-        (["models"], "models needs models to look into: give them with --model"),
-        (["table4"], "table4 needs models to look into: give them with --model"),
+        (["models"], "models needs models to measure: give them with --model"),
+        (["table4"], "table4 needs models to measure: give them with --model"),
         (["table8", "--scale", "paper"], "table8 has no scale 'paper': take smoke or small"),
         (["table1", "--out", __file__], "is a file: give a folder"),
         (["figure1", "--data", "nowhere"], "no data set or folder called 'nowhere'"),
@@ -236,12 +238,12 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path) -> None:
 def test_a_training_that_fails_is_a_result(one: dict[str, Any]) -> None:
     wild = Training("resnet8", "default", (*SETTINGS, "schedule.lr=1e38", "schedule.warmup=0"))
     planned = replace(tiny(Dataset("")), trainings={**tiny(Dataset("")).trainings, "wild": wild, "on": replace(wild, start="wild")})
-    planned = replace(planned, rows=(*planned.rows, Row("wild, error", "wild"), Row("on, error", "on")))
+    planned = replace(planned, rows=(*planned.rows, Comparison("wild, error", "wild"), Comparison("on, error", "on")))
     failing = replace(TINY, plans={"small": lambda data: planned})
     result = reproduce(failing, **one)
     assert [row["verdict"] for row in result["rows"]] == ["not comparable", "", "failed", "not run"]
     assert result["claims"][0]["effect"]["n"] == 2
-    assert "wild: its loss stopped being a number (seeds 0, 1); what is said of it is of the others." in result["notes"]
+    assert "wild: its loss became NaN or infinite (seeds 0, 1); its numbers are of the other seeds." in result["notes"]
     before = sorted((path, path.stat().st_mtime_ns) for path in (one["out"] / "runs").rglob("*"))
     assert reproduce(failing, **one)["rows"] == result["rows"]
     assert sorted((path, path.stat().st_mtime_ns) for path in (one["out"] / "runs").rglob("*")) == before, "it is not tried again"
@@ -262,8 +264,12 @@ def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_dat
 ) -> None:
     found = []
     for i, settings in enumerate(((), ("net.order=relu-only",))):
-        found.append(train(images, "resnet8", "default", (*SETTINGS, *settings), 0, tmp_path / f"run{i}", quiet=True).folder)
-    look = replace(TINY, name="look", plans={"small": lambda data: Plan(of_models=measure_responses)})
+        found.append(
+            train(
+                images, "default", model="resnet8", settings=(*SETTINGS, *settings), seed=0, out=tmp_path / f"run{i}", quiet=True
+            ).folder
+        )
+    look = replace(TINY, name="look", plans={"small": lambda data: Plan(analyze=measure_responses)})
     result = reproduce(look, out=one["out"], models=found, quiet=True)
     assert [row["what"] for row in result["rows"]] == [
         "resnet8, mean over its 3x3 layers",
@@ -280,7 +286,7 @@ def test_given_models_are_told_apart_by_options_and_looked_into_on_their_own_dat
 
 def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     bad = replace(TINY, name="bad", plans={"small": lambda data: Plan({"a": Training("resnet8", "nowhere")})})
-    count = replace(TINY, name="count", plans={"small": lambda data: Plan(measure=lambda *a: Measured([]))})
+    count = replace(TINY, name="count", plans={"small": lambda data: Plan(count=lambda: Measured([]))})
     for each in [*EXPERIMENTS]:
         monkeypatch.delitem(EXPERIMENTS, each)
     for each in (bad, count, TINY):
@@ -288,7 +294,7 @@ def test_every_experiment(one: dict[str, Any], monkeypatch: pytest.MonkeyPatch, 
     words = ["reproduce", "--all", "--seeds", "1", "--data", one["data"], "--out", str(one["out"])]
     said = run_cli(*words)
     assert said.code == 2, "one of them could not run"
-    assert "going on with the next" in said.err and "bad" in said.err and "page:" in said.out
+    assert "continuing with the next" in said.err and "bad" in said.err and "page:" in said.out
     assert {path.name for path in one["out"].glob("*.json")} == {"count-paper.json", "tiny-small.json"}
     result = json.loads((one["out"] / "tiny-small.json").read_text())
     assert result["rows"][0]["ours"]["n"] == 1 and result["command"].startswith("reslearn reproduce --all --seeds 1")

@@ -14,7 +14,7 @@ from reslearn.nets import models as known
 from reslearn.nets import spec
 from reslearn.reproduce import testing
 from reslearn.reproduce.catalog import EXPERIMENTS
-from reslearn.reproduce.experiment import Look
+from reslearn.reproduce.experiment import ExperimentOptions
 from reslearn.reproduce.run import reproduce
 from reslearn.reproduce.testing import measure_single, published
 from reslearn.weights import Card
@@ -97,7 +97,7 @@ def test_only_imagenets_validation_images_are_compared(
         return {"top1_error": errors[0], "top5_error": errors[1], "per_class": rows, "data": "val"}
 
     monkeypatch.setattr(testing, "evaluate", numbers)
-    found = measure_single({"resnet50": [model]}, Look("val", "", "cpu", lambda line: None))
+    found = measure_single({"resnet50": [model]}, ExperimentOptions("val", "", 1, tmp_path, "cpu", lambda line: None))
     assert [row["published"] for row in found.rows] == [22.85, 6.71, 20.74, 5.25]
     assert [row["verdict"] for row in found.rows] == [verdict] * 4
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import boxed
-from command_line import RunCli, run_reslearn, start_reslearn
+from command_line import RunCli, start_reslearn
 from reslearn import UserError, api, train
 from reslearn.training import many
 from reslearn.training.request import parse
@@ -112,7 +112,9 @@ def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("task", ["classify", "detect"])
-def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, boxes: Path, tmp_path: Path) -> None:
+def test_interrupted_seeds_go_on(
+    task: str, sent: signal.Signals, images: Path, boxes: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
     out, command = tmp_path / "many", ["train"] if task == "classify" else ["detect", "train"]
     data, settings = (images, [*SETTINGS, "schedule.steps=40"]) if task == "classify" else (boxes, [*BOXED, "schedule.steps=20"])
     settings += ["log.every=1", "checkpoint.every=2"]
@@ -125,7 +127,7 @@ def test_interrupted_seeds_go_on(task: str, sent: signal.Signals, images: Path, 
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
-    done = run_reslearn(*command, "--resume", out)
+    done = run_cli(*command, "--resume", out)
     assert done.code == 0 and "n=2 seeds" in done.out, done.err
     assert len(json.loads((out / "seeds.json").read_text())["test"]) == (1 if task == "classify" else 3)
     assert (out / "report.html").exists()

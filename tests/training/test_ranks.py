@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from command_line import TORCHRUN, run_python, run_reslearn, start_reslearn
+from command_line import TORCHRUN, RunCli, run_python, start_reslearn
 from drawing import draw_images
 from ranked import CASES, STEPS, everything
 from reslearn import UserError
@@ -212,9 +212,10 @@ def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("command", ["models", "detect eval"])
-def test_other_commands_are_for_one_process(command: str) -> None:
-    words = [*command.split(), *(["a", "b"] if " " in command else [])]
-    done = run_reslearn(*words, env={"RANK": "0", "WORLD_SIZE": "2"})
+def test_other_commands_are_for_one_process(command: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        monkeypatch.setenv(name, value)
+    done = run_cli(*command.split(), *(["a", "b"] if " " in command else []))
     assert done.code == 2 and done.err == f"reslearn: {command} does not support torchrun: start it as a single process\n"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from reslearn import UserError, create, train
 from reslearn.classify.recipes import ClassifyRecipe
-from reslearn.kernels import fuse as fused
+from reslearn.kernels.fuse import library
 from reslearn.training import runtime
 from reslearn.training.optimizer import set_lr
 from reslearn.training.recipe import validate
@@ -25,12 +25,6 @@ DIRECTLY: dict[str, Callable[..., Stepper]] = {
     "host": HostStepper,
     "device": lambda *parts: DeviceStepper(*parts, graph=False),
 }
-
-
-@pytest.fixture(autouse=True)
-def _fused_off_again() -> Any:
-    yield
-    fused.enable(False)
 
 
 def recipe(**changes: Any) -> ClassifyRecipe:
@@ -139,6 +133,7 @@ def test_what_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch,
     assert pick(recipe(net={"name": "alexnet"}), CPU, resident=True, asked="auto") == ("eager", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    library.cache_clear()
     assert pick(recipe(), CPU, resident=True, asked="auto") == ("eager", "BN and ReLU are not fused: there is no C++ compiler")
     with pytest.raises(UserError, match="execution=fused cannot be used: there is no C\\+\\+ compiler"):
         pick(recipe(), CPU, resident=True, asked="fused")

@@ -1,1 +1,1 @@
-"""A trained network taken apart: what its layers put out, what its blocks are worth, where its gradient comes from."""
+"""Analyses of a trained network: its responses, what its blocks contribute, where its gradient comes from."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from reslearn.analysis.parts import Deleted, blocks, convolutions, has_blocks, keeps_shape, replaced
+from reslearn.analysis.parts import Deleted, blocks, convolutions, has_blocks, replaced
 from reslearn.analysis.subject import error
 from reslearn.errors import UserError
+from reslearn.nets.block import Block
 from reslearn.progress import Progress, silent
 
 
@@ -47,9 +48,9 @@ def lesion(
     images: (N, C, H, W), labels: (N,). Raises UserError where there is neither a block nor a layer that can be left out.
     """
     every = blocks(model) if has_blocks(model) else {}
-    can = [name for name, block in every.items() if block.merge is not None or keeps_shape(block)]
-    same = [name for name, block in every.items() if keeps_shape(block)]
-    layers = {} if any(block.merge is not None for block in every.values()) else layer_cuts(model, images)
+    can = [name for name, block in every.items() if block.has_shortcut or block.keeps_shape()]
+    same = [name for name, block in every.items() if block.keeps_shape()]
+    layers = {} if any(block.has_shortcut for block in every.values()) else layer_cuts(model, images)
     if not can and not any(layers.values()):
         raise UserError("this network has no block and no layer that can be left out")
     cuts = {name: {name: Deleted(every[name])} for name in same} or {name: cut for name, cut in layers.items() if cut}
@@ -108,15 +109,14 @@ def layer_cuts(model: nn.Module, images: Tensor) -> dict[str, dict[str, nn.Modul
     return found
 
 
-def shuffled(block: nn.Module, seed: int) -> nn.Module:
+def shuffled(block: Block, seed: int) -> Block:
     """A block with the weights of each convolution of its branch in random order; BN and shortcut as they are."""
     generator = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(block)
-    for name, module in other.named_children():
-        if name.startswith("conv") and isinstance(module, nn.Conv2d):
-            weight = module.weight.detach()
-            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-            module.weight = nn.Parameter(weight.flatten()[order].view_as(weight))
+    for convolution, _ in other.layers():
+        weight = convolution.weight.detach()
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        convolution.weight = nn.Parameter(weight.flatten()[order].view_as(weight))
     return other
 
 

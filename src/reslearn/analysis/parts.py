@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.errors import UserError
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import Block
 from reslearn.nets.resnet import ResNet
 
 
@@ -28,14 +28,14 @@ def blocks(model: nn.Module) -> dict[str, Block]:
 def residual_blocks(model: nn.Module) -> dict[str, Block]:
     """The same, where blocks have shortcuts. Raises UserError where they have none."""
     found = blocks(model)
-    if any(block.merge is None for block in found.values()):
+    if not all(block.has_shortcut for block in found.values()):
         raise UserError("this network is plain: it has no shortcuts")
     return found
 
 
 def has_shortcuts(model: nn.Module) -> bool:
     """Whether a network is made of blocks with shortcuts."""
-    return has_blocks(model) and all(block.merge is not None for block in blocks(model).values())
+    return has_blocks(model) and all(block.has_shortcut for block in blocks(model).values())
 
 
 def depth(model: nn.Module) -> int:
@@ -46,27 +46,8 @@ def depth(model: nn.Module) -> int:
 
 def halves(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     """What a block adds up, in evaluation: its shortcut's part and its branch's, both (N, C, H, W)."""
-    x = block.run(block.shared, x)
-    shortcut = x if block.downsample is None else block.downsample(x)
-    branch = (
-        block.run(block.branch, x) if block.gate_depth is None else block.gate_depth(lambda i: block.run(block.branch, i), x, x)
-    )
-    return shortcut, branch
-
-
-def keeps_shape(block: Block) -> bool:
-    """Whether a block's input and output have one shape, so that it can be left out."""
-    return block.downsample is None and not (block.merge is None and _changes(block))
-
-
-def _changes(block: Block) -> bool:
-    first, last = _convolutions(block)[0], _convolutions(block)[-1]
-    strided = any(conv.stride != (1, 1) for conv in _convolutions(block))
-    return strided or first.in_channels != last.out_channels
-
-
-def _convolutions(block: Block) -> list[nn.Conv2d]:
-    return [module for name, module in block.named_children() if name.startswith("conv") and isinstance(module, nn.Conv2d)]
+    x = block.before(x)
+    return block.shortcut(x), block.branch(x)
 
 
 class Deleted(nn.Module):
@@ -77,11 +58,9 @@ class Deleted(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.block.merge is None:
+        if not self.block.has_shortcut:
             return x
-        x = self.block.run(self.block.shared, x)
-        shortcut = x.clone() if self.block.downsample is None else self.block.downsample(x)  # what follows works in place
-        return self.block.run(self.block.end, shortcut)
+        return self.block.after(self.block.shortcut(self.block.before(x)).clone())  # what follows works in place
 
 
 @contextmanager
@@ -105,13 +84,13 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def stem(model: nn.Module, images: Tensor) -> Tensor:
     """What the first block gets: (N, C, H, W)."""
     assert isinstance(model, ResNet)
-    return model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    return model.stem(images)
 
 
 def head(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (N, classes) from what the last block puts out."""
     assert isinstance(model, ResNet)
-    return model.fc(torch.flatten(model.avgpool(model.end(x)), 1))
+    return model.head(x)
 
 
 def through(every: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
@@ -124,10 +103,9 @@ def through(every: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 def one_way(block: Block, x: Tensor, branch: bool) -> Tensor:
     """block(x), as ever; the gradient comes back through the residual branch only (`branch`), or through the shortcut only."""
-    assert block.merge is not None
     shortcut, moved = halves(block, x)
-    merged = block.merge(moved, shortcut.detach()) if branch else block.merge(moved.detach(), shortcut)
-    return block.run(block.end, merged)
+    joined = block.join(moved, shortcut.detach()) if branch else block.join(moved.detach(), shortcut)
+    return block.after(joined)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from reslearn.analysis.parts import head, one_way, residual_blocks, stem, through
 from reslearn.analysis.subject import chunks
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import Block
 from reslearn.progress import Progress, silent
 
 CARRIED = 0.95

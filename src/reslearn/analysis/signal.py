@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reslearn.analysis.parts import blocks, halves, head, keeps_shape, one_way, stem, through
+from reslearn.analysis.parts import blocks, halves, head, one_way, stem, through
 from reslearn.analysis.subject import chunks
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import Block
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def signal(model: nn.Module, images: Tensor, labels: Tensor) -> Signal:
     names, every = list(named), list(named.values())
     ends = [*names, "end"]
     stages = _stages(names, every)
-    residual = all(block.merge is not None for block in every)
-    adding = [i for i, block in enumerate(every) if block.merge is not None and block.merge.kind == "residual"]
+    residual = all(block.has_shortcut for block in every)
+    adding = [i for i, block in enumerate(every) if block.adds]
     squares = dict.fromkeys(ends, 0.0)
     sizes = {i: [0.0, 0.0, 0.0] for i in adding}  # squared norms of the shortcut's part, the branch, the difference
     moved = {stage: [0.0, 0.0] for stage in stages}  # squared norms of x_L - x_l and of the difference
@@ -125,7 +125,7 @@ def _stages(names: list[str], every: list[Block]) -> dict[str, list[int]]:
     """stage -> places of its blocks that add to what keeps its shape."""
     found: dict[str, list[int]] = {}
     for i, (name, block) in enumerate(zip(names, every, strict=True)):
-        if block.merge is not None and block.merge.kind == "residual" and keeps_shape(block):
+        if block.adds and block.keeps_shape():
             found.setdefault(name.rpartition(".")[0], []).append(i)
     return found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn import data as datasets
-from reslearn.classify.evaluate import note, pick_split, read_held_out, relabel
+from reslearn.classify.evaluate import note, pick_split, relabel
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.resident import Resident
 from reslearn.data.images.statistics import measure
@@ -23,6 +23,7 @@ from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.evaluation.protocols import error_and_loss
 from reslearn.nets import create, spec
+from reslearn.training.folder import read_held_out
 from reslearn.weights.store import Card, load
 
 BATCH = 250  # images of 32x32 px at a time; fewer where they are larger

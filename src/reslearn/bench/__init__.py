@@ -1,1 +1,1 @@
-"""How fast: measured side by side with what people use, and with what the machine can do at most."""
+"""Speed, measured beside common PyTorch programs and the limits of the machine."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from reslearn import data as datasets
 from reslearn.data.augment import Draws
 from reslearn.data.images import decode
-from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.pack import PackFormat, pack
 from reslearn.data.images.stream import Photos, ahead
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder
@@ -130,7 +130,7 @@ def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Pro
     torch.set_num_threads(1)  # as in a DataLoader's workers
     try:
         with tempfile.TemporaryDirectory() as place:
-            packed = pack(folder, Path(place) / "packed", Form(256, 90), progress=progress)
+            packed = pack(folder, Path(place) / "packed", PackFormat(256, 90), progress=progress)
             small = datasets.open(packed.folder)
             shard = next(iter(small.splits.values()))
             ways: dict[str, Callable[[], None]] = {

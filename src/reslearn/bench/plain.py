@@ -32,7 +32,7 @@ TORCHVISION = {18: "resnet18", 34: "resnet34", 50: "resnet50", 101: "resnet101",
 def reference(net: str) -> str | None:
     """The name of torchvision's own network of the same depth, where there is one."""
     row = spec(net)
-    if row.build is not None or row.stem != "imagenet" or row.merge != "residual" or row.depth not in TORCHVISION:
+    if row.build is not None or row.stem != "imagenet" or row.plain or row.depth not in TORCHVISION:
         return None
     return TORCHVISION[row.depth]
 

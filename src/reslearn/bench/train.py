@@ -11,20 +11,17 @@ import torch
 from reslearn import data as datasets
 from reslearn.bench import limits
 from reslearn.bench.plain import PlainProcess, reference
-from reslearn.classify.sources import make_model, make_sources
 from reslearn.data.augment import Draws
-from reslearn.data.splits import divide
-from reslearn.device import autocast, pick_device, pick_precision
+from reslearn.device import autocast
 from reslearn.errors import UserError
 from reslearn.nets import create
 from reslearn.nets.cost import cost
-from reslearn.progress import silent
 from reslearn.training import runtime
-from reslearn.training.recipe import Recipe, change
-from reslearn.training.resolve import resolve
-from reslearn.training.state import State
-from reslearn.training.step import make_criterion
-from reslearn.training.stepper import Stepper, make_stepper, pick
+from reslearn.training.request import parse
+from reslearn.training.run import make_state, prepare
+from reslearn.training.step import LossModule
+from reslearn.training.stepper import Batch, make_stepper
+from reslearn.training.task import Job
 
 ROUNDS, STEPS, SETTLE = 7, 12, 4  # rounds of steps that are timed, after some that are not
 
@@ -50,24 +47,19 @@ class Shares:
 
 
 class OurLoop:
-    """Our own step, as `reslearn train` runs it."""
+    """Steps as `reslearn train` runs them, without a run folder."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, mode: str, data: datasets.DataSet) -> None:
-        splits, _ = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
-        sources = make_sources(data, splits, recipe, device, silent)
-        self.recipe, self.device, self.source = recipe, device, sources.train
-        model = make_model(recipe, len(data.classes), sources.preprocessing.channels, device).train()
-        self.state, self.precision = State(model, recipe), pick_precision(recipe.precision, device)
-        self.criterion = make_criterion(recipe.loss, torch.bincount(sources.train.labels, minlength=len(data.classes)))
-        self.view = sources.preprocessing
-        self.stepper: Stepper = make_stepper(mode, recipe, sources.train, self.state, self.criterion, self.precision)
-        self.stepper.restart(self.state.progress)
+    def __init__(self, job: Job[Any, Any, Any]) -> None:
+        self.job, self.device, self.precision = job, job.device, job.facts["machine"]["precision"]
+        self.state = make_state(job)
+        self.state.model.train()
+        self.stepper = make_stepper(job, self.state)
 
-    def step(self) -> None:
-        """Train on one batch."""
+    def step(self, batch: Batch | None = None) -> None:
+        """Train on a batch, by default the next one."""
         p = self.state.progress
-        runtime.seed_step(self.recipe.seed, p.step)
-        self.stepper(self.stepper.prepare(p.step), p)
+        runtime.seed_step(self.job.recipe.seed, p.step)
+        self.stepper(self.stepper.prepare(p.step) if batch is None else batch)
         p.step += 1
 
     def seconds(self, steps: int) -> float:
@@ -80,24 +72,20 @@ class OurLoop:
 
     def shares(self, steps: int) -> Shares:
         """Where the time goes, measured by waiting after each part."""
-        seconds = [0.0] * 4
-        cast = autocast(self.precision, self.device)
+        job, model, optimizer, seconds = self.job, self.state.model, self.state.optimizer, [0.0] * 4
+        losses = LossModule(model, job.task.loss(job), autocast(self.precision, self.device))
         for _ in range(steps):
             marks = [self._now()]
             batch = self.stepper.prepare(self.state.progress.step)
-            images, labels = batch.images, batch.labels
-            if images is None or labels is None:
-                images, labels = self.source.train_batch(Draws(self.recipe.seed, batch.epochs, batch.indices))
+            examples = batch.examples or job.task.examples(job, Draws(job.recipe.seed, batch.epochs, batch.indices))
             marks.append(self._now())
-            self.state.optimizer.zero_grad(set_to_none=True)
-            with cast:
-                logits = self.state.model(images.contiguous(memory_format=torch.channels_last))
-            loss = self.criterion(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.stack(list(losses(examples).parts.values())).sum()
             marks.append(self._now())
             loss.backward()
             marks.append(self._now())
-            torch.nn.utils.get_total_norm([p.grad for p in self.state.model.parameters() if p.grad is not None]).item()
-            self.state.optimizer.step()
+            torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+            optimizer.step()
             marks.append(self._now())
             seconds = [total + after - before for total, before, after in zip(seconds, marks, marks[1:], strict=False)]
         return Shares(*(round(100 * part / sum(seconds), 1) for part in seconds))
@@ -139,19 +127,18 @@ def bench(
 
     `speeds`: of the plain loop (with our network, and torchvision's where there is one) and of ours; `shares` of a step's time;
     `limit`: images a second at the device's measured matrix rate, and at its measured bandwidth if each activation that is
-    kept for backward were written once and read twice; `share_of_matrix_peak` that our step reaches, in percent.
+    kept for backward were written once and read twice; `share_of_matrix_peak`: of our step, in percent; `chose`: what the run
+    chose from the data and the machine.
     """
-    on = pick_device(device)
     opened = datasets.open(data)
     if not opened.resident:
         raise UserError(f"bench train takes small images of one size, which stay in memory; '{data}' has photos")
     base = "cifar10-paper" if opened.sizes == (32, 32) and opened.channels == 3 else "default"
-    recipe, _ = resolve(opened, base, net)
     lasting = [f"batch.size={batch}", "batch.micro=null", "schedule.lr=0.1", "optimizer.style=pytorch"]
-    recipe = change(recipe, [*lasting, *settings])
-    mode, note = pick(recipe.step, on, recipe, resident=True)
+    job = prepare(parse(data, base, model=net, settings=[*lasting, *settings], device=device, quiet=True))
+    recipe, on, mode = job.recipe, job.device, job.execution
     with runtime.deterministic(on):
-        ours = OurLoop(recipe, on, mode, opened)
+        ours = OurLoop(job)
         about = (net, recipe.net.options(), recipe.batch.size, on)
         alike = {"threads": torch.get_num_threads(), "seed": recipe.seed}
         plain = {"plain loop": PlainProcess(data, *about, **alike)}
@@ -174,7 +161,7 @@ def bench(
         "batch": recipe.batch.size,
         "machine": runtime.machine(on, ours.precision, mode),
         "versions": runtime.versions(),
-        **({"note": note} if note else {}),
+        "chose": job.facts["chose"],
         "speeds": [asdict(speed) for speed in speeds],
         "shares": asdict(shares),
         "limit": {

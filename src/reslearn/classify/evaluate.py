@@ -1,6 +1,5 @@
 """A model's numbers on a data set."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from reslearn.evaluation.protocols import many_views, single_view
 from reslearn.evaluation.scores import Scores, check_target, ensemble, load_scores, save_scores
 from reslearn.evaluation.views import Pictures, Views, check_applies
 from reslearn.evaluation.views import protocol as chosen_protocol
+from reslearn.training.folder import read_held_out
 from reslearn.weights.store import Card, load, read_card
 
 
@@ -40,20 +40,6 @@ def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split:
     if split not in splits:
         raise UserError(f"'{data.name}' has no split '{split}'{did_you_mean(split, splits)}")
     return split, splits[split]
-
-
-def read_held_out(model: Path) -> dict[str, list[str]]:
-    """The names that the run of a model file or run folder held out of an undivided set; {} where there is no such record."""
-    record = (model if model.is_dir() else model.parent) / "split.json"
-    if not record.is_file():
-        return {}
-    try:
-        held_out = json.loads(record.read_text(encoding="utf-8"))
-        if any(not isinstance(name, str) for names in held_out.values() for name in names):
-            raise TypeError("its names are no texts")
-    except (OSError, ValueError, TypeError, AttributeError) as why:
-        raise UserError(f"{record}: damaged, so that it is not known which images the run held out: {why}") from None
-    return held_out
 
 
 def _same(data: DataSet, card: Card) -> bool:

@@ -1,4 +1,4 @@
-"""bench: how fast, beside what people use and what the machine can do at most."""
+"""bench: speed, beside common PyTorch programs and the limits of the machine."""
 
 import json
 from pathlib import Path
@@ -9,33 +9,28 @@ import typer
 from reslearn.cli.options import Device, Json
 from reslearn.errors import UserError
 
-app = typer.Typer(help="How fast: measured beside what people use, and what the machine can do at most.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Measure speed on this machine."""
+app = typer.Typer(help="Measure speed beside common PyTorch programs and the limits of this machine.", no_args_is_help=True)
 
 
 @app.command()
 def train(
-    nets: Annotated[list[str] | None, typer.Argument(help="Networks; resnet20 unless given.")] = None,
-    data: Annotated[str, typer.Option("--data", help="Small images, as for train.")] = "cifar10",
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 128,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Paired rounds; the medians are printed.")] = 7,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps a round.")] = 12,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")] = None,
+    nets: Annotated[list[str] | None, typer.Argument(help="Networks [default: resnet20].")] = None,
+    data: Annotated[str, typer.Option("--data", help="Data set of small images.")] = "cifar10",
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Images per step.")] = 128,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Recipe setting, key=value.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; medians are printed.")] = 7,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round.")] = 12,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results to this file (JSON).")] = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Training steps: images a second beside a plain PyTorch loop, where the time goes, and the machine's limits.
+    """Measure training: images per second beside a plain PyTorch loop, the shares of a step's time, and the machine's limits.
 
     \b
     Examples:
       reslearn bench train
       reslearn bench train resnet20 resnet56 --out speeds.json
-      reslearn bench train resnet20 --data fashion-sample --set step=eager
+      reslearn bench train resnet20 --data fashion-sample --set execution=eager
     """
     from reslearn.bench.train import bench
     from reslearn.files import write_text
@@ -56,12 +51,12 @@ def train(
 @app.command("input")
 def input_(
     folder: Annotated[str, typer.Argument(help="A folder or list of photos.")],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that alternate; the medians are printed.")] = 7,
-    images: Annotated[int, typer.Option("--images", min=50, help="Images a round, of each way.")] = 1000,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Alternating rounds; medians are printed.")] = 7,
+    images: Annotated[int, typer.Option("--images", min=50, help="Images per round and program.")] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results to this file (JSON).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Photos decoded and cropped at random: images a CPU-second beside torchvision's two ways, from JPEGs and from a pack.
+    """Measure decoding and random crops of photos: images per CPU-second beside two torchvision pipelines, from files and packed.
 
     \b
     Examples:
@@ -94,8 +89,8 @@ def input_(
 def _print(row: dict[str, Any]) -> None:
     machine, limit, shares = row["machine"], row["limit"], row["shares"]
     typer.echo(f"{row['net']} on {row['data']}, batch {row['batch']}: {machine['processor']}, {machine['threads']} threads")
-    if "note" in row:
-        typer.echo(f"  note: {row['note']}")
+    for line in row["chose"]:
+        typer.echo(f"  chose {line}")
     for speed in row["speeds"]:
         shown = f"{speed['images_per_s']:>10,.0f} images/s {speed['ms_a_step']:>9.2f} ms a step {speed['ratio']:>6.2f}x"
         typer.echo(f"  {speed['what']:<36}{shown}")

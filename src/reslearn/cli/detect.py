@@ -1,8 +1,7 @@
 """detect: detectors trained on annotated sets, tested there, and used on images."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,17 +34,17 @@ app = typer.Typer(help="Find objects: detectors trained, tested, compared and us
 DROP = "--bad-boxes drop"  # how unsound objects are left out
 
 
-class BadBoxes(StrEnum):
+class BadBoxPolicy(StrEnum):
     drop, fail = "drop", "fail"
 
 
 Data = Annotated[Path, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")]
-Split = Annotated[str | None, typer.Option("--split", help="By default test, else val, else what there is.")]
+Split = Annotated[str | None, typer.Option("--split", help="By default test, else val, otherwise whichever split exists.")]
 Bad = Annotated[
-    BadBoxes | None,
-    typer.Option("--bad-boxes", help="Objects that are unsound: leave them out, or stop. By default as the run did, else fail."),
+    BadBoxPolicy | None,
+    typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop. By default as the run did, otherwise fail."),
 ]
-Refinement = Annotated[bool, typer.Option("--refinement", help="Judge each box again where it went, and vote (DRL appendix B).")]
+Refinement = Annotated[bool, typer.Option("--refinement", help="Box refinement with box voting (DRL appendix B).")]
 Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testing: shorter sides in pixels, 200,400,600,800,1000.")]
 
 
@@ -66,7 +65,7 @@ def train(
     seeds: Seeds = None,
     init: Annotated[Path | None, typer.Option("--init", help="Classification model or run to start the backbone from.")] = None,
     bad_boxes: Annotated[
-        BadBoxes | None, typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop (the default).")
+        BadBoxPolicy | None, typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop (the default).")
     ] = None,
     out: Out = None,
     resume: Resume = None,
@@ -125,14 +124,15 @@ def evaluate(
     from reslearn.detect.evaluate import TestOptions, find, numbers, open_detectors
     from reslearn.detect.results import categories, results
     from reslearn.files import write_text
+    from reslearn.training.display import Display
 
     detectors = open_detectors(models, device)
     opened = _open(data, models[0], detectors[0], split, bad_boxes)
     if out is not None:
         categories(opened)  # before any work
     way = TestOptions(detectors, refinement, tuple(sides or ()))
-    with _progress() as progress:
-        (found,) = find(opened.images, [way], lambda done, total: progress("images", done, total))
+    with Display(stderr=True) as display:
+        (found,) = find(opened.images, [way], display.progress)
     result = {"models": [str(model) for model in models], **numbers(found, opened), "trained_on": _trained_on(models, data, opened)}
     if out is not None:
         write_text(out, json.dumps(results(found.detections, opened)))
@@ -168,12 +168,13 @@ def compare(
     sides = tuple(whole_numbers(scales) or ())
     from reslearn.detect.evaluate import TestOptions, find, matches, open_detectors
     from reslearn.evaluation.average_precision import compare as difference
+    from reslearn.training.display import Display
 
     detectors = open_detectors([one, other], device)
     opened = _open(data, one, detectors[0], split, bad_boxes)
-    with _progress() as progress:
+    with Display(stderr=True) as display:
         ways = [TestOptions((model,), refinement, sides) for model in detectors]
-        found = find(opened.images, ways, lambda done, total: progress("images", done, total))
+        found = find(opened.images, ways, display.progress)
     numbers = difference(*(matches(each.detections, opened) for each in found))
     result = {
         "data": opened.name,
@@ -215,11 +216,12 @@ def ladder(
     sides = whole_numbers(scales)
     from reslearn.detect.evaluate import open_detectors
     from reslearn.detect.ladder import ladder as climb
+    from reslearn.training.display import Display
 
     first, *rest = open_detectors([model, *(others or [])], device)
     opened = _open(data, model, first, split, bad_boxes)
-    with _progress() as progress:
-        result = climb(first, opened, others=rest, scales=sides or (), progress=lambda done, total: progress("images", done, total))
+    with Display(stderr=True) as display:
+        result = climb(first, opened, others=rest, scales=sides or (), progress=display.progress)
     paths = [model, *(others or [])]
     result = {"models": [str(path) for path in paths], **result, "trained_on": _trained_on(paths, data, opened)}
     if as_json:
@@ -284,7 +286,7 @@ def predict(
         raise UserError(f"{len(errors)} of {len(files)} files could not be read: {errors[0]}")
 
 
-def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxes | None) -> "BoxSet":
+def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad: BadBoxPolicy | None) -> "BoxSet":
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
     from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
@@ -308,11 +310,3 @@ def _new_file(option: str, path: Path | None) -> None:
         raise UserError(f"{option} {path}: is there already: choose another name, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    from reslearn.training.display import Display
-
-    with Display(stderr=True) as display:
-        yield display.progress

@@ -1,37 +1,105 @@
-"""What an examination found, kind by kind, as doctor prints it of images and of sets with boxes."""
+"""Prints a diagnosis: what a data set holds, then faults and notes by kind."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
+if TYPE_CHECKING:
+    from reslearn.data.doctor.diagnosis import Diagnosis, ObjectStatistics
+    from reslearn.data.findings import Finding
+
+CLASSES = 20  # with more classes, class folders show the range of their sizes, and sets with boxes so many rows
 SHOWN = 5  # findings of a kind that are printed; --json has all
 
 
-def show_findings(findings: Sequence[Any], kinds: Mapping[str, Any]) -> None:
-    """Faults, then notes. findings: doctor's or box_doctor's; kinds: what is said of each kind."""
-    _list("found", [finding for finding in findings if finding.fault], kinds)
-    _list("notes, which count for nothing", [finding for finding in findings if not finding.fault], kinds)
+def show(diagnosis: "Diagnosis") -> None:
+    """Prints a diagnosis; of sets with boxes also objects by class and how anchors fit."""
+    objects, pixels = diagnosis.objects, diagnosis.pixels
+    images = " + ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in diagnosis.images.items())
+    classes = f"{len(diagnosis.classes):,} {'class' if len(diagnosis.classes) == 1 else 'classes'}"
+    total = sum(n for counts in diagnosis.per_class.values() for n in counts.values())
+    boxes = "" if objects is None else f", {total:,} objects"
+    typer.echo(f"{diagnosis.name}: {classes}, {images} images{boxes}, {pixels.bytes / 1e6:,.1f} MB")
+    if objects is None:
+        for split, counts in diagnosis.per_class.items():
+            _row("images" if split == "all" else split, _sizes(counts))
+    for title, counts in (("formats", pixels.formats), ("modes", pixels.modes)):
+        _row(title, ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+    for title, span in (("height", pixels.height), ("width", pixels.width), ("width/height", pixels.aspect)):
+        _row(title, f"{span[0]:,g} to {span[2]:,g}, median {span[1]:,g}" if span else "")
+    for title, numbers in (("mean", pixels.mean), ("std", pixels.std), ("PCA values", pixels.eigenvalues)):
+        _row(title, " ".join(f"{x:.4f}" for x in numbers))
+    for i, row in enumerate(pixels.eigenvectors):
+        _row("" if i else "PCA vectors", " ".join(f"{x:7.4f}" for x in row))
+    if objects is not None:
+        _objects(diagnosis, objects)
+    _findings("faults", [finding for finding in diagnosis.findings if finding.fault])
+    _findings("notes (do not affect the exit code)", [finding for finding in diagnosis.findings if not finding.fault])
+    if diagnosis.clean:
+        typer.echo("nothing wrong")
 
 
-def _list(title: str, findings: Sequence[Any], kinds: Mapping[str, Any]) -> None:
-    by_kind: dict[str, list[Any]] = defaultdict(list)
+def _row(title: str, text: str) -> None:
+    if text:
+        typer.echo(f"  {title:<13}{text}")
+
+
+def _sizes(counts: Mapping[str, int]) -> str:
+    if len(counts) <= CLASSES:
+        return ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    return f"{min(counts.values()):,} to {max(counts.values()):,} a class, of {len(counts):,} classes"
+
+
+def _objects(diagnosis: "Diagnosis", objects: "ObjectStatistics") -> None:
+    """A row for each class: objects by split and by size, and the side of their boxes; then how anchors fit."""
+    if span := objects.per_image:
+        _row("objects", f"{span[0]:,g} to {span[2]:,g} an image, median {span[1]:,g}")
+    _row("no objects", ", ".join(f"{n:,} images of {split}" for split, n in objects.without_objects.items() if n))
+    counts = (("difficult", objects.difficult), ("crowds", objects.crowds), ("with outlines", objects.segmented))
+    _row("of these", ", ".join(f"{n:,} {title}" for title, n in counts if n))
+    splits, classes = list(diagnosis.per_class), diagnosis.classes
+    rows = [["class", *("objects" if split == "all" else split for split in splits), "small", "medium", "large", "side, px"]]
+    for name in classes[:CLASSES]:
+        side = objects.side[name]
+        numbers = [*(diagnosis.per_class[split][name] for split in splits), *objects.by_size[name].values()]
+        sides = f"{side[0]:.0f} to {side[2]:.0f}, median {side[1]:.0f}" if side else "-"
+        rows.append([name, *(f"{n:,}" for n in numbers), sides])
+    _columns(rows)
+    if len(classes) > CLASSES:
+        typer.echo(f"  and {len(classes) - CLASSES:,} classes more, which --json has")
+    if objects.anchors:
+        typer.echo("boxes with an anchor of IoU 0.5 or more, of the first split:")
+        shown = classes if len(classes) <= 5 else ()
+        rows = [["anchors", "size", "sides, px", "ratios", "all", *shown]]
+        for anchor in objects.anchors:
+            numbers = [", ".join(f"{x:g}" for x in values) for values in (anchor.anchors, anchor.ratios)]
+            by_class = [f"{anchor.by_class[name]:.1f}%" if name in anchor.by_class else "-" for name in shown]
+            rows.append([anchor.name, f"{anchor.size[0]}, {anchor.size[1]}", *numbers, f"{anchor.recall:.1f}%", *by_class])
+        _columns(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows in columns, the first aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        typer.echo("  " + "  ".join([first.ljust(widths[0]), *cells]))
+
+
+def _findings(title: str, findings: Sequence["Finding"]) -> None:
+    from reslearn.data.findings import KINDS
+
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_kind[finding.kind].append(finding)
     if by_kind:
         typer.echo(f"{title}:")
     for kind, some in by_kind.items():
-        row = kinds[kind]
-        typer.echo(f"  {kind}, {len(some):,}: {row.what}" + (f" (--fix: {row.mended})" if row.mended else ""))
+        row = KINDS[kind]
+        typer.echo(f"  {kind}, {len(some):,}: {row.description}" + (f" (--fix: {row.fix})" if row.fix else ""))
         for finding in some[:SHOWN]:
-            index = getattr(finding, "index", None)  # of an object, in sets with boxes; a tuple's own method in others
-            place = f" object {index}" if isinstance(index, int) else ""
-            typer.echo(f"    {_short(finding.names)}{place}" + (f": {finding.detail}" if finding.detail else ""))
+            typer.echo(f"    {finding.place}" + (f": {finding.detail}" if finding.detail else ""))
         if len(some) > SHOWN:
             typer.echo(f"    and {len(some) - SHOWN:,} more, which --json names")
-
-
-def _short(names: tuple[str, ...]) -> str:
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")

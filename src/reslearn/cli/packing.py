@@ -1,4 +1,4 @@
-"""pack: a folder of images as a few large files."""
+"""pack: writes a folder of images as a few large files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,18 +11,18 @@ from reslearn.errors import UserError
 def pack(
     data: Annotated[str, typer.Argument(help="A folder or a list of images; with --verify, a packed folder.")],
     out: Annotated[Path | None, typer.Argument(help="The new folder.")] = None,
-    short_side: Annotated[int | None, typer.Option("--short-side", min=16, max=4096, help="px; 256 unless given.")] = None,
-    quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Of JPEG; 90 unless given.")] = None,
-    as_is: Annotated[bool, typer.Option("--as-is", help="Keep every file's bytes: nothing is scaled.")] = False,
-    on_bad: Annotated[str | None, typer.Option("--on-bad", help="error (unless given) or skip: files that are no images.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Threads; 2 unless given.")] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read a packed folder from end to end and name what is damaged.")
-    ] = False,
+    short_side: Annotated[
+        int | None, typer.Option("--short-side", min=16, max=4096, help="Shorter side in px; default 256.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="JPEG quality; default 90.")] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Keep every file's bytes; scale nothing.")] = False,
+    on_bad: Annotated[str | None, typer.Option("--on-bad", help="Files that are not images: error (default) or skip.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Threads; default 2.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read a whole packed folder and list what is damaged.")] = False,
 ) -> None:
-    """Images as a few large files with an index, scaled once: train and eval take the folder like any other, and read it faster.
+    """Pack images, scaled once, into a few large files: train and eval take the folder like any other, and read it faster.
 
-    Images whose shorter side is no longer than --short-side keep their bytes. When stopped, the same command goes on.
+    Images whose shorter side is at most --short-side keep their bytes. Run the same command again to resume.
 
     \b
     Examples:
@@ -35,7 +35,7 @@ def pack(
     if verify:
         if extra := [name for name, value in given.items() if value is not None]:
             raise UserError(f"--verify reads a packed folder: leave out {', '.join(extra)}")
-        _verify(Path(data))
+        _verify(data)
         return
     if out is None:
         raise UserError("say where to: reslearn pack DATA OUT (or --verify)")
@@ -44,11 +44,11 @@ def pack(
     how: Literal["error", "skip"] = "skip" if on_bad == "skip" else "error"
     if on_bad not in (None, "error", "skip"):
         raise UserError(f"--on-bad {on_bad}: write error or skip")
-    from reslearn.data.images.pack import Form
+    from reslearn.data.images.pack import PackFormat
     from reslearn.data.images.pack import pack as write
     from reslearn.training.display import Display
 
-    form = Form(None) if as_is else Form(short_side or 256, quality or 90)
+    form = PackFormat(None) if as_is else PackFormat(short_side or 256, quality or 90)
     with Display(quiet=False) as display:
         made = write(data, out, form, workers=workers or 2, on_bad=how, progress=display.progress)
     total = sum(made.about["bytes"].values())
@@ -56,12 +56,14 @@ def pack(
     typer.echo(f"packed   {out}: {len(made.index):,} images in {len(made.about['shards'])} shards, {total / 1e6:,.1f} MB{lost}")
 
 
-def _verify(folder: Path) -> None:
-    from reslearn.data.images import packed
+def _verify(data: str) -> None:
+    from reslearn.data.images.packed import Pack, is_packed
+    from reslearn.files import user_path
 
-    if not folder.is_dir() or not packed.found(folder):
-        raise UserError(f"{folder}: no packed folder: reslearn pack DATA OUT makes one")
-    pack = packed.Pack(folder)
+    folder = user_path(data)
+    if not folder.is_dir() or not is_packed(folder):
+        raise UserError(f"{folder}: not a packed folder: reslearn pack DATA OUT makes one")
+    pack = Pack(folder)
     if damaged := pack.verify():
         more = f" (and {len(damaged) - 1} more shards)" if len(damaged) > 1 else ""
         raise UserError(f"{damaged[0]}: damaged{more}; pack the images again")

@@ -14,7 +14,7 @@ from reslearn.errors import Interrupted, UserError
 
 
 class Scale(StrEnum):
-    """smoke: only that it runs; small: an effect, in minutes; paper: the paper's protocol."""
+    """smoke: shows only that it runs; small: tests an effect, in minutes; paper: the paper's protocol."""
 
     smoke = "smoke"
     small = "small"
@@ -22,25 +22,25 @@ class Scale(StrEnum):
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(help="Experiments; a list of them without any.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments; without any, list them.")] = None,
     asked: Annotated[
-        Scale | None, typer.Option("--scale", help="smoke: it runs; small (default): an effect; paper: its own.")
+        Scale | None, typer.Option("--scale", help="smoke: runs only; small (default): an effect; paper: its protocol.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All experiments that can run at this scale.")] = False,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many of each training.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="A data set's name or a path, instead of its own.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Train this one of its trainings; read the others.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all experiments that have this scale.")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds per training.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set instead of the experiment's own (name or path).")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Train only this entry; reuse runs of the others.")] = None,
     models: Annotated[
-        list[Path] | None, typer.Option("--model", help="Look into this model, instead of training; one or more.")
+        list[Path] | None, typer.Option("--model", help="Measure this model instead of training; repeatable.")
     ] = None,
-    train: Annotated[bool, typer.Option("--train/--no-train", help="Or only read what has been trained.")] = True,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and results.")] = Path("reproduction"),
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Train what is missing, or only read finished runs.")] = True,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs and results.")] = Path("reproduction"),
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Every table and figure of the papers: published numbers beside ours, effects with intervals, a picture, a page.
+    """Reproduce tables and figures of the papers: published numbers beside ours, effects with intervals, plots, a page.
 
-    Runs are kept and shared between experiments; an interrupted command goes on when it is given again.
+    Runs are kept and shared between experiments. Repeat an interrupted command to resume it.
 
     \b
     Examples:
@@ -104,7 +104,7 @@ def reproduce(
         except UserError as error:
             if not every:
                 raise
-            typer.echo(f"reslearn: {each.name}: {error}; going on with the next", err=True)
+            typer.echo(f"reslearn: {each.name}: {error}; continuing with the next", err=True)
             missed.append(each.name)
             continue
         page = _page(out)

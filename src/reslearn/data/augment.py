@@ -1,4 +1,4 @@
-"""Training-time augmentation: of a whole batch of small images at once, and of photos. Every draw is a pure function."""
+"""Augments training images: whole batches of small images at once, and photos. All randomness is a pure function."""
 
 import math
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from reslearn.data.preprocess import covering
 from reslearn.data.sampling import uniform
 
 Flip = bool | Literal["alternate"]
-FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOR = range(7)  # which draw is which; color takes four
+FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOR = range(7)  # the streams of random numbers; color takes four
 # Of the pixels of ImageNet's training images, RGB on the scale [0, 1] (as Krizhevsky et al., 2012, section 4.1, describe them):
 # a row of eigenvectors for each color, and the eigenvalues' roots.
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
-ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; the further attempts' draws are that far from the first
+ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; APART: the distance between the streams of two attempts
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch draws: who is in it, from which epochs, under which seed. epochs, indices: int64 (N,).
+    """The random numbers of one batch, pure functions of (seed, epoch, index). epochs, indices: int64 (N,).
 
-    began: the epoch in which the batch begins that this is a part of; None where it is whole.
+    began: for a part of a batch, the epoch in which the whole batch begins; else None.
     """
 
     seed: int
@@ -71,11 +71,11 @@ def flip_and_crop(images: Tensor, draws: Draws, *, flip: Flip, pad: int) -> Tens
 
 
 def crop_boxes(sizes: np.ndarray, draws: Draws, scale: tuple[float, float]) -> np.ndarray:
-    """Random crops of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6), as torchvision draws them.
+    """Random crops of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6), as in torchvision.
 
     sizes: the photos' (height, width), int64 (N, 2). Returns top, left, height, width, int64 (N, 4), whole pixels.
-    torchvision's RandomResizedCrop draws up to ten times until the crop is no larger than the photo, and takes the largest
-    in the middle then; so here, where each draw is one of its own.
+    Like torchvision's RandomResizedCrop, tries up to ten times until the crop fits into the photo, then takes the largest one
+    in the middle.
     """
     height, width = sizes.T.astype(np.float64)
     h, w = np.minimum(height, np.rint(width / ASPECTS[0])), np.minimum(width, np.rint(height * ASPECTS[1]))
@@ -97,7 +97,7 @@ def crop_boxes(sizes: np.ndarray, draws: Draws, scale: tuple[float, float]) -> n
 
 
 def color_noise(draws: Draws, deviation: float) -> Tensor:
-    """What PCA color noise adds to the colors of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
+    """The PCA color noise to add to the colors of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
     u = [draws.uniform(COLOR + i) for i in range(4)]
     radius = [(-2 * (1 - v).log()).sqrt() for v in (u[0], u[2])]  # Box and Muller, 1958
     angles = [(2 * math.pi * v) for v in (u[1], u[3])]
@@ -107,8 +107,8 @@ def color_noise(draws: Draws, deviation: float) -> Tensor:
 
 
 def grown(size: tuple[int, int], done: float) -> int:
-    """The side of training views when a share `done` of training is over: small until a third, then rising evenly to its end
-    at 5/6, in multiples of 32 px where both are (progressive resizing, as Howard used it for DAWNBench, 2018).
+    """The side of training views after a share `done` of training: small until 1/3, then rising linearly until 5/6, in multiples
+    of 32 px where both ends are (progressive resizing, as Howard used it for DAWNBench, 2018).
     """
     share = min(max((done - 1 / 3) / (5 / 6 - 1 / 3), 0.0), 1.0)
     step = 32 if not (size[0] % 32 or size[1] % 32) else 1
@@ -125,7 +125,7 @@ def training_views(
     jitter: tuple[int, int] | None = None,
     flip: Flip,
 ) -> np.ndarray:
-    """What training sees of photos: views, int32 (N, 9), as data/decode.py has them.
+    """The training views of photos, int32 (N, 9) (see images/decode.py).
 
     sizes: the photos' (height, width), int64 (N, 2); size: the network's. scale: the crop's share of the area (see crop_boxes),
     or None for a crop of the network's size from the photo scaled to cover `covered`; or, with jitter, so that its shorter side

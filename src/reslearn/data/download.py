@@ -1,4 +1,4 @@
-"""Where the well-known data sets lie on this machine, and their download: whole and as expected, or not at all."""
+"""Finds the well-known data sets on this machine, or downloads them, each file whole and checked or not at all."""
 
 import gzip
 import hashlib
@@ -20,11 +20,11 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from reslearn.errors import UserError
-from reslearn.files import cache_folder
+from reslearn.files import cache_folder, fsync_file, fsync_folder, user_path
 
 
 @dataclass(frozen=True)
-class Source:
+class RemoteFile:
     """A file to download: its checksum is "sha256:HEX" or "md5:HEX", its size in bytes is exact."""
 
     url: str
@@ -33,12 +33,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Official:
+class OfficialSet:
     """A well-known data set: the folder it comes in, its files with their sizes when unpacked, and where to get it."""
 
     folder: str
     files: Mapping[str, int]
-    sources: tuple[Source, ...]
+    sources: tuple[RemoteFile, ...]
     also: tuple[Path, ...] = ()
 
     def file(self, folder: Path, name: str) -> Path | None:
@@ -50,11 +50,16 @@ class Official:
         """The files that are not in `folder`."""
         return [name for name in self.files if self.file(folder, name) is None]
 
+    def partly_in(self, folder: Path) -> bool:
+        """Whether any of its files is in `folder`."""
+        return len(self.lacks(folder)) < len(self.files)
 
+
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
 _FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 # Sizes and checksums are those of the files as their authors publish them.
 OFFICIAL = {
-    "fashion-mnist": Official(
+    "fashion-mnist": OfficialSet(
         "fashion-mnist",
         {
             "train-images-idx3-ubyte": 47_040_016,
@@ -63,34 +68,28 @@ OFFICIAL = {
             "t10k-labels-idx1-ubyte": 10_008,
         },
         (
-            Source(f"{_FASHION}/train-images-idx3-ubyte.gz", "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
-            Source(f"{_FASHION}/train-labels-idx1-ubyte.gz", "md5:25c81989df183df01b3e8a0aad5dffbe", 29_515),
-            Source(f"{_FASHION}/t10k-images-idx3-ubyte.gz", "md5:bef4ecab320f06d8554ea6380940ec79", 4_422_102),
-            Source(f"{_FASHION}/t10k-labels-idx1-ubyte.gz", "md5:bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+            RemoteFile(f"{_FASHION}/train-images-idx3-ubyte.gz", "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+            RemoteFile(f"{_FASHION}/train-labels-idx1-ubyte.gz", "md5:25c81989df183df01b3e8a0aad5dffbe", 29_515),
+            RemoteFile(f"{_FASHION}/t10k-images-idx3-ubyte.gz", "md5:bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+            RemoteFile(f"{_FASHION}/t10k-labels-idx1-ubyte.gz", "md5:bb300cfdad3c16e7a12a480ee83cd310", 5_148),
         ),
         also=(Path("/usr/share/datasets/fashion-mnist"),),  # Debian's package dataset-fashion-mnist
     ),
-    "cifar10": Official(
+    "cifar10": OfficialSet(
         "cifar-10-batches-bin",
         {f"data_batch_{i}.bin": 10_000 * 3073 for i in range(1, 6)} | {"test_batch.bin": 10_000 * 3073},
         (
-            Source(
-                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            RemoteFile(
+                f"{_CIFAR}/cifar-10-binary.tar.gz",
                 "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
                 170_052_171,
             ),
         ),
     ),
-    "cifar100": Official(
+    "cifar100": OfficialSet(
         "cifar-100-binary",
         {"train.bin": 50_000 * 3074, "test.bin": 10_000 * 3074},
-        (
-            Source(
-                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-                "md5:03b5dce01913d631647c71ecec9e9cb8",
-                168_513_733,
-            ),
-        ),
+        (RemoteFile(f"{_CIFAR}/cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8", 168_513_733),),
     ),
 }
 
@@ -99,22 +98,22 @@ TIMEOUT = 30.0
 _BLOCK = 1 << 20
 
 
-def _places(official: Official) -> list[Path]:
-    """Where a set is looked for: $RESLEARN_DATA, its folder of the official name, the cache (reslearn/ in $XDG_CACHE_HOME or
-    ~/.cache), and the system's own.
+def _places(official: OfficialSet) -> list[Path]:
+    """Where to look for a set: $RESLEARN_DATA, the folder of the official name in it, the cache (reslearn/ in $XDG_CACHE_HOME or
+    ~/.cache), and the system's own folder.
     """
     root = os.environ.get("RESLEARN_DATA")
-    given = [Path(root), Path(root) / official.folder] if root else []
+    given = [user_path(root), user_path(root) / official.folder] if root else []
     return [*given, cache_folder() / official.folder, *official.also]
 
 
 def present(name: str) -> Path | None:
-    """The folder with all files of OFFICIAL[name], where there is one on this machine."""
+    """The folder on this machine that has all files of OFFICIAL[name], or None."""
     return next((place for place in _places(OFFICIAL[name]) if not OFFICIAL[name].lacks(place)), None)
 
 
 def locate(name: str) -> Path:
-    """The folder with all files of OFFICIAL[name]; where none is found, they are downloaded into the cache.
+    """The folder with all files of OFFICIAL[name]; they are downloaded into the cache where there is none.
 
     Raises UserError saying where it looked and what to do.
     """
@@ -125,7 +124,7 @@ def locate(name: str) -> Path:
         return _download(official, cache_folder())
     except (UserError, OSError) as why:
         places = _places(official)
-        looked = ", ".join(f"{place} (part of it)" if _part(official, place) else f"{place}" for place in places)
+        looked = ", ".join(f"{place}{' (part of it)' if official.partly_in(place) else ''}" for place in places)
         urls = official.sources[0].url + (" and its neighbors" if official.sources[1:] else "")
         raise UserError(
             f"{name} is not in {looked} and cannot be downloaded ({why}): get {urls} by "
@@ -133,11 +132,7 @@ def locate(name: str) -> Path:
         ) from None
 
 
-def _part(official: Official, place: Path) -> bool:
-    return len(official.lacks(place)) < len(official.files)
-
-
-def _download(official: Official, cache: Path) -> Path:
+def _download(official: OfficialSet, cache: Path) -> Path:
     folder = cache / official.folder
     for source in official.sources:
         name = source.url.rpartition("/")[2]
@@ -175,13 +170,13 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
                 digest.update(block)
                 file.write(block)
                 _show(target.name, received, size)
-            _sync(file)
+        fsync_file(partial)
         if received < size:
             raise UserError(f"{url}: the connection ended after {received:,} of {size:,} bytes: try again")
         if digest.hexdigest() != expected:
             raise UserError(f"{url}: its {kind} is {digest.hexdigest()}, not {expected}: it is not the file it was")
         partial.replace(target)
-        _sync_folder(target.parent)
+        fsync_folder(target.parent)
     except urllib.error.HTTPError as why:
         why.close()
         raise UserError(f"{url}: the server answers {why.code} {why.reason}") from None
@@ -194,13 +189,7 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         try:
             _require_https(newurl)
@@ -246,7 +235,7 @@ def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
                         raise UserError(f"{archive}: {member.name} has {sizes}: archive refused")
                     with part.open("xb") as file:
                         shutil.copyfileobj(source, file, _BLOCK)
-                        _sync(file)
+                    fsync_file(part)
                 while stream.read(_BLOCK):  # gzip's own checksum stands at the very end
                     pass
             for name, part in parts.items():
@@ -255,23 +244,8 @@ def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
             for name, part in parts.items():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 part.replace(target / name)
-                _sync_folder((target / name).parent)
+                fsync_folder((target / name).parent)
     except (tarfile.TarError, zlib.error, EOFError) as why:
         raise UserError(f"{archive}: a damaged archive ({why}): fetch it again") from None
     except OSError as why:
         raise UserError(f"{archive}: cannot be unpacked to {target}: {why}") from None
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is. Windows has no such call, and needs none."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,4 +1,4 @@
-"""From an image file to a network's input, the same for evaluation, prediction and export; a model's card carries it."""
+"""Turns images into a network's input, the same for evaluation, prediction and export; stored in a model's card."""
 
 import base64
 import math
@@ -80,7 +80,7 @@ class Preprocessing(BaseModel):
         return cover(image, *self.covered)
 
     def center_views(self, sizes: np.ndarray) -> np.ndarray:
-        """What `fit` sees of photos of these (height, width), int (N, 2), as views, int32 (N, 9), of data/decode.py."""
+        """The views, int32 (N, 9) (see images/decode.py), that `fit` takes of photos of these (height, width), int (N, 2)."""
         views = np.zeros((len(sizes), 9), np.int32)
         views[:, 2:4] = sizes
         views[:, 4:6] = [covering(h, w, *self.covered) for h, w in sizes.tolist()]
@@ -88,7 +88,7 @@ class Preprocessing(BaseModel):
         return views
 
     def fit(self, image: np.ndarray) -> Tensor:
-        """The network's view of an image, uint8 (H, W, C) -> uint8 (C, height, width)."""
+        """The network's view of an image: uint8 (H, W, C) -> uint8 (C, height, width)."""
         view = center_crop(self.shrink(image), *self.size)
         return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
 
@@ -100,7 +100,7 @@ class Preprocessing(BaseModel):
             raise ValueError(f"pixel_mean does not hold {self.channels}x{self.size[0]}x{self.size[1]} numbers") from error
 
     def normalizer(self, device: torch.device | str = "cpu") -> "Normalizer":
-        """What turns uint8 batches on a device into the network's input."""
+        """The function that turns uint8 batches on a device into the network's input."""
         mean = torch.tensor(self.mean)[:, None, None] if self.pixel_mean is None else self._pixel_mean()
         return Normalizer(mean.to(device), torch.tensor(self.std)[:, None, None].to(device))
 
@@ -124,5 +124,5 @@ class Normalizer:
         return pixels.float().mul_(scale).add_(shift)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Back to uint8 pixels, for looking at."""
+        """Back to uint8 pixels, for display."""
         return ((images - self.shift) / self.scale).round_().clamp_(0, 255).to(torch.uint8)

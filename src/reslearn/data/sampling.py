@@ -1,7 +1,7 @@
-"""Random draws as pure functions of (seed, epoch, index): resume, workers and ranks cannot change what an image gets.
+"""Random numbers as pure functions of (seed, epoch, index): resume, workers and ranks cannot change what an image gets.
 
-The draws are integers of a counter-based generator (the finaliser of SplitMix64: Steele, Lea and Flood, 2014), computed with
-integer arithmetic alone, so that every device gives the same ones.
+They come from a counter-based generator (the finalizer of SplitMix64: Steele, Lea and Flood, 2014), computed with integer
+arithmetic alone, so that every device gives the same ones.
 """
 
 import torch
@@ -50,7 +50,7 @@ def _key(*counters: int | Tensor) -> int | Tensor:
 
 
 def uniform(seed: int, epoch: Tensor, index: Tensor, draw: int) -> Tensor:
-    """float32 in [0, 1), multiples of 2^-24, one for each pair of (epoch, index), int64 (N,); draw tells uses apart."""
+    """float32 in [0, 1), multiples of 2^-24, one for each pair of (epoch, index), int64 (N,); draw: the stream."""
     key = _key(seed, draw, epoch, index)
     assert isinstance(key, Tensor)
     return (key >> 40 & 0xFFFFFF).float() * 2.0**-24
@@ -62,12 +62,12 @@ def integer(seed: int, *counters: int) -> int:
 
 
 def view_seed(seed: int) -> int:
-    """The seed of what augmentation draws in a run."""
+    """The seed of a run's augmentation."""
     return integer(seed, 0xA06)
 
 
 def checksum(start: int, epochs: Tensor, indices: Tensor) -> int:
-    """Of images at the places start, start + 1, ... of the training stream, in [0, 2^32); of parts, it is the sum modulo 2^32."""
+    """A checksum in [0, 2^32) of images start, start + 1, ... of the training stream; those of parts add up modulo 2^32."""
     key = _key(torch.arange(start, start + len(indices)), epochs, indices)
     return int((torch.as_tensor(key) & 0xFFFFFFFF).sum()) & 0xFFFFFFFF
 

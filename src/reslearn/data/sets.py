@@ -1,4 +1,4 @@
-"""A name, a folder or a list -> a data set: splits of labeled images, their classes, and a fingerprint of it all."""
+"""`open(name or path)` returns a data set: splits of labeled images, their classes, and a fingerprint."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from reslearn.data.images import packed
 from reslearn.data.images.files import PackedImage, file_bytes, probe, read, read_cifar, read_idx
 from reslearn.data.images.folder import Entry, Listing, Problem, for_each, read_list, refuse, scan
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import user_path
 
 Result = TypeVar("Result")
 NAMES = ("fashion-sample", "fashion-mnist", "cifar10", "cifar100")
@@ -65,12 +66,12 @@ class Split:
         """The images at these indices, in their order; a mask of N booleans works as well."""
         chosen = np.asarray(indices)
         chosen = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.int64)]
-        each: list[int] = chosen.tolist()
+        rows: list[int] = chosen.tolist()
         return Split(
             self.labels[chosen],
-            tuple(self.names[i] for i in each),
+            tuple(self.names[i] for i in rows),
             None if self.pixels is None else self.pixels[torch.from_numpy(chosen)],
-            None if self.files is None else tuple(self.files[i] for i in each),
+            None if self.files is None else tuple(self.files[i] for i in rows),
         )
 
 
@@ -100,7 +101,7 @@ class DataSet:
         return any(isinstance(file, PackedImage) for split in self.splits.values() for file in (split.files or ())[:1])
 
     def fingerprint(self) -> str:
-        """A sha256 in hex of what is in the set, whatever the order and the way it is stored.
+        """A sha256 in hex of the images and classes, independent of order and storage.
 
         Of pixels in memory: split, class, shape and pixels of each image. Of files: split, class, name and size.
         """
@@ -108,7 +109,7 @@ class DataSet:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def arrangement(self) -> str:
-        """A sha256 in hex of what the images are called and in which order they stand: what a split by names depends on."""
+        """A sha256 in hex of the images' names, order and content, which splits by name depend on."""
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             for title, content in zip(split.names, self._digests(name), strict=True):
@@ -134,33 +135,33 @@ class DataSet:
 
 
 def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error") -> DataSet:
-    """The data set of this name (see NAMES), or at this path.
+    """Opens the data set of this name (see NAMES), or at this path.
 
     A path is a folder of class folders, with or without train/, val/ and test/ above them; a .csv or .jsonl list; a folder
     that `reslearn pack` has written; or one that holds the official files of a set known by name. A str that is a known name
-    is that set even where a folder is called so: write ./cifar10 for the folder. Unreadable images raise UserError, or are
+    is that set even where a folder has the same name: write ./cifar10 for the folder. Unreadable images raise UserError, or are
     left out with on_bad="skip".
-    Raises UserError where there is nothing of the kind, or it is not as it should be.
+    Raises UserError where there is no such set, or it cannot be used.
     """
     if on_bad not in ("error", "skip"):
         raise UserError(f"on_bad is {on_bad!r}: write error or skip")
-    found = find(name_or_path)
-    return found if isinstance(found, DataSet) else _load(*found, on_bad)
+    opened = find(name_or_path)
+    return opened if isinstance(opened, DataSet) else _load(*opened, on_bad)
 
 
 def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple[str, Listing]:
-    """What `open` opens: a set known by name, or what a folder or a list is called and what it lists, not yet read.
+    """Finds what `open` opens: a set known by name, or the name and the listing of a folder or list, not yet read.
 
-    problem: what is done about a mistake that others survive (see folder.py). Raises UserError.
+    problem: see folder.Problem. Raises UserError.
     """
     if name_or_path == "fashion-sample":
         return _fashion("fashion-sample", _SAMPLES)
     if isinstance(name_or_path, str) and name_or_path in OFFICIAL:
         return _official(name_or_path, locate(name_or_path))
     try:
-        path = Path(name_or_path).expanduser()
+        path = user_path(name_or_path)
         is_there, is_folder = path.exists(), path.is_dir()
-    except (OSError, RuntimeError) as why:  # a name too long, a folder that may not be entered, no such user
+    except OSError as why:  # a name too long, a folder that may not be entered
         raise UserError(f"{name_or_path}: cannot be opened: {why}") from None
     if is_there and not is_folder:
         if path.suffix.lower() in (".csv", ".jsonl"):
@@ -168,18 +169,17 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
         raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
     if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
-    if packed.found(path):
+    if packed.is_packed(path):
         return _packed(packed.Pack(path))
-    held = [
-        (name, folder)
-        for name, official in OFFICIAL.items()
-        for folder in (path, path / official.folder)
-        if len(official.lacks(folder)) < len(official.files)
+    official = [
+        (name, folder) for name, known in OFFICIAL.items() for folder in (path, path / known.folder) if known.partly_in(folder)
     ]
-    if len(held) > 1:
-        raise UserError(f"{path}: holds {' and '.join(name for name, _ in held)}: open one of {', '.join(str(f) for _, f in held)}")
-    if held:
-        return _official(*held[0])
+    if len(official) > 1:
+        raise UserError(
+            f"{path}: holds {' and '.join(name for name, _ in official)}: open one of {', '.join(str(f) for _, f in official)}"
+        )
+    if official:
+        return _official(*official[0])
     if (path / "data_batch_1").is_file():
         raise UserError(f"{path}: CIFAR's Python version (pickles): get the binary version, {OFFICIAL['cifar10'].sources[0].url}")
     return path.resolve().name, scan(path, problem)
@@ -255,7 +255,7 @@ def _official(name: str, folder: Path) -> DataSet:
     if (folder / meta).is_file():
         classes = tuple((folder / meta).read_text(encoding="utf-8", errors="replace").split())
         if len(set(classes)) != limits[-1]:
-            raise UserError(f"{folder / meta}: {len(set(classes))} names of classes instead of {limits[-1]}: mend or remove it")
+            raise UserError(f"{folder / meta}: {len(set(classes))} class names instead of {limits[-1]}: correct or remove it")
     splits = {}
     for split in ("train", "test"):
         files = [file for file in official.files if ("test" in file) == (split == "test")]
@@ -268,15 +268,15 @@ def _official(name: str, folder: Path) -> DataSet:
 def _fashion(name: str, folder: Path) -> DataSet:
     """Fashion-MNIST or its sample, from idx files. MNIST's have the same names, but other numbers of images a class."""
     splits = {}
-    each = {"train": 600, "test": 100} if name == "fashion-sample" else {"train": 6000, "test": 1000}
+    per_class = {"train": 600, "test": 100} if name == "fashion-sample" else {"train": 6000, "test": 1000}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = (
             OFFICIAL["fashion-mnist"].file(folder, f"{prefix}-{kind}") or folder / f"{prefix}-{kind}.gz"
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         pixels, classes = read_idx(images), read_idx(labels)
-        if classes.ndim != 1 or np.bincount(classes, minlength=10).tolist() != [each[split]] * 10:
-            raise UserError(f"{labels}: not the labels of {name}, which are {each[split]:,} of each of 10 classes")
+        if classes.ndim != 1 or np.bincount(classes, minlength=10).tolist() != [per_class[split]] * 10:
+            raise UserError(f"{labels}: not the labels of {name}, which are {per_class[split]:,} of each of 10 classes")
         if pixels.shape != (len(classes), 28, 28):
             raise UserError(f"{images}: {pixels.shape} instead of ({len(classes)}, 28, 28): not the images of {name}")
         splits[split] = _resident(f"{name}/{split}", classes.astype(np.int64), pixels[:, None])

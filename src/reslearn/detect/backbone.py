@@ -16,11 +16,10 @@ from torchvision.models import VGG
 from torchvision.ops import FrozenBatchNorm2d
 
 from reslearn.errors import UserError
-from reslearn.kernels import fuse as fused
-from reslearn.nets.resnet import ResNet
+from reslearn.nets.resnet import ResNet, Stem
 
 
-class Stages(nn.Module):
+class Stages(Stem):
     """Stem and stages of a net, under its own names: (N, C, H, W) -> {"0": the map of the first of `out`, ...}."""
 
     def __init__(self, net: ResNet, run: tuple[str, ...], out: tuple[str, ...]) -> None:
@@ -33,7 +32,7 @@ class Stages(nn.Module):
             self.end = net.end
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.maxpool(fused.bn_relu(self.bn1, self.conv1(x), self.relu))
+        x = self.stem(x)
         maps = {}
         for stage in self.run:
             x = self.get_submodule(stage)(x)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from reslearn.classify.evaluate import read_held_out
 from reslearn.data.boxes.box_set import Bad, BadBoxes, BoxImage, BoxSet
 from reslearn.data.boxes.masks import draw, runs_of
 from reslearn.data.boxes.read import named_images, open_boxes, split_names
@@ -24,8 +23,8 @@ from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import detection_metrics
 from reslearn.evaluation.detection_errors import count_mistakes, mistakes
 from reslearn.evaluation.matching import Matches, match
-
-Progress = Callable[[int, int], None]
+from reslearn.progress import Progress, silent
+from reslearn.training.folder import read_held_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +159,10 @@ def as_arrays(detections: dict[str, torch.Tensor]) -> dict[str, Any]:
     return arrays
 
 
-def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Progress | None = None) -> list[Found]:
+def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Progress = silent) -> list[Found]:
     """What each way finds in the images. All look at one image before the next, so that their times can be compared.
 
-    progress: called with how many images are done, and of how many. Raises UserError as `read` and `detect` do.
+    Raises UserError as `read` and `detect` do.
     """
     found: list[list[dict[str, Any]]] = [[] for _ in ways]
     seconds: list[list[float]] = [[] for _ in ways]
@@ -175,8 +174,7 @@ def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Prog
             began = time.perf_counter()
             found[i].append(look(way, views[way.channels]))
             seconds[i].append(time.perf_counter() - began)
-        if progress:
-            progress(done, len(images))
+        progress("images", done, len(images))
     return [Found(own, float(np.median(times))) for own, times in zip(found, seconds, strict=True)]
 
 

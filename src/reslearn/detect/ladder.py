@@ -5,9 +5,10 @@ from typing import Any
 
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.detect.detector import Detector
-from reslearn.detect.evaluate import Progress, TestOptions, find, matches
+from reslearn.detect.evaluate import TestOptions, find, matches
 from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE, SIDES
 from reslearn.evaluation.average_precision import coco, compare
+from reslearn.progress import Progress, silent
 
 # DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
 TABLE_9 = {
@@ -37,7 +38,7 @@ def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> 
 
 
 def ladder(
-    model: Detector, data: BoxSet, *, others: Sequence[Detector] = (), scales: Sequence[int] = (), progress: Progress | None = None
+    model: Detector, data: BoxSet, *, others: Sequence[Detector] = (), scales: Sequence[int] = (), progress: Progress = silent
 ) -> dict[str, Any]:
     """Ready for JSON: `data`, `n` images, `scales` in px, `context` (whether the detector was trained with it) and `rungs`.
 

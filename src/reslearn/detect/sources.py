@@ -12,6 +12,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.splits import held_out
 from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import UserError
+from reslearn.files import user_path
 from reslearn.training.task import Sources
 
 
@@ -48,7 +49,7 @@ def open_set(path: str | Path, train: str, bad: Any) -> AnnotatedSet:
     only = None if train == "train" else [train, *(name for name in split_names(path) if name == "test")]
     with bad_boxes_left_out_by("data.bad=drop"):
         splits = open_boxes(path, bad=bad, only=only)
-    return AnnotatedSet(Path(path).expanduser().absolute(), next(iter(splits.values())).classes, splits, train)
+    return AnnotatedSet(user_path(path).absolute(), next(iter(splits.values())).classes, splits, train)
 
 
 def make_sources(data: AnnotatedSet, recipe: DetectRecipe, view: Preprocessing) -> Sources[BoxSource]:

@@ -10,7 +10,7 @@ from reslearn.detect.detector import Detector
 from reslearn.detect.settings import Settings
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import check_options
 from reslearn.weights.store import Card, load, save
 
 

@@ -30,6 +30,7 @@ from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import coco, detection_metrics
 from reslearn.evaluation.detection_review import review
 from reslearn.evaluation.matching import Matches
+from reslearn.files import user_path
 from reslearn.nets import create, spec
 from reslearn.training import ranks
 from reslearn.training.display import Display, percent
@@ -79,7 +80,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         if not isinstance(train, str) or not train:  # what is no text is rejected with the recipe
             base = given.get("base")
             train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
-            if train == "trainval" and (there := split_names(source)) and train not in voc_splits(Path(source).expanduser()):
+            if train == "trainval" and (there := split_names(source)) and train not in voc_splits(user_path(source)):
                 raise UserError(f"{source}: {base} trains on VOC's trainval, which is not there: --set data.train={there[0]}")
         return open_set(source, train, given.get("data.bad") or "fail")
 
@@ -101,7 +102,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         return {"fingerprint": data.fingerprint()}
 
     def describe(self, data: AnnotatedSet, sources: Sources[BoxSource]) -> dict[str, Any]:
-        faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.level != "note")
+        faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.fault)
         return {
             "name": data.name,
             "classes": list(data.classes),
@@ -116,7 +117,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
         lines = [f"data     {described['name']}: {counts} images; in training {objects}"]
         findings = [finding for split in job.data.splits.values() for finding in split.findings]
-        lines += [f"         {'note' if finding.level == 'note' else 'left out or cut'}: {finding}" for finding in findings[:SHOWN]]
+        lines += [f"         {'left out or cut' if finding.fault else 'note'}: {finding}" for finding in findings[:SHOWN]]
         if len(findings) > SHOWN:
             lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
         if job.sources.preprocessing.channels == 1:

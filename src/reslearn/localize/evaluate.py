@@ -1,6 +1,6 @@
 """The localization error of a model: with the true class given and with predicted ones, on one crop and dense (DRL Table 13)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ from reslearn.evaluation.metrics import interval
 from reslearn.localize.error import ASKED, best_overlaps, localization_errors
 from reslearn.localize.net import Localizer, load_localizer
 from reslearn.localize.predict import Progress, pixels_of, predict, propose, refine, silent
-from reslearn.localize.sets import open_to_test
+from reslearn.localize.sources import open_to_test
 from reslearn.localize.views import Single, of_one_kind
 from reslearn.weights.store import Card, load
+
+VIEWS = {"1-crop": "1 crop", "dense": "dense", "refined": "R-CNN"}
 
 
 @torch.inference_mode()
@@ -47,7 +49,6 @@ def evaluate(
     classifier: str | Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
-    show: "Callable[[BoxSet, Single, dict[str, View]], object] | None" = None,
 ) -> dict[str, Any]:
     """The localization errors of a model on a split, by default test, else val, ready for JSON.
 
@@ -57,7 +58,6 @@ def evaluate(
     `top1` and, from 6 classes on, `top5` guesses of predicted classes; `classification`, the class alone, first guess; and
     `per_class`, of true_class. `right_by_iou` of true_class and top1 is the percentage of images that are right where an overlap
     of 0, 0.05, ... 1 is asked. Where the model has a second stage, "refined" is what that makes of the dense proposals.
-    show: is given the images, their truth and what was found in them, to draw it.
     Raises UserError for what cannot be read or does not fit.
     """
     model = load_localizer(model, pick_device(device)) if isinstance(model, str | Path) else model
@@ -78,8 +78,6 @@ def evaluate(
     found = views(model, chosen, truth.labels, dense, said, progress)
     for name, view in found.items():
         result[name] = errors(view.order, view.boxes, truth, model.classes)
-    if show is not None:
-        show(chosen, truth, found)
     return result
 
 
@@ -92,6 +90,12 @@ class View(NamedTuple):
     scores: np.ndarray
     boxes: np.ndarray
 
+    @classmethod
+    def of(cls, scores: np.ndarray, boxes: np.ndarray, class_scores: np.ndarray | None = None) -> "View":
+        """A view whose classes are ordered by class_scores (N, K), or by the scores of the boxes."""
+        by = scores if class_scores is None else class_scores
+        return cls(np.argsort(-by, axis=1, kind="stable"), scores, boxes)
+
 
 def views(
     model: Localizer, data: BoxSet, labels: np.ndarray, dense: Sequence[int], said: np.ndarray | None, progress: Progress = silent
@@ -103,8 +107,7 @@ def views(
     """
     found = {}
     for name, seen in (("1-crop", None), ("dense", dense)):
-        scores, boxes = predict(model, data, seen, progress)
-        found[name] = View(np.argsort(-(scores if said is None else said), axis=1, kind="stable"), scores, boxes)
+        found[name] = View.of(*predict(model, data, seen, progress), said)
     if model.regions is not None:
         order, _, boxes = found["dense"]
         wanted = np.concatenate([labels[:, None], order[:, : guesses(order.shape[1])]], 1)
@@ -156,9 +159,3 @@ def errors(order: np.ndarray, boxes: np.ndarray, truth: Single, classes: Sequenc
     for key, named in (("true_class", np.ones(len(overlaps), bool)), ("top1", ~judged["classification"])):
         found[key]["right_by_iou"] = [100 * float((named & (overlaps >= iou)).mean()) for iou in ASKED]
     return found
-
-
-def in_words(numbers: dict[str, Any], n: int) -> str:
-    """One view's error with the true class given, and its interval."""
-    low, high = numbers["true_class"]["interval"]
-    return f"{numbers['true_class']['error']:.2f}%  (95% interval {low:.2f} to {high:.2f}, n={n:,})"

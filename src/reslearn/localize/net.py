@@ -18,8 +18,8 @@ from reslearn.detect.backbone import Convolutions, Stages, split
 from reslearn.detect.heads import own_pooling
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
+from reslearn.nets.options import check_options
 from reslearn.nets.resnet import ResNet
-from reslearn.nets.zoo import check_options
 from reslearn.weights.store import Card, load, save
 
 HIDDEN = 512

@@ -1,4 +1,4 @@
-"""Networks: a block is body x merge x shortcut, a network is a row of a table."""
+"""Networks: a network is a row of the zoo's table, and blocks are written as the papers draw them."""
 
 from reslearn.nets.zoo import create, models, spec
 

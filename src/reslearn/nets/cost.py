@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reslearn.nets.merges import StochasticDepth
+from reslearn.nets.variants import StochasticDepth
 
 # Modules that make no new tensor worth counting, beside those that work in place
 FREE = (nn.Identity, nn.Flatten, nn.Dropout)

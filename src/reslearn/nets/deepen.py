@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.errors import UserError
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import Block
+from reslearn.nets.options import Spec
 from reslearn.nets.resnet import ResNet
-from reslearn.nets.zoo import Spec, spec
+from reslearn.nets.variants import FullPreActivation
+from reslearn.nets.zoo import spec
 
 Where = Literal["spread", "append"]
 
-# order of a residual block -> which parameters of its last layer are zero when its branch is
-SILENT = {"original": "bn", "relu-before-addition": "bn", "relu-only": "bn", "full": "conv"}
-
+SILENT = ("original", "relu-before-addition", "relu-only", "full")  # orders of a residual block whose branch can be zero
 DIRAC = ("original",)  # orders of a plain block that ReLU leaves as it is: its input is not negative
 
 
@@ -28,18 +28,15 @@ def check_family(shallow: str, deep: str, options: Mapping[str, Any] | None = No
 
     options: of `create`, which both have in common.
     """
-    given = {key: value for key, value in (options or {}).items() if key in Spec.__dataclass_fields__}
-    a, b = replace(spec(shallow), **given), replace(spec(deep), **given)
+    a, b = replace(spec(shallow), **(options or {})), replace(spec(deep), **(options or {}))
     if a.build is not None or b.build is not None:
         raise UserError(f"'{shallow if a.build else deep}' is not made of blocks: deepen takes residual and plain networks")
-    same = ("name", "blocks", "published", "source")
-    blank: dict = {"name": "", "blocks": (), "published": {}, "source": ""}
-    if replace(a, **blank) != replace(b, **blank):
-        differs = [k for k in Spec.__dataclass_fields__ if k not in same and getattr(a, k) != getattr(b, k)]
+    named = ("name", "blocks", "published", "source")
+    if differs := [k for k in Spec.__dataclass_fields__ if k not in named and getattr(a, k) != getattr(b, k)]:
         raise UserError(f"'{deep}' is not a deeper '{shallow}': it differs in {', '.join(differs)} as well")
     if a.blocks == b.blocks or any(m < n for n, m in zip(a.blocks, b.blocks, strict=True)):
         raise UserError(f"'{deep}' has blocks {b.blocks} and '{shallow}' {a.blocks}: no stage may shrink, and one must grow")
-    possible = a.order in SILENT if a.merge == "residual" else a.merge == "plain" and a.order in DIRAC
+    possible = a.order in DIRAC if a.plain else a.merge == "residual" and a.order in SILENT
     if not possible:
         raise UserError(f"no block of '{shallow}' can be the identity (order {a.order}, merge {a.merge}): deepen cannot add to it")
     if a.shortcut == "C":
@@ -55,10 +52,10 @@ def places(old: int, new: int, where: Where) -> list[int]:
     return [i * new // old for i in range(old)]
 
 
-def deepen(shallow: ResNet, deep: ResNet, order: str, where: Where = "spread", images: Iterable[Tensor] = ()) -> None:
+def deepen(shallow: ResNet, deep: ResNet, where: Where = "spread", images: Iterable[Tensor] = ()) -> None:
     """Give `deep` the function of `shallow`, in place. Both are in the zoo's family of check_family, with the same options.
 
-    order: of their blocks. images: normalized batches (N, C, H, W); plain networks need them, because their new layers are
+    images: normalized batches (N, C, H, W); plain networks need them, because their new layers are
     the identity in training only where BN is set to the statistics of what passes through.
     """
     deep.load_state_dict({k: v for k, v in shallow.state_dict().items() if not k.startswith("layer")}, strict=False)
@@ -72,17 +69,17 @@ def deepen(shallow: ResNet, deep: ResNet, order: str, where: Where = "spread", i
                 block.load_state_dict(taken[i].state_dict())
             else:
                 fresh.append(block)
-    plain = fresh[0].merge is None
     for block in fresh:
-        make_dirac(block) if plain else make_silent(block, order)
-    if plain:
+        make_silent(block) if block.has_shortcut else make_dirac(block)
+    if not fresh[0].has_shortcut:
         measure_identities(deep, fresh, images)
 
 
 @torch.no_grad()
-def make_silent(block: Block, order: str) -> None:
+def make_silent(block: Block) -> None:
     """A residual block whose branch is exactly zero, in training too; its other layers keep their initialization."""
-    last = block.get_submodule(f"{SILENT[order]}{2 if not hasattr(block, 'conv3') else 3}")
+    convolution, bn = block.layers()[-1]
+    last = convolution if isinstance(block, FullPreActivation) else bn
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
 

@@ -1,11 +1,9 @@
-"""The way round a block's body: identity, zero-padded identity or projection (DRL 3.3)."""
-
-from typing import Literal
+"""The shortcut of a block: identity, zero-padded identity or projection (DRL 3.3)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Shortcut = Literal["A", "A-centered", "A-average", "A-average-centered", "B", "C"]
+from reslearn.nets.options import Shortcut
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

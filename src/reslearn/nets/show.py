@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from reslearn.errors import UserError, did_you_mean
-from reslearn.nets.blocks import Block
+from reslearn.nets.block import Block
 from reslearn.nets.cost import Cost, Row, by_stage, cost
 from reslearn.nets.resnet import ResNet
 from reslearn.nets.zoo import TABLE, create, models
@@ -72,8 +72,8 @@ def label(net: nn.Module, name: str) -> str:
 def notes(net: nn.Module) -> list[str]:
     """What the lectures say of the bottleneck, with this network's own numbers (DRL Figure 5)."""
     for module in net.modules():
-        if isinstance(module, Block) and hasattr(module, "conv3") and module.downsample is None:
-            convolutions = [getattr(module, f"conv{i}") for i in (1, 2, 3)]
+        if isinstance(module, Block) and len(module.layers()) == 3 and module.keeps_shape():
+            convolutions = [convolution for convolution, _ in module.layers()]
             weights = sum(c.weight.numel() for c in convolutions)
             channels = convolutions[0].in_channels
             direct = 9 * channels * channels

@@ -1,57 +1,24 @@
 """The papers' tables as data: a name is a row, and a row is all that create() needs."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
 from reslearn.errors import UserError, did_you_mean
-from reslearn.nets.blocks import Body, Order, StrideIn
-from reslearn.nets.merges import GATED, Merge
-from reslearn.nets.resnet import Pool, ResNet, Stem
-from reslearn.nets.shortcuts import Shortcut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """One network. `classes` and `size` (pixels) are the paper's own; `published` its errors in percent, by what they are of.
-
-    `build` is set for a baseline; the other fields are of residual, plain and highway nets.
-    """
-
-    name: str
-    stem: Stem
-    classes: int
-    size: int
-    source: str
-    published: Mapping[str, float] = field(default_factory=dict)
-    build: Callable[..., nn.Module] | None = None
-    blocks: tuple[int, ...] = ()
-    widths: tuple[int, ...] = ()
-    body: Body = "basic"
-    order: Order = "original"
-    merge: Merge = "residual"
-    shortcut: Shortcut = "B"
-    stride_in: StrideIn = "1x1"
-    last_survival: float = 1.0
-    gate_bias: float = -6.0
-
-    @property
-    def depth(self) -> int:
-        """Layers with weights on the longest path, as the papers count them; projections and gates do not count."""
-        return 2 + sum(self.blocks) * {"basic": 2, "bottleneck": 3, "single": 1}[self.body]
-
+from reslearn.nets.options import BlockKind, Spec, check_options
+from reslearn.nets.resnet import ResNet
 
 TEN_CROP = "ImageNet top-1, 10-crop"
 TEN_CROP_5 = "ImageNet top-5, 10-crop"
 CIFAR_10 = "CIFAR-10"
 CIFAR_100 = "CIFAR-100"
 
-# DRL Table 1 (200: IM): depth -> body, blocks of each stage
-IMAGENET: dict[int, tuple[Body, tuple[int, ...]]] = {
+# DRL Table 1 (200: IM): depth -> block, and how many there are in conv2_x, conv3_x, conv4_x, conv5_x
+WIDTHS = (64, 128, 256, 512)
+IMAGENET: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
@@ -100,45 +67,44 @@ def _published(name: str) -> dict[str, float]:
 
 
 def _imagenet(name: str, depth: int, source: str = "DRL Table 1", **change: Any) -> Spec:
-    body, blocks = IMAGENET[depth]
-    settings = {"body": body, "blocks": blocks, "widths": (64, 128, 256, 512), "published": _published(name), **change}
+    block, blocks = IMAGENET[depth]
+    settings = {"block": block, "blocks": blocks, "widths": WIDTHS, "published": _published(name), **change}
     return Spec(name=name, stem="imagenet", classes=1000, size=224, source=source, **settings)
 
 
-def _cifar(name: str, blocks: int, source: str = "DRL 4.2", **change: Any) -> Spec:
-    """Three stages of `blocks` blocks at 32, 16 and 8 px."""
+def _cifar(name: str, blocks: int | tuple[int, int, int], source: str = "DRL 4.2", **change: Any) -> Spec:
+    """Three stages at 32, 16 and 8 px; blocks: of each of them."""
+    of_each = blocks if isinstance(blocks, tuple) else (blocks,) * 3
     settings = {"widths": (16, 32, 64), "shortcut": "A", "published": _published(name), **change}
-    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=(blocks,) * 3, **settings)
+    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=of_each, **settings)
 
 
-def _imagenet_rows() -> list[Spec]:
-    rows = []
-    for depth, (body, _) in IMAGENET.items():
+def _imagenet_rows() -> Iterator[Spec]:
+    for depth, (block, _) in IMAGENET.items():
         if depth == 200:  # of the second paper, whose code strides in the 3x3
-            rows.append(_imagenet("resnet200", 200, "IM", stride_in="3x3"))
+            yield _imagenet("resnet200", 200, "IM", stride_in="3x3")
             continue
-        rows.append(_imagenet(f"resnet{depth}", depth))
-        if body == "bottleneck":
-            rows.append(_imagenet(f"resnet{depth}-v1.5", depth, "torchvision", stride_in="3x3"))
-    rows += [_imagenet(f"plain{depth}", depth, merge="plain", shortcut="A") for depth in (18, 34)]
-    rows += [_imagenet(f"preact-resnet{depth}", depth, "IM", order="full", stride_in="3x3") for depth in IMAGENET]
-    return rows
+        yield _imagenet(f"resnet{depth}", depth)
+        if block == "bottleneck":
+            yield _imagenet(f"resnet{depth}-v1.5", depth, "torchvision", stride_in="3x3")
+    for depth in (18, 34):
+        yield _imagenet(f"plain{depth}", depth, block="plain", shortcut="A")
+    for depth in IMAGENET:
+        yield _imagenet(f"preact-resnet{depth}", depth, "IM", order="full", stride_in="3x3")
 
 
-def _cifar_rows() -> list[Spec]:
-    bottleneck: dict[str, Any] = {"body": "bottleneck", "shortcut": "B"}
-    rows = [_cifar(f"resnet{depth}", (depth - 2) // 6) for depth in (20, 32, 44, 56, 110, 1202)]
-    rows += [_cifar(f"plain{depth}", (depth - 2) // 6, merge="plain") for depth in (20, 32, 44, 56, 110)]
-    rows += [_cifar(f"resnet{depth}", (depth - 2) // 9, "IM", **bottleneck) for depth in (164, 1001)]
-    rows += [_cifar("preact-resnet110", 18, "IM", order="full")]
-    rows += [_cifar(f"preact-resnet{depth}", (depth - 2) // 9, "IM", order="full", **bottleneck) for depth in (164, 1001)]
-    rows += [_cifar(f"stochastic-resnet{d}", (d - 2) // 6, "SD", last_survival=0.5) for d in (110, 1202)]
+def _cifar_rows() -> Iterator[Spec]:
+    bottleneck: dict[str, Any] = {"block": "bottleneck", "shortcut": "B"}
+    yield from (_cifar(f"resnet{depth}", (depth - 2) // 6) for depth in (20, 32, 44, 56, 110, 1202))
+    yield from (_cifar(f"plain{depth}", (depth - 2) // 6, block="plain") for depth in (20, 32, 44, 56, 110))
+    yield from (_cifar(f"resnet{depth}", (depth - 2) // 9, "IM", **bottleneck) for depth in (164, 1001))
+    yield _cifar("preact-resnet110", 18, "IM", order="full")
+    yield from (_cifar(f"preact-resnet{depth}", (depth - 2) // 9, "IM", order="full", **bottleneck) for depth in (164, 1001))
+    yield from (_cifar(f"stochastic-resnet{depth}", (depth - 2) // 6, "SD", last_survival=0.5) for depth in (110, 1202))
     # The paper prints depths and parameters (2.3M, 1.25M), not widths: these are the nearest of three stages.
-    highway: dict[str, Any] = {"body": "single", "order": "no-bn", "merge": "exclusive-gate"}
-    rows.append(_cifar("highway-19", 6, "Highway", **highway, widths=(32, 64, 128), gate_bias=-2.0))
-    rows[-1] = replace(rows[-1], blocks=(5, 6, 6))
-    rows.append(_cifar("highway-32", 10, "Highway", **highway, widths=(24, 44, 68), gate_bias=-4.0))
-    return rows
+    highway: dict[str, Any] = {"block": "highway", "merge": "exclusive-gate"}
+    yield _cifar("highway-19", (5, 6, 6), "Highway", **highway, widths=(32, 64, 128), gate_bias=-2.0)
+    yield _cifar("highway-32", 10, "Highway", **highway, widths=(24, 44, 68), gate_bias=-4.0)
 
 
 def _baseline(name: str, module: str) -> Spec:
@@ -159,11 +125,12 @@ def _densenet(name: str, depth: int, growth: int, bc: bool) -> Spec:
     return Spec(name=name, stem="cifar", classes=10, size=32, source="DenseNet", published=_published(name), build=build)
 
 
-def _baseline_rows() -> list[Spec]:
+def _baseline_rows() -> Iterator[Spec]:
     vgg = [f"vgg{depth}{kind}" for kind in ("", "-bn") for depth in (11, 13, 16, 19)]
     dense = [f"densenet{depth}" for depth in (121, 161, 169, 201)]
-    rows = [_baseline(name, name.replace("-", "_")) for name in ("alexnet", *vgg, "googlenet", *dense)]
-    return [*rows, _densenet("densenet-40-12", 40, 12, False), _densenet("densenet-bc-100-12", 100, 12, True)]
+    yield from (_baseline(name, name.replace("-", "_")) for name in ("alexnet", *vgg, "googlenet", *dense))
+    yield _densenet("densenet-40-12", 40, 12, False)
+    yield _densenet("densenet-bc-100-12", 100, 12, True)
 
 
 TABLE: dict[str, Spec] = {row.name: row for row in [*_imagenet_rows(), *_cifar_rows(), *_baseline_rows()]}
@@ -184,67 +151,9 @@ def spec(name: str) -> Spec:
         return TABLE[name]
     match = re.fullmatch(r"(resnet|plain|preact-resnet)([1-9]\d{0,3})", name)
     if match and int(match[2]) >= 8 and (int(match[2]) - 2) % 6 == 0:
-        kind: dict[str, Any] = {"plain": {"merge": "plain"}, "preact-resnet": {"order": "full", "source": "IM"}}.get(match[1], {})
+        kind: dict[str, Any] = {"plain": {"block": "plain"}, "preact-resnet": {"order": "full", "source": "IM"}}.get(match[1], {})
         return _cifar(name, (int(match[2]) - 2) // 6, **kind)
     raise UserError(f"no network called '{name}'{did_you_mean(name, TABLE)}")
-
-
-# Options of create(): what each may be, (low, high) for a number
-OPTIONS: dict[str, tuple[Any, ...]] = {
-    "shortcut": get_args(Shortcut),
-    "stride_in": get_args(StrideIn),
-    "order": tuple(order for order in get_args(Order) if order != "no-bn"),
-    "merge": tuple(merge for merge in get_args(Merge) if merge != "plain"),
-    "pool": get_args(Pool),
-    "zero_init_last_gamma": (False, True),
-    "gate_bias": (-100.0, 100.0),
-    "last_survival": (0.0, 1.0),
-    "per_sample": (False, True),
-}
-
-
-def _does_not_apply(row: Spec, options: Mapping[str, Any]) -> dict[str, str]:
-    """option -> why it cannot be given to this network."""
-    if row.build is not None:
-        return dict.fromkeys(OPTIONS, "it is a baseline as published")
-    why: dict[str, str] = {}
-    if row.merge == "plain":
-        why |= dict.fromkeys(("shortcut", "merge", "last_survival", "per_sample"), "it is a plain network: it has no shortcuts")
-        why["zero_init_last_gamma"] = "it is a plain network: its signal would stop"
-    if row.order == "no-bn":
-        why |= dict.fromkeys(("order", "merge", "zero_init_last_gamma"), "it is a highway network")
-    if row.body != "bottleneck":
-        why["stride_in"] = "it has no 1x1 layer in its body"
-    if row.stem != "imagenet":
-        why["pool"] = "it has no max pool"
-    if options.get("merge", row.merge) not in GATED:
-        why.setdefault("gate_bias", "its merge has no gate")
-    if options.get("last_survival", row.last_survival) == 1:
-        why.setdefault("per_sample", "its blocks always survive: set last_survival below 1")
-    if options.get("order", row.order) not in ("original", "relu-only"):
-        why.setdefault("zero_init_last_gamma", "its branches do not end in BN")
-    return why
-
-
-def applies(row: Spec, option: str) -> bool:
-    """Whether an option of create() can be given to this network."""
-    return option not in _does_not_apply(row, {})
-
-
-def check_options(row: Spec, options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option that create() does not know, a value it cannot take, or one that does not apply."""
-    why = _does_not_apply(row, options)
-    for key, value in options.items():
-        if key not in OPTIONS:
-            raise UserError(f"no option '{key}' of network '{row.name}'{did_you_mean(key, OPTIONS)}")
-        known = OPTIONS[key]
-        if isinstance(known[0], float):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not known[0] <= value <= known[1]:
-                raise UserError(f"{key}={value!r}: must be a number from {known[0]:g} to {known[1]:g}")
-        elif value not in known:
-            raise UserError(f"{key}={value!r}: must be one of {', '.join(map(repr, known))}")
-        if key in why:
-            raise UserError(f"{key} does not apply to '{row.name}', for {why[key]}; leave it out")
 
 
 def create(name: str, classes: int | None = None, channels: int = 3, **options: Any) -> nn.Module:
@@ -252,13 +161,10 @@ def create(name: str, classes: int | None = None, channels: int = 3, **options: 
 
     name: of the table (see models()), such as "resnet20" or "plain34"; `resnet50` is the paper's, with the stride in the
     1x1, `resnet50-v1.5` torchvision's. classes: the paper's own number unless given. channels: of the input.
-    options: shortcut "A", "A-centered", "A-average", "A-average-centered", "B" or "C" (DRL 3.3); stride_in "1x1" or "3x3"
-    (bottlenecks); order, merge, gate_bias (IM Tables 1 and 2); last_survival, per_sample (SD); pool "padded" or "ceil" (the
-    Caffe release's); zero_init_last_gamma.
+    options: those of NetOptions, such as shortcut="C"; the network's own unless given.
     Raises UserError for an unknown name or option, a value that does not apply, classes < 2 or channels < 1.
     """
-    row = spec(name)
-    check_options(row, options)
+    row = check_options(spec(name), options)
     classes = row.classes if classes is None else classes
     if not isinstance(classes, int) or not isinstance(channels, int):
         raise UserError(f"classes={classes!r}, channels={channels!r}: must be whole numbers")
@@ -268,6 +174,4 @@ def create(name: str, classes: int | None = None, channels: int = 3, **options: 
         raise UserError(f"channels={channels}: an image has at least 1 channel")
     if row.build is not None:
         return row.build(classes, channels)
-    fields = ("stem", "body", "order", "merge", "shortcut", "stride_in", "last_survival", "gate_bias")
-    settings = {key: getattr(row, key) for key in fields} | options
-    return ResNet(row.blocks, row.widths, classes=classes, channels=channels, **settings)
+    return ResNet(row, classes, channels)

@@ -1,7 +1,7 @@
 """What trained networks look like inside: responses (DRL Figure 7), lesions and paths (Veit et al.), gradients (IM)."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,46 +15,43 @@ from reslearn.analysis.subject import Subject, open_subject, trained_on
 from reslearn.classify.evaluate import evaluate
 from reslearn.nets import spec
 from reslearn.reproduce.cifar import PUBLISHED, figure1, nets_for
-from reslearn.reproduce.experiment import Dataset, Experiment, Look, Measured, Plan, Row, Scale, scales
-from reslearn.reproduce.judge import DIFFERS, HOLDS, UNDECIDED, judge_row, spread
+from reslearn.reproduce.experiment import Comparison, Dataset, Experiment, ExperimentOptions, Measured, Models, Plan, Scale, scales
+from reslearn.reproduce.verdicts import compare_to_paper, summarize, verdict
 from reslearn.weights.store import read_card
 
 IMAGES = 1000  # of the test set
-ONE = {"detail": "measured in one model"}
-Models = Mapping[str, Sequence[Path]]  # label -> a model of each seed
 
 
 def claim(text: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
     """That a number is above 0: over models by its interval, in one model as it is measured."""
-    low, high = spread(values)["interval"] or (values[0], values[0])
-    verdict = HOLDS if low > 0 else DIFFERS if high < 0 else UNDECIDED
+    effect = summarize(values)
+    outcome = verdict(effect["interval"] or (values[0], values[0]))
     wrong = [i for i, value in enumerate(values) if value <= 0]
-    return {"text": text, "metric": metric, "effect": spread(values), "verdict": verdict, "disagree": wrong} | (
-        {} if len(values) > 1 else ONE
-    )
+    one = {} if len(values) > 1 else {"detail": "measured in one model"}
+    return {"text": text, "metric": metric, "effect": effect, "verdict": outcome, "disagree": wrong} | one
 
 
 def _line(what: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
-    return {"what": what, "metric": metric, "published": None, "ours": spread(values), "verdict": ""}
+    return {"what": what, "metric": metric, "published": None, "ours": summarize(values), "verdict": ""}
 
 
-def _data(path: Path, look: Look) -> str:
-    return look.data or trained_on(path, read_card(path)) or look.usual
+def _data(path: Path, options: ExperimentOptions) -> str:
+    return options.data or trained_on(path, read_card(path)) or options.default_data
 
 
-def _subjects(models: Models, look: Look) -> Iterator[tuple[str, int, Subject]]:
+def _subjects(models: Models, options: ExperimentOptions) -> Iterator[tuple[str, int, Subject]]:
     """Label, place among its models, and the model with images to look at."""
     for label, seeds in models.items():
         for i, path in enumerate(seeds):
-            look.say(f"looking into {label}: {path}")
-            yield label, i, open_subject(path, _data(path, look), IMAGES, 0, look.device)
+            options.say(f"analyzing {label}: {path}")
+            yield label, i, open_subject(path, _data(path, options), IMAGES, 0, options.device)
 
 
-def measure_responses(models: Models, look: Look) -> Measured:
+def measure_responses(models: Models, options: ExperimentOptions) -> Measured:
     """DRL Figure 7, and its two findings."""
     means: dict[str, list[float]] = {label: [] for label in models}
     first, depths, residual, data = {}, {}, [], set()
-    for label, i, subject in _subjects(models, look):
+    for label, i, subject in _subjects(models, options):
         found = responses(subject.model, subject.images)
         means[label].append(statistics.fmean(response.std for response in found))
         data.add(subject.data)
@@ -80,11 +77,11 @@ def measure_responses(models: Models, look: Look) -> Measured:
     )
 
 
-def measure_lesions(models: Models, look: Look) -> Measured:
+def measure_lesions(models: Models, options: ExperimentOptions) -> Measured:
     """Veit et al., section 4: blocks left out and exchanged; and section 5: paths."""
     found: dict[str, list[tuple[Lesion, Paths | None]]] = {label: [] for label in models}
     depths, data = {}, set()
-    for label, _, subject in _subjects(models, look):
+    for label, _, subject in _subjects(models, options):
         cut = lesion(subject.model, subject.images, subject.labels)
         few = subject.images[:128], subject.labels[:128]
         found[label].append((cut, paths(subject.model, *few, draws=24) if has_shortcuts(subject.model) else None))
@@ -175,17 +172,18 @@ def _ranked(points: Sequence[tuple[float, float]]) -> float:
     return statistics.fmean(signs) if signs else 0.0
 
 
-def measure_errors(models: Models, look: Look) -> Measured:
+def measure_errors(models: Models, options: ExperimentOptions) -> Measured:
     """Test errors of models that are there, beside DRL Table 6."""
     rows, data = [], set()
     for label, seeds in models.items():
         card = read_card(seeds[0])
         published = PUBLISHED.get(card.net, spec(card.net).published.get("CIFAR-10")) if label.split(" (")[0] == card.net else None
-        look.say(f"testing {label}")
-        results = [evaluate(path, _data(path, look), device=look.device) for path in seeds]
+        options.say(f"testing {label}")
+        results = [evaluate(path, _data(path, options), device=options.device) for path in seeds]
         data |= {each["data"] for each in results}
         on_cifar = all(each["data"] == "cifar10" for each in results)
-        rows.append(judge_row(Row(f"{label}, test error", label, published), [each["top1_error"] for each in results], on_cifar))
+        row = Comparison(f"{label}, test error", label, published)
+        rows.append(compare_to_paper(row, [each["top1_error"] for each in results], on_cifar))
     given = ("the models are given: how they were trained is their authors' word",)
     return Measured(rows, deviations=given, data=", ".join(sorted(data)))
 
@@ -193,17 +191,17 @@ def measure_errors(models: Models, look: Look) -> Measured:
 def _responses(data: Dataset, scale: Scale) -> Plan:
     names = ("plain20", "plain56", "resnet20", "resnet56", *(("resnet110",) if scale == "paper" else ()))
     plan = figure1(data, scale)
-    return Plan(nets_for(data, scale, *names), seeds=plan.seeds, deviations=plan.deviations, of_models=measure_responses)
+    return Plan(nets_for(data, scale, *names), seeds=plan.seeds, deviations=plan.deviations, analyze=measure_responses)
 
 
 def _lesions(data: Dataset, scale: Scale) -> Plan:
     names = ("resnet110",) if scale == "paper" else ("plain56", "resnet56")
     plan = figure1(data, scale)
-    return Plan(nets_for(data, scale, *names), seeds=plan.seeds, deviations=plan.deviations, of_models=measure_lesions)
+    return Plan(nets_for(data, scale, *names), seeds=plan.seeds, deviations=plan.deviations, analyze=measure_lesions)
 
 
 def _errors(data: Dataset, scale: Scale) -> Plan:
-    return Plan(of_models=measure_errors)
+    return Plan(analyze=measure_errors)
 
 
 EXPERIMENTS = (

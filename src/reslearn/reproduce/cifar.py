@@ -3,14 +3,27 @@
 from itertools import pairwise
 
 from reslearn.nets import spec
-from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Metric, Panel, Plan, Row, Scale, Training, scales
+from reslearn.reproduce.experiment import (
+    SEEDS,
+    Comparison,
+    Dataset,
+    Effect,
+    Experiment,
+    Metric,
+    Panel,
+    Plan,
+    Scale,
+    Training,
+    minus,
+    scales,
+)
 from reslearn.reproduce.recipes import deviations, shortened
 
 STEPS = 1000  # at small scale
 SHORT = f"{STEPS:,} iterations instead of 64,000; the lr drops once, after {4 * STEPS // 5}"
 RESIDUAL, PLAIN = (20, 32, 44, 56, 110, 1202), (20, 32, 44, 56)
 PUBLISHED = {"resnet110": 6.61}  # the mean of the paper's five runs; 6.43 is the best of them
-GAP = {"plain56": 1.0, "plain20": -1.0}
+GAP = minus("plain56", "plain20")
 
 
 def nets_for(data: Dataset, scale: Scale, *names: str) -> dict[str, Training]:
@@ -29,24 +42,23 @@ def _deviations(data: Dataset, scale: Scale) -> tuple[str, ...]:
 def figure1(data: Dataset, scale: Scale) -> Plan:
     """The degradation: training and test error of plain nets, with their residual twins beside them."""
     pair = ("plain20", "plain56", "resnet20", "resnet56")
-    residual_gap = {"resnet56": 1.0, "resnet20": -1.0}
     return Plan(
         trainings=nets_for(data, scale, *pair),
-        seeds=1 if scale != "small" else 3,
-        rows=tuple(Row(f"{net}, {what}", net, metric=m) for net in pair for m, what in _METRICS),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{net}, {what}", net, metric=m) for net in pair for m, what in _METRICS),
         effects=(
             Effect("The deeper plain net's training error is above the shallower one's", GAP, "train_error"),
             Effect(
                 "That gap is larger than the residual twins' own",
-                GAP | {label: -weight for label, weight in residual_gap.items()},
+                GAP | {"resnet56": -1.0, "resnet20": 1.0},
                 "train_error",
             ),
             Effect(
                 "At 56 layers the residual net's training error is below the plain one's",
-                _minus("plain56", "resnet56"),
+                minus("plain56", "resnet56"),
                 "train_error",
             ),
-            Effect("At 56 layers the residual net's test error is below the plain one's", _minus("plain56", "resnet56")),
+            Effect("At 56 layers the residual net's test error is below the plain one's", minus("plain56", "resnet56")),
         ),
         panels=(Panel("plain", ("plain20", "plain56")), Panel("residual", ("resnet20", "resnet56"))),
         crossings=(("resnet56", "resnet20"), ("plain56", "plain20")),
@@ -55,10 +67,6 @@ def figure1(data: Dataset, scale: Scale) -> Plan:
 
 
 _METRICS: tuple[tuple[Metric, str], ...] = (("train_error", "training error"), ("test_error", "test error"))
-
-
-def _minus(more: str, less: str) -> dict[str, float]:
-    return {more: 1.0, less: -1.0}
 
 
 def figure6(data: Dataset, scale: Scale) -> Plan:
@@ -73,12 +81,12 @@ def figure6(data: Dataset, scale: Scale) -> Plan:
         panels.append(Panel("110 and 1202 layers", ("resnet110", "resnet1202")))
     return Plan(
         trainings=nets_for(data, scale, *plain, *residual),
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{net}, test error", net, spec(net).published.get("CIFAR-10")) for net in (*plain, *residual)),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{net}, test error", net, spec(net).published.get("CIFAR-10")) for net in (*plain, *residual)),
         effects=(
             Effect("Plain: more depth, more training error", GAP, "train_error"),
             Effect("Plain: more depth, more test error", GAP),
-            Effect("Residual: more depth, less test error", _minus("resnet20", deepest)),
+            Effect("Residual: more depth, less test error", minus("resnet20", deepest)),
         ),
         panels=tuple(panels),
         crossings=(("resnet56", "resnet20"),),
@@ -89,14 +97,13 @@ def figure6(data: Dataset, scale: Scale) -> Plan:
 def table6(data: Dataset, scale: Scale) -> Plan:
     """Test errors of residual nets by depth."""
     nets = tuple(f"resnet{d}" for d in RESIDUAL) if scale == "paper" else ("resnet20", "resnet56")
+    published = {net: spec(net).published["CIFAR-10"] for net in nets} | PUBLISHED
     return Plan(
         trainings=nets_for(data, scale, *nets),
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(
-            Row(f"ResNet-{spec(net).depth}, test error", net, PUBLISHED.get(net, spec(net).published["CIFAR-10"])) for net in nets
-        ),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"ResNet-{spec(net).depth}, test error", net, published[net]) for net in nets),
         effects=tuple(
-            Effect(f"ResNet-{spec(deep).depth} errs less than ResNet-{spec(shallow).depth}", _minus(shallow, deep))
+            Effect(f"ResNet-{spec(deep).depth} errs less than ResNet-{spec(shallow).depth}", minus(shallow, deep))
             for shallow, deep in pairwise(nets[:5])
         ),
         panels=(Panel("residual", nets[:5]),),
@@ -114,27 +121,27 @@ def constructed(data: Dataset, scale: Scale) -> Plan:
         trainings[f"{kind}56, constructed"] = shortened(f"{kind}56", data, scale, more, *on, start=f"{kind}20")
     rows = []
     for label in trainings:
-        rows += [Row(f"{label}, {what}", label, metric=m) for m, what in _METRICS]
+        rows += [Comparison(f"{label}, {what}", label, metric=m) for m, what in _METRICS]
     better = "begins as a trained plain-20: less training error than plain-56 from scratch"
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
+        seeds=SEEDS[scale],
         rows=tuple(rows),
         effects=(
-            Effect(f"Plain-56 that {better}", _minus("plain56", "plain56, constructed"), "train_error"),
+            Effect(f"Plain-56 that {better}", minus("plain56", "plain56, constructed"), "train_error"),
             Effect(
                 "ResNet-56 that begins as a trained ResNet-20: less training error than ResNet-56 from scratch",
-                _minus("resnet56", "resnet56, constructed"),
+                minus("resnet56", "resnet56, constructed"),
                 "train_error",
             ),
             Effect(
                 "Plain-56 loses something of what it was given: more training error than plain-20 trained as long",
-                _minus("plain56, constructed", "plain20, longer"),
+                minus("plain56, constructed", "plain20, longer"),
                 "train_error",
             ),
             Effect(
                 "ResNet-56 makes use of its depth: less training error than ResNet-20 trained as long",
-                _minus("resnet20, longer", "resnet56, constructed"),
+                minus("resnet20, longer", "resnet56, constructed"),
                 "train_error",
             ),
         ),
@@ -177,8 +184,8 @@ def fast_tricks(data: Dataset, scale: Scale) -> Plan:
     return Plan(
         trainings=trainings,
         seeds=1 if scale == "smoke" else 3,
-        rows=tuple(Row(f"{label}, test error", label) for label in trainings),
-        effects=tuple(Effect(f"{label}: errs more", _minus(label, "as it is")) for label in list(trainings)[1:]),
+        rows=tuple(Comparison(f"{label}, test error", label) for label in trainings),
+        effects=tuple(Effect(f"{label}: errs more", minus(label, "as it is")) for label in list(trainings)[1:]),
         deviations=() if scale == "paper" else deviations(data, scale, f"{steps:,} iterations instead of 12,800"),
     )
 

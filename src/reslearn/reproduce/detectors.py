@@ -5,21 +5,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from reslearn.detect.detector import Detector
 from reslearn.detect.evaluate import TestOptions, find, matches, open_detectors, open_split
 from reslearn.detect.ladder import TABLE_9, default_scales, ways
-from reslearn.detect.task import Annotated
 from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import coco, compare, voc
 from reslearn.evaluation.matching import Matches
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import METRICS, Dataset, Effect, Experiment, Look, Measured, Metric, Plan, Row, Scale, Training
+from reslearn.reproduce.experiment import (
+    METRICS,
+    SEEDS,
+    Comparison,
+    Dataset,
+    Effect,
+    Experiment,
+    ExperimentOptions,
+    Measured,
+    Metric,
+    Models,
+    Plan,
+    Scale,
+    Training,
+    minus,
+)
 from reslearn.reproduce.experiment import scales as at
-from reslearn.reproduce.judge import DIFFERS, HOLDS, NOT_RUN, UNDECIDED, judge_effect, judge_row
-from reslearn.reproduce.runs import open_data
+from reslearn.reproduce.runs import open_annotated
+from reslearn.reproduce.verdicts import NOT_RUN, compare_to_paper, estimate, verdict
 
 EPOCHS = 12
 LADDER_EPOCHS = 10  # table9 is about what testing adds to any detector
@@ -64,14 +77,14 @@ def _compared(scale: Scale, rows: tuple[tuple[str, Metric, float | None], ...], 
     published = {(net, m): value for net, m, value in rows}
     metrics: dict[Metric, None] = dict.fromkeys(m for _, m, _ in rows)
     effects = (
-        Effect("The residual backbone of 34 layers detects better than the plain one", {"resnet34": 1.0, "plain34": -1.0}, metric),
-        Effect("The residual backbone of 34 layers detects better than VGG-16", {"resnet34": 1.0, "vgg16-bn": -1.0}, metric),
-        Effect("The residual backbone of 18 layers detects better than VGG-16", {"resnet18": 1.0, "vgg16-bn": -1.0}, metric),
+        Effect("The residual backbone of 34 layers detects better than the plain one", minus("resnet34", "plain34"), metric),
+        Effect("The residual backbone of 34 layers detects better than VGG-16", minus("resnet34", "vgg16-bn"), metric),
+        Effect("The residual backbone of 18 layers detects better than VGG-16", minus("resnet18", "vgg16-bn"), metric),
     )
     return Plan(
         trainings={net: training(net, scale) for net in names},
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{name}, {m}", net, published.get((net, m)), m) for m in metrics for net, name in names.items()),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{name}, {m}", net, published.get((net, m)), m) for m in metrics for net, name in names.items()),
         effects=effects if scale != "smoke" else (),
         deviations=_deviations(scale),
         minutes=MINUTES,
@@ -117,44 +130,43 @@ def table9(data: Dataset, scale: Scale) -> Plan:
             PLAIN: training("resnet18", scale, epochs=LADDER_EPOCHS),
             CONTEXT: training("resnet18", scale, "detector.context=true", epochs=LADDER_EPOCHS),
         },
-        seeds=3 if scale == "small" else 1,
-        of_models=partial(measure_ladder, most=4) if scale == "smoke" else measure_ladder,
+        seeds=SEEDS[scale],
+        analyze=partial(measure_ladder, most=4) if scale == "smoke" else measure_ladder,
         deviations=(*_deviations(scale, LADDER_EPOCHS), "multi-scale testing at the paper's five sides in proportion"),
         minutes=3.0,
     )
 
 
-def measure_ladder(models: Mapping[str, Sequence[Path]], look: Look, most: int | None = None) -> Measured:
+def measure_ladder(models: Models, options: ExperimentOptions, most: int | None = None) -> Measured:
     """Each rung on the one before, for every seed. Context is another detector, so both are tested with all the rest.
 
     most: how many of the test images, the first ones, are looked at; without it, all.
     """
-    opened = iter(open_detectors([path for each in models.values() for path in each], look.device))
+    opened = iter(open_detectors([path for each in models.values() for path in each], options.device))
     groups = [tuple(next(opened) for _ in each) for each in models.values()]
     by_context = {group[0].settings.context: group for group in groups}
     if len(by_context) < len(groups):
         raise UserError("table9 takes one detector, or two of which one alone has detector.context=true")
     plain, context = by_context.get(False, groups[0]), by_context.get(True, groups[0])
-    data = open_data(look.data or look.usual, "detect")
-    assert isinstance(data, Annotated)
+    data = open_annotated(options.source)
     images = open_split(data.path, plain[0].classes, bad="drop")
     images = replace(images, images=images.images[:most])
     tests = _tests(plain, context)
-    look.say(f"testing {len(images)} images in {sum(map(len, tests.values()))} ways")
+    options.say(f"testing {len(images)} images in {sum(map(len, tests.values()))} ways")
     found = iter(find(images.images, [way for each in tests.values() for way in each]))
     seen = {rung: [next(found) for _ in each] for rung, each in tests.items()}
-    judged = {rung: [matches(one, images) for one in each] for rung, each in seen.items()}
+    matched = {rung: [matches(one.detections, images) for one in each] for rung, each in seen.items()}
     rows: list[dict[str, Any]] = []
     metrics: tuple[Metric, ...] = ("AP50", "AP")
-    for rung, each in judged.items():
+    for rung, each in matched.items():
         numbers = [coco(one) | voc(one) for one in each]
         time = f"{1000 * statistics.median(one.seconds for one in seen[rung]):,.0f} ms an image"
         published: dict[Metric, float] = dict(zip(metrics, TABLE_9[rung][:2], strict=True)) if rung in TABLE_9 else {}
         rows += [_row(f"{rung}, {metric} ({time})", metric, numbers, published.get(metric)) for metric in metrics]
         rows.append(_row(f"{rung}, VOC's measure (Table 10)", "VOC10", numbers, VOC_PAPER.get(rung)))
     rows += [{"what": what, "published": value, "ours": None, "verdict": NOT_RUN} for what, value in ELSEWHERE.items()]
-    steps = [*pairwise(rung for rung in judged if rung not in BESIDE), *(("baseline", rung) for rung in BESIDE if rung in judged)]
-    claims = [_gain(after, judged[before], judged[after], m) for m in metrics for before, after in steps]
+    steps = [*pairwise(rung for rung in matched if rung not in BESIDE), *(("baseline", rung) for rung in BESIDE if rung in matched)]
+    claims = [_gain(after, matched[before], matched[after], m) for m in metrics for before, after in steps]
     caption = "Differences in AP and in AP50, and their 95% intervals."
     return Measured(rows, claims, lambda path: plots.effects(claims, path), caption=caption, data=data.name)
 
@@ -180,7 +192,7 @@ def _near(model: Detector) -> tuple[int, ...]:
 
 
 def _row(what: str, metric: Metric, numbers: Sequence[Mapping[str, Any]], published: float | None) -> dict[str, Any]:
-    return judge_row(Row(what, "", published, metric), [each[metric] or 0.0 for each in numbers], comparable=False)
+    return compare_to_paper(Comparison(what, "", published, metric), [each[metric] or 0.0 for each in numbers], comparable=False)
 
 
 def _gain(rung: str, before: Sequence[Matches], after: Sequence[Matches], metric: Metric) -> dict[str, Any]:
@@ -192,12 +204,11 @@ def _gain(rung: str, before: Sequence[Matches], after: Sequence[Matches], metric
             "before": {i: coco(one)[metric] or 0.0 for i, one in enumerate(before)},
             "after": {i: coco(one)[metric] or 0.0 for i, one in enumerate(after)},
         }
-        return judge_effect(Effect(text, {"after": 1.0, "before": -1.0}, metric), values)
+        return estimate(Effect(text, minus("after", "before"), metric), values)
     found = compare(before[0], after[0])[metric]
     difference, interval = found["difference"], found["interval"]
-    verdict = UNDECIDED if interval[0] <= 0 <= interval[1] else HOLDS if interval[0] > 0 else DIFFERS
     effect = {"n": 1, "mean": difference, "std": None, "interval": interval, "values": [difference]}
-    return {"text": text, "metric": METRICS[metric], "effect": effect, "verdict": verdict, "disagree": []}
+    return {"text": text, "metric": METRICS[metric], "effect": effect, "verdict": verdict(interval), "disagree": []}
 
 
 EXPERIMENTS = (

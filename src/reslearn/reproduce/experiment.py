@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
+SEEDS: dict[Scale, int] = {"smoke": 1, "small": 3, "paper": 1}  # unless a plan has another number
 Metric = Literal["test_error", "train_error", "train_loss", "minutes", "AP", "AP50", "AP75", "VOC10"]
 METRICS: dict[Metric, str] = {
     "test_error": "test error, %",
@@ -22,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Dataset(NamedTuple):
-    """What an experiment is asked to run on: a name or path for data.open, and whether it is CIFAR's kind."""
+    """A data set to run on: its name or path, and whether its images are color of 32 x 32 px, as CIFAR's are."""
 
     source: str
     cifar: bool = True
@@ -30,7 +31,7 @@ class Dataset(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """One line of an experiment: a network under a recipe, for every seed. Runs with the same recipe and data are shared.
+    """A network under a recipe, trained with every seed. Runs with the same recipe and data are shared.
 
     start: the label of a training whose result, made deeper (see weights.deepened), this one starts from. task: see train.
     """
@@ -43,10 +44,10 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the result: ours beside the published value. run: the label of a training.
+class Comparison:
+    """A row of the result: our value beside the published one. run: the label of a training.
 
-    tolerance: how far, in the metric's unit, a run under the paper's protocol may be off and still be the same.
+    tolerance: the largest difference, in the metric's unit, at which a run under the paper's protocol reproduces the value.
     """
 
     what: str
@@ -58,50 +59,57 @@ class Row:
 
 @dataclass(frozen=True)
 class Effect:
-    """A claim that a sum of a metric over trainings, each with its weight, is above 0: in each seed, then over seeds."""
+    """A claim that a weighted sum of a metric over trainings is above 0. terms: the weight of each label."""
 
     text: str
     terms: Mapping[str, float]
     metric: Metric = "test_error"
 
 
+def minus(more: str, less: str) -> dict[str, float]:
+    """The terms of the claim that one training has more of a metric than another."""
+    return {more: 1.0, less: -1.0}
+
+
 @dataclass(frozen=True)
 class Panel:
-    """Curves that are drawn together: a title, and labels of trainings."""
+    """Curves in one plot: a title, and labels of trainings."""
 
     title: str
     runs: tuple[str, ...]
 
 
-class Look(NamedTuple):
-    """How models are looked into. data: a name or path; None for the one that each was trained on, where it says which.
-    usual: for those that do not.
+class ExperimentOptions(NamedTuple):
+    """How an experiment that is more than its trainings is to run.
+
+    data: a name or path, where one was given. default_data: the one to use otherwise. seeds: runs per training. out: the folder
+    whose `runs` hold them. training: False allows only finished runs.
     """
 
     data: str | None
-    usual: str
-    device: str
-    say: Say
-
-
-class Work(NamedTuple):
-    """What an experiment that trains in its own way is given. source: a name or path. seeds: how many of each training. out: the
-    folder in whose `runs` they are kept. training: False where nothing may be trained.
-    """
-
-    source: str
+    default_data: str
     seeds: int
     out: Path
     device: str
     say: Say
-    training: bool
+    training: bool = True
+    quiet: bool = False
+
+    @property
+    def source(self) -> str:
+        """The data set to use where models do not say which one they were trained on."""
+        return self.data or self.default_data
+
+
+Models = Mapping[str, Sequence[Path]]
+"""Label -> a model file or run folder of each seed."""
 
 
 class Measured(NamedTuple):
-    """What is measured rather than read from runs: rows and claims as they stand in the result, and a picture's author.
+    """Results that are measured rather than read from runs: rows and claims as they stand in the result JSON.
 
-    draw(path) writes the picture, and perhaps a second one, PATH-effects.png; the captions say what to see in them.
-    data: the name of what it was measured on.
+    draw(path) writes a picture, and optionally a second one, PATH-effects.png; the captions say what they show.
+    data: the name of the data set that was measured on.
     """
 
     rows: list[dict[str, Any]]
@@ -118,28 +126,28 @@ class Plan:
     """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing, or of a
     detector's run.
 
-    measure: what is found without a network. of_models: what is found in those trained, or in given ones: label -> a model of
-    each seed. work: what is trained and found by the experiment itself.
+    count: measures without a network. analyze: measures trained models, or given ones. run: trains and measures in the
+    experiment's own way.
     """
 
     trainings: Mapping[str, Training] = field(default_factory=dict)
     seeds: int = 1
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Comparison, ...] = ()
     effects: tuple[Effect, ...] = ()
     panels: tuple[Panel, ...] = ()
     crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): when the first one's training error falls below
     deviations: tuple[str, ...] = ()
-    measure: Callable[[Dataset, Scale, Say], Measured] | None = None
-    of_models: Callable[[Mapping[str, Sequence[Path]], Look], Measured] | None = None
-    work: Callable[[Work], Measured] | None = None
+    count: Callable[[], Measured] | None = None
+    analyze: Callable[[Models, ExperimentOptions], Measured] | None = None
+    run: Callable[[ExperimentOptions], Measured] | None = None
     minutes: float = 0.1
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """name: as on the command line. see: what to look for, for a reader who has not read the paper.
+    """A table or figure. name: as on the command line. see: what to look for, for a reader who has not read the paper.
 
-    plans: for a scale that is there, a function of the data. data: where it runs by default.
+    plans: for each scale that it has, a function of the data set. data: the default data set.
     """
 
     name: str
@@ -153,8 +161,8 @@ class Experiment:
 
     @property
     def of_given_models(self) -> bool:
-        """Whether it only looks into models that are given."""
-        return [*self.plans] == ["paper"] and not self.trains("paper") and self.plans["paper"](Dataset("")).of_models is not None
+        """Whether it only measures models that are given."""
+        return [*self.plans] == ["paper"] and not self.trains("paper") and self.plans["paper"](Dataset("")).analyze is not None
 
     def trains(self, scale: Scale) -> bool:
         """Whether it trains anything at a scale."""
@@ -162,5 +170,5 @@ class Experiment:
 
 
 def scales(plan: Callable[[Dataset, Scale], Plan], *which: Scale) -> dict[Scale, Callable[[Dataset], Plan]]:
-    """A plan at some scales, by default at all."""
+    """A plan at some scales, by default at all of them."""
     return {scale: (lambda data, scale=scale: plan(data, scale)) for scale in which or SCALES}

@@ -1,7 +1,7 @@
 """What later papers changed: Identity Mappings (IM), Stochastic Depth (SD)."""
 
 from reslearn.nets import spec
-from reslearn.reproduce.experiment import Dataset, Effect, Experiment, Plan, Row, Scale, Training, scales
+from reslearn.reproduce.experiment import SEEDS, Comparison, Dataset, Effect, Experiment, Plan, Scale, Training, minus, scales
 from reslearn.reproduce.recipes import deviations, shortened
 
 STEPS = 600  # at small scale
@@ -39,10 +39,10 @@ def im_table1(data: Dataset, scale: Scale) -> Plan:
     trainings = {label: shortened(_net(scale), data, scale, STEPS, *settings) for label, (settings, _) in SHORTCUTS.items()}
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{label}, test error", label, published) for label, (_, published) in SHORTCUTS.items()),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{label}, test error", label, published) for label, (_, published) in SHORTCUTS.items()),
         effects=tuple(
-            Effect(f"{label}: more training loss than the original", {label: 1.0, "original": -1.0}, "train_loss")
+            Effect(f"{label}: more training loss than the original", minus(label, "original"), "train_loss")
             for label in list(trainings)[1:]
         ),
         deviations=_deviations(data, scale),
@@ -55,16 +55,13 @@ def im_table2(data: Dataset, scale: Scale) -> Plan:
     worse = ("BN after addition", "ReLU before addition")
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{label}, test error", label, published) for label, (_, published) in ORDERS.items()),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{label}, test error", label, published) for label, (_, published) in ORDERS.items()),
         effects=(
-            *(
-                Effect(f"{label}: more training loss than the original", {label: 1.0, "original": -1.0}, "train_loss")
-                for label in worse
-            ),
+            *(Effect(f"{label}: more training loss than the original", minus(label, "original"), "train_loss") for label in worse),
             Effect(
                 "Full pre-activation: less training loss than the original",
-                {"original": 1.0, "full pre-activation": -1.0},
+                minus("original", "full pre-activation"),
                 "train_loss",
             ),
         ),
@@ -89,18 +86,16 @@ def im_table3(data: Dataset, scale: Scale) -> Plan:
             trainings |= {net: shortened(net, data, scale, STEPS), pre: shortened(net, data, scale, STEPS, "net.order=full")}
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{n}, test error", n, _published(n) if scale == "paper" else None) for n in trainings),
-        effects=tuple(
-            Effect(f"{net}: pre-activation has less training loss", {net: 1.0, pre: -1.0}, "train_loss") for net, pre in pairs
-        ),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{n}, test error", n, _published(n) if scale == "paper" else None) for n in trainings),
+        effects=tuple(Effect(f"{net}: pre-activation has less training loss", minus(net, pre), "train_loss") for net, pre in pairs),
         deviations=_deviations(data, scale, "20 and 110 layers instead of 110, 164 and 1001"),
     )
 
 
 def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
     """Blocks left out by chance while training: faster, and in long training less test error."""
-    alike = ("step=eager",)  # faster steps take constant depth only: times would compare implementations
+    alike = ("execution=eager",)  # faster steps take constant depth only: times would compare implementations
     if scale == "paper":
         settings = (
             "schedule.steps=175781",
@@ -123,15 +118,15 @@ def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
     published = {"constant depth": 6.41, "stochastic depth": 5.25}
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
+        seeds=SEEDS[scale],
         rows=(
-            *(Row(f"{label}, test error", label, published[label]) for label in trainings),
-            *(Row(f"{label}, minutes", label, metric="minutes") for label in trainings),
+            *(Comparison(f"{label}, test error", label, published[label]) for label in trainings),
+            *(Comparison(f"{label}, minutes", label, metric="minutes") for label in trainings),
         ),
         effects=(
-            Effect("Stochastic depth trains in less time", {"constant depth": 1.0, "stochastic depth": -1.0}, "minutes"),
-            Effect("It has less test error", {"constant depth": 1.0, "stochastic depth": -1.0}),
-            Effect("It has more training error, as it should", {"stochastic depth": 1.0, "constant depth": -1.0}, "train_error"),
+            Effect("Stochastic depth trains in less time", minus("constant depth", "stochastic depth"), "minutes"),
+            Effect("It has less test error", minus("constant depth", "stochastic depth")),
+            Effect("It has more training error, as it should", minus("stochastic depth", "constant depth"), "train_error"),
         ),
         deviations=_deviations(data, scale),
     )

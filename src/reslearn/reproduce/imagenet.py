@@ -3,21 +3,22 @@
 from reslearn.nets import create
 from reslearn.nets.cost import cost
 from reslearn.reproduce.experiment import (
+    SEEDS,
+    Comparison,
     Dataset,
     Effect,
     Experiment,
     Measured,
     Panel,
     Plan,
-    Row,
-    Say,
     Scale,
     Training,
+    minus,
     scales,
 )
-from reslearn.reproduce.judge import DIFFERS, HOLDS, spread
 from reslearn.reproduce.recipes import deviations, shortened
 from reslearn.reproduce.testing import measure_ensemble, measure_single
+from reslearn.reproduce.verdicts import DIFFERS, HOLDS, summarize
 
 STEPS = 400  # at small scale
 DEPTHS = (18, 34, 50, 101, 152)
@@ -38,14 +39,14 @@ def _count_line(what: str, expected: float, ours: float, tolerance: float, unit:
         "what": what,
         "metric": unit,
         "published": expected if printed else None,
-        "ours": spread([ours]),
+        "ours": summarize([ours]),
         "difference": ours - expected,
         "tolerance": tolerance,
         "verdict": HOLDS if abs(ours - expected) <= tolerance else DIFFERS,
     }
 
 
-def _count(data: Dataset, scale: Scale, say: Say) -> Measured:
+def _count() -> Measured:
     rows = []
     for depth in DEPTHS:
         net = create(f"resnet{depth}")
@@ -68,7 +69,7 @@ def _count(data: Dataset, scale: Scale, say: Say) -> Measured:
 
 def table1(data: Dataset, scale: Scale) -> Plan:
     """Every count of the table, at its own scale whatever is asked for: counting costs nothing."""
-    return Plan(measure=_count, deviations=("the paper prints no parameters: these are counted from its table",))
+    return Plan(count=_count, deviations=("the paper prints no parameters: these are counted from its table",))
 
 
 def _training(net: str, data: Dataset, scale: Scale, *settings: str) -> Training:
@@ -81,19 +82,19 @@ def _plain_and_residual(data: Dataset, scale: Scale) -> Plan:
     published = {"plain18": 27.94, "plain34": 28.54, "resnet18": 27.88, "resnet34": 25.03}
     return Plan(
         trainings={net: _training(net, data, scale, *settings) for net, settings in labels.items()},
-        seeds=3 if scale == "small" else 1,
+        seeds=SEEDS[scale],
         rows=(
-            *(Row(f"{net}, top-1 error", net, published[net]) for net in labels),
-            *(Row(f"{net}, training error", net, metric="train_error") for net in labels),
+            *(Comparison(f"{net}, top-1 error", net, published[net]) for net in labels),
+            *(Comparison(f"{net}, training error", net, metric="train_error") for net in labels),
         ),
         effects=(
-            Effect("Plain: 34 layers have more training error than 18", {"plain34": 1.0, "plain18": -1.0}, "train_error"),
+            Effect("Plain: 34 layers have more training error than 18", minus("plain34", "plain18"), "train_error"),
             Effect(
                 "That gap is larger than the residual twins' own",
-                {"plain34": 1.0, "plain18": -1.0, "resnet34": -1.0, "resnet18": 1.0},
+                minus("plain34", "plain18") | {"resnet34": -1.0, "resnet18": 1.0},
                 "train_error",
             ),
-            Effect("At 34 layers the residual net has less training error", {"plain34": 1.0, "resnet34": -1.0}, "train_error"),
+            Effect("At 34 layers the residual net has less training error", minus("plain34", "resnet34"), "train_error"),
         ),
         panels=(Panel("plain", ("plain18", "plain34")), Panel("residual", ("resnet18", "resnet34"))),
         crossings=(("resnet34", "resnet18"),),
@@ -109,10 +110,10 @@ def _shortcuts_and_depths(data: Dataset, scale: Scale) -> Plan:
     trainings = {label: _training(net, data, scale, *settings) for label, (net, settings) in (kinds | deep).items()}
     return Plan(
         trainings=trainings,
-        seeds=3 if scale == "small" else 1,
-        rows=tuple(Row(f"{label}, top-1 error", label, published[label]) for label in trainings),
+        seeds=SEEDS[scale],
+        rows=tuple(Comparison(f"{label}, top-1 error", label, published[label]) for label in trainings),
         effects=tuple(
-            Effect(f"{label} errs less than plain-34", {"plain-34": 1.0, label: -1.0}) for label in trainings if label != "plain-34"
+            Effect(f"{label} errs less than plain-34", minus("plain-34", label)) for label in trainings if label != "plain-34"
         ),
         deviations=(*deviations(data, scale, *SMALL), "152 layers are left out"),
     )
@@ -146,7 +147,7 @@ EXPERIMENTS = (
         "DRL, Tables 3 and 4",
         "The errors of given models on ten crops, and on whole images at five scales, beside the paper's. Only ImageNet's own "
         "50,000 validation images are compared.",
-        scales(lambda data, scale: Plan(of_models=measure_single), "paper"),
+        scales(lambda data, scale: Plan(analyze=measure_single), "paper"),
         data="imagenet",
         small_data=None,
     ),
@@ -155,7 +156,7 @@ EXPERIMENTS = (
         "ImageNet: ensembles",
         "DRL, Table 5",
         "The scores of several given models are averaged, each at five scales: together they should err less than any alone.",
-        scales(lambda data, scale: Plan(of_models=measure_ensemble), "paper"),
+        scales(lambda data, scale: Plan(analyze=measure_ensemble), "paper"),
         data="imagenet",
         small_data=None,
     ),

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from reslearn import data as datasets
-from reslearn.detect.task import Annotated
+from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
 from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import Experiment, Scale
-from reslearn.reproduce.run import dataset, plan
-from reslearn.reproduce.runs import find, open_data, steps
+from reslearn.reproduce.run import dataset, make_plan
+from reslearn.reproduce.runs import find, open_data
 from reslearn.reproduce.speed import seconds
 
 WIDE = 120  # columns where there is no terminal
@@ -29,7 +29,7 @@ def duration(s: float) -> str:
 
 
 def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
-    """What an experiment takes at a scale: `state` in words, and `seconds` that are left, None where it cannot run."""
+    """The cost of an experiment at a scale: `state` in words, and `seconds` left to train, None where it cannot run."""
     wanted = asked or experiment.data
     if experiment.of_given_models:
         return {"state": "needs --model", "seconds": None}
@@ -37,24 +37,21 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (asked or scale == "paper"):
             return {"state": f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
         source = dataset(experiment, scale, asked)
-        planned = plan(experiment, scale, source)
-        if planned.work is not None:
+        plan = make_plan(experiment, scale, source)
+        if plan.run is not None:
             open_data(source.source, experiment.task)
-        if not planned.trainings:
-            done = (out / f"{experiment.name}-{scale if planned.work else 'paper'}.json").exists()
-            return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * planned.minutes}
+        if not plan.trainings:
+            done = (out / f"{experiment.name}-{scale if plan.run else 'paper'}.json").exists()
+            return {"state": "done" if done else "", "seconds": 0.0 if done else 60 * plan.minutes}
         opened = open_data(source.source, experiment.task)
     except UserError as error:
         return {"state": str(error).removeprefix(f"{experiment.name} "), "seconds": None}
-    left, done, count = 0.0, 0, seeds or planned.seeds
-    for cached in find(planned, opened, out).values():
-        if isinstance(opened, Annotated):
-            each = 60 * planned.minutes
-        else:
-            each = seconds(cached.recipe, (opened.channels, *opened.sizes), steps(cached.recipe, opened), device)
-        here = sum(cached.done(seed) for seed in range(count))
+    left, done, count = 0.0, 0, seeds or plan.seeds
+    for runs in find(plan, opened, source.source, out).values():
+        each = seconds(runs.recipe, opened, device) if isinstance(opened, DataSet) else 60 * plan.minutes
+        here = sum(runs.done(seed) for seed in range(count))
         done, left = done + here, left + (count - here) * each
-    total = count * len(planned.trainings)
+    total = count * len(plan.trainings)
     return {"state": f"{done} of {total} runs done" if done else f"{total} runs", "seconds": left}
 
 

@@ -1,6 +1,6 @@
 """Given models under the paper's tests: ten crops and several scales (DRL Tables 3 and 4), and ensembles (Table 5)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ from reslearn.errors import UserError
 from reslearn.nets import spec
 from reslearn.nets.zoo import TEN_CROP, TEN_CROP_5
 from reslearn.reproduce.anatomy import claim
-from reslearn.reproduce.experiment import Look, Measured, Row
-from reslearn.reproduce.judge import judge_row
+from reslearn.reproduce.experiment import Comparison, ExperimentOptions, Measured, Models
+from reslearn.reproduce.verdicts import compare_to_paper
 from reslearn.weights.store import Card, read_card
 
-Models = Mapping[str, Sequence[Path]]  # label -> model files of one network
 Errors = tuple[float | None, float | None]  # top-1 and top-5, percent
 
 # DRL Table 3, where it is of other shortcuts than the zoo's rows; top-1, top-5, 10-crop
@@ -54,41 +53,41 @@ def is_imagenet_validation(result: Mapping[str, Any]) -> bool:
     return len(result["per_class"]) == 1000 and all(one["n"] == 50 for one in result["per_class"])
 
 
-def _tested(models: Models, look: Look, protocol: str) -> Iterator[tuple[str, Card, list[dict[str, Any]]]]:
+def _tested(models: Models, options: ExperimentOptions, protocol: str) -> Iterator[tuple[str, Card, list[dict[str, Any]]]]:
     for label, files in models.items():
-        look.say(f"testing {label}: {protocol}")
-        yield label, read_card(files[0]), [evaluate(f, _data(f, look), device=look.device, protocol=protocol) for f in files]
+        options.say(f"testing {label}: {protocol}")
+        yield label, read_card(files[0]), [evaluate(f, _data(f, options), device=options.device, protocol=protocol) for f in files]
 
 
-def _data(model: Path, look: Look) -> str:
+def _data(model: Path, options: ExperimentOptions) -> str:
     """What is asked for, else what the model was trained on."""
-    given = look.data or trained_on(model, read_card(model))
+    given = options.data or trained_on(model, read_card(model))
     if given is None:
         raise UserError(f"{model} does not say which images it was trained on: give ImageNet's validation images with --data")
     return given
 
 
-def measure_single(models: Models, look: Look) -> Measured:
+def measure_single(models: Models, options: ExperimentOptions) -> Measured:
     """DRL Table 4, and the 10-crop numbers of the same networks (Table 3)."""
     rows, data = [], set()
     for protocol, place, says in (("10crop", 0, "10-crop"), ("multiscale", 1, "several scales")):
-        for label, card, results in _tested(models, look, protocol):
+        for label, card, results in _tested(models, options, protocol):
             comparable = all(map(is_imagenet_validation, results))
             for key, what, number in zip(("top1_error", "top5_error"), ("top-1", "top-5"), published(card)[place], strict=True):
                 if key in results[0]:
-                    row = Row(f"{label}, {what}, {says}", label, number)
-                    rows.append(judge_row(row, [result[key] for result in results], comparable))
+                    row = Comparison(f"{label}, {what}, {says}", label, number)
+                    rows.append(compare_to_paper(row, [result[key] for result in results], comparable))
             data |= {result["data"] for result in results}
     return Measured(rows, deviations=(GIVEN,), data=", ".join(sorted(data)))
 
 
-def measure_ensemble(models: Models, look: Look) -> Measured:
+def measure_ensemble(models: Models, options: ExperimentOptions) -> Measured:
     """DRL Table 5: the mean of the scores of all models, at several scales each."""
     files = [file for each in models.values() for file in each]
     if len(files) < 2:
         raise UserError("table5 is of ensembles: give several models, each with --model")
-    look.say(f"testing {len(files)} models together: multiscale")
-    result = evaluate(files, _data(files[0], look), device=look.device, protocol="multiscale")
+    options.say(f"testing {len(files)} models together: multiscale")
+    result = evaluate(files, _data(files[0], options), device=options.device, protocol="multiscale")
     names = [f"{label} ({file})" if len(each) > 1 else label for label, each in models.items() for file in each]
     rows, claims = [], []
     for key, what, number in (("top1_error", "top-1", None), ("top5_error", "top-5", ENSEMBLE_TOP5)):
@@ -96,8 +95,8 @@ def measure_ensemble(models: Models, look: Look) -> Measured:
             continue
         alone = [member[key] for member in result["members"]]
         for name, error in zip(names, alone, strict=True):
-            rows.append(judge_row(Row(f"{name} alone, {what}", name), [error], False))
-        rows.append(judge_row(Row(f"{len(files)} models together, {what}", "ensemble", number), [result[key]], False))
+            rows.append(compare_to_paper(Comparison(f"{name} alone, {what}", name), [error], False))
+        rows.append(compare_to_paper(Comparison(f"{len(files)} models together, {what}", "ensemble", number), [result[key]], False))
         better = claim(f"Together they err less than the best of them, {what}", "points", [min(alone) - result[key]])
         claims.append(better | {"detail": "measured once"})
     other = "the paper's number is of six models on ImageNet's test set, whose labels are not public"

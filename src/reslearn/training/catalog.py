@@ -19,7 +19,8 @@ def by_name() -> dict[str, Task[Any, Any, Any]]:
     found: dict[str, Task[Any, Any, Any]] = {}
     for name in tasks.names():
         with suppress(UserError):
-            found |= dict.fromkeys((task := tasks.get(name)).named, task)
+            task = tasks.get(name)
+            found |= {recipe: task for recipe in task.named}
     return found
 
 

@@ -68,3 +68,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_held_out(model: Path) -> dict[str, list[str]]:
+    """The names that the run of a model file or run folder held out of an undivided set; {} where there is no such record."""
+    record = (model if model.is_dir() else model.parent) / "split.json"
+    if not record.is_file():
+        return {}
+    try:
+        held_out = json.loads(record.read_text(encoding="utf-8"))
+        if any(not isinstance(name, str) for names in held_out.values() for name in names):
+            raise TypeError("its names are no texts")
+    except (OSError, ValueError, TypeError, AttributeError) as why:
+        raise UserError(f"{record}: damaged, so that it is not known which images the run held out: {why}") from None
+    return held_out

@@ -219,13 +219,13 @@ class Loop:
             progress=lambda done: stop.check(),
             forward=self.forward,
         )
-        self.state.keep_best(error, numbers["loss"])
+        self.state.keep_best(error, numbers.get("loss", 0.0))
         self._watch_plateau(error)
         p.evaluated_at = p.step
         p.seconds += (seconds := time.perf_counter() - started)
         line = {"event": "eval", "split": "val", "step": p.step, "epoch": round(self.epoch(), 4)}
         self._write(line | numbers | {"time": {"seconds": round(seconds, 3)}})
-        self.display.evaluation(p.step, self.epoch(), f"{text}  loss {numbers['loss']:.4f}")
+        self.display.evaluation(p.step, self.epoch(), text + (f"  loss {numbers['loss']:.4f}" if "loss" in numbers else ""))
 
     def _watch_plateau(self, error: float) -> None:
         """DRL 3.4: lr "is divided by 10 when the error plateaus"."""

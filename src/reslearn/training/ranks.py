@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reslearn.errors import Interrupted, Lost, UserError
-from reslearn.nets.merges import StochasticDepth
+from reslearn.nets.variants import StochasticDepth
 from reslearn.training.recipe import Recipe
 
 T = TypeVar("T")

@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
-from reslearn.nets.blocks import Order, StrideIn
-from reslearn.nets.merges import Merge
-from reslearn.nets.resnet import Pool
-from reslearn.nets.shortcuts import Shortcut
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import OPTIONS, check_options
 
 Execution = Literal["auto", "eager", "fused", "compiled", "captured"]
 
@@ -24,29 +20,22 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A table of keys. Frozen; unknown keys are rejected."""
 
 
-class Net(Section, frozen=True):
-    """The network, by its name and options (see `create`); unset options are the network's own."""
-
+class _Named(Section, frozen=True):
     name: str = Field(description="the network (see reslearn models)")
-    shortcut: Shortcut | None = Field(default=None, description="shortcuts that change shape: option A, B or C (DRL 4.1)")
-    stride_in: StrideIn | None = Field(default=None, description="the layer of a bottleneck that has its stride")
-    order: Order | None = Field(default=None, description="order of BN, ReLU and addition in a block (He et al., 2016b)")
-    merge: Merge | None = Field(default=None, description="how shortcut and branch are combined (He et al., 2016b, Table 1)")
-    gate_bias: float | None = Field(default=None, description="initial bias of a gated merge")
-    last_survival: float | None = Field(
-        default=None, description="probability that the last block is kept in training (stochastic depth; Huang et al., 2016)"
-    )
-    per_sample: bool | None = Field(default=None, description="drop blocks image by image instead of for a whole mini-batch")
-    pool: Pool | None = Field(default=None, description="how the stem's max pool rounds its output size")
-    zero_init_last_gamma: bool | None = Field(
-        default=None, description="branches begin at zero: the last BN's gamma of each is 0 (Goyal et al., 2017)"
-    )
     init: str | None = Field(default=None, description="model file or run folder to start from; otherwise random weights")
     frozen: int = Field(default=0, ge=0, description="1 freezes the stem, n + 1 the first n stages too (needs init)")
 
+
+# Each option of a network as a key that may stay unset.
+_optional: Any = {key: (kind | None, Field(None, description=option.about)) for key, (kind, option) in OPTIONS.items()}
+
+
+class Net(create_model("_Options", __base__=_Named, **_optional), frozen=True):
+    """The network, by its name and options (see NetOptions); unset options are the network's own."""
+
     def options(self) -> dict[str, Any]:
         """Those of create() that are set."""
-        return {key: value for key, value in self.model_dump(exclude={"name", "init", "frozen"}).items() if value is not None}
+        return {key: value for key in OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _known(self) -> "Net":

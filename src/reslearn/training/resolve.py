@@ -5,7 +5,6 @@ from typing import Any
 
 from reslearn.errors import UserError
 from reslearn.nets import spec
-from reslearn.nets.zoo import OPTIONS
 from reslearn.training.recipe import Chosen, Recipe, change, fields, flatten, merge, validate
 from reslearn.training.request import TrainRequest
 from reslearn.weights.store import read_card
@@ -62,5 +61,5 @@ def check_same_net(recipe: Recipe) -> None:
     """Raise UserError where options of the recipe's network are not those of the model that net.init holds."""
     card = read_card(recipe.net.init or "")
     for key, value in recipe.net.options().items():
-        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key, OPTIONS[key][0])):
+        if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key)):
             raise UserError(f"net.init is a {card.net} of another {key} than {value!r}: leave net.{key} out")

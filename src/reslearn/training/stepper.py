@@ -15,8 +15,9 @@ from reslearn.data.augment import Draws
 from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.device import autocast, pick_precision
 from reslearn.errors import UserError
-from reslearn.kernels import fuse as fused
+from reslearn.kernels.fuse import fuse, unavailable
 from reslearn.nets import spec
+from reslearn.nets.options import check_options
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import Execution, Recipe
 from reslearn.training.state import State
@@ -62,7 +63,8 @@ def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Executi
     """
     asked, row = asked or recipe.execution, spec(recipe.net.name)
     # A gate that the host draws (see StochasticDepth) decides which operations run: nothing to capture.
-    host_gates = (recipe.net.last_survival or row.last_survival) < 1 and not recipe.net.per_sample
+    options = check_options(row, recipe.net.options())
+    host_gates = options.last_survival < 1 and not options.per_sample
     why_not_captured = (
         "it is for GPUs"
         if device.type != "cuda"
@@ -74,7 +76,6 @@ def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Executi
         if host_gates
         else None
     )
-    fused.enable(False)
     if device.type == "cpu":
         runtime.keep_freed_memory()
     if asked == "captured" and why_not_captured:
@@ -82,7 +83,7 @@ def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Executi
     if asked == "auto" and device.type == "cuda":
         return ("eager", f"steps are not captured: {why_not_captured}") if why_not_captured else ("captured", None)
     if asked in ("auto", "fused") and device.type == "cpu":
-        why_not = "no BN and ReLU of this network can be fused" if row.build is not None else fused.enable()
+        why_not = "no BN and ReLU of this network can be fused" if row.build is not None else unavailable()
         if asked == "fused" and why_not:
             raise UserError(f"execution=fused cannot be used: {why_not}; leave it at auto")
         if row.build is None and why_not:
@@ -95,7 +96,8 @@ def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Executi
 
 def make_model(job: Job[Any, Any, Any], *, fresh: bool) -> nn.Module:
     """The network of a run, ready to be executed its way; see Task.model."""
-    return job.task.model(job, fresh=fresh)
+    model = job.task.model(job, fresh=fresh)
+    return fuse(model) if job.execution == "fused" else model
 
 
 def make_stepper(job: Job[Any, Any, Any], state: State) -> Stepper:

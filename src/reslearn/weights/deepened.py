@@ -9,7 +9,7 @@ from torch import Tensor
 from reslearn import data as datasets
 from reslearn.data.images.resident import Resident
 from reslearn.data.images.stream import Photos
-from reslearn.nets import create, spec
+from reslearn.nets import create
 from reslearn.nets.deepen import Where, check_family, deepen
 from reslearn.weights.store import Card, load, save
 
@@ -50,8 +50,7 @@ def deepen_model(path: str | Path, net: str, out: str | Path, where: Where = "sp
     batches = _batches(card, data)
     torch.manual_seed(0)
     deeper = create(net, len(card.classes), card.preprocessing.channels, **card.options)
-    order = card.options.get("order", spec(net).order)
-    deepen(model, deeper, order, where, batches if data is not None else ())  # type: ignore[arg-type]
+    deepen(model, deeper, where, batches if data is not None else ())  # type: ignore[arg-type]
     with torch.inference_mode():
         old, new = model(batches[0]), deeper.eval()(batches[0])
     deepened = {"net": net, "recipe": {}, "data": {**card.data, "deepened_from": card.net}}

@@ -19,7 +19,7 @@ from reslearn.device import pick_device
 from reslearn.errors import UserError, naming
 from reslearn.files import write_atomic
 from reslearn.nets import create, spec
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import check_options
 
 FOREIGN = (".pth", ".pt", ".th", ".caffemodel")
 CARD = "reslearn"  # the key of the card in the safetensors header

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boxed import SIZE, annotation, coco, photo
+from boxed import SIZE, annotation, coco, findings, photo
 from reslearn.data.boxes.box_set import BadBoxes
 from reslearn.data.boxes.masks import Runs
-from reslearn.data.boxes.read import examine, open_boxes
+from reslearn.data.boxes.read import open_boxes
 from reslearn.errors import UserError
 
 TRIANGLE = [[10, 10, 30, 10, 10, 30]]
@@ -59,7 +59,7 @@ OBJECTS: dict[str, tuple[str, Any]] = {
     "infinite": ("not finite", annotation(2, bbox=(5, 6, float("inf"), 8))),
     "outside": ("outside", annotation(2, bbox=(60, 6, 7, 8))),
     "sticks out": ("sticks out", annotation(2, bbox=(55, 6, 7, 8))),
-    "duplicate": ("duplicate", annotation(2)),
+    "box twice": ("box twice", annotation(2)),
     "gap": ("unknown class", annotation(2, category=5)),
     "id 0": ("unknown class", annotation(2, category=0)),
     "no such image": ("unknown image", annotation(2, image=3)),
@@ -96,7 +96,7 @@ def test_bad_object(tmp_path: Path, kind: str, bad: Any) -> None:
     file = coco(tmp_path, [annotation(), bad, annotation(3, bbox=(20, 20, 9, 9))])
     with pytest.raises(BadBoxes, match=rf"set\.json object 1: {kind}: ") as caught:
         open_boxes(file)
-    assert [(f.level, f.kind, f.file, f.index) for f in caught.value.findings] == [("object", kind, "set.json", 1)]
+    assert [(f.kind, f.names, f.index) for f in caught.value.findings] == [(kind, ("set.json",), 1)]
     kept = open_boxes(file, bad="drop")["all"]
     assert kept.faults() == {kind: 1}
     assert kept.images[0].objects.ids.tolist() == ([1, 2, 3] if kind == "sticks out" else [1, 3])
@@ -127,8 +127,8 @@ def test_bad_file_stops_under_either_policy(tmp_path: Path, kind: str, changes: 
     for bad in ("fail", "drop"):
         with pytest.raises(BadBoxes, match=kind) as caught:
             open_boxes(file, bad=bad)  # type: ignore[arg-type]
-        assert (caught.value.findings[0].level, caught.value.findings[0].kind) == ("file", kind)
-    assert kind in {finding.kind for finding in examine(file)}
+        assert (caught.value.findings[0].index, caught.value.findings[0].kind) == (None, kind)
+    assert kind in {finding.kind for finding in findings(file)}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
     document["annotations"].append(annotation(2, category=7))
     val.write_text(json.dumps(document))
     words = r"1 fault: instances_val2017\.json object 1: unknown class: 'dgo' is none of the 2 classes; did you mean 'dog'\? \("
-    with pytest.raises(BadBoxes, match=words + r"mend them, or leave these objects out: bad=\"drop\"\)"):
+    with pytest.raises(BadBoxes, match=words + r"fix them, or leave these objects out: bad=\"drop\"\)"):
         open_boxes(tmp_path)
     assert open_boxes(tmp_path, bad="drop")["val"].counts() == {"cat": 1, "dog": 0}
 
@@ -187,7 +187,7 @@ def test_a_split_that_is_there_twice_is_refused_by_both_names(tmp_path: Path) ->
         file = coco(tmp_path / name, [annotation(k, bbox=(1 + k, 2, 20, 20)) for k in range(n)])
         file.rename(tmp_path / "annotations" / f"instances_{name}.json")
     both = "annotations/instances_train2014.json and annotations/instances_train2017.json are both its train split: move one away"
-    for read in (open_boxes, examine):
+    for read in (open_boxes, findings):
         with pytest.raises(UserError, match=f"{tmp_path}: {both}, or give the .json file that is meant"):
             read(tmp_path)
     assert list(open_boxes(tmp_path, only=["val"])) == ["val"]

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boxed import findings, voc, voc_object, voc_xml
 from boxed import photo as gray
-from boxed import voc, voc_object, voc_xml
 from planting import photo
 from reslearn.data.boxes.box_set import BadBoxes
-from reslearn.data.boxes.read import examine, holds_boxes, open_boxes, split_names
+from reslearn.data.boxes.read import holds_boxes, open_boxes, split_names
 from reslearn.data.doctor.boxes import examine_boxes
-from reslearn.data.doctor.repair_boxes import counts, mend_boxes
+from reslearn.data.doctor.repair_boxes import count_named, repair_boxes
 from reslearn.errors import UserError
 
 CAT, DOG, TRAIN = voc_object((5, 6, 24, 30)), voc_object((30, 5, 55, 35), "dog"), voc_object((7, 3, 50, 30), "train")
@@ -93,7 +93,7 @@ def test_findings_are_named_from_the_devkit(tmp_path: Path) -> None:
         file.write("1\n")
     with pytest.raises(BadBoxes, match=r"VOC2012/Annotations/1\.xml object 1: no area: "):
         open_boxes(root)
-    assert [(f.kind, f.file, f.index) for f in examine(root)] == [
+    assert [(f.kind, *f.names, f.index) for f in findings(root)] == [
         ("image twice", "VOC2012/ImageSets/Main/train.txt", None),
         ("no area", "VOC2012/Annotations/1.xml", 1),
         ("no such image", "VOC2007/Annotations/000007.xml", None),
@@ -194,14 +194,14 @@ def test_a_copy_of_a_devkit_is_a_devkit(tmp_path: Path) -> None:
         ("no area", ("VOC2012/Annotations/1.xml",), 0),
         ("sticks out", ("VOC2012/Annotations/1.xml",), 2),
     ]
-    assert counts(root) == (8, 14)
-    mend_boxes(found, root, tmp_path / "copy")
+    assert count_named(root) == (8, 14)
+    repair_boxes(found, root, tmp_path / "copy")
     copy = tmp_path / "copy"
-    assert not any(f.level != "note" for f in examine(copy)) and sorted(p.name for p in copy.iterdir()) == ["VOC2007", "VOC2012"]
+    assert not any(f.fault for f in findings(copy)) and sorted(p.name for p in copy.iterdir()) == ["VOC2007", "VOC2012"]
     assert names(copy, "train") == ["VOC2007/000005", "VOC2012/2008_000008", "VOC2012/1"]
     assert (copy / "VOC2007/ImageSets/Main/cat_train.txt").read_text() == "000005  1\n"
     assert names(copy, "trainval") == [name for name in names(root, "trainval") if name != "VOC2007/1"]
-    mended = {image.name: image for image in open_boxes(copy)["train"].images}["VOC2012/1"]
-    assert mended.objects.boxes.tolist() == [[4, 5, 24, 30], [49, 4, 60, 9]]
+    repaired = {image.name: image for image in open_boxes(copy)["train"].images}["VOC2012/1"]
+    assert repaired.objects.boxes.tolist() == [[4, 5, 24, 30], [49, 4, 60, 9]]
     assert names(copy, "test") == names(root, "test") and names(copy, "val") == names(root, "val")
-    assert mended.path.read_bytes() == (root / "VOC2012/JPEGImages/1.jpg").read_bytes()
+    assert repaired.path.read_bytes() == (root / "VOC2012/JPEGImages/1.jpg").read_bytes()

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import boxed
 import planting
 from reslearn.data.augment import Draws
+from reslearn.data.boxes import box_set
 from reslearn.data.boxes.read import open_boxes
+from reslearn.data.boxes.reader import ImageReader
 from reslearn.data.boxes.source import BoxSource, hold_out, mirrored, upside_down
+from reslearn.data.images import files
 from reslearn.errors import UserError
 
 
@@ -80,3 +84,18 @@ def test_images_are_held_out_by_the_seed_and_none_is_lost(tmp_path: Path) -> Non
     assert sorted(names[0] + names[1]) == sorted(names[2]) and len(names[1]) == 3
     assert [image.name for image in hold_out(split, 3, seed=1)[1].images] == names[1]
     assert any([image.name for image in hold_out(split, 3, seed=s)[1].images] != names[1] for s in (2, 3, 4))
+
+
+@pytest.mark.parametrize(("cache", "decoded"), [(0, 6), (4 * 40 * 60 * 3 - 1, 6), (4 * 40 * 60 * 3, 3)])
+def test_readers_keep_the_pixels_of_small_sets(tmp_path: Path, cache: int, decoded: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = boxed.voc(tmp_path, {f"a{i}": boxed.voc_xml(boxed.voc_object((5, 6, 24, 30))) for i in range(4)})
+    images = open_boxes(root)["train"].images
+    for i, image in enumerate(images):
+        planting.photo(i, (40, 60)).save(image.path)
+    read: list[Path] = []
+    monkeypatch.setattr(box_set, "read", lambda path, channels: read.append(path) or files.read(path, channels))
+    reader = ImageReader(images, cache=cache)
+    for i in (0, 2, 0, 3, 2, 0):
+        assert np.array_equal(reader[i], files.read(images[i].path, 3))
+    assert len(reader) == 4 and len(read) == decoded
+    assert ImageReader(images, 1)[1].shape == (40, 60, 1)

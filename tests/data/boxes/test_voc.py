@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boxed import SIZE, photo, voc, voc_object, voc_xml
+from boxed import SIZE, findings, photo, voc, voc_object, voc_xml
 from reslearn.data.boxes.box_set import BadBoxes
-from reslearn.data.boxes.read import examine, open_boxes
+from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.voc import parse_xml, splits
 from reslearn.errors import UserError
 
@@ -19,7 +19,7 @@ GOOD = voc_object((1, 1, 10, 10))
 def test_a_split_without_annotations_has_no_classes_to_hold_others_to(tmp_path: Path) -> None:
     root = voc(tmp_path, {"v": voc_xml(voc_object((5, 5, 20, 20)))}, "val")
     (root / "ImageSets/Main/train.txt").write_text("t\n")
-    assert [(one.kind, one.file) for one in examine(root)] == [("unreadable annotation", "Annotations/t.xml")]
+    assert [(one.kind, *one.names) for one in findings(root)] == [("unreadable annotation", "Annotations/t.xml")]
 
 
 def test_boxes_are_continuous_and_tags_in_any_order(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ OBJECTS = {
     "not finite": voc_object((1, "nan", 9, 9)),
     "outside": voc_object((70, 5, 80, 9)),
     "sticks out": voc_object((50, 5, 70, 9)),
-    "duplicate": GOOD,
+    "box twice": GOOD,
     "unknown class": voc_object((1, 1, 9, 9), "cta"),
     "unreadable object": voc_object((1, "1_0", 9, 9)),
 }
@@ -89,7 +89,7 @@ def test_bad_object(tmp_path: Path, kind: str, bad: str) -> None:
     root = voc(tmp_path, {"first": voc_xml(GOOD), "a": voc_xml(GOOD, bad, voc_object((20, 20, 30, 30)))})
     with pytest.raises(BadBoxes, match=rf"Annotations/a\.xml object 1: {kind}: ") as caught:
         open_boxes(root, classes=["cat", "dog"])
-    assert [(f.level, f.kind, f.file, f.index) for f in caught.value.findings] == [("object", kind, "Annotations/a.xml", 1)]
+    assert [(f.kind, f.names, f.index) for f in caught.value.findings] == [(kind, ("Annotations/a.xml",), 1)]
     kept = open_boxes(root, bad="drop", classes=["cat", "dog"])["train"]
     assert kept.faults() == {kind: 1} and kept.findings == caught.value.findings
     cut = kind == "sticks out"
@@ -113,10 +113,10 @@ FILES = {
 @pytest.mark.parametrize(("text", "document"), FILES.items())
 def test_bad_file_stops_under_either_policy(tmp_path: Path, text: str, document: str) -> None:
     root = voc(tmp_path, {"a": document, "b": voc_xml(GOOD, OBJECTS["no area"])})
-    for bad, others in (("fail", [("object", "Annotations/b.xml", 1)]), ("drop", [])):
+    for bad, others in (("fail", [("Annotations/b.xml", 1)]), ("drop", [])):
         with pytest.raises(BadBoxes, match=rf"Annotations/a\.xml: .*{text}") as caught:
             open_boxes(root, bad=bad)  # type: ignore[arg-type]
-        assert [(f.level, f.file, f.index) for f in caught.value.findings] == [("file", "Annotations/a.xml", None), *others]
+        assert [(*f.names, f.index) for f in caught.value.findings] == [("Annotations/a.xml", None), *others]
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     (root / "Annotations" / "c.xml").unlink()
     photo(root / "JPEGImages" / "d.png")
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\nd\na\n")
-    kinds = [(f.kind, f.file) for f in examine(root)]
+    kinds = [(f.kind, *f.names) for f in findings(root)]
     assert kinds == [
         ("image twice", "ImageSets/Main/train.txt"),
         ("unreadable annotation", "Annotations/c.xml"),
@@ -138,7 +138,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
 
 def test_all_faults_are_listed_and_the_first_are_shown(tmp_path: Path) -> None:
     bad = [voc_object((k, 5, k, 9)) for k in range(1, 31)]
-    with pytest.raises(BadBoxes, match=r"30 faults: Annotations/a\.xml object 0: no area.*; and 22 more \(mend") as caught:
+    with pytest.raises(BadBoxes, match=r"30 faults: Annotations/a\.xml object 0: no area.*; and 22 more \(fix") as caught:
         open_boxes(voc(tmp_path, {"a": voc_xml(*bad)}))
     assert [finding.index for finding in caught.value.findings] == list(range(30)) and "\n" not in str(caught.value)
 
@@ -146,9 +146,9 @@ def test_all_faults_are_listed_and_the_first_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objects", "remedy"),
     [
-        ([OBJECTS["sticks out"]], 'mend them, or have them cut: bad="drop"'),
-        ([OBJECTS["sticks out"], OBJECTS["no area"]], 'mend them, or leave these objects out: bad="drop"'),
-        ([OBJECTS["no area"]], 'mend them, or leave these objects out: bad="drop"'),
+        ([OBJECTS["sticks out"]], 'fix them, or have them cut: bad="drop"'),
+        ([OBJECTS["sticks out"], OBJECTS["no area"]], 'fix them, or leave these objects out: bad="drop"'),
+        ([OBJECTS["no area"]], 'fix them, or leave these objects out: bad="drop"'),
         (None, "reslearn doctor SET --fix COPY copies the set without them"),
     ],
 )
@@ -163,9 +163,9 @@ def test_what_to_do_is_said(tmp_path: Path, objects: list[str] | None, remedy: s
 
 def test_boxes_are_named_by_the_numbers_of_their_file(tmp_path: Path) -> None:
     bad = voc_object((504, 337, 504, 340)), voc_object((50, 5, 70.5, 9))
-    no_area, out = examine(voc(tmp_path, {"a": voc_xml(*bad)}))
-    assert no_area.text == "the box xmin 504, ymin 337, xmax 504, ymax 340"
-    assert out.text == "the box xmin 50, ymin 5, xmax 70.5, ymax 9 sticks out of the image of 60 x 40 by 10.5: cut to it"
+    no_area, out = findings(voc(tmp_path, {"a": voc_xml(*bad)}))
+    assert no_area.detail == "the box xmin 504, ymin 337, xmax 504, ymax 340"
+    assert out.detail == "the box xmin 50, ymin 5, xmax 70.5, ymax 9 sticks out of the image of 60 x 40 by 10.5: cut to it"
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_boxes_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientatio
 def test_bccd(real_data: Path) -> None:
     with pytest.raises(BadBoxes, match="2 faults") as caught:
         open_boxes(real_data / "bccd")
-    named = sorted((f.file, f.index, f.kind) for f in caught.value.findings)
+    named = sorted((*f.names, f.index, f.kind) for f in caught.value.findings)
     assert named == [("Annotations/BloodImage_00338.xml", 12, "no area"), ("Annotations/BloodImage_00343.xml", 3, "no area")]
     sets = open_boxes(real_data / "bccd", bad="drop")
     assert {name: len(one) for name, one in sets.items()} == {"train": 205, "val": 87, "test": 72}

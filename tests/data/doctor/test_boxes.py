@@ -1,4 +1,4 @@
-"""Sets with boxes examined and mended: every planted fault is found by name, and a clean copy has none."""
+"""Sets with boxes examined and repaired: every planted fault is found by name, and a clean copy has none."""
 
 import json
 import re
@@ -14,8 +14,10 @@ import reslearn
 from boxed import annotation, coco, voc, voc_object, voc_xml
 from planting import encoded, photo
 from reslearn.data.boxes.read import holds_boxes, open_boxes, survey
-from reslearn.data.doctor.boxes import ALL_KINDS, BoxDiagnosis, examine_boxes, parse_size
-from reslearn.data.doctor.repair_boxes import counts, mend_boxes
+from reslearn.data.doctor.boxes import examine_boxes, parse_size
+from reslearn.data.doctor.diagnosis import Diagnosis
+from reslearn.data.doctor.repair_boxes import count_named, repair_boxes
+from reslearn.data.findings import KINDS
 from reslearn.errors import UserError
 
 CAT, DOG = voc_object((5, 6, 24, 30)), voc_object((30, 5, 55, 35), "dog")
@@ -99,19 +101,19 @@ VOC = {
 
 
 @pytest.mark.parametrize(("plant", "expected"), VOC.values(), ids=list(VOC))
-def test_every_planted_fault_is_found_and_mended(
+def test_every_planted_fault_is_found_and_repaired(
     tmp_path: Path, plant: Callable[[Path], Any], expected: tuple[str, tuple[str, ...], int | None]
 ) -> None:
     root = clean_voc(tmp_path / "set")
     plant(root)
     found = examine_boxes(root, workers=2)
     assert [(one.kind, one.names, one.index) for one in found.findings] == [expected]
-    row = ALL_KINDS[expected[0]]
+    row = KINDS[expected[0]]
     assert found.clean == (not row.fault) and json.loads(json.dumps(found.as_json()))["counts"] == {expected[0]: 1}
-    mend_boxes(found, root, tmp_path / "copy")
+    repair_boxes(found, root, tmp_path / "copy")
     again = examine_boxes(tmp_path / "copy", workers=2)
-    assert again.clean == bool(row.mended or not row.fault)
-    if row.mended:
+    assert again.clean == bool(row.fix or not row.fault)
+    if row.fix:
         assert again.findings == () and 9 <= sum(again.images.values()) <= 10
 
 
@@ -133,7 +135,7 @@ def test_all_lists_of_voc_are_copied_with_the_images_that_are_kept(tmp_path: Pat
     found = examine_boxes(root)
     kinds = [(one.kind, one.names, one.detail) for one in found.findings if one.kind not in ("truncated", "leak")]
     assert kinds == [("list of others", ("ImageSets/Main/later.txt",), "1 of 2 images")]
-    mend_boxes(found, root, tmp_path / "copy")
+    repair_boxes(found, root, tmp_path / "copy")
     texts = {path.stem: path.read_text().splitlines() for path in copy.iterdir()}
     rest = ["a1", "a2", "a3", "a4", "a5"]
     assert texts == {
@@ -145,7 +147,7 @@ def test_all_lists_of_voc_are_copied_with_the_images_that_are_kept(tmp_path: Pat
     assert [len(one) for one in again.values()] == [8, 11] and examine_boxes(tmp_path / "copy").findings == ()
 
 
-def summary(found: BoxDiagnosis) -> dict[str, Any]:
+def summary(found: Diagnosis) -> dict[str, Any]:
     aside = ("name", "bytes", "mean", "std")
     return {key: value for key, value in found.as_json().items() if key not in aside}
 
@@ -154,7 +156,7 @@ def summary(found: BoxDiagnosis) -> dict[str, Any]:
 def test_a_clean_set_has_nothing_wrong_and_its_copy_is_the_same(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     found = examine_boxes(make(tmp_path / "set"))
     assert found.findings == () and found.clean
-    mend_boxes(found, tmp_path / "set", tmp_path / "copy")
+    repair_boxes(found, tmp_path / "set", tmp_path / "copy")
     assert summary(examine_boxes(tmp_path / "copy")) == summary(found)
     for one, other in zip(survey(tmp_path / "set").values(), survey(tmp_path / "copy").values(), strict=True):
         for image, twin in zip(one.images, other.images, strict=True):
@@ -162,9 +164,9 @@ def test_a_clean_set_has_nothing_wrong_and_its_copy_is_the_same(tmp_path: Path, 
             for name in ("boxes", "labels", "ids", "difficult", "areas"):
                 assert np.array_equal(getattr(image.objects, name), getattr(twin.objects, name))
     with pytest.raises(UserError, match="is there already"):
-        mend_boxes(found, tmp_path / "set", tmp_path / "copy")
+        repair_boxes(found, tmp_path / "set", tmp_path / "copy")
     with pytest.raises(UserError, match="a set with boxes is copied to a folder"):
-        mend_boxes(found, tmp_path / "set", tmp_path / "list.csv")
+        repair_boxes(found, tmp_path / "set", tmp_path / "list.csv")
 
 
 def test_numbers(tmp_path: Path) -> None:
@@ -172,14 +174,15 @@ def test_numbers(tmp_path: Path) -> None:
     xml("a0", voc_xml())(root)
     xml("a1", voc_xml(CAT, voc_object((1, 1, 59, 39), "dog", "<difficult>1</difficult>")))(root)
     found = examine_boxes(root)
-    assert found.images == {"train": 6, "val": 4} and found.without_objects == {"train": 1, "val": 0}
-    assert found.objects == {"train": {"cat": 5, "dog": 5}, "val": {"cat": 4, "dog": 4}}
-    assert found.by_size == {"cat": {"small": 9, "medium": 0, "large": 0}, "dog": {"small": 8, "medium": 1, "large": 0}}
-    assert found.side["cat"] == (22.3607,) * 3 and found.box_aspect["cat"] == (0.8,) * 3  # 20 x 25
-    assert found.objects_per_image == (0, 2, 2) and found.difficult == 1 and (found.height, found.width) == ((40,) * 3, (60,) * 3)
+    objects, pixels = found.objects, found.pixels
+    assert objects is not None and found.images == {"train": 6, "val": 4} and objects.without_objects == {"train": 1, "val": 0}
+    assert found.per_class == {"train": {"cat": 5, "dog": 5}, "val": {"cat": 4, "dog": 4}}
+    assert objects.by_size == {"cat": {"small": 9, "medium": 0, "large": 0}, "dog": {"small": 8, "medium": 1, "large": 0}}
+    assert objects.side["cat"] == (22.3607,) * 3 and objects.aspect["cat"] == (0.8,) * 3  # 20 x 25
+    assert objects.per_image == (0, 2, 2) and objects.difficult == 1 and (pixels.height, pixels.width) == ((40,) * 3, (60,) * 3)
 
 
-def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
+def test_faults_of_coco_are_named_by_index_and_repaired(tmp_path: Path) -> None:
     root = clean_coco(tmp_path / "set")
     file = root / "annotations" / "instances_train.json"
     document = json.loads(file.read_text())
@@ -205,12 +208,12 @@ def test_faults_of_coco_are_named_by_index_and_mended(tmp_path: Path) -> None:
         ("sticks out", 14), ("bad segmentation", 15),
     ]  # fmt: skip
     assert [one.names for one in found.findings if one.kind == "no such image"] == [("instances_train.json image gone.jpg",)]
-    mend_boxes(found, root, tmp_path / "copy")
+    repair_boxes(found, root, tmp_path / "copy")
     assert examine_boxes(tmp_path / "copy").findings == ()
     train = open_boxes(tmp_path / "copy")["train"]
     assert sum(len(one.objects) for one in train.images) == 12
     assert [50, 30, 60, 40] in np.concatenate([one.objects.boxes for one in train.images]).tolist()
-    assert counts(root) == (7, 28) and counts(tmp_path / "copy") == (4, 22)
+    assert count_named(root) == (7, 28) and count_named(tmp_path / "copy") == (4, 22)
     copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
     assert [one["id"] for one in copied["images"]] == [1, 2] and copied["annotations"][-1] == document["annotations"][-2]
     assert [one["id"] for one in copied["categories"]] == [7, 3]
@@ -267,8 +270,8 @@ def test_a_category_that_is_left_out_takes_its_objects_with_it(tmp_path: Path, s
     file.write_text(json.dumps(document))
     found = examine_boxes(root)
     assert {(one.kind, one.index) for one in found.findings} == {(kind, None), ("unknown class", 10)}
-    mend_boxes(found, root, tmp_path / "copy")
-    assert examine_boxes(tmp_path / "copy").findings == () and counts(tmp_path / "copy") == (4, 20)
+    repair_boxes(found, root, tmp_path / "copy")
+    assert examine_boxes(tmp_path / "copy").findings == () and count_named(tmp_path / "copy") == (4, 20)
     assert open_boxes(tmp_path / "copy")["train"].classes == ("cat", "dog")
 
 
@@ -276,8 +279,8 @@ def test_what_the_files_name_is_counted_whether_it_can_be_read_or_not(tmp_path: 
     root = clean_voc(tmp_path / "set")
     for plant in (VOC["image gone"][0], VOC["listed twice"][0], xml("v0", voc_xml(CAT, voc_object((9, 9, 9, 20)), DOG))):
         plant(root)
-    assert counts(root) == (10, 21)
-    assert counts(mend_boxes(examine_boxes(root), root, tmp_path / "copy")) == (9, 18)
+    assert count_named(root) == (10, 21)
+    assert count_named(repair_boxes(examine_boxes(root), root, tmp_path / "copy")) == (9, 18)
 
 
 def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
@@ -288,30 +291,28 @@ def test_a_single_file_is_copied_beside_its_images(tmp_path: Path) -> None:
         photo(i, (40, 60)).save(path.parent / f"{name}.jpg")
     found = examine_boxes(path)
     assert [(one.kind, one.index) for one in found.findings] == [("no area", 6)]
-    assert counts(path) == (2, 7) and counts(mend_boxes(found, path, tmp_path / "copy")) == (2, 6)
+    assert count_named(path) == (2, 7) and count_named(repair_boxes(found, path, tmp_path / "copy")) == (2, 6)
     assert sorted(one.name for one in (tmp_path / "copy").iterdir()) == ["a.jpg", "b.jpg", "set.json"]
     document = json.loads(path.read_text())
     (path.parent.parent / "b.jpg").write_bytes((path.parent / "b.jpg").read_bytes())
     document["images"][0]["file_name"] = "../b.jpg"
     path.write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"the image \.\./b\.jpg is outside its folder"):
-        mend_boxes(examine_boxes(path), path, tmp_path / "other")
+        repair_boxes(examine_boxes(path), path, tmp_path / "other")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["b.jpg", "copy", "set"]
 
 
 def test_every_kind_of_the_readers_has_a_row() -> None:
     source = Path(reslearn.__file__).parent / "data"
-    text = "".join((source / name).read_text() for name in ("boxes.py", "voc.py", "coco.py"))
-    kinds = set(re.findall(r'faults\.add\(\s*"(?:file|object|note)", "([^"]+)"', text)) | set(
-        re.findall(r'_Fault\("([^"]+)"', text)
-    )
+    text = "".join(path.read_text() for path in (source / "boxes").glob("*.py"))
+    kinds = set(re.findall(r'findings\.add\(\s*"([^"]+)"', text)) | set(re.findall(r'_ObjectError\("([^"]+)"', text))
     kinds |= set(re.findall(r'kind, text = "([^"]+)"', text)) | {"no such image", "unreadable image"}
-    assert len(kinds) >= 20 and kinds <= set(ALL_KINDS)
+    assert len(kinds) >= 20 and kinds <= set(KINDS)
 
 
 def test_anchors(tmp_path: Path) -> None:
     found = examine_boxes(clean_voc(tmp_path / "set"), size=(40, 60))
-    by_name = {one.name: one for one in found.anchors}
+    by_name = {one.name: one for one in found.objects.anchors}
     assert by_name["C4"].recall == 0 and by_name["C4"].anchors == (128, 256, 512)
     assert by_name["C4, suggested"].recall > 90 and max(by_name["C4, suggested"].anchors) < 40
     assert by_name["C4, suggested"].by_class.keys() == {"cat", "dog"}
@@ -357,5 +358,5 @@ def test_bccds_two_boxes_without_area_are_named(real_data: Path) -> None:
     ]
     assert (
         found.images == {"train": 205, "val": 87, "test": 72}
-        and sum(map(sum, (of.values() for of in found.objects.values()))) == 4886
+        and sum(map(sum, (of.values() for of in found.per_class.values()))) == 4886
     )

@@ -11,13 +11,13 @@ from PIL import Image
 from command_line import run_python
 from planting import FAULTS, NOTES, as_png, clean, copy, encoded, photo, write
 from reslearn.data import open as open_data
-from reslearn.data.doctor import images as doctor
-from reslearn.data.doctor import look
-from reslearn.data.doctor.diagnosis import KINDS, Diagnosis
-from reslearn.data.doctor.images import examine
-from reslearn.data.doctor.repair import check_source, mend
+from reslearn.data.doctor import inspection
+from reslearn.data.doctor.classes import examine_classes
+from reslearn.data.doctor.diagnosis import Diagnosis
+from reslearn.data.doctor.repair_classes import check_source, repair_classes
+from reslearn.data.findings import CLASS_KINDS, KINDS
 from reslearn.data.images.files import read
-from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.pack import PackFormat, pack
 from reslearn.errors import UserError
 
 
@@ -40,27 +40,27 @@ def kinds(found: Diagnosis) -> dict[str, set[str]]:
 
 def test_a_clean_set_is_clean(spotless: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = examine(spotless, lambda what, done, total: seen.append((done, total)))
+    found = examine_classes(spotless, lambda what, done, total: seen.append((done, total)))
     assert found.clean and found.findings == () and seen[-1] == (22, 22)
-    assert found.images == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 5, "dog": 5}}
-    assert (found.formats, found.modes) == ({"JPEG": 22}, {"RGB": 22})
-    assert (found.height, found.width, found.aspect) == ((48, 48, 48), (64, 64, 64), (1.3333, 1.3333, 1.3333))
-    assert found.bytes == sum(file.stat().st_size for file in spotless.rglob("*.jpg"))
-    assert len(found.kept) == 22 and all(kept.suffix == ".jpg" for kept in found.kept)
+    assert found.per_class == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 5, "dog": 5}}
+    assert (found.pixels.formats, found.pixels.modes) == ({"JPEG": 22}, {"RGB": 22})
+    assert (found.pixels.height, found.pixels.width, found.pixels.aspect) == ((48, 48, 48), (64, 64, 64), (1.3333, 1.3333, 1.3333))
+    assert found.pixels.bytes == sum(file.stat().st_size for file in spotless.rglob("*.jpg"))
+    assert len(found.entries) == 22 and found.suffixes == {}
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *NOTES])
-def test_each_planted_fault_is_found_alone_and_mended(name: str, photos: Path, tmp_path: Path) -> None:
+def test_each_planted_fault_is_found_alone_and_repaired(name: str, photos: Path, tmp_path: Path) -> None:
     plant, expected = (FAULTS | NOTES)[name]
     plant(photos)
-    found = examine(photos)
+    found = examine_classes(photos)
     assert kinds(found) == expected
     assert found.clean == (name in NOTES) and all(KINDS[kind].fault == (name in FAULTS) for kind in expected if kind != "gray")
     for target in (tmp_path / "clean.csv", tmp_path / "copy"):
-        mend(found, target)
-        assert len({entry.file for entry, _ in found.kept}) == sum(map(len, open_data(target).splits.values()))
-        again = set(kinds(examine(target)))
-        left = {kind for kind in expected if not KINDS[kind].mended} | (
+        repair_classes(found, target)
+        assert len({entry.file for entry in found.entries}) == sum(map(len, open_data(target).splits.values()))
+        again = set(kinds(examine_classes(target)))
+        left = {kind for kind in expected if not KINDS[kind].fix} | (
             {"wrong suffix", "colliding names"} if target.suffix else set()
         )
         assert again <= left
@@ -68,22 +68,22 @@ def test_each_planted_fault_is_found_alone_and_mended(name: str, photos: Path, t
 
 def test_there_are_twenty_kinds_of_faults_and_each_row_is_planted(photos: Path) -> None:
     planted = {kind for _, expected in (FAULTS | NOTES).values() for kind in expected}
-    assert len(planted & {kind for kind, row in KINDS.items() if row.fault}) >= 20
+    assert len(planted & {kind for kind, row in CLASS_KINDS.items() if row.fault}) >= 20
     elsewhere = {"missing file", "listed twice", "without a class"}  # of lists, and of ImageNet
-    assert planted | elsewhere == set(KINDS)
+    assert planted | elsewhere == set(CLASS_KINDS)
 
 
 def test_lists_are_examined_to_the_end(photos: Path) -> None:
     lines = ["file,label", "train/cat/0.jpg,cat", "train/cat/0.jpg,dog", "no.jpg,cat", "nor.jpg,dog"]
     lines += [f"train/{label}/{i}.jpg,{label}" for label in ("cat", "dog") for i in range(1, 6)]
     (photos / "list.csv").write_text("\n".join(lines))
-    found = examine(photos / "list.csv")
+    found = examine_classes(photos / "list.csv")
     assert kinds(found) == {
         "missing file": {"no.jpg", "nor.jpg"},
         "listed twice": {"train/cat/0.jpg"},
         "contradiction": {"train/cat/0.jpg"},
     }
-    assert len(found.kept) == 10
+    assert len(found.entries) == 10
 
 
 def test_what_is_kept_of_copies(photos: Path, tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_what_is_kept_of_copies(photos: Path, tmp_path: Path) -> None:
         plant(photos)
     for plant in (copy("train/cat/1.jpg", "val/dog/b.jpg"), copy("train/dog/2.jpg", "train/dog/c.jpg")):
         plant(photos)
-    found = examine(photos)
-    gone = {entry.name for entry in open_names(photos)} - {entry.name for entry, _ in found.kept}
+    found = examine_classes(photos)
+    gone = {entry.name for entry in open_names(photos)} - {entry.name for entry in found.entries}
     assert gone == {"train/cat/0.jpg", "val/cat/a.jpg", "train/cat/1.jpg", "val/dog/b.jpg", "train/dog/c.jpg"}
     assert "class missing" in kinds(found), "test has no dog"
 
@@ -109,9 +109,9 @@ def test_a_class_that_loses_all_its_training_images_is_left_out(photos: Path, tm
     for split in ("train", "val"):
         write(f"{split}/cow/1.jpg", b"<html>")(photos)
     write("val/cow/2.jpg", encoded(photo(1000), "JPEG"))(photos)
-    found = examine(photos)
-    assert {entry.label for entry, _ in found.kept} == {"cat", "dog"}
-    mend(found, tmp_path / "clean.csv")
+    found = examine_classes(photos)
+    assert {entry.label for entry in found.entries} == {"cat", "dog"}
+    repair_classes(found, tmp_path / "clean.csv")
     assert open_data(tmp_path / "clean.csv").classes == ("cat", "dog")
 
 
@@ -121,35 +121,35 @@ def test_statistics_are_numpys(photos: Path) -> None:
     weights = np.concatenate([np.full(len(one), 1 / len(one)) for one in pixels])  # each image counts the same
     whole = np.concatenate(pixels)
     covariance = np.cov(whole.T, aweights=weights, ddof=0)
-    found = examine(photos, workers=3)
-    np.testing.assert_allclose(found.mean, np.average(whole, axis=0, weights=weights), atol=1e-6)
-    np.testing.assert_allclose(found.std, np.sqrt(covariance.diagonal()), atol=1e-6)
-    vectors = np.array(found.eigenvectors)
-    np.testing.assert_allclose(vectors @ np.diag(found.eigenvalues) @ vectors.T, covariance, atol=1e-6)
-    assert list(found.eigenvalues) == sorted(found.eigenvalues, reverse=True) and (vectors[0] > 0).all()
-    assert examine(photos, workers=1) == found, "whatever the number of threads"
+    found = examine_classes(photos, workers=3)
+    np.testing.assert_allclose(found.pixels.mean, np.average(whole, axis=0, weights=weights), atol=1e-6)
+    np.testing.assert_allclose(found.pixels.std, np.sqrt(covariance.diagonal()), atol=1e-6)
+    vectors = np.array(found.pixels.eigenvectors)
+    np.testing.assert_allclose(vectors @ np.diag(found.pixels.eigenvalues) @ vectors.T, covariance, atol=1e-6)
+    assert list(found.pixels.eigenvalues) == sorted(found.pixels.eigenvalues, reverse=True) and (vectors[0] > 0).all()
+    assert examine_classes(photos, workers=1) == found, "whatever the number of threads"
 
 
 def test_large_images_are_sampled(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    whole = examine(photos)
-    monkeypatch.setattr(look, "SAMPLE", 500)
-    monkeypatch.setattr(look, "LARGE", 1)
-    np.testing.assert_allclose(examine(photos).mean, whole.mean, atol=0.01)
+    whole = examine_classes(photos)
+    monkeypatch.setattr(inspection, "SAMPLE", 500)
+    monkeypatch.setattr(inspection, "LARGE", 1)
+    np.testing.assert_allclose(examine_classes(photos).pixels.mean, whole.pixels.mean, atol=0.01)
 
 
 def test_gray_sets(tmp_path: Path) -> None:
     for i in range(10):
         write(f"{'ab'[i % 2]}/{i}.png", encoded(photo(i).convert("L"), "PNG"))(tmp_path)
-    found = examine(tmp_path)
-    assert found.findings == () and len(found.mean) == len(found.std) == 1 and found.eigenvectors == ()
+    found = examine_classes(tmp_path)
+    assert found.findings == () and len(found.pixels.mean) == len(found.pixels.std) == 1 and found.pixels.eigenvectors == ()
 
 
 def test_a_set_known_by_name(tmp_path: Path) -> None:
-    found = examine("fashion-sample")
-    assert {split: sum(n.values()) for split, n in found.images.items()} == {"train": 6000, "test": 1000}
-    assert set(kinds(found)) <= {"contradiction", "leak", "duplicate", "blank"} and len(found.mean) == 1
-    with pytest.raises(UserError, match="nothing to write: none of its images is worth keeping, or they are no files"):
-        mend(found, tmp_path / "x.csv")
+    found = examine_classes("fashion-sample")
+    assert {split: sum(n.values()) for split, n in found.per_class.items()} == {"train": 6000, "test": 1000}
+    assert set(kinds(found)) <= {"contradiction", "leak", "duplicate", "blank"} and len(found.pixels.mean) == 1
+    with pytest.raises(UserError, match="nothing to write: none of the images is usable, or they are not files"):
+        repair_classes(found, tmp_path / "x.csv")
     with pytest.raises(UserError, match="a set known by name, which has no files"):
         check_source("fashion-sample")
 
@@ -158,73 +158,72 @@ def test_a_packed_set(photos: Path, tmp_path: Path) -> None:
     Image.fromarray(read(photos / "val" / "dog" / "0.jpg", 3)).save(photos / "train" / "cat" / "again.png")
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)  # of another size: others stay in memory
     Image.fromarray(pixels).save(photos / "train" / "dog" / "larger.jpg")
-    before, out = examine(photos), tmp_path / "packed"
-    made = pack(photos, out, Form(None))
-    found = examine(out)
+    before, out = examine_classes(photos), tmp_path / "packed"
+    made = pack(photos, out, PackFormat(None))
+    found = examine_classes(out)
     assert kinds(found) == kinds(before) == {k: {"train/cat/again.png", "val/dog/0.jpg"} for k in ("leak", "contradiction")}
-    for what in ("name", "images", "bytes", "formats", "height", "width", "mean", "std", "eigenvectors"):
-        assert getattr(found, what) == getattr(before, what), what
-    assert found.kept == ()
+    assert (found.name, found.per_class, found.pixels) == (before.name, before.per_class, before.pixels)
+    assert found.entries == ()
     content = bytearray((out / "shard-00000.bin").read_bytes())
     content[int(made.index["offset"][3]) + 100] ^= 1
     (out / "shard-00000.bin").write_bytes(content)
-    assert kinds(examine(out)) == kinds(before) | {"damaged": {made.names[3]}}
-    with pytest.raises(UserError, match="packed: mend the images that it was made of"):
+    assert kinds(examine_classes(out)) == kinds(before) | {"damaged": {made.names[3]}}
+    with pytest.raises(UserError, match="packed: fix the images that it was made of"):
         check_source(out)
     assert not check_source(photos)
 
 
 def test_the_sample_of_imagenet(real_data: Path) -> None:
-    found = examine(real_data / "imagenet-sample")
+    found = examine_classes(real_data / "imagenet-sample")
     assert set(kinds(found)) <= {"few images", "gray", "color space", "rotated", "elongated"}
     assert {"gray", "few images"} >= {kind for kind in kinds(found) if not KINDS[kind].fault}
     # AlexNet's axes (facts: the first is brightness, the second red against blue), up to their signs
     published = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-    np.testing.assert_allclose(np.abs(np.array(found.eigenvectors).T @ published), np.eye(3), atol=0.1)
+    np.testing.assert_allclose(np.abs(np.array(found.pixels.eigenvectors).T @ published), np.eye(3), atol=0.1)
 
 
 def test_an_empty_folder_and_unreadable_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no class folders, but no images"):
-        examine(tmp_path)
+    with pytest.raises(UserError, match="contains no images or class folders"):
+        examine_classes(tmp_path)
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no images that have a class"):
-        examine(tmp_path)
+        examine_classes(tmp_path)
     write("train/cat/1.jpg", b"<html>")(tmp_path)
-    found = examine(tmp_path)
+    found = examine_classes(tmp_path)
     assert set(kinds(found)) == {"not an image", "one class", "few images"}
-    assert (found.mean, found.height, found.kept) == ((), (), ())
-    with pytest.raises(UserError, match="none of its images is worth keeping"):
-        mend(found, tmp_path / "clean.csv")
+    assert (found.pixels.mean, found.pixels.height, found.entries) == ((), (), ())
+    with pytest.raises(UserError, match="none of the images is usable"):
+        repair_classes(found, tmp_path / "clean.csv")
     assert not (tmp_path / "clean.csv").exists()
 
 
-def test_what_mend_refuses(photos: Path, tmp_path: Path) -> None:
-    found = examine(photos)
+def test_what_repair_refuses(photos: Path, tmp_path: Path) -> None:
+    found = examine_classes(photos)
     (tmp_path / "there.csv").write_text("mine")
     (tmp_path / "there").mkdir()
     (tmp_path / "broken.csv").symlink_to("nowhere")
     for target in ("there.csv", "there", "broken.csv"):
         with pytest.raises(UserError, match="is there already"):
-            mend(found, tmp_path / target)
+            repair_classes(found, tmp_path / target)
     with pytest.raises(UserError, match=r"a clean list ends in \.csv"):
-        mend(found, tmp_path / "clean.jsonl")
+        repair_classes(found, tmp_path / "clean.jsonl")
     with pytest.raises(UserError, match="there is no folder"):
-        mend(found, tmp_path / "no" / "clean.csv")
+        repair_classes(found, tmp_path / "no" / "clean.csv")
     assert (tmp_path / "there.csv").read_text() == "mine"
     names = {f"{label}/{i}.jpg": label for label in ("cat", "dog") for i in range(6)}
     for bad in ("..", "a/b", "train", "."):
         lines = [f"train/{name},{bad if label == 'cat' else label}" for name, label in names.items()]
         (photos / "list.csv").write_text("file,label\n" + "\n".join(lines))
         with pytest.raises(UserError, match="cannot be the name of a folder"):
-            mend(examine(photos / "list.csv"), tmp_path / "copy")
+            repair_classes(examine_classes(photos / "list.csv"), tmp_path / "copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv", "photos", "there", "there.csv"]
 
 
 def test_a_copy_that_fails_leaves_nothing(photos: Path, tmp_path: Path) -> None:
-    found = examine(photos)
+    found = examine_classes(photos)
     (photos / "val" / "dog" / "4.jpg").unlink()
     with pytest.raises(UserError, match=r"copy: No such file"):
-        mend(found, tmp_path / "copy")
+        repair_classes(found, tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -234,7 +233,7 @@ def test_a_copy_has_the_same_bytes_under_right_names(photos: Path, tmp_path: Pat
     (photos / "train/cat/new.png").rename(photos / "train/cat/0.jpg")
     (photos / "train/cat/deep").mkdir()
     Image.open(photos / "val/cat/0.jpg").rotate(180).save(photos / "train/cat/deep/1.JPG")
-    mend(examine(photos), tmp_path / "copy")
+    repair_classes(examine_classes(photos), tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy/train/cat").iterdir()) == [
         *("0.png", "1-2.JPG", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg")
     ]
@@ -249,8 +248,8 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
         for label in "ab":
             os.link(tmp_path / label / "0.png", tmp_path / label / f"{i}.png")
     code = (
-        "import resource, sys\nfrom reslearn.data.doctor.images import examine\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nfound = examine(sys.argv[1], workers=4)\n"
+        "import resource, sys\nfrom reslearn.data.doctor import examine\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nfound = examine(sys.argv[1])\n"
         "assert [len(f.names) for f in found.findings if f.kind == 'duplicate'] == [400, 400]\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -261,5 +260,5 @@ def test_findings_are_in_the_tables_order(photos: Path) -> None:
     for name in ("a line break in a name", "no bytes", "twice"):
         FAULTS[name][0](photos)
     order = list(KINDS)
-    found = [order.index(finding.kind) for finding in examine(photos).findings]
-    assert found == sorted(found) and doctor.KINDS is KINDS
+    found = [order.index(finding.kind) for finding in examine_classes(photos).findings]
+    assert found == sorted(found)

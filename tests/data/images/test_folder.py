@@ -86,10 +86,10 @@ def test_links_are_followed_without_loops(tmp_path: Path) -> None:
 
 BAD_FOLDERS: dict[str, tuple[list[str], list[str], str]] = {
     # name: files, empty folders, what the line says
-    "empty": ([], [], "holds no class folders, but no images: put the images of each class into a folder of its own"),
-    "flat": (["1.jpg", "2.jpg"], [], "holds no class folders, but images lying flat (2): put"),
-    "flat split": (["train/a/1.jpg", "test/1.jpg"], [], "test: holds no class folders, but images lying flat (1)"),
-    "empty split": (["train/a/1.jpg"], ["val"], "val: holds no class folders, but no images"),
+    "empty": ([], [], "contains no images or class folders: put the images of each class into a folder of its own"),
+    "flat": (["1.jpg", "2.jpg"], [], "contains no class folders, only images (2): put"),
+    "flat split": (["train/a/1.jpg", "test/1.jpg"], [], "test: contains no class folders, only images (1)"),
+    "empty split": (["train/a/1.jpg"], ["val"], "val: contains no images or class folders"),
     "empty class": (["train/a/1.jpg"], ["train/b"], "train/b: holds no images: every class needs"),
     "no image in a class": (["a/1.jpg", "b/1.txt"], [], "b: holds no images"),
     "empty class of test": (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], ["test/b"], "test/b: holds no images"),

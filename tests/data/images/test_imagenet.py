@@ -11,7 +11,7 @@ import pytest
 import torchvision.datasets.imagenet as torchvision
 
 from planting import encoded, photo
-from reslearn.data.doctor.images import examine
+from reslearn.data.doctor import examine
 from reslearn.data.images import imagenet
 from reslearn.data.images.folder import Listing, read_list, scan
 from reslearn.errors import UserError
@@ -182,12 +182,12 @@ def only_meta(root: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no list": (lambda root: None, "val: holds no class folders, but images lying flat (6): put"),
+    "no list": (lambda root: None, "val: contains no class folders, only images (6): put"),
     "what is needed": (
         lambda root: None,
         "validation images need a list beside them: val.csv, with a file and its class a line; LOC_val",
     ),
-    "a list of another split": (by_rows("train.csv", row="{file}.JPEG,{wnid}"), "lying flat (6)"),
+    "a list of another split": (by_rows("train.csv", row="{file}.JPEG,{wnid}"), "only images (6)"),
     "the kit's numbers alone": (numbers, "its numbers need the kit's map_clsloc.txt or meta.mat beside it"),
     "a damaged meta.mat": (only_meta, "meta.mat: not the development kit's"),
     "an image less": (all_but_one, "val.csv: says nothing of ILSVRC2012_val_00000001.JPEG: add the class"),
@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "nothing in it": (wrong("val.csv", ""), "val.csv: is empty"),
     "lists that disagree": (two_that_disagree, f"is '{CRANE}' in"),
-    "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv: cannot be read as UTF-8 text"),  # type: ignore[dict-item]
+    "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv line 1: not UTF-8 text"),  # type: ignore[dict-item]
     "no synset": (
         lambda root: (numbers(root), lines(root, "map_clsloc.txt", f"{TENCH} 1 tench"))[0],
         "line 1: '7' is no wnid and no number of a synset",
@@ -245,7 +245,7 @@ def test_meta_mat_without_scipy_says_what_to_install(flat: Path, monkeypatch: py
 
 def test_lists_far_above_count_only_where_their_names_are_official(flat: Path) -> None:
     by_rows("../val.csv", row="{file}.JPEG,{wnid}")(flat)
-    with pytest.raises(UserError, match="lying flat"):
+    with pytest.raises(UserError, match="only images"):
         scan(flat)
 
 
@@ -310,5 +310,5 @@ def test_the_doctor_examines_flat_validation_images(tmp_path: Path) -> None:
     assert [(f.kind, f.names) for f in found.findings if f.fault] == [("without classes", ("val",))]
     by_rows("val.csv", row="{file}.JPEG,{wnid}")(root)
     found = examine(root)
-    assert found.clean and found.images["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
-    assert {entry.label for entry, _ in found.kept} == set(WNIDS)
+    assert found.clean and found.per_class["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
+    assert {entry.label for entry in found.entries} == set(WNIDS)

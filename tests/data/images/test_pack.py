@@ -20,7 +20,7 @@ from reslearn.data.augment import Draws
 from reslearn.data.images import pack as packing
 from reslearn.data.images import packed
 from reslearn.data.images.files import probe, read
-from reslearn.data.images.pack import Form, pack
+from reslearn.data.images.pack import PackFormat, pack
 from reslearn.data.images.stream import Photos
 from reslearn.data.preprocess import Preprocessing
 from reslearn.training import checkpoint
@@ -48,8 +48,8 @@ def same_set(a: data.DataSet, b: data.DataSet) -> None:
         assert split.names == b.splits[name].names and (split.labels == b.splits[name].labels).all()
 
 
-@pytest.mark.parametrize("form", [Form(None), Form(90), Form(40), Form(40, 70)])
-def test_what_is_packed_is_what_was_there(folder: Path, tmp_path: Path, form: Form, small_shards: None) -> None:
+@pytest.mark.parametrize("form", [PackFormat(None), PackFormat(90), PackFormat(40), PackFormat(40, 70)])
+def test_what_is_packed_is_what_was_there(folder: Path, tmp_path: Path, form: PackFormat, small_shards: None) -> None:
     pack(folder, tmp_path / "out", form)
     before, after = data.open(folder), data.open(tmp_path / "out")
     same_set(before, after)
@@ -66,7 +66,7 @@ def test_what_is_packed_is_what_was_there(folder: Path, tmp_path: Path, form: Fo
 
 
 def test_training_on_a_pack_is_training_on_its_files(folder: Path, tmp_path: Path, small_shards: None) -> None:
-    pack(folder, tmp_path / "out", Form(None))
+    pack(folder, tmp_path / "out", PackFormat(None))
     draws = Draws(0, torch.zeros(11, dtype=torch.int64), torch.arange(11).flip(0))
     for options in ({"direct": True}, {}):
         one, other = (
@@ -148,7 +148,7 @@ def test_it_goes_on_only_with_the_same(folder: Path, tmp_path: Path, images: Pat
     again = pack(folder, out)
     assert first.about == again.about and stamps == {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")}
     with pytest.raises(UserError, match="begun with --short-side 256 --quality 90"):
-        pack(folder, out, Form(128))
+        pack(folder, out, PackFormat(128))
     (folder / "train" / "a" / "0.png").unlink()
     with pytest.raises(UserError, match="are not those it was begun with"):
         pack(folder, out)
@@ -185,7 +185,7 @@ def test_a_shard_whose_images_are_all_bad_is_passed_over(folder: Path, tmp_path:
 
 def test_one_that_is_too_long_for_a_jpeg_keeps_its_bytes(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (67_000, 80), "red").save(folder / "train" / "a" / "long.png")
-    made = pack(folder, tmp_path / "out", Form(79))
+    made = pack(folder, tmp_path / "out", PackFormat(79))
     row = made.names.index("train/a/long.png")
     assert bytes(made.contents(row)) == (folder / "train" / "a" / "long.png").read_bytes()
     record = made.index[row]
@@ -213,7 +213,7 @@ def test_a_pack_among_its_own_images_is_refused(folder: Path, tmp_path: Path, mo
 def test_killed_at_any_moment_it_goes_on(folder: Path, tmp_path: Path) -> None:
     """kill -9 of real processes, later and later, until one comes through; the result is that of an undisturbed one."""
     code = "import sys; from pathlib import Path; from reslearn.data.images import pack as p; p.SHARD_IMAGES = 3\n"
-    code += "p.pack(sys.argv[1], Path(sys.argv[2]), p.Form(64), workers=1, progress=lambda *a: print(a[1], flush=True))"
+    code += "p.pack(sys.argv[1], Path(sys.argv[2]), p.PackFormat(64), workers=1, progress=lambda *a: print(a[1], flush=True))"
     out, killed = tmp_path / "out", 0
     for stop_at in range(2, 99, 4):
         process = start_python("-c", code, folder, out, stderr=None)
@@ -250,7 +250,7 @@ def test_the_command(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
     code, said = run(out, "--verify")
     assert code == 2 and "shard-00000.bin: train/a/0.png: damaged" in said
     for words, why in (
-        ((str(folder), "--verify"), "no packed folder"),
+        ((str(folder), "--verify"), "not a packed folder"),
         ((out, "--verify", "--quality", "50"), "leave out --quality"),
         ((str(folder),), "say where to"),
         ((str(folder), out, "--as-is", "--quality", "50"), "leave out --quality"),
@@ -261,7 +261,7 @@ def test_the_command(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
 
 
 def test_an_index_is_as_it_is_said_to_be(folder: Path, tmp_path: Path) -> None:
-    made = pack(folder, tmp_path / "out", Form(64))
+    made = pack(folder, tmp_path / "out", PackFormat(64))
     assert made.index.dtype == packed.INDEX and len(made.index) == len(made.names) == 21
     ends = made.index["offset"] + made.index["bytes"]
     assert (made.index["offset"][1:] == ends[:-1]).all() and ends[-1] == made.about["bytes"]["shard-00000.bin"]
@@ -270,7 +270,7 @@ def test_an_index_is_as_it_is_said_to_be(folder: Path, tmp_path: Path) -> None:
 
 def test_a_run_on_a_pack_is_stopped_and_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_images(tmp_path / "photos", size=(90, 120))
-    pack(tmp_path / "photos", tmp_path / "out", Form(48))
+    pack(tmp_path / "photos", tmp_path / "out", PackFormat(48))
     settings = ["schedule.steps=6", "data.size=32", "batch.size=8", "execution=eager", "checkpoint.every=2"]
     first = reslearn.train(tmp_path / "out", model="resnet8", settings=settings, out=tmp_path / "first", quiet=True)
     monkeypatch.setattr(checkpoint, "prune", lambda folder, keep: None)  # of a finished run, one checkpoint is left

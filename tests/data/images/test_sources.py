@@ -72,10 +72,10 @@ def test_gray_is_pillows_luminance() -> None:
 
 def test_stratified_takes_its_share_of_every_class_and_leaves_one() -> None:
     labels = np.repeat([0, 1, 2, 3], [100, 50, 10, 1])
-    held = stratified(labels, 40, seed=1, draw=1)
+    held = stratified(labels, 40, seed=1, stream=1)
     assert np.bincount(labels[held], minlength=4).tolist() == [25, 12, 3, 0]
-    assert not np.array_equal(held, stratified(labels, 40, seed=2, draw=1))
-    assert np.array_equal(held, stratified(labels, 40, seed=1, draw=1))
+    assert not np.array_equal(held, stratified(labels, 40, seed=2, stream=1))
+    assert np.array_equal(held, stratified(labels, 40, seed=1, stream=1))
     assert not stratified(np.arange(200), 30, 0, 1).any(), "one image a class: nothing can be held out"
 
 
@@ -236,8 +236,8 @@ def test_huge_sets_are_not_cached() -> None:
 
 @pytest.mark.parametrize("what", ["training", "evaluation"])
 def test_a_file_that_hangs_ends_it_by_name(photos: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(stream, "PATIENCE", 0.3)
-    monkeypatch.setattr(stream, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(stream, "TIMEOUT", 0.3)
+    monkeypatch.setattr(stream, "CHECK_EVERY", 0.1)
     split = data.open(photos).splits["all"]
     source = Photos(split, VIEW, crop_scale=(0.5, 1.0))
     real, let_go = stream.read, Event()
@@ -251,7 +251,7 @@ def test_a_file_that_hangs_ends_it_by_name(photos: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(part, "read", hang)
     started = time.monotonic()
     batches = ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([i]))), range(24), 2, source.stuck)
-    with pytest.raises(UserError, match=r"[ab]/5\.png( \(and 1 more\))?: reading it has not ended"):
+    with pytest.raises(UserError, match=r"[ab]/5\.png( \(and 1 more\))?: read timed out"):
         for _ in batches if what == "training" else [source.eval_batch(0, 24)]:
             pass
     assert time.monotonic() - started < 20, "nobody waits for the thread that hangs"

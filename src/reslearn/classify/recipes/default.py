@@ -7,7 +7,8 @@ import numpy as np
 
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
-from reslearn.nets.zoo import applies, spec
+from reslearn.nets import spec
+from reslearn.nets.options import applies
 from reslearn.training.recipe import Chosen
 
 

@@ -5,7 +5,8 @@ reslearn train IMAGENET --model resnet50 --recipe imagenet-classic
 
 from reslearn.data.sets import DataSet
 from reslearn.errors import UserError
-from reslearn.nets.zoo import applies, spec
+from reslearn.nets import spec
+from reslearn.nets.options import applies
 from reslearn.training.recipe import Chosen, Cited
 
 

@@ -1,4 +1,4 @@
-"""Anchors and the boxes of a set: how many boxes some anchor overlaps enough, and which anchors would suit them better."""
+"""Measures how many boxes overlap an anchor enough, and fits anchors to boxes."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""COCO: one JSON file with images, categories and annotations, beside a folder of images.
+"""Reads COCO: one JSON file with images, categories and annotations, beside a folder of images.
 
 Its `bbox` is x, y, width, height with x and y from 0: x1, y1, x2, y2 here are x, y, x + width, y + height.
 """
@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reslearn.data.boxes.box_set import BoxImage, BoxSet, Draft, Faults, place, settle
+from reslearn.data.boxes.box_set import BoxImage, BoxSet
+from reslearn.data.boxes.checks import Findings, RawObject, check_objects, check_size
 from reslearn.data.boxes.masks import parse, turn, turn_box
 from reslearn.data.images.folder import for_each
 from reslearn.errors import UserError, did_you_mean
 
 
-def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] | None = None) -> BoxSet:
-    """The images of a file, in the order of their ids; what is wrong goes into `faults`, whose policy is the caller's.
+def read_coco(path: Path, images: Path, findings: Findings, classes: Sequence[str] | None = None) -> BoxSet:
+    """The images of a file, in the order of their ids; what is wrong goes into `findings`, whose policy is the caller's.
 
     `images` is the folder that file names are relative to. Labels 1, 2, ... are the categories in the order of their ids,
     which may have holes, or `classes` where that is given. `iscrowd` may be left out (0), `area` (the box's), and
@@ -24,8 +25,8 @@ def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] |
     """
     document = read_document(path)
     file = path.name
-    labels, unknown, classes = _categories(document["categories"], file, faults, classes)
-    owners: dict[int, list[Draft]] = {}
+    labels, unknown, classes = _categories(document["categories"], file, findings, classes)
+    owners: dict[int, list[RawObject]] = {}
     sizes: dict[int, tuple[Path, str, int, int]] = {}
     names: dict[str, int] = {}
     for i, entry in enumerate(document["images"]):
@@ -35,46 +36,51 @@ def read_coco(path: Path, images: Path, faults: Faults, classes: Sequence[str] |
                 raise ValueError(f"file_name is {_short(name)}, not text")
             height, width = _integer(entry, "height"), _integer(entry, "width")
         except ValueError as why:
-            faults.add("file", "unreadable image entry", file, None, f"images[{i}]: {why}")
+            findings.add("unreadable image entry", file, f"images[{i}]: {why}")
             continue
         if id in sizes:
-            faults.add("file", "duplicate id", file, None, f"images[{i}]: id {id} is that of {sizes[id][1]} already")
+            findings.add("duplicate id", file, f"images[{i}]: id {id} is that of {sizes[id][1]} already")
         elif names.setdefault(name, i) != i:
-            faults.add("file", "image twice", file, None, f"images[{i}]: {name} is images[{names[name]}] already")
+            findings.add("image twice", file, f"images[{i}]: {name} is images[{names[name]}] already")
         else:
             sizes[id], owners[id] = (images / name, name, height, width), []
     ids = sorted(sizes)
-    local = [Faults() for _ in ids]
+    local = [Findings() for _ in ids]
     where = [f"{file} image {sizes[id][1]}" for id in ids]
-    placed = for_each(lambda n: place(sizes[ids[n]][0], sizes[ids[n]][2], sizes[ids[n]][3], where[n], local[n]), range(len(ids)))
-    for some in local:
-        faults.found += some.found
+
+    def size_of(n: int) -> tuple[int, int, int] | None:
+        file, _, height, width = sizes[ids[n]]
+        return check_size(file, height, width, where[n], local[n])
+
+    true_sizes = for_each(size_of, range(len(ids)))
+    for own in local:
+        findings += own
     seen: dict[int, int] = {}
     for index, entry in enumerate(document["annotations"]):
         try:
-            draft, image = _draft(index, entry, labels, unknown, sizes)
-            if draft.id is not None and seen.setdefault(draft.id, index) != index:
-                raise _Fault("duplicate id", f"id {draft.id} is that of annotation {seen[draft.id]} already")
-            owners[image].append(draft)
-        except _Fault as why:
-            faults.add("object", why.kind, file, index, str(why))
-    found = []
-    for id, sound in zip(ids, placed, strict=True):
-        if sound is None or isinstance(sound, UserError):
+            item, image = _raw_object(index, entry, labels, unknown, sizes)
+            if item.id is not None and seen.setdefault(item.id, index) != index:
+                raise _ObjectError("duplicate id", f"id {item.id} is that of annotation {seen[item.id]} already")
+            owners[image].append(item)
+        except _ObjectError as why:
+            findings.add(why.kind, file, str(why), index)
+    valid = []
+    for id, true_size in zip(ids, true_sizes, strict=True):
+        if true_size is None or isinstance(true_size, UserError):
             continue
         source, name, height, width = sizes[id]
-        rows, columns, orientation = sound
+        rows, columns, orientation = true_size
         if orientation > 1:
-            for draft in owners[id]:
-                draft.box = turn_box(draft.box, orientation, height, width)
-                draft.segmentation = draft.segmentation and turn(draft.segmentation, orientation, height, width)
-        objects = settle(owners[id], rows, columns, file, faults)
-        found.append(BoxImage(source, name, rows, columns, objects, id))
+            for item in owners[id]:
+                item.box = turn_box(item.box, orientation, height, width)
+                item.segmentation = item.segmentation and turn(item.segmentation, orientation, height, width)
+        objects = check_objects(owners[id], rows, columns, file, findings)
+        valid.append(BoxImage(source, name, rows, columns, objects, id))
     category_ids = tuple(sorted(labels, key=labels.__getitem__)) if len(labels) == len(classes) else None
-    return BoxSet(path.stem, tuple(classes), tuple(found), category_ids=category_ids)
+    return BoxSet(path.stem, tuple(classes), tuple(valid), category_ids=category_ids)
 
 
-class _Fault(ValueError):
+class _ObjectError(ValueError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
@@ -97,7 +103,7 @@ def read_document(path: Path) -> dict[str, list[Any]]:
 
 
 def _categories(
-    entries: list[Any], file: str, faults: Faults, classes: Sequence[str] | None
+    entries: list[Any], file: str, findings: Findings, classes: Sequence[str] | None
 ) -> tuple[dict[int, int], dict[int, str], Sequence[str]]:
     """(label by category id, what is said, by id, of those that are none of `classes`, names by label)."""
     names: dict[int, str] = {}
@@ -108,25 +114,25 @@ def _categories(
             if not isinstance(name, str) or not name:
                 raise ValueError(f"name is {_short(name)}, not text")
         except ValueError as why:
-            faults.add("file", "unreadable category", file, None, f"categories[{i}]: {why}")
+            findings.add("unreadable category", file, f"categories[{i}]: {why}")
             continue
         if id in names:
-            faults.add("file", "duplicate id", file, None, f"categories[{i}]: id {id} is that of {names[id]!r} already")
+            findings.add("duplicate id", file, f"categories[{i}]: id {id} is that of {names[id]!r} already")
         elif name in names.values():
-            faults.add("file", "category twice", file, None, f"categories[{i}]: there is a {name!r} already")
+            findings.add("category twice", file, f"categories[{i}]: there is a {name!r} already")
         elif classes is not None and name not in classes:
             unknown[id] = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
-            faults.add("note", "unknown category", file, None, f"categories[{i}]: {unknown[id]}")
+            findings.add("unknown category", file, f"categories[{i}]: {unknown[id]}")
         else:
             names[id] = name
     listed = [names[id] for id in sorted(names)] if classes is None else classes
     return {id: listed.index(name) + 1 for id, name in names.items()}, unknown, listed
 
 
-def _draft(
+def _raw_object(
     index: int, entry: Any, labels: dict[int, int], unknown: dict[int, str], sizes: dict[int, tuple[Path, str, int, int]]
-) -> tuple[Draft, int]:
-    """(the object, its image's id). Raises _Fault."""
+) -> tuple[RawObject, int]:
+    """(the object, its image's id). Raises _ObjectError."""
     try:
         image, category = _integer(entry, "image_id"), _integer(entry, "category_id")
         id = _integer(entry, "id") if "id" in entry else None
@@ -140,19 +146,19 @@ def _draft(
         if area is not None and not 0 <= (area := _real(area, "area")) < math.inf:
             raise ValueError(f"area is {area:g}")
     except ValueError as why:
-        raise _Fault("unreadable object", str(why)) from None
+        raise _ObjectError("unreadable object", str(why)) from None
     if image not in sizes:
-        raise _Fault("unknown image", f"image_id {image} is none of the images that can be used")
+        raise _ObjectError("unknown image", f"image_id {image} is none of the images that can be used")
     if category not in labels:
         text = unknown.get(category, f"category_id {category} is none of the {len(labels)} categories'")
-        raise _Fault("unknown class", text)
+        raise _ObjectError("unknown class", text)
     _, name, rows, columns = sizes[image]
     try:
         raw = entry.get("segmentation")
         segmentation = None if raw is None else parse(raw, rows, columns)
     except ValueError as why:
-        raise _Fault("bad segmentation", f"{why} (in {name})") from None
-    return Draft(index, labels[category], (x, y, x + width, y + height), False, bool(crowd), area, id, segmentation), image
+        raise _ObjectError("bad segmentation", f"{why} (in {name})") from None
+    return RawObject(index, labels[category], (x, y, x + width, y + height), False, bool(crowd), area, id, segmentation), image
 
 
 def _integer(entry: Any, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Segmentations: polygons and run lengths -> masks, pixel for pixel as the COCO API draws them."""
+"""Turns segmentations (polygons and run lengths) into masks, pixel for pixel as the COCO API draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,16 +1,18 @@
-"""`open_boxes(path)`: a folder or file of annotated images, whatever its layout, -> its splits as BoxSets."""
+"""`open_boxes(path)` reads a folder or file of annotated images, VOC or COCO, into one BoxSet a split."""
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reslearn.data.boxes.box_set import Bad, BoxSet, Faults, Finding
+from reslearn.data.boxes.box_set import Bad, BoxSet
+from reslearn.data.boxes.checks import Findings
 from reslearn.data.boxes.coco import read_coco, read_document
 from reslearn.data.boxes.voc import list_file, lists, note_left_out, read_voc, splits, unannotated, years
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.folder import SPLITS
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import user_path
 
 _LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
 COCO (annotations/instances_train.json and train/), a folder a split with _annotations.coco.json in it, or a .json file with its
@@ -20,27 +22,21 @@ images beside it""".replace("\n", " ")
 def open_boxes(
     path: str | Path, *, bad: Bad = "fail", classes: Sequence[str] | None = None, only: Sequence[str] | None = None
 ) -> dict[str, BoxSet]:
-    """The splits of a set with boxes, by name (train, val, test; `only` names others, as VOC's trainval), with one list of classes.
+    """Opens a set with boxes: its splits by name (train, val, test; `only` names others, as VOC's trainval), with common classes.
 
-    A VOCdevkit with VOC2007 and VOC2012 in it is one set, see data/voc.py; its images are called VOC2007/000005.
+    A VOCdevkit with VOC2007 and VOC2012 in it is one set, see voc.py; its images are called VOC2007/000005.
 
-    With `bad="fail"`, any unsound object raises BadBoxes; with "drop" it is left out, or its box cut to the image, and
-    stands in the split's `findings`. A fault of a file (missing, unreadable, a size that is not the image's, an id twice)
+    With `bad="fail"`, any invalid object raises BadBoxes; with "drop" it is left out, or its box cut to the image, and
+    listed in the split's `findings`. A fault of a file (missing, unreadable, a size that is not the image's, an id twice)
     raises BadBoxes either way. All faults of all splits are in its `findings`. `classes`, a model's for one, gives the
     labels 1, 2, ...; without it, they are those of the first split, for all.
     Raises UserError where there is no such set or split.
     """
-    sets, faults = _read(Path(path), classes, only)
-    everything = Faults([finding for some in faults.values() for finding in some.found])
-    everything.raise_if(bad)
+    sets = survey(path, classes=classes, only=only)
+    Findings(finding for split in sets.values() for finding in split.findings).raise_if(bad)
     if empty := [name for name, one in sets.items() if not any(len(image.objects) for image in one.images)]:
         raise UserError(f"{path}: {empty[0]} has no objects to learn or to test")
     return sets
-
-
-def examine(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> list[Finding]:
-    """Every fault of a set, as data, in the order of splits and files. Raises UserError only where there is no such set."""
-    return [finding for one in survey(path, classes=classes, only=only).values() for finding in one.findings]
 
 
 def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> dict[str, BoxSet]:
@@ -48,94 +44,95 @@ def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequ
 
     Raises UserError only where there is no such set.
     """
-    return _read(Path(path), classes, only)[0]
+    if classes is not None and len(set(classes)) < len(classes):
+        raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
+    root, sets = user_path(path), {}
+    for name, (kind, file, images) in sources(path, only).items():
+        findings = Findings()
+        if kind == "voc" and not sets:
+            note_left_out(root, findings)
+        for other in _passed_over(file, name):
+            findings.add("file aside", other.name, f"not read: {file.name} is the {name} split")
+        read = read_voc(root, name, findings, classes) if kind == "voc" else read_coco(file, images, findings, classes)
+        classes = read.classes or None  # where no object of a split can be read, the next one has the classes
+        sets[name] = replace(read, findings=tuple(findings))
+    return sets
 
 
 def holds_boxes(path: str | Path) -> bool:
-    """Whether a path looks like a set with boxes, sound or not: a .json file, or a folder with VOC's or COCO's annotations, or in
+    """Whether a path looks like a set with boxes, valid or not: a .json file, or a folder with VOC's or COCO's annotations, or in
     YOLO's layout, which `open_boxes` refuses."""
     try:
-        root = Path(path).expanduser()
+        root = user_path(path)
         if root.suffix.lower() == ".json":
             return True
         voc = any((root / f"{year}JPEGImages").is_dir() or (root / f"{year}ImageSets/Main").is_dir() for year in years(root))
         coco = any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
         return voc or coco or _is_yolo(root)
-    except (OSError, RuntimeError, ValueError):  # a name too long or of no user's, a folder that may not be entered
+    except (OSError, ValueError):  # a name too long or of no user's, a folder that may not be entered
         return False
 
 
 def boxes_alone(path: str | Path) -> bool:
-    """Whether a path looks like a set with boxes that is none of class folders, too, as `localize crops` writes them."""
-    train = Path(path) / "train"
-    return holds_boxes(path) and not (train.is_dir() and any(each.is_dir() for each in train.iterdir()))
+    """Whether a path looks like a set with boxes only: `localize crops` writes sets that have class folders as well."""
+    train = user_path(path) / "train"
+    return holds_boxes(path) and not (train.is_dir() and any(entry.is_dir() for entry in train.iterdir()))
 
 
 def split_names(path: str | Path) -> list[str]:
     """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
-    return list(sources(Path(path), None))
+    return list(sources(path))
 
 
 def named_images(path: str | Path, split: str, among: Iterable[Path]) -> set[Path]:
-    """The files of the images that a split names, sound or not, as BoxImage.path has them; VOC's without suffix, which it does not
-    name. among: the files that are asked about; COCO's large file is not read where none is in its folder.
+    """The files of the images that a split names, valid or not, as BoxImage.path has them; VOC's without suffix, which it does not
+    name. among: the files in question; COCO's large file is not read where its folder has none of them.
 
     Raises UserError where there is no such split."""
-    root = Path(path)
+    root = user_path(path)
     kind, file, folder = sources(root, [split])[split]
     if kind == "voc":
         named = {year: lists(root / year).get(split, ()) for year in years(root)}
         return {root / year / "JPEGImages" / stem for year, lines in named.items() for stem, _ in lines}
-    if not any(each.is_relative_to(folder) for each in among):
+    if not any(image.is_relative_to(folder) for image in among):
         return set()
-    entries = read_document(file)["images"]
-    return {folder / name for one in entries if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)}
+    return {folder / name for name in _file_names(file)}
 
 
 def unnamed_images(path: str | Path) -> list[Path]:
     """The images that lie beside those of a set, and that no split and no list of it names.
 
     Raises UserError where there is no set."""
-    root = Path(path)
+    root = user_path(path)
     named = {
         Path(os.path.normpath(folder / name))  # as ../train/a.jpg is train's
-        for kind, file, folder in sources(root, None).values()
+        for kind, file, folder in sources(root).values()
         if kind == "coco"
-        for one in read_document(file)["images"]
-        if isinstance(one, dict) and isinstance(name := one.get("file_name"), str)
+        for name in _file_names(file)
     }
     for year in years(root) if root.is_dir() else ():
-        named |= {root / year / "JPEGImages" / stem for lines_of in lists(root / year).values() for stem, _ in lines_of}
-    beside = {folder for each in named if (folder := each.parent).is_dir()}
+        named |= {root / year / "JPEGImages" / stem for lines in lists(root / year).values() for stem, _ in lines}
+    beside = {folder for image in named if (folder := image.parent).is_dir()}
     files = sorted(file for folder in beside for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return [file for file in files if file not in named and file.with_suffix("") not in named]
 
 
-def _read(root: Path, classes: Sequence[str] | None, only: Sequence[str] | None) -> tuple[dict[str, BoxSet], dict[str, Faults]]:
-    if classes is not None and len(set(classes)) < len(classes):
-        raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
-    sets, faults = {}, {}
-    for name, (kind, file, images) in sources(root, only).items():
-        faults[name] = some = Faults()
-        if kind == "voc" and len(faults) == 1:
-            note_left_out(root, some)
-        for other in _passed_over(file, name):
-            some.add("note", "file aside", other.name, None, f"not read: {file.name} is the {name} split")
-        one = read_voc(root, name, some, classes) if kind == "voc" else read_coco(file, images, some, classes)
-        classes = one.classes or None  # of a split without one object that can be read, the next has the classes
-        sets[name] = replace(one, findings=tuple(some.found))
-    return sets, faults
+def _file_names(file: Path) -> list[str]:
+    """The file names of the images of a COCO file, valid or not."""
+    entries = read_document(file)["images"]
+    return [name for entry in entries if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)]
 
 
-def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path, Path]]:
-    """(kind, annotation file, folder of images) by split, train first."""
+def sources(path: str | Path, only: Sequence[str] | None = None) -> dict[str, tuple[str, Path, Path]]:
+    """(kind, annotation file, folder of images) by split, train first. Raises UserError where there is no such set or split."""
+    root = user_path(path)
     if root.is_file() and root.suffix.lower() == ".json":
         if (other := next((name for name in only or () if name != "all"), None)) is not None:
             raise UserError(f"{root}: no split {other!r}{did_you_mean(other, ['all'])}")
         return {"all": ("coco", root, _photos(root, root.parent))}
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder or .json file")
-    found: dict[str, list[tuple[str, Path, Path]]] = {name: [("voc", root, root)] for name in splits(root)}
+    known: dict[str, list[tuple[str, Path, Path]]] = {name: [("voc", root, root)] for name in splits(root)}
     for name in SPLITS:
         exact = root / "annotations" / f"instances_{name}.json"
         files = [exact] if exact.is_file() else sorted((root / "annotations").glob(f"instances_{name}*.json"))
@@ -144,18 +141,18 @@ def sources(root: Path, only: Sequence[str] | None) -> dict[str, tuple[str, Path
             if (folder / "_annotations.coco.json").is_file():
                 own.append(("coco", folder / "_annotations.coco.json", folder))
         if own:
-            found[name] = found.get(name, []) + own
-    wanted = [name for name in SPLITS if name in found] if only is None else list(only)
+            known[name] = known.get(name, []) + own
+    wanted = [name for name in SPLITS if name in known] if only is None else list(only)
     for name in wanted:
-        if name not in found:
+        if name not in known:
             if name == "test" and (left_out := unannotated(root)):
                 raise UserError(f"{root}: no split 'test': the images of {', '.join(left_out)} have no annotations")
-            raise UserError(f"{root}: no split {name!r}{did_you_mean(name, found)}")
+            raise UserError(f"{root}: no split {name!r}{did_you_mean(name, known)}")
     if not wanted and _is_yolo(root):
         raise UserError(f"{root}: this is YOLO's layout, which is not read: {_LAYOUTS}")
     if not wanted:
         raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
-    return {name: _the_one(root, name, found[name]) for name in wanted}
+    return {name: _only_one(root, name, known[name]) for name in wanted}
 
 
 def _passed_over(file: Path, split: str) -> list[Path]:
@@ -177,17 +174,17 @@ def _photos(file: Path, otherwise: Path) -> Path:
         return otherwise
     name = file.stem.removeprefix("instances_")
     folders = [beside.parent / name, beside.parent / "images"]
-    if (split := next((each for each in SPLITS if name.startswith(each)), None)) is not None:
+    if (split := next((known for known in SPLITS if name.startswith(known)), None)) is not None:
         folders += [beside.parent / split, *sorted(beside.parent.glob(f"{split}[0-9]*"))]
     return next((folder for folder in folders if folder.is_dir()), otherwise)
 
 
-def _the_one(root: Path, split: str, found: Sequence[tuple[str, Path, Path]]) -> tuple[str, Path, Path]:
+def _only_one(root: Path, split: str, candidates: Sequence[tuple[str, Path, Path]]) -> tuple[str, Path, Path]:
     """Raises UserError where a split is there several times."""
-    if len(found) > 1:
-        files = [root / list_file("", split) if kind == "voc" else file for kind, file, _ in found]
+    if len(candidates) > 1:
+        files = [root / list_file("", split) if kind == "voc" else file for kind, file, _ in candidates]
         names = " and ".join(str(file.relative_to(root)) for file in files)
         raise UserError(
             f"{root}: {names} are both its {split} split: move one away, or give the .json file that is meant instead of the folder"
         )
-    return found[0]
+    return candidates[0]

@@ -1,4 +1,4 @@
-"""Images with boxes as training and testing read them: batches of pixels and targets, drawn purely from (seed, epoch, index)."""
+"""`BoxSource` serves images with boxes as batches of pixels and targets, each a pure function of (seed, epoch, index)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxes.box_set import BoxImage, BoxSet
+from reslearn.data.boxes.reader import ImageReader
 
 Flip = Literal["none", "horizontal", "both"]
 Target = dict[str, Tensor]
@@ -22,6 +23,7 @@ class BoxSource:
         self, split: BoxSet, *, flip: Flip = "none", masks: bool = False, difficult: bool = True, channels: int = 3
     ) -> None:
         self.split, self.flip, self.masks, self.difficult, self.channels = split, flip, masks, difficult, channels
+        self.pixels = ImageReader(split.images, channels)
         self.names = [image.name for image in split.images]
 
     def __len__(self) -> int:
@@ -29,11 +31,10 @@ class BoxSource:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
         """Image i as float32 (C, H, W) on [0, 1], and its target (see BoxImage.target). Raises UserError, naming the file."""
-        image = self.split.images[i]
-        return pixels(image, self.channels), image.target(masks=self.masks, difficult=self.difficult)
+        return to_tensor(self.pixels[i]), self.split.images[i].target(masks=self.masks, difficult=self.difficult)
 
     def train_batch(self, draws: Draws) -> tuple[list[Tensor], list[Target]]:
-        """The images of draws.indices, each mirrored as it is drawn."""
+        """The images of draws.indices, randomly mirrored."""
         across, down = draws.uniform(ACROSS) < 0.5, draws.uniform(DOWN) < 0.5
         images, targets = [], []
         for at, i in enumerate(draws.indices.tolist()):
@@ -47,18 +48,18 @@ class BoxSource:
         return images, targets
 
 
-def pixels(image: BoxImage, channels: int = 3) -> Tensor:
-    """float32 (C, H, W) on [0, 1]. Raises UserError, naming the file."""
-    return torch.from_numpy(np.ascontiguousarray(image.pixels(channels).transpose(2, 0, 1))).float() / 255
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (H, W, C) -> float32 (C, H, W) on [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 def mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Left is right, in the image (C, H, W), its boxes and its masks."""
+    """Mirrors the image (C, H, W), its boxes and its masks from left to right."""
     return image.flip(2), _turned(target, 0, image.shape[2])
 
 
 def upside_down(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Up is down."""
+    """Mirrors the image (C, H, W), its boxes and its masks from top to bottom."""
     return image.flip(1), _turned(target, 1, image.shape[1])
 
 
@@ -72,7 +73,7 @@ def _turned(target: Target, axis: int, size: int) -> Target:
 
 
 def hold_out(split: BoxSet, count: int, seed: int) -> tuple[BoxSet, BoxSet]:
-    """A split in two: the others, and `count` images drawn by the seed, both in their order."""
+    """Splits a set in two: the rest, and `count` randomly chosen images (seeded), both in their order."""
     held = set(np.random.default_rng([seed, 0xB0]).permutation(len(split))[:count].tolist())
     parts: Sequence[list[BoxImage]] = ([], [])
     for i, image in enumerate(split.images):

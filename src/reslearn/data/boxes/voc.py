@@ -1,7 +1,7 @@
-"""Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt; or a devkit of such folders.
+"""Reads Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt, or a devkit of such.
 
-VOC publishes no annotations of the tests after 2007, which its server alone judges: a test list without one annotated image is left
-out, with a note.
+VOC publishes no annotations of the tests after 2007, which only its server evaluates: a test list without one annotated image is
+left out, with a note.
 
 A devkit (VOCdevkit/VOC2007, VOCdevkit/VOC2012) is one set: a split has the images of all years that have a list of that name, so
 that trainval is what papers call 07+12, and test is that of 2007. So 07++12 (trainval and test of 2007, trainval of
@@ -18,11 +18,13 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from reslearn.data.boxes.box_set import BoxImage, BoxSet, Draft, Faults, place, settle
+from reslearn.data.boxes.box_set import BoxImage, BoxSet
+from reslearn.data.boxes.checks import Findings, RawObject, check_objects, check_size
 from reslearn.data.boxes.masks import turn_box
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.folder import for_each
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import read_text
 
 MAX_BYTES = 16 << 20
 """The largest annotation of one image that is read."""
@@ -37,7 +39,7 @@ def years(root: Path) -> list[str]:
     if (root / "Annotations").is_dir():
         return [""]
     folders = sorted(root.glob("VOC[0-9][0-9][0-9][0-9]"))
-    return [f"{each.name}/" for each in folders if (each / "Annotations").is_dir() or (each / "ImageSets" / "Main").is_dir()]
+    return [f"{year.name}/" for year in folders if (year / "Annotations").is_dir() or (year / "ImageSets" / "Main").is_dir()]
 
 
 def splits(root: Path) -> list[str]:
@@ -51,7 +53,7 @@ def splits(root: Path) -> list[str]:
             f"{root}: {nested[0]} and {nested[-1]} have images in common, as each year from 2008 on has those of the "
             f"years before it: keep one of them here, or give one by itself, such as {root / nested[-1]}"
         )
-    found, left_out = set(), unannotated(root)
+    names_of_splits, left_out = set(), unannotated(root)
     for year in there:
         names = {path.stem for path in (root / f"{year}ImageSets/Main").glob("*.txt")}
         own = {name for name in names if name.rpartition("_")[2] not in names - {name}}
@@ -59,42 +61,42 @@ def splits(root: Path) -> list[str]:
             raise UserError(
                 f"{root / year}: has no lists of images in ImageSets/Main, as VOC has from 2007 on: move it out of here"
             )
-        found |= {name for name in own if list_file(year, name) not in left_out}
-    return sorted(found)
+        names_of_splits |= {name for name in own if list_file(year, name) not in left_out}
+    return sorted(names_of_splits)
 
 
 def unannotated(root: Path) -> dict[str, int]:
-    """How many images the test lists name none of whose images is annotated, by list."""
-    found = {}
+    """The test lists without one annotated image, and how many images each names."""
+    counts = {}
     for year in years(root):
         if (root / (file := list_file(year, "test"))).is_file():
             with suppress(UserError):  # a list that cannot be read is for whoever asks for it
-                stems = _stems(root, file, Faults())
+                stems = _stems(root, file, Findings())
                 if not any((root / f"{year}Annotations" / f"{stem}.xml").is_file() for stem in stems):
-                    found[file] = len(stems)
-    return found
+                    counts[file] = len(stems)
+    return counts
 
 
-def note_left_out(root: Path, faults: Faults) -> None:
+def note_left_out(root: Path, findings: Findings) -> None:
     """A note for each list of `unannotated`."""
     for file, n in unannotated(root).items():
-        faults.add("note", "not annotated", file, None, f"none of its {n:,} images has a file in Annotations: left out")
+        findings.add("not annotated", file, f"none of its {n:,} images has a file in Annotations: left out")
 
 
 def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
     """(image, line) of each line of every file in ImageSets/Main, by the file's name without suffix. A list by class (cat_train)
     has a second column after the image, whether it has such an object."""
     plain = {*splits(root), *(Path(file).stem for file in unannotated(root))}
-    found = {}
+    contents = {}
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         stripped = [line.strip() for line in lines if line.strip()]
-        found[path.stem] = [(line if path.stem in plain else line.rsplit(None, 1)[0], line) for line in stripped]
-    return found
+        contents[path.stem] = [(line if path.stem in plain else line.rsplit(None, 1)[0], line) for line in stripped]
+    return contents
 
 
-def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | None = None) -> BoxSet:
-    """The images of a split with their objects; what is wrong goes into `faults`, whose policy is the caller's.
+def read_voc(root: Path, split: str, findings: Findings, classes: Sequence[str] | None = None) -> BoxSet:
+    """The images of a split with their objects; what is wrong goes into `findings`, whose policy is the caller's.
 
     `classes` gives the labels 1, 2, ...; without it they are the sorted names in these files. Raises UserError where there
     is no such split.
@@ -103,7 +105,7 @@ def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | No
     there = [year for year in years(root) if (root / (file := list_file(year, split))).is_file() and file not in left_out]
     if not there:
         raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
-    documents = [document for year in there for document in _documents(root, year, split, faults)]
+    documents = [document for year in there for document in _documents(root, year, split, findings)]
     if classes is None:
         classes = sorted({name for *_, tree in documents for o in tree.findall("object") if (name := _text(o, "name"))})
     photos: dict[str, list[Path]] = {}
@@ -113,11 +115,11 @@ def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | No
                 photos.setdefault(year + path.stem, []).append(path)
     images = []
     for year, stem, file, tree in documents:
-        found = photos.get(year + stem, [root / f"{year}JPEGImages" / f"{stem}.jpg"])
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
-            faults.add("file", "two images", file, None, f"{names} are both its image: remove one")
-        elif image := _image(found[0], year + stem, file, tree, classes, faults):
+        files = photos.get(year + stem, [root / f"{year}JPEGImages" / f"{stem}.jpg"])
+        if len(files) > 1:
+            names = " and ".join(path.name for path in files)
+            findings.add("two images", file, f"{names} are both its image: remove one")
+        elif image := _image(files[0], year + stem, file, tree, classes, findings):
             images.append(image)
     return BoxSet(f"{root.resolve().name}/{split}", tuple(classes), tuple(images))
 
@@ -125,16 +127,16 @@ def read_voc(root: Path, split: str, faults: Faults, classes: Sequence[str] | No
 Document = tuple[str, str, str, Element]
 
 
-def _documents(root: Path, year: str, split: str, faults: Faults) -> Iterator[Document]:
+def _documents(root: Path, year: str, split: str, findings: Findings) -> Iterator[Document]:
     """(year, stem, file, its root) of each annotation that can be read."""
-    stems = _stems(root, list_file(year, split), faults)
+    stems = _stems(root, list_file(year, split), findings)
     files = [f"{year}Annotations/{stem}.xml" for stem in stems]
     trees = for_each(lambda file: parse_xml(root / file), files)
     for stem, file, tree in zip(stems, files, trees, strict=True):
         if isinstance(tree, UserError):
-            faults.add("file", "unreadable annotation", file, None, str(tree))
+            findings.add("unreadable annotation", file, str(tree))
         elif tree.tag != "annotation":
-            faults.add("file", "unreadable annotation", file, None, f"its root is <{tree.tag[:40]}>, not <annotation>")
+            findings.add("unreadable annotation", file, f"its root is <{tree.tag[:40]}>, not <annotation>")
         else:
             yield year, stem, file, tree
 
@@ -144,19 +146,14 @@ def list_file(year: str, split: str) -> str:
     return f"{year}ImageSets/Main/{split}.txt"
 
 
-def _stems(root: Path, file: str, faults: Faults) -> list[str]:
-    path = root / file
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as why:
-        raise UserError(f"{path}: cannot be read: {why}") from None
+def _stems(root: Path, file: str, findings: Findings) -> list[str]:
     first: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(root / file).splitlines(), 1):
         if (stem := line.strip()) and first.setdefault(stem, number) != number:
             text = f"{stem[:60]} on line {number} is on line {first[stem]} already"
-            faults.add("file", "image twice", file, None, text)
+            findings.add("image twice", file, text)
     if not first:
-        raise UserError(f"{path}: names no images")
+        raise UserError(f"{root / file}: names no images")
     return [*first]
 
 
@@ -193,35 +190,35 @@ def parse_xml(path: Path) -> Element:
         raise UserError(f"{path}: not XML: {why}") from None
 
 
-def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[str], faults: Faults) -> BoxImage | None:
+def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[str], findings: Findings) -> BoxImage | None:
     try:
         height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
     except ValueError as why:
-        faults.add("file", "unreadable annotation", file, None, str(why))
+        findings.add("unreadable annotation", file, str(why))
         return None
-    placed = place(path, height, width, file, faults)
-    if placed is None:
+    size = check_size(path, height, width, file, findings)
+    if size is None:
         return None
-    rows, columns, orientation = placed
-    drafts = []
+    rows, columns, orientation = size
+    objects = []
     for index, element in enumerate(tree.findall("object")):
         try:
             name = _one(element, "name")
             if name not in classes:
                 text = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
-                faults.add("object", "unknown class", file, index, text)
+                findings.add("unknown class", file, text, index)
                 continue
             x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
             difficult = _text(element, "difficult") or "0"
             if difficult not in ("0", "1"):
                 raise ValueError(f"difficult is {difficult[:40]!r}, not 0 or 1")
         except ValueError as why:
-            faults.add("object", "unreadable object", file, index, str(why))
+            findings.add("unreadable object", file, str(why), index)
             continue
         box = turn_box([x1 - 1, y1 - 1, x2, y2], orientation, int(height), int(width))
-        wrote = f"xmin {x1:g}, ymin {y1:g}, xmax {x2:g}, ymax {y2:g}"
-        drafts.append(Draft(index, classes.index(name) + 1, box, difficult == "1", wrote=wrote))
-    return BoxImage(path, called, rows, columns, settle(drafts, rows, columns, file, faults, least=1))
+        written = f"xmin {x1:g}, ymin {y1:g}, xmax {x2:g}, ymax {y2:g}"
+        objects.append(RawObject(index, classes.index(name) + 1, box, difficult == "1", written=written))
+    return BoxImage(path, called, rows, columns, check_objects(objects, rows, columns, file, findings, min_side=1))
 
 
 def _text(element: Element, path: str) -> str:
@@ -231,17 +228,17 @@ def _text(element: Element, path: str) -> str:
 
 def _one(element: Element, path: str) -> str:
     """The text at a path that is there once. Raises ValueError."""
-    found = element.findall(path)
-    if len(found) != 1:
-        raise ValueError(f"{'no' if not found else len(found)} <{path.replace('/', '><')}>")
-    text = (found[0].text or "").strip()
+    nodes = element.findall(path)
+    if len(nodes) != 1:
+        raise ValueError(f"{len(nodes) or 'no'} <{path.replace('/', '><')}>")
+    text = (nodes[0].text or "").strip()
     if not text:
         raise ValueError(f"an empty <{path.replace('/', '><')}>")
     return text
 
 
 def _number(element: Element, path: str) -> float:
-    """The number at a path, as decimals or nan and inf (which are found out later). Raises ValueError."""
+    """The number at a path, as decimals, or nan and inf (which check_objects rejects). Raises ValueError."""
     text = _one(element, path)
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"{path.rpartition('/')[2]} is {text[:40]!r}, not a number")

@@ -1,12 +1,11 @@
-"""Views of photos: from files to one batch of pixels, by Pillow or, of plain JPEGs, by jpeg.cpp, with the same pixels.
+"""Decodes views of photos into one batch of pixels, by Pillow or, for plain JPEGs, by jpeg.cpp, with the same pixels.
 
 A view is what a network sees of a photo: a crop of it is scaled, a window is taken of that, and perhaps mirrored. Random resized
 crops, scale jitter and the center crop of evaluation are such views. It is nine numbers, int32, all but the last in pixels: top,
 left, height and width of the crop; the rows and columns it is scaled to; the y and x of the window in that; mirrored, 0 or 1.
 
-jpeg.cpp decodes only the rows and columns that a view
-needs. It is used where its pixels are Pillow's to the last bit (tried when it is loaded); without a compiler or libjpeg-turbo's
-header, and for whatever is no plain JPEG, Pillow serves.
+jpeg.cpp decodes only the rows and columns that a view needs. It is used where its pixels equal Pillow's to the last bit (tested
+when it is loaded). Pillow does the rest, and all of it without a compiler or libjpeg-turbo's header.
 """
 
 import ctypes
@@ -39,15 +38,12 @@ def take(image: Pixels, view: np.ndarray, size: Sequence[int]) -> Pixels:
 
 
 def read_views(
-    files: Sequence[File],
-    view_of: Callable[[np.ndarray], np.ndarray],
-    pixels: Pixels,
-    at: Callable[[int], None] = lambda i: None,
+    files: Sequence[File], view_of: Callable[[np.ndarray], np.ndarray], pixels: Pixels, at: Callable[[int], None] = lambda i: None
 ) -> dict[int, UserError]:
-    """Write one view of each file into pixels, uint8 (N, height, width, C). Returns which could not be read, and why.
+    """Writes one view of each file into pixels, uint8 (N, height, width, C). Returns the errors of those that cannot be read.
 
-    view_of: the photos' (height, width), int64 (N, 2), -> their views, int32 (N, 9). at(i) is called when file i's turn has
-    come. An error that is no UserError comes out as RuntimeError with the file's name.
+    view_of: the photos' (height, width), int64 (N, 2), -> their views, int32 (N, 9). at(i) is called before file i is read.
+    Errors other than UserError become RuntimeError with the file's name.
     """
     channels = pixels.shape[3]
     sizes = np.ones((len(files), 2), np.int64)
@@ -99,28 +95,28 @@ class Jpeg:
         self._library = library
 
     def sizes(self, data: Sequence[Buffer | None], sizes: np.ndarray) -> list[int]:
-        """Write (height, width) of those that it reads into sizes, int64 (N, 2). Returns the others."""
+        """Writes the (height, width) of the JPEGs it reads into sizes, int64 (N, 2). Returns the indices of the others."""
         pointers, lengths = _pointers(data)
-        found, refused = np.zeros((len(data), 2), np.int32), np.zeros(len(data), np.uint8)
-        self._library.sizes(len(data), *(each.ctypes.data for each in (pointers, lengths, found, refused)))
-        taken = (refused == 0) & (found.prod(1, dtype=np.int64) <= MAX_PIXELS)
-        sizes[taken] = found[taken]
+        read, refused = np.zeros((len(data), 2), np.int32), np.zeros(len(data), np.uint8)
+        self._library.sizes(len(data), *(array.ctypes.data for array in (pointers, lengths, read, refused)))
+        taken = (refused == 0) & (read.prod(1, dtype=np.int64) <= MAX_PIXELS)
+        sizes[taken] = read[taken]
         return np.flatnonzero(~taken).tolist()
 
     def views(self, data: Sequence[Buffer | None], views: np.ndarray, pixels: Pixels) -> list[int]:
-        """Write views, int32 (N, 9), into pixels, uint8 (N, height, width, 3). Returns those that it cannot read."""
+        """Writes views, int32 (N, 9), into pixels, uint8 (N, height, width, 3). Returns the indices of those it cannot read."""
         pointers, lengths = _pointers(data)
         refused = (lengths == 0).astype(np.uint8)
         _, height, width, _ = pixels.shape
-        before = (each.ctypes.data for each in (pointers, lengths, views))
+        before = (array.ctypes.data for array in (pointers, lengths, views))
         self._library.views(len(data), *before, height, width, pixels.ctypes.data, refused.ctypes.data)
         return np.flatnonzero(refused).tolist()
 
 
 def _pointers(data: Sequence[Buffer | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each lies, uint64 (N,), and its bytes, int64 (N,)."""
+    """The addresses, uint64 (N,), and lengths in bytes, int64 (N,)."""
     nothing = np.zeros(0, np.uint8)
-    arrays = [nothing if each is None else np.frombuffer(each, np.uint8) for each in data]
+    arrays = [nothing if buffer is None else np.frombuffer(buffer, np.uint8) for buffer in data]
     return np.array([a.ctypes.data for a in arrays], np.uint64), np.array([a.size for a in arrays], np.int64)
 
 
@@ -146,7 +142,7 @@ def why_not() -> str:
 
 
 def _samples() -> list[bytes]:
-    """JPEGs of each way to store color."""
+    """JPEGs with every common kind of color storage."""
     y, x = np.mgrid[:75, :90]
     photo = np.stack([(x * y) % 256, (3 * x + y) % 256, 255 - x - y], 2).astype(np.uint8)
     samples = []

@@ -1,4 +1,4 @@
-"""Any image file -> its pixels, or one line that names the file and says why not."""
+"""Reads image files: pixels, sizes and facts, or a one-line error that names the file and the reason."""
 
 import gzip
 import io
@@ -27,9 +27,9 @@ MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-"""What image names end with, in lower case: this tells what to take from a folder, and the content how to read it."""
+"""Suffixes of images, in lower case. They select files in a folder; how to read a file is told by its content."""
 
-# Formats that are data alone. Others that Pillow knows start programs (EPS) or have decoders that few people use.
+# Pillow's other formats start programs (EPS) or have decoders that few people use.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
@@ -64,7 +64,7 @@ class Facts(NamedTuple):
 
 
 class PackedImage(ABC):
-    """An image that is no file of its own but part of a larger one; its str names both."""
+    """An image inside a larger file; its str names both."""
 
     __slots__ = ()
 
@@ -79,7 +79,7 @@ class PackedImage(ABC):
 
     @abstractmethod
     def stamp(self) -> list[str | int]:
-        """What changes when the image does."""
+        """Values that change when the image does."""
 
 
 def contents(path: Path | PackedImage) -> bytes | np.ndarray:
@@ -112,7 +112,7 @@ def probe(path: str | os.PathLike[str] | PackedImage) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GRAY_MODES else 3
 
 
-def upright(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(height, width, orientation): the size that `read` would give, and the EXIF orientation, 1 to 8, that it undoes.
 
     From 5 on, the file stores the image lying, with height and width exchanged. Raises UserError as `probe` does.
@@ -318,9 +318,9 @@ def read_cifar(path: str | os.PathLike[str], size: int, classes: Sequence[int]) 
     """
     path = Path(path)
     with _file(path) as file:
-        found = path.stat().st_size
-        if found != size:
-            raise UserError(f"{path}: {found:,} bytes instead of {size:,}: cut short, or not the binary version of CIFAR")
+        actual = path.stat().st_size
+        if actual != size:
+            raise UserError(f"{path}: {actual:,} bytes instead of {size:,}: cut short, or not the binary version of CIFAR")
         records = np.fromfile(file, np.uint8, size).reshape(-1, len(classes) + 3072)
     labels = records[:, : len(classes)].astype(np.int64)
     wrong = np.argwhere(labels >= np.asarray(classes))

@@ -1,4 +1,4 @@
-"""A folder of class folders, or a list (.csv, .jsonl), -> which image files there are, with their split and class."""
+"""Lists the image files of a folder of class folders, or of a .csv or .jsonl list, with their split and class."""
 
 import csv
 import io
@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 from reslearn.data.images import imagenet
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.errors import UserError, did_you_mean
+from reslearn.files import read_text
 
 SPLITS = ("train", "val", "test")
-# Other names that people give these folders: unknown, they would pass for classes.
+# Common names of these folders; others are classes.
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -25,13 +26,13 @@ SPLIT_FOLDERS = {
 _COLUMNS = ("file", "label", "split")
 LeftOut = defaultdict[str, list[Path]]
 Problem = Callable[[str, Sequence[str], str], None]
-"""What is done about a problem that others survive: (kind, names of what it is about, one line). `refuse` raises UserError."""
+"""Handles a problem that the doctor can go on from: (kind, names of what it is about, message). `refuse` raises UserError."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Entry(NamedTuple):
-    """One labeled image: where it is, its name in messages (its path in the folder or list), its split and class."""
+    """One labeled image: its file, its name in messages (the path in the folder or list), its split and class."""
 
     file: Path
     name: str
@@ -41,9 +42,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a list holds: entries by split and name, sorted labels, what people call them, and what was left out.
+    """What a folder or a list holds: entries by split and name, sorted labels, readable class names, and what was left out.
 
-    `labels` are what folders are called, or what a list says. `classes` are the same, with readable names for ImageNet's wnids.
+    `labels` are the names of the folders, or those in the list. `classes` are the same, with readable names for ImageNet's wnids.
     """
 
     entries: tuple[Entry, ...]
@@ -58,7 +59,7 @@ class Listing:
 
 
 def refuse(kind: str, names: Sequence[str], message: str) -> None:
-    """The usual answer to a problem: UserError."""
+    """The default Problem: raises UserError."""
     raise UserError(message)
 
 
@@ -68,31 +69,33 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
     Folders below a class folder belong to the class; links to folders are followed, and no folder is read twice for a
     class. ImageNet's own layouts are read as well (see imagenet.py). Left out and counted are "hidden" names, files that are
     "not images" by their suffix, images "outside a class folder" and ImageNet's test images "without a class". Raises UserError
-    for a layout that could be meant in two ways; an "empty class", images "without classes" or a "class not in train" are told
-    to `problem`.
+    for a layout that could be meant in two ways; an "empty class", images "without classes" and a "class not in train" go to
+    `problem`.
     """
     root = imagenet.inside(root)
     left_out: LeftOut = defaultdict(list)
-    folders, loose = _look(root, left_out)
-    parts = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
-    if parts:
+    folders, loose = _list_folder(root, left_out)
+    split_folders = {folder: SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
+    if split_folders:
         folders = [folder for folder in folders if not imagenet.is_devkit(folder)]
-    if parts and len(parts) < len(folders):
-        beside = f"{next(iter(parts)).name}/ beside {next(folder.name for folder in folders if folder not in parts)}/"
+    if split_folders and len(split_folders) < len(folders):
+        beside = (
+            f"{next(iter(split_folders)).name}/ beside {next(folder.name for folder in folders if folder not in split_folders)}/"
+        )
         raise UserError(f"{root}: holds {beside}: let every folder be a class, or each one of train/, val/, test/")
-    for split, count in Counter(parts.values()).items():
+    for split, count in Counter(split_folders.values()).items():
         if count > 1:
-            names = " and ".join(f"{folder.name}/" for folder in parts if parts[folder] == split)
+            names = " and ".join(f"{folder.name}/" for folder in split_folders if split_folders[folder] == split)
             raise UserError(f"{root}: holds {names}, which both mean {split}: keep one of them")
-    left_out["outside a class folder"] += loose if parts else []
-    if not parts and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
-        parts = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
-    train = next((part for part, split in parts.items() if split == "train"), None)
-    known = [folder.name for folder in _look(train, defaultdict(list))[0]] if train else []
+    left_out["outside a class folder"] += loose if split_folders else []
+    if not split_folders and root.name.lower() in SPLIT_FOLDERS and _flat(folders, loose, defaultdict(list)):
+        split_folders = {root: SPLIT_FOLDERS[root.name.lower()]}  # one split of ImageNet alone
+    train = next((part for part, split in split_folders.items() if split == "train"), None)
+    known = [folder.name for folder in _list_folder(train, defaultdict(list))[0]] if train else []
     entries = []
-    for part, split in (parts or {root: "all"}).items():
-        classes, loose = _look(part, left_out) if part != root else (folders, loose)
-        if parts and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
+    for part, split in (split_folders or {root: "all"}).items():
+        classes, loose = _list_folder(part, left_out) if part != root else (folders, loose)
+        if split_folders and not (split == "train" or "images" in known) and (flat := _flat(classes, loose, left_out)):
             labels = imagenet.labels_of(flat, part, root, split, known)
             if labels is not None:
                 entries += [Entry(file, file.relative_to(root).as_posix(), split, label) for file, label in labels.items()]
@@ -102,13 +105,13 @@ def scan(root: Path, problem: Problem = refuse) -> Listing:
                 continue
             classes, loose = [], flat
         if not classes:
-            flat = f"images lying flat ({len(loose)})" if loose else "no images"
+            what = f"no class folders, only images ({len(loose)})" if loose else "no images or class folders"
             message = (
-                f"{part}: holds no class folders, but {flat}: put the images of each class into a folder of its own, "
+                f"{part}: contains {what}: put the images of each class into a folder of its own, "
                 f"as {part / 'cat' / '1.jpg'} and {part / 'dog' / '2.jpg'}, or give a .csv list"
             )
             message += imagenet.what_is_needed(loose, split)
-            (problem if parts else refuse)("without classes", [part.relative_to(root).as_posix()], message)
+            (problem if split_folders else refuse)("without classes", [part.relative_to(root).as_posix()], message)
             continue
         left_out["outside a class folder"] += loose
         for folder in classes:
@@ -127,7 +130,7 @@ def _flat(folders: list[Path], loose: list[Path], left_out: LeftOut) -> list[Pat
     if loose or [folder.name for folder in folders] != ["images"]:
         return [] if folders else loose
     aside: LeftOut = defaultdict(list)
-    inner, images = _look(folders[0], aside)
+    inner, images = _list_folder(folders[0], aside)
     if inner:
         return []
     for reason, files in aside.items():
@@ -135,12 +138,12 @@ def _flat(folders: list[Path], loose: list[Path], left_out: LeftOut) -> list[Pat
     return images
 
 
-def _look(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
+def _list_folder(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
     """(folders, image files) directly in `folder`, sorted by name; hidden names and other files are left out."""
     folders, images = [], []
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
         for entry in entries:
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -165,7 +168,7 @@ def _images_below(top: Path, seen: set[tuple[int, int]], left_out: LeftOut) -> I
         if identity in seen:
             continue
         seen.add(identity)
-        folders, images = _look(folder, left_out)
+        folders, images = _list_folder(folder, left_out)
         inner = next((inner for inner in folders if inner.name.lower() in SPLIT_FOLDERS), None)
         if inner is not None:
             raise UserError(f"{inner}: a split below a class folder: open {folder}, or turn it round, as {inner.name}/{top.name}/")
@@ -186,17 +189,9 @@ def read_list(path: Path, problem: Problem = refuse) -> Listing:
 
     Files are relative to the list's folder; split is train, val or test, on every line or on none (then it is "all").
     UTF-8, with or without a byte-order mark; space around a field is dropped. Raises UserError with line and key; a "missing
-    file", one "listed twice" and a "class not in train" are told to `problem`.
+    file", one "listed twice" and a "class not in train" go to `problem`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as why:
-        raise UserError(f"{path}: cannot be read: {why.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        where = f"{path} line {data.count(10, 0, why.start) + 1}"
-        raise UserError(f"{where}: not UTF-8 text ({why.reason}): save the list as UTF-8") from None
+    text = read_text(path)
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
     entries: list[Entry] = []
     lines: dict[str, int] = {}  # normalized path -> line

@@ -1,4 +1,4 @@
-"""ImageNet as people have it: folders called by WordNet's numbers (wnids), and validation images that lie flat beside a list.
+"""Supports common ImageNet layouts: folders named by WordNet ids (wnids), and flat validation images with a list beside them.
 
 Layouts: the official archives unpacked, Kaggle's (ILSVRC/Data/CLS-LOC with LOC_*.csv and LOC_synset_mapping.txt), Tiny ImageNet's
 (images in a folder `images`, val_annotations.txt, words.txt).
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reslearn.errors import UserError
+from reslearn.files import read_text
 
 WNID = re.compile(r"n\d{8}")
 # The 1000 synsets of ILSVRC 2012 in the usual order of classes, which is that of their numbers.
@@ -33,12 +34,12 @@ def is_devkit(folder: Path) -> bool:
 
 
 def is_unlabeled(split: str, classes: Sequence[str]) -> bool:
-    """Whether flat images of this split have no classes that anybody could know: those of ImageNet's tests were never published."""
+    """Whether the flat images of this split are ImageNet's test images, whose classes were never published."""
     return split == "test" and bool(classes) and all(map(WNID.fullmatch, classes))
 
 
 def what_is_needed(flat: Sequence[Path], split: str) -> str:
-    """The end of a message about images of a split that lie flat."""
+    """The end of an error about the flat images of a split."""
     if not flat or split not in _LISTS:
         return ""
     return (
@@ -48,7 +49,7 @@ def what_is_needed(flat: Sequence[Path], split: str) -> str:
 
 
 def readable(labels: Sequence[str], where: Path) -> tuple[str, ...]:
-    """What people call the classes: `labels`, with a name for each wnid that has one. Names are all different.
+    """Readable, distinct names of the classes: `labels`, with a name for each wnid that has one.
 
     ImageNet's 1000 have the names that torchvision's models have, so that one class is called the same in data and in models; other
     wnids those of a file (LOC_synset_mapping.txt, words.txt, synset_words.txt, map_clsloc.txt) in the folder `where`, or up to
@@ -78,13 +79,13 @@ def _places(where: Path) -> list[Path]:
 
 def _words(file: Path, wanted: set[str]) -> dict[str, str]:
     """{wnid: synonyms} of the wanted wnids, from lines "n01440764 tench, Tinca tinca" or "n01440764 1 tench"."""
-    found = {}
-    for line in _text(file).splitlines():
+    words = {}
+    for line in read_text(file).splitlines():
         wnid, _, rest = line.replace("\t", " ", 1).partition(" ")
         name = re.sub(r"^\d+ (?=\S+$)", "", rest.strip()).replace("_", " ")
         if wnid in wanted and name:
-            found[wnid] = name
-    return found
+            words[wnid] = name
+    return words
 
 
 def _usual(wanted: set[str]) -> dict[str, str]:
@@ -99,17 +100,16 @@ def _usual(wanted: set[str]) -> dict[str, str]:
 
 
 def labels_of(images: Sequence[Path], part: Path, root: Path, split: str, classes: Sequence[str]) -> dict[Path, str] | None:
-    """The class of each image of a split that lies flat, from the lists beside it; None where there is no list.
+    """The class of each flat image of a split, from the lists beside it; None where there is no list.
 
     A list is any .csv, .tsv or .txt with the split's name in its own, in `part` or beside it; or an official one in a development
     kit or up to three folders above. classes: train's. Raises UserError for a list that cannot be used, and for two that disagree.
     """
     for place in dict.fromkeys((part.absolute(), *_places(root))):
         own = place in (part.absolute(), part.absolute().parent)
-        found = [file for file in _beside(place) if _is_list(file, split, own)]
-        read = {file: _read(file, images, classes) for file in found}
-        if read:
-            (first, labels), *others = read.items()
+        lists = {file: _read(file, images, classes) for file in _beside(place) if _is_list(file, split, own)}
+        if lists:
+            (first, labels), *others = lists.items()
             for file, other in others:
                 for image, label in other.items():
                     if label != labels[image]:
@@ -142,32 +142,32 @@ def _read(file: Path, images: Sequence[Path], classes: Sequence[str]) -> dict[Pa
     if all(len(fields) == 1 for _, fields in rows):
         return _by_number(file, rows, images)
     by_name = {image.name: image for image in images} | {image.stem: image for image in images}
-    found: dict[Path, str] = {}
+    labels: dict[Path, str] = {}
     every: list[str] = []
     for row, (line, fields) in enumerate(rows):
         image = by_name.get(Path(fields[0]).name)
         label = fields[1] if len(fields) > 1 else ""
-        label = label.split()[0] if WNID.match(label) else label  # Kaggle's goes on with boxes
+        label = label.split()[0] if WNID.match(label) else label  # Kaggle's lists boxes behind it
         if row == 0 and image is None:  # the header
             continue
         if not label:
             raise UserError(f"{file} line {line}: no class: write a file and its class a line")
         every.append(label)
-        if image is not None and found.setdefault(image, label) != label:
-            raise UserError(f"{file} line {line}: {image.name} is {label!r} here, but {found[image]!r} above: remove one")
-    _complete(file, images, found)
+        if image is not None and labels.setdefault(image, label) != label:
+            raise UserError(f"{file} line {line}: {image.name} is {label!r} here, but {labels[image]!r} above: remove one")
+    _complete(file, images, labels)
     if all(label.isdecimal() for label in every) and not set(every) <= set(classes):
         numbers = {int(label) for label in every}
         if 0 not in numbers or max(numbers) >= len(classes):
             raise UserError(
                 f"{file}: its classes are numbers from {min(numbers)} to {max(numbers)}, whose order is unknown: write names"
             )
-        found = {image: sorted(classes)[int(label)] for image, label in found.items()}  # as in Caffe's val.txt
-    return found
+        labels = {image: sorted(classes)[int(label)] for image, label in labels.items()}  # as in Caffe's val.txt
+    return labels
 
 
-def _complete(file: Path, images: Sequence[Path], found: dict[Path, str]) -> None:
-    lacking = [image for image in images if image not in found]
+def _complete(file: Path, images: Sequence[Path], labels: dict[Path, str]) -> None:
+    lacking = [image for image in images if image not in labels]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(f"{file}: says nothing of {lacking[0].name}{more}: add the class, or remove the image")
@@ -188,10 +188,10 @@ def _by_number(file: Path, rows: list[tuple[int, list[str]]], images: Sequence[P
 
 
 def _synsets(truth: Path) -> dict[str, str]:
-    """The development kit's numbers, which are in no order that could be guessed, to wnids: map_clsloc.txt or meta.mat."""
+    """Maps the development kit's numbers, which follow no order, to wnids: from map_clsloc.txt or meta.mat."""
     text, matlab = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
     if text.is_file():
-        rows = [line.split() for line in _text(text).splitlines()]
+        rows = [line.split() for line in read_text(text).splitlines()]
         return {row[1]: row[0] for row in rows if len(row) > 1 and WNID.fullmatch(row[0])}
     if not matlab.is_file():
         raise UserError(f"{truth}: its numbers need the kit's map_clsloc.txt or meta.mat beside it, which say what they mean")
@@ -208,7 +208,7 @@ def _synsets(truth: Path) -> dict[str, str]:
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
     """(line number, fields) of each line but blank ones; fields are parted by commas, tabs or, in a .txt, space."""
-    text = _text(file)
+    text = read_text(file)
     mark = "," if file.suffix.lower() == ".csv" else "\t" if "\t" in text else "," if "," in text else None
     rows = []
     try:
@@ -221,10 +221,3 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
     if not rows:
         raise UserError(f"{file}: is empty: write a file and its class a line")
     return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as why:
-        raise UserError(f"{file}: cannot be read as UTF-8 text: {why}") from None

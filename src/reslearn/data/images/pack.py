@@ -1,7 +1,7 @@
-"""Packing: any set of image files -> a few large files with an index (see data/packed.py), each photo scaled down once.
+"""Writes a set of image files into a few large files with an index (see packed.py), each photo scaled down once.
 
-The images are cut into shards in their own order, so that what each shard holds is known before it is written. A shard is written
-under another name, then renamed, then noted; what stops the work at any moment loses one shard at most, and the same call goes on.
+Shards follow the order of the images, so the content of each is known before it is written. A shard is written under another name,
+then renamed, then noted: a stop at any moment loses one shard at most, and the same call resumes.
 """
 
 import functools
@@ -21,12 +21,12 @@ from PIL import Image
 
 from reslearn.data.images.files import contents, read
 from reslearn.data.images.packed import ABOUT, INDEX, INDEX_FILE, NAMES_FILE, PLAN, VERSION, Pack, digest, sealed_with
-from reslearn.data.images.stream import Progress, ahead
+from reslearn.data.images.stream import Progress, ahead, silent
 from reslearn.data.preprocess import covering, scaled
 from reslearn.data.sets import DataSet
 from reslearn.data.sets import open as open_set
 from reslearn.errors import UserError
-from reslearn.files import fsync_file, fsync_folder, write_atomic, write_text, writing
+from reslearn.files import fsync_file, fsync_folder, user_path, write_atomic, write_text, writing
 
 SHARD_IMAGES = 8192
 LONGEST = 65_500  # pixels of a JPEG's side that libjpeg writes
@@ -34,9 +34,9 @@ Packed = tuple[bytes, int, int]  # a file's bytes, height and width
 
 
 @dataclass(frozen=True)
-class Form:
-    """How images are kept: those whose shorter side is above short_side px as JPEG of that size and this quality, others as
-    they are (as are those that would be too long for a JPEG). short_side None: all as they are.
+class PackFormat:
+    """How images are stored: those whose shorter side is above short_side px as JPEG of that size and quality, others unchanged
+    (as are those that would be too long for a JPEG). short_side None: all unchanged.
     """
 
     short_side: int | None = 256
@@ -46,18 +46,18 @@ class Form:
 def pack(
     data: str | Path,
     out: Path,
-    form: Form = Form(),
+    form: PackFormat = PackFormat(),
     *,
     workers: int = 2,
     on_bad: Literal["error", "skip"] = "error",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Pack:
-    """Pack a folder or list of images into the folder `out`, or go on with that.
+    """Packs a folder or list of images into the folder `out`, or resumes.
 
-    Every image is decoded once on the way, so that a damaged one is UserError, or left out with on_bad "skip". Raises UserError
-    also where `out` holds something else, or was begun from other images or in another form.
+    Every image is decoded once: a damaged one raises UserError, or is left out with on_bad="skip". Raises UserError also where
+    `out` holds something else, or was begun from other images or in another form.
     """
-    source = Path(data).expanduser()
+    source, out = user_path(data), user_path(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out}: lies among the images of {data}, where it would pass for a class: choose a folder beside it")
     opened = open_set(data, on_bad=on_bad)
@@ -91,7 +91,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _begin(out: Path, plan: dict[str, Any], data: str) -> None:
-    """Note what is packed and how; or, where that is noted, see that it is the same."""
+    """Writes down what is packed and how; or, when resuming, checks that it is the same."""
     noted = out / PLAN
     if not noted.exists():
         if strange := next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), None):
@@ -104,18 +104,18 @@ def _begin(out: Path, plan: dict[str, Any], data: str) -> None:
         raise UserError(f"{noted}: damaged: remove {out} and pack again") from None
     if before != plan:
         images = any(before.get(key) != plan[key] for key in ("images", "order"))
-        what = f"the images of {data} are not those it was begun with" if images else f"it was begun with {_said(before)}"
+        what = f"the images of {data} are not those it was begun with" if images else f"it was begun with {_options(before)}"
         raise UserError(f"{out}: {what}: choose a new folder, or remove this one")
 
 
-def _said(plan: dict[str, Any]) -> str:
+def _options(plan: dict[str, Any]) -> str:
     form = plan.get("form", {})
     side = form.get("short_side")
     size = "--as-is" if side is None else f"--short-side {side} --quality {form.get('quality')}"
     return f"{size} --on-bad {plan.get('on_bad')}"
 
 
-def _write(data: DataSet, out: Path, form: Form, on_bad: str, workers: int, progress: Progress) -> None:
+def _write(data: DataSet, out: Path, form: PackFormat, on_bad: str, workers: int, progress: Progress) -> None:
     splits = list(data.splits)
     files = [file for split in data.splits.values() for file in split.files or ()]
     names = [name for split in data.splits.values() for name in split.names]
@@ -206,7 +206,7 @@ def _shard(path: Path, images: Iterator[Packed | UserError], progress: Callable[
     return {"sha256": sha.hexdigest(), "images": rows}
 
 
-def _packed(file: Any, channels: int, form: Form) -> Packed:
+def _packed(file: Any, channels: int, form: PackFormat) -> Packed:
     """An image as it is packed. Raises UserError where it cannot be read."""
     pixels = read(file, channels)
     height, width = pixels.shape[:2]

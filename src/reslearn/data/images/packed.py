@@ -1,7 +1,7 @@
-"""A packed set, read: the bytes of many images in a few large files, with an index; made by data/pack.py.
+"""Reads packed sets: the bytes of many images in a few large files, with an index; pack.py writes them.
 
-OUT/pack.json      what it is: classes, splits, shards, the sha256 of every other file and its own; there once all else is whole
-OUT/index.npy      one record an image (see INDEX), memory-mapped
+OUT/pack.json      classes, splits, shards, the sha256 of every other file and its own; written last
+OUT/index.npy      one record per image (see INDEX), memory-mapped
 OUT/names.json     the images' names, a list
 OUT/shard-00000.bin ...    the images' files, end to end, memory-mapped
 """
@@ -28,12 +28,12 @@ INDEX = np.dtype(
 """Of each image: its shard and where its bytes lie there, their CRC-32, class and split, and its height and width in pixels."""
 
 
-def found(folder: Path) -> bool:
+def is_packed(folder: Path) -> bool:
     """Whether a folder holds a packed set. Raises UserError where it is not finished."""
     if (folder / ABOUT).is_file():
         return True
     if (folder / PLAN).is_file():
-        raise UserError(f"{folder}: a packed set that is not finished: give reslearn pack the same command again, and it goes on")
+        raise UserError(f"{folder}: a packed set that is not finished: run the same reslearn pack command again to resume")
     return False
 
 
@@ -53,7 +53,7 @@ class Pack:
         if version != VERSION:
             raise UserError(f"{folder / ABOUT}: a pack of version {version}, not {VERSION}: pack the images again")
         if not sealed:
-            raise UserError(f"{folder / ABOUT}: damaged: it does not say what was written; pack the images again")
+            raise UserError(f"{folder / ABOUT}: damaged: its content is not what was written; pack the images again")
         for name, size in self.about["bytes"].items():
             self._check_size(folder / name, size)
         for name in (INDEX_FILE, NAMES_FILE):
@@ -93,7 +93,7 @@ class Pack:
         return f"{self.folder / self.about['shards'][self.index['shard'][row]]}: {self.names[row]}"
 
     def verify(self) -> list[str]:
-        """What is damaged, read from the disk from end to end: shards, with the images in them."""
+        """Reads every shard from end to end. Returns a line for each damaged one, with its damaged images."""
         damaged = []
         for number, name in enumerate(self.about["shards"]):
             if digest(self.folder / name) == self.about["sha256"][name]:
@@ -131,9 +131,9 @@ class Record(PackedImage):
 
 
 def sealed_with(about: dict[str, Any]) -> dict[str, Any]:
-    """What pack.json says, with the sha256 of it."""
-    said = {key: value for key, value in about.items() if key != "seal"}
-    return said | {"seal": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
+    """The content of pack.json with its own sha256, `seal`."""
+    content = {key: value for key, value in about.items() if key != "seal"}
+    return content | {"seal": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Small images: the whole split as uint8 in (device) memory, augmented a batch at a time there."""
+"""`Resident` serves batches of small images that stay in (device) memory as uint8, augmented there."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a training split's pixels."""
+"""Measures the mean and standard deviation of a training split's pixels."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reslearn.data.images.resident import Resident
-from reslearn.data.images.stream import Photos, Progress
+from reslearn.data.images.stream import Photos, Progress, silent
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError
 
@@ -25,15 +25,10 @@ def _views(source: Resident | Photos) -> Iterator[Tensor]:
             yield view[None]
 
 
-def measure(
-    source: Resident | Photos,
-    preprocessing: Preprocessing,
-    kind: str,
-    progress: Progress = lambda what, done, total: None,
-) -> Preprocessing:
+def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str, progress: Progress = silent) -> Preprocessing:
     """The preprocessing with the split's own statistics, on the scale [0, 1].
 
-    kind "channel": a mean and a deviation for each channel. "pixel-mean": a mean for each pixel, no division (DRL 4.2).
+    kind "channel": a mean and a standard deviation for each channel. "pixel-mean": a mean for each pixel, no division (DRL 4.2).
     """
     count, total, squares = 0, 0.0, 0.0
     for chunk in _views(source):
@@ -41,7 +36,7 @@ def measure(
         count += len(x)
         total = total + x.sum(0)  # (C, H, W)
         squares = squares + x.square().sum(0)
-        progress("measuring mean and deviation", count, len(source) if isinstance(source, Resident) else min(len(source), PHOTOS))
+        progress("measuring mean and std", count, len(source) if isinstance(source, Resident) else min(len(source), PHOTOS))
     if not count:
         raise UserError("none of the training images can be read")
     pixel_mean = torch.as_tensor(total).cpu() / count
@@ -50,6 +45,6 @@ def measure(
         update = {"pixel_mean": Preprocessing.encode_pixel_mean(pixel_mean), "std": (1.0,) * len(mean)}
     else:
         variance = torch.as_tensor(squares).cpu().mean((1, 2)) / count - mean.square()
-        # images of one color have no deviation to divide by
+        # images of one color have no standard deviation to divide by
         update = {"std": tuple(round(s, 6) if s > 1e-3 else 1.0 for s in variance.clamp(min=0).sqrt().tolist())}
     return preprocessing.model_copy(update={"mean": tuple(round(m, 6) for m in mean.tolist()), **update})

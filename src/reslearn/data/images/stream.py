@@ -1,4 +1,4 @@
-"""Photos: decoded by worker threads (decoders let go of the interpreter), or once into a cache of shrunk pixels."""
+"""`Photos` serves batches of image files, decoded by worker threads (decoders release the GIL) or once into a cache."""
 
 import hashlib
 import json
@@ -29,23 +29,28 @@ from reslearn.errors import UserError
 from reslearn.files import cache_folder, fsync_file, write_text, writing
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
-CACHE_BYTES = 4 << 30  # more than this of shrunk pixels is decoded anew each time
-PATIENCE, ASK_EVERY = 120.0, 5.0  # seconds for one file; between two looks at what is being read
+Progress = Callable[[str, int, int], None]
+"""Reports progress: what is done, how many are done, of how many."""
+CACHE_BYTES = 4 << 30  # of shrunk pixels; larger sets are decoded again in every epoch
+TIMEOUT, CHECK_EVERY = 120.0, 5.0  # seconds: for one file; between two checks of what is being read
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Reports no progress."""
 
 
 def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[[], str] = lambda: "") -> Generator[T, None, None]:
-    """work(step) for each step in order, computed by `workers` threads ahead of time; 0 computes it when asked.
+    """Yields work(step) for each step in order, computed ahead by `workers` threads; 0 computes each when it is asked for.
 
-    What work raises is raised here when its step's turn comes. stuck() is asked now and then while a step is waited for: what
-    it says, of a thread that hangs, ends it all as UserError. Such a thread cannot be stopped, but nobody waits for it.
+    What work raises is raised here when its step's turn comes. stuck() is called now and then while waiting for a step: a message
+    about a thread that hangs is raised as UserError. Such a thread cannot be stopped, but nothing waits for it.
     """
     if workers == 0:
         yield from map(work, steps)
         return
     tasks: SimpleQueue[tuple[Future[T], int] | None] = SimpleQueue()
 
-    def labour() -> None:
+    def run_tasks() -> None:
         while (task := tasks.get()) is not None:
             future, step = task
             if future.set_running_or_notify_cancel():
@@ -55,7 +60,7 @@ def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[
                     future.set_exception(error)
 
     # Daemons, unlike those of concurrent.futures: the interpreter's end does not wait for a hanging one.
-    threads = [Thread(target=labour, name=f"reslearn-data-{i}", daemon=True) for i in range(workers)]
+    threads = [Thread(target=run_tasks, name=f"reslearn-data-{i}", daemon=True) for i in range(workers)]
     for thread in threads:
         thread.start()
     waiting: deque[Future[T]] = deque()
@@ -67,7 +72,7 @@ def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[
                 tasks.put((waiting[-1], step))
             while len(waiting) > (workers if step is not None else 0):
                 while not waiting[0].done() and not hanging:
-                    wait([waiting[0]], timeout=ASK_EVERY)
+                    wait([waiting[0]], timeout=CHECK_EVERY)
                     hanging = "" if waiting[0].done() else stuck()
                 if hanging:
                     raise UserError(hanging)
@@ -84,12 +89,12 @@ def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[
 class Photos:
     """Batches of a split of image files.
 
-    Training views are taken of photos that are shrunk first, to what evaluation needs (see Preprocessing.shrink); or, with
-    direct, of the photos as they are, of which only what a view shows is decoded. The crops are drawn alike, but where few
-    pixels of a photo are shown, a direct view is sharper: it is scaled once, not twice. Evaluation sees the same either way.
+    Training views are cropped from photos shrunk to what evaluation needs (see Preprocessing.shrink); or, with direct, from the
+    original photos, decoding only what a view shows. The crops are the same, but where few pixels of a photo are shown, a direct
+    view is sharper: it is scaled once, not twice. Evaluation sees the same either way.
 
-    cache: these files, the split's among them, are kept as shrunk pixels in the user's cache folder, so that each photo is
-    decoded once, whatever the split; the pixels are the same as without (and it does not go with direct). on_bad: "skip"
+    cache: files, the split's among them, whose shrunk pixels are kept in the user's cache folder, so that each photo is decoded
+    once, whatever the split. The pixels are the same as without; cannot be combined with direct. on_bad: "skip"
     leaves files that cannot be decoded out of the split, "error" raises UserError naming them. jitter (which is direct), grow,
     color: see recipes.recipe.Data; epochs: of the whole training, over which views grow.
     """
@@ -110,7 +115,7 @@ class Photos:
         on_bad: str = "error",
         workers: int = 2,
         device: torch.device | str = "cpu",
-        progress: Progress = lambda what, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         assert split.files is not None and not (cache and direct)
         self.preprocessing, self.device, self.workers = preprocessing, torch.device(device), max(workers, 1)
@@ -136,7 +141,7 @@ class Photos:
 
     def _cached(self, split: Split, files: Sequence[File], progress: Progress) -> Split:
         assert split.files is not None
-        cache = Shrunk(files, self.preprocessing)
+        cache = PhotoCache(files, self.preprocessing)
         with writing(cache.path):
             unreadable = cache.build(self._decode, self.workers, progress)
         place = {file: i for i, file in enumerate(files)}
@@ -165,10 +170,10 @@ class Photos:
         try:
             return self.preprocessing.fit(self.image(i))
         except UserError as error:
-            self._missing(i, error)
+            self._mark_unreadable(i, error)
             return torch.zeros(self.preprocessing.channels, *self.preprocessing.size, dtype=torch.uint8)
 
-    def _missing(self, i: int, error: UserError) -> None:
+    def _mark_unreadable(self, i: int, error: UserError) -> None:
         if self.on_bad == "error":
             raise error
         self.holes.add(i)
@@ -179,10 +184,10 @@ class Photos:
         places = draws.indices.tolist()
         size = self._train_size(int(draws.epochs[0]) if draws.began is None else draws.began)
         batch = self._batch(len(places), size)
-        bad = self._read(places, self._training(draws, size), batch.numpy(), self._direct_training)
+        bad = self._read(places, self._training_views(draws, size), batch.numpy(), self._direct_training)
         for j, error in bad.items():
             one = Draws(draws.seed, draws.epochs[j : j + 1], draws.indices[j : j + 1])
-            places[j] = self._stand_in(places[j], one, error, batch[j : j + 1].numpy())
+            places[j] = self._substitute(places[j], one, error, batch[j : j + 1].numpy())
         images = self._normalized(batch)
         if self.color is not None:
             images += color_noise(draws.to(images.device), self.color)[:, :, None, None] * (255 * self.normalize.scale)
@@ -197,20 +202,20 @@ class Photos:
 
     @property
     def _direct_training(self) -> bool:
-        """Whether a view may be taken of the photo itself; one of the network's own size is the same either way."""
+        """Whether views are taken of the original photos; those of the network's own size are the same either way."""
         return self.direct or self.crop_scale is None
 
-    def _training(self, draws: Draws, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    def _training_views(self, draws: Draws, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
         options = {"covered": self.preprocessing.covered, "scale": self.crop_scale, "jitter": self.jitter, "flip": self.flip}
         return lambda sizes: training_views(sizes, draws, size, **options)
 
-    def _stand_in(self, i: int, draws: Draws, error: UserError, pixels: np.ndarray) -> int:
-        """Write a view of the photo after i that can be read. Returns which that is. Raises the error unless on_bad is "skip"."""
+    def _substitute(self, i: int, draws: Draws, error: UserError, pixels: np.ndarray) -> int:
+        """Writes a view of the next readable photo after i. Returns its index. Raises the error unless on_bad is "skip"."""
         for place in (j % len(self) for j in range(i + 1, i + len(self))):
             if self.on_bad == "error":
                 raise error
             self.bad[self.names[(place - 1) % len(self)]] = str(error)
-            bad = self._read([place], self._training(draws, pixels.shape[1:3]), pixels, self._direct_training)
+            bad = self._read([place], self._training_views(draws, pixels.shape[1:3]), pixels, self._direct_training)
             if not bad:
                 return place
             error = bad[0]
@@ -227,7 +232,7 @@ class Photos:
             first, pixels = int(part[0]), batch[part[0] : part[-1] + 1].numpy()
             bad = self._read([places[j] for j in part], self.preprocessing.center_views, pixels, direct=True)
             for j, error in bad.items():
-                self._missing(places[first + j], error)
+                self._mark_unreadable(places[first + j], error)
                 pixels[j] = 0
 
         for _ in ahead(fill, range(len(parts)), len(parts), self.stuck):
@@ -235,7 +240,7 @@ class Photos:
         return self._normalized(batch)
 
     def _batch(self, images: int, size: tuple[int, int]) -> Tensor:
-        """Room for pixels, uint8 (N, *size, C); where a GPU can fetch them while the host goes on, if there is one."""
+        """An empty batch, uint8 (N, *size, C), in pinned memory where it goes to a GPU."""
         shape = (images, *size, self.preprocessing.channels)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
@@ -246,9 +251,9 @@ class Photos:
     def _read(
         self, places: Sequence[int], view_of: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, direct: bool
     ) -> dict[int, UserError]:
-        """Write views of photos into pixels, uint8 (N, height, width, C). Returns which cannot be read, by their place in it.
+        """Writes views of photos into pixels, uint8 (N, height, width, C). Returns the errors of those that cannot be read, by row.
 
-        direct: of the photos themselves, unless their shrunk pixels are there.
+        direct: views of the original photos, unless their shrunk pixels are cached.
         """
         thread = get_ident()
 
@@ -274,14 +279,14 @@ class Photos:
             self.reading.pop(thread, None)
 
     def stuck(self) -> str:
-        """Which files have been read for so long that they never will be, or "" where all is well."""
+        """The files whose reading timed out, as an error message; "" where there are none."""
         now = time.monotonic()
-        names = [str(self.files[i]) for i, since in list(self.reading.values()) if now - since > PATIENCE]
-        many = "" if len(names) < 2 else f" (and {len(names) - 1} more)"
-        return f"{names[0]}{many}: reading it has not ended for {PATIENCE:.0f} s: is its disk there?" if names else ""
+        names = [str(self.files[i]) for i, since in list(self.reading.values()) if now - since > TIMEOUT]
+        more = "" if len(names) < 2 else f" (and {len(names) - 1} more)"
+        return f"{names[0]}{more}: read timed out after {TIMEOUT:.0f} s: is the disk mounted?" if names else ""
 
 
-class Shrunk(Sequence[np.ndarray]):
+class PhotoCache(Sequence[np.ndarray]):
     """Shrunk pixels of files in one raw file of the cache folder, read through a memory map.
 
     The key is the hash of every file's path, size and time and of the shrinking, so a changed photo is never served stale.
@@ -300,7 +305,7 @@ class Shrunk(Sequence[np.ndarray]):
         self.offsets: list[int] = []
 
     def build(self, decode: Callable[[File], np.ndarray], workers: int, progress: Progress) -> dict[int, str]:
-        """Decode what the cache does not hold yet. Returns the files that cannot be decoded, by position, with the reason."""
+        """Decodes what is not cached yet. Returns the files that cannot be decoded, by index, with the reason."""
         index = self.path.with_suffix(".json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
@@ -344,7 +349,7 @@ class Shrunk(Sequence[np.ndarray]):
             partial.unlink(missing_ok=True)
 
     def row(self, i: int) -> int:
-        """Where file i stands among those that can be read."""
+        """The row of file i among those that can be read."""
         return bisect_left(self.readable, i)
 
     def __len__(self) -> int:
@@ -355,7 +360,7 @@ class Shrunk(Sequence[np.ndarray]):
 
 
 def shrunk_bytes(images: int, preprocessing: Preprocessing, sizes: tuple[int, int]) -> float:
-    """How much the shrunk pixels of so many photos take. sizes: their median (height, width) in pixels."""
+    """The bytes that the shrunk pixels of so many photos take. sizes: their median (height, width) in pixels."""
     height, width = preprocessing.covered
     scale = max(height / sizes[0], width / sizes[1])
     return images * sizes[0] * sizes[1] * scale**2 * preprocessing.channels

@@ -10,7 +10,7 @@ import torch
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
-from reslearn.nets.zoo import check_options
+from reslearn.nets.options import check_options
 from reslearn.weights.read import caffe, files
 from reslearn.weights.read.recognize import complete, recognize
 from reslearn.weights.store import Card, save

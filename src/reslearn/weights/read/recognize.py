@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reslearn.errors import UserError
 from reslearn.nets import create, models, spec
-from reslearn.nets.zoo import applies, check_options
+from reslearn.nets.options import applies, check_options
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -146,7 +146,7 @@ def candidates(net: str | None, options: Mapping[str, Any], found: Shapes) -> li
     if refused and not usual and not other:
         raise refused
     # A plain net has the shapes of a residual one with shortcut A, so it comes last.
-    return sorted(usual + other, key=lambda candidate: spec(candidate[0]).merge == "plain")
+    return sorted(usual + other, key=lambda candidate: spec(candidate[0]).plain)
 
 
 def recognize(found: Any, net: str | None = None, options: Mapping[str, Any] | None = None) -> Recognized:
@@ -205,7 +205,7 @@ def _described(
     """The result, with a sentence for each thing that shapes do not tell."""
     row = spec(net)
     shortcut = options.get("shortcut", row.shortcut)
-    if row.build is None and row.merge != "plain" and shortcut == "A":
+    if row.build is None and not row.plain and shortcut == "A":
         if linear and "shortcut" not in options:
             options, shortcut = {**options, "shortcut": "A-centered"}, "A-centered"
             said.append("a head called 'linear' is the mark of the common CIFAR code, whose shortcuts A have zeros on both sides")

@@ -29,7 +29,7 @@ def torchvision_name(card: Card) -> str:
     if not match:
         raise refuse("theirs are resnet18, 34, and 50, 101, 152 in the variant v1.5, and torchvision's baselines")
     usual = {"shortcut": "B", "pool": "padded", "order": "original", "merge": "residual", "last_survival": 1.0}
-    usual |= {"stride_in": "3x3"} if row.body == "bottleneck" else {}
+    usual |= {"stride_in": "3x3"} if row.block == "bottleneck" else {}
     for key, theirs in usual.items():
         own = card.options.get(key, getattr(row, key, theirs))
         if own != theirs:

@@ -1,4 +1,4 @@
-"""One look at an image: whether it is whole, what it is stored as, and what it can be compared by with others."""
+"""Inspects one image: whether it is whole, how it is stored, and digests to compare it with others."""
 
 import hashlib
 import math
@@ -22,52 +22,52 @@ _LARGE_ONE = threading.Lock()
 _GRAY_ROWS = 8  # the smallest block of a JPEG
 
 
-class Look(NamedTuple):
+class Inspection(NamedTuple):
     """What one image is.
 
-    wrong: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. length: of
-    the file in bytes. content, pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colors:
+    issues: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. file_size:
+    in bytes. content, pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colors:
     float64 (12,), the mean of RGB on [0, 1] and of its products RR, RG, ..., BB; None where it cannot be decoded.
     """
 
-    wrong: tuple[tuple[str, str], ...] = ()
+    issues: tuple[tuple[str, str], ...] = ()
     size: tuple[int, int] = (0, 0)
-    length: int = 0
+    file_size: int = 0
     content: bytes = b""
     pixels: bytes = b""
     facts: Facts | None = None
     colors: np.ndarray | None = None
 
 
-def look_at_file(file: Path | PackedImage) -> Look:
-    """A look at an image file, or a packed image. Raises nothing for bad ones: what is wrong is in the answer."""
+def inspect_file(file: Path | PackedImage) -> Inspection:
+    """Inspects an image file, or a packed image. Bad ones raise nothing: what is wrong is in `issues`."""
     try:
         height, width, _ = probe(file)
         with _LARGE_ONE if height * width > LARGE else nullcontext():
             size, content = _digest(file)
             facts, pixels = inspect(file)
-            seen = look_at_pixels(pixels)
+            inspection = inspect_pixels(pixels)
     except BadImage as why:
-        return Look(((why.kind, str(why).removeprefix(f"{file}: ")),))
+        return Inspection(((why.kind, str(why).removeprefix(f"{file}: ")),))
     except MemoryError:
-        return Look((("too large", "there is not enough memory to decode it"),))
+        return Inspection((("too large", "there is not enough memory to decode it"),))
     except OSError as why:
-        return Look((("unreadable", f"cannot be read: {why.strerror}"),))
-    wrong = [*seen.wrong, *_stored(file, facts)]
+        return Inspection((("unreadable", f"cannot be read: {why.strerror}"),))
+    issues = [*inspection.issues, *_storage_issues(file, facts)]
     if facts.format == "JPEG" and _ends_in_gray(pixels):
-        wrong.append(("truncated", "was cut short and closed: its lower part is the gray of a JPEG that has no more data"))
-    return seen._replace(wrong=tuple(wrong), length=size, content=content, facts=facts)
+        issues.append(("truncated", "was cut short and closed: its lower part is the gray of a JPEG that has no more data"))
+    return inspection._replace(issues=tuple(issues), file_size=size, content=content, facts=facts)
 
 
-def look_at_pixels(pixels: np.ndarray) -> Look:
-    """A look at decoded pixels, uint8 (H, W, 3)."""
+def inspect_pixels(pixels: np.ndarray) -> Inspection:
+    """Inspects decoded pixels, uint8 (H, W, 3)."""
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{height} x {width}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     first = pixels[0, 0]
     blank = bool((pixels[::16, ::16] == first).all() and (pixels == first).all())
-    wrong = (("blank", f"every pixel is {tuple(first.tolist())}"),) if blank else ()
-    return Look(wrong, (height, width), pixels.nbytes, b"", digest.digest(), None, _colors(pixels))
+    issues = (("blank", f"every pixel is {tuple(first.tolist())}"),) if blank else ()
+    return Inspection(issues, (height, width), pixels.nbytes, b"", digest.digest(), None, _colors(pixels))
 
 
 def _digest(file: Path | PackedImage) -> tuple[int, bytes]:
@@ -83,33 +83,34 @@ def _digest(file: Path | PackedImage) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _stored(file: Path | PackedImage, facts: Facts) -> list[tuple[str, str]]:
-    """What the way an image is stored gives to report."""
-    found = []
+def _storage_issues(file: Path | PackedImage, facts: Facts) -> list[tuple[str, str]]:
+    """What to report about how an image is stored."""
+    issues = []
     if not facts.fits and isinstance(file, Path):
-        found.append(("wrong suffix", f"a {facts.format} that is called {os.path.splitext(file.name)[1] or file.name}"))  # noqa: PTH122
+        issues.append(("wrong suffix", f"a {facts.format} that is called {os.path.splitext(file.name)[1] or file.name}"))  # noqa: PTH122
     if facts.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
-        found.append(("color space", facts.mode))
+        issues.append(("color space", facts.mode))
     if facts.mode in ("P", "PA") and facts.format != "GIF":  # of which every one has a palette
-        found.append(("palette", f"a {facts.format} of mode {facts.mode}"))
+        issues.append(("palette", f"a {facts.format} of mode {facts.mode}"))
     if facts.deep:
-        found.append(("deep", f"a {facts.format} of mode {facts.mode}"))
+        issues.append(("deep", f"a {facts.format} of mode {facts.mode}"))
     if facts.transparent:
-        found.append(("transparent", f"a {facts.format} of mode {facts.mode}"))
+        issues.append(("transparent", f"a {facts.format} of mode {facts.mode}"))
     if facts.orientation != 1:
-        found.append(("rotated", f"EXIF orientation {facts.orientation}"))
+        issues.append(("rotated", f"EXIF orientation {facts.orientation}"))
     if facts.animated:
-        found.append(("animated", f"a {facts.format} of several images"))
-    return found
+        issues.append(("animated", f"a {facts.format} of several images"))
+    return issues
 
 
 def _ends_in_gray(pixels: np.ndarray) -> bool:
-    """Whether a JPEG has the gray that decoders give for missing data along its lower edge, and not along its upper one."""
+    """Whether a JPEG ends in the gray that decoders fill in for missing data, and does not begin with it."""
     below, above = pixels[-_GRAY_ROWS:], pixels[:_GRAY_ROWS]
     return bool((below == 128).all() and not (above == 128).all())
 
 
 def _colors(pixels: np.ndarray) -> np.ndarray:
+    """float64 (12,): see Inspection.colors."""
     step = math.ceil(math.sqrt(pixels.shape[0] * pixels.shape[1] / SAMPLE)) or 1
     sample = pixels[::step, ::step].reshape(-1, 3) / 255
     return np.concatenate([sample.mean(0), (sample.T @ sample).ravel() / len(sample)])

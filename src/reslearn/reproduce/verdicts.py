@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reslearn.reproduce.experiment import METRICS, Effect, Row
+from reslearn.reproduce.experiment import METRICS, Comparison, Effect
 
 # Student's t, two-sided 95%, by degrees of freedom
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
@@ -16,7 +16,7 @@ HOLDS, DIFFERS, UNDECIDED, NOT_COMPARABLE = "holds", "differs", "undecided", "no
 NOT_RUN, FAILED = "not run", "failed"
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def summarize(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation of the sample and 95% interval of the mean (Student's t); the latter two need two values."""
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
@@ -26,15 +26,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "std": std, "interval": [mean - half, mean + half], "values": list(values)}
 
 
-def judge_row(row: Row, found: Sequence[float], comparable: bool) -> dict[str, Any]:
-    """A line of the result. comparable: under the paper's protocol, on its data; else nothing is said of the paper's number."""
-    ours = spread(found)
-    verdict, difference = NOT_COMPARABLE, None
+def compare_to_paper(row: Comparison, values: Sequence[float], comparable: bool) -> dict[str, Any]:
+    """A row of the result. comparable: the values are under the paper's protocol, on its data; otherwise there is no verdict on
+    the paper's number."""
+    ours = summarize(values)
+    outcome, difference = NOT_COMPARABLE, None
     if row.published is None:
-        verdict = ""
+        outcome = ""
     elif comparable:
         difference = ours["mean"] - row.published
-        verdict = HOLDS if abs(difference) <= row.tolerance else DIFFERS
+        outcome = HOLDS if abs(difference) <= row.tolerance else DIFFERS
     return {
         "what": row.what,
         "metric": METRICS[row.metric],
@@ -42,21 +43,26 @@ def judge_row(row: Row, found: Sequence[float], comparable: bool) -> dict[str, A
         "ours": ours,
         "difference": difference,
         "tolerance": row.tolerance if comparable and row.published is not None else None,
-        "verdict": verdict,
+        "verdict": outcome,
     }
 
 
-def judge_effect(effect: Effect, found: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """found: label -> seed -> the metric, of the same seeds. The claim holds where the interval of the effect is above 0."""
-    seeds = list(found[next(iter(effect.terms))])
-    values = [sum(weight * found[label][seed] for label, weight in effect.terms.items()) for seed in seeds]
-    result = spread(values)
-    interval = result["interval"]
-    verdict = UNDECIDED if interval is None or interval[0] <= 0 <= interval[1] else HOLDS if interval[0] > 0 else DIFFERS
+def estimate(effect: Effect, values: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """A claim of the result. values: label -> seed -> the metric, of the same seeds. The claim holds where the effect's interval is
+    above 0."""
+    seeds = list(values[next(iter(effect.terms))])
+    by_seed = [sum(weight * values[label][seed] for label, weight in effect.terms.items()) for seed in seeds]
+    result = summarize(by_seed)
     return {
         "text": effect.text,
         "metric": METRICS[effect.metric],
         "effect": result,
-        "verdict": verdict,
-        "disagree": [seed for seed, value in zip(seeds, values, strict=True) if value * result["mean"] < 0 or value == 0],
+        "verdict": verdict(result["interval"]),
+        "disagree": [seed for seed, value in zip(seeds, by_seed, strict=True) if value * result["mean"] < 0 or value == 0],
     }
+
+
+def verdict(interval: Sequence[float] | None) -> str:
+    """Whether an effect is above 0, by its 95% interval."""
+    low, high = interval or (0, 0)
+    return HOLDS if low > 0 else DIFFERS if high < 0 else UNDECIDED

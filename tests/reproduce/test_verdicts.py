@@ -2,22 +2,22 @@
 
 import pytest
 
-from reslearn.reproduce.experiment import Effect, Row
-from reslearn.reproduce.judge import T95, judge_effect, judge_row, spread
+from reslearn.reproduce.experiment import Comparison, Effect
+from reslearn.reproduce.verdicts import T95, compare_to_paper, estimate, summarize
 
 
 def test_spread_of_three_values() -> None:
-    found = spread([1.0, 2.0, 3.0])
+    found = summarize([1.0, 2.0, 3.0])
     assert found["mean"] == 2 and found["std"] == 1
     # 4.303 / sqrt(3)
     assert found["interval"] == pytest.approx([2 - 2.4843, 2 + 2.4843], abs=1e-3)
-    assert spread([5.0])["interval"] is None
+    assert summarize([5.0])["interval"] is None
 
 
 def test_students_t() -> None:
     assert [T95[n - 1] for n in (1, 2, 5, 10, 15)] == [12.706, 4.303, 2.571, 2.228, 2.131]
     assert list(T95) == sorted(T95, reverse=True)
-    many = spread([0.0, 1.0] * 20)
+    many = summarize([0.0, 1.0] * 20)
     assert many["interval"][1] - many["mean"] == pytest.approx(1.96 * many["std"] / 40**0.5)
 
 
@@ -31,7 +31,7 @@ def test_students_t() -> None:
     ],
 )
 def test_an_effect_holds_where_its_interval_is_above_zero(values: list[float], verdict: str, disagree: list[int]) -> None:
-    found = judge_effect(
+    found = estimate(
         Effect("a above b", {"a": 1.0, "b": -1.0}),
         {"a": {i: v + 10 for i, v in enumerate(values)}, "b": dict.fromkeys(range(len(values)), 10.0)},
     )
@@ -41,7 +41,7 @@ def test_an_effect_holds_where_its_interval_is_above_zero(values: list[float], v
 
 def test_a_difference_of_differences() -> None:
     terms = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
-    found = judge_effect(
+    found = estimate(
         Effect("", terms), {"a": {0: 9.0, 4: 9.5}, "b": {0: 1.0, 4: 1.0}, "c": {0: 4.0, 4: 4.0}, "d": {0: 2.0, 4: 12.0}}
     )
     assert found["disagree"] == [], "16.5 agrees"
@@ -49,15 +49,15 @@ def test_a_difference_of_differences() -> None:
 
 
 def test_seeds_that_disagree_are_named_by_their_numbers() -> None:
-    found = judge_effect(Effect("", {"a": 1.0, "b": -1.0}), {"a": {0: 3.0, 2: 1.0, 7: 3.0}, "b": {0: 1.0, 2: 1.5, 7: 1.0}})
+    found = estimate(Effect("", {"a": 1.0, "b": -1.0}), {"a": {0: 3.0, 2: 1.0, 7: 3.0}, "b": {0: 1.0, 2: 1.5, 7: 1.0}})
     assert found["disagree"] == [2]
 
 
 def test_only_the_papers_protocol_is_compared_with_its_number() -> None:
-    row = Row("ResNet-20", "resnet20", 8.75, tolerance=0.5)
-    assert judge_row(row, [30.0], False)["verdict"] == "not comparable"
-    assert judge_row(row, [30.0], False)["difference"] is None
-    assert judge_row(row, [9.2], True)["verdict"] == "holds"
-    assert judge_row(row, [9.3], True)["verdict"] == "differs"
-    assert judge_row(row, [9.3], True)["difference"] == pytest.approx(0.55)
-    assert judge_row(Row("loss", "resnet20"), [1.0], True)["verdict"] == ""
+    row = Comparison("ResNet-20", "resnet20", 8.75, tolerance=0.5)
+    assert compare_to_paper(row, [30.0], False)["verdict"] == "not comparable"
+    assert compare_to_paper(row, [30.0], False)["difference"] is None
+    assert compare_to_paper(row, [9.2], True)["verdict"] == "holds"
+    assert compare_to_paper(row, [9.3], True)["verdict"] == "differs"
+    assert compare_to_paper(row, [9.3], True)["difference"] == pytest.approx(0.55)
+    assert compare_to_paper(Comparison("loss", "resnet20"), [1.0], True)["verdict"] == ""

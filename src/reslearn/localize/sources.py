@@ -1,12 +1,32 @@
-"""Annotated sets as localization takes them: opened, and refused in its own words."""
+"""Annotated sets as localization takes them: opened, checked, and read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reslearn.data.boxes.box_set import BadBoxes, BoxSet
 from reslearn.data.boxes.read import open_boxes, split_names
+from reslearn.data.boxes.reader import ImageReader
 from reslearn.errors import UserError
 from reslearn.localize.views import of_one_kind
+
+CACHE_BYTES = 1 << 29  # of decoded images that stay in memory
+
+
+class LocalizeSource:
+    """A split: its images, the class and boxes of each, and a reader of their pixels."""
+
+    def __init__(self, data: BoxSet) -> None:
+        self.data, self.single = data, of_one_kind(data)
+        self.reader = ImageReader(data.images, cache=CACHE_BYTES)
+        self.names = [image.name for image in data.images]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def share(self, rank: int, count: int) -> "LocalizeSource":
+        """Every count-th image from the rank-th on."""
+        return LocalizeSource(replace(self.data, images=self.data.images[rank::count]))
 
 
 def open_to_train(data: str | Path) -> dict[str, BoxSet]:

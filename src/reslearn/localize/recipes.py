@@ -1,0 +1,177 @@
+"""Recipes of localizers: one for each stage, chosen from the data."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from reslearn.data.boxes.anchors import suggest_anchors
+from reslearn.data.boxes.box_set import BoxSet
+from reslearn.errors import UserError
+from reslearn.localize.crops import training_crops
+from reslearn.localize.net import HIDDEN, Settings
+from reslearn.localize.views import of_one_kind
+from reslearn.training import recipe as common
+from reslearn.training.recipe import Chosen, Cited, Section
+from reslearn.weights.store import read_card
+
+if TYPE_CHECKING:
+    from reslearn.detect.sources import AnnotatedSet
+
+SIZE = 224  # px
+FITTED_TO = 1000  # crops that the anchors are fitted to, at most
+Pair = tuple[float, float]
+
+
+class CropData(common.Data, frozen=True):
+    """Which images are held out, and what the network sees of the others."""
+
+    size: int = Field(default=SIZE, ge=32, le=1024, description="side of the square crops, px")
+    crop_ratio: float = Field(
+        default=0.875, gt=0, le=1, description="a single view scales to size / crop_ratio, then takes the center"
+    )
+    jitter: tuple[int, int] = Field(default=(256, 480), description="range of the shorter side that crops are taken from, px")
+    workers: int = Field(default=2, ge=0, le=64, description="threads that prepare batches ahead of time")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CropData":
+        if not self.size <= self.jitter[0] <= self.jitter[1]:
+            raise ValueError("jitter must be two sizes in px, size <= low <= high")
+        return self
+
+
+class LocalizerOptions(Section, frozen=True):
+    """What a localizer is besides its network (see localize/net.py)."""
+
+    count: int = Field(default=9, ge=1, le=32, description="anchors at each place, fitted to the training crops")
+    anchors: tuple[Pair, ...] | None = Field(default=None, description="width and height of each anchor, px; otherwise fitted")
+    hidden: int = Field(default=HIDDEN, ge=1, description="channels of the layer before scores and boxes (Faster R-CNN, 3.1)")
+    iou: Pair = Field(
+        default=(0.3, 0.5), description="anchors below the first overlap are negative examples, from the second on positive ones"
+    )
+    proposals: int | None = Field(
+        default=None, ge=1, le=2000, description="boxes of a class that the second stage scores again (stage regions)"
+    )
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> "LocalizerOptions":
+        if not 0 < self.iou[0] <= self.iou[1] <= 1:
+            raise ValueError("iou must be two overlaps, 0 < low <= high <= 1")
+        return self
+
+
+class RegionBatch(common.Batch, frozen=True):
+    """Images, or regions of one image each, a step, of all ranks together."""
+
+    size: int = Field(default=256, ge=1, le=4096, description="images a step; regions in stage regions")
+
+
+class LocalizeRecipe(common.Recipe, frozen=True):
+    """Everything that decides the training of a stage of a localizer.
+
+    Stage "proposals": net.init is a classification model to start from. Stage "regions": net.init is a localizer whose boxes are
+    scored again and moved.
+    """
+
+    stage: Literal["proposals", "regions"] = Field(default="proposals", description="what is trained: boxes, or their refinement")
+    data: CropData = CropData()
+    batch: RegionBatch = RegionBatch()
+    localizer: LocalizerOptions = LocalizerOptions()
+    execution: Literal["auto", "eager", "fused"] = Field(
+        default="auto", description="how a step is executed (see training/stepper.py)"
+    )
+
+    @model_validator(mode="after")
+    def _applies(self) -> "LocalizeRecipe":
+        if self.net.frozen or self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
+            raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr are for classification")
+        if self.optimizer.backbone_lr != 1 and (self.net.init is None or self.stage == "regions"):
+            raise ValueError("optimizer.backbone_lr applies to stage proposals that starts from a model: give net.init as well")
+        if self.stage == "regions" and (self.net.init is None or self.localizer.proposals is None):
+            raise ValueError("stage regions needs net.init, a localizer, and localizer.proposals")
+        if self.stage == "proposals" and self.localizer.proposals is not None:
+            raise ValueError("localizer.proposals applies to stage regions")
+        if self.localizer.anchors is None:
+            raise ValueError('localizer.anchors is not set: give it, or begin with base = "localize-default", which fits it')
+        return self
+
+    def settings(self) -> Settings:
+        """What a model file says of the localizer."""
+        return Settings.model_validate(self.localizer.model_dump(exclude={"count"}))
+
+
+def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
+    """Boxes for each class on a classification network, at every place of its last map (DRL appendix C).
+
+    Sizes, batch and examples an image are the paper's; it does not print the schedule and the anchors, which are fitted to the
+    data. Side and jitter of the crops go together unless both are given.
+    """
+    if data is None:
+        raise UserError("recipe localize-default is chosen from the data: name it as well")
+    size = given.get("data.size", SIZE)
+    whole = size if isinstance(size, int) else SIZE
+    jitter = given.get("data.jitter", [round(256 * whole / SIZE), round(480 * whole / SIZE)])
+    values = {
+        "name": "localize-default",
+        "net": {"name": net or "resnet18"},
+        "data": {"size": size, "jitter": Cited(jitter, "DRL 3.4: [256, 480] for crops of 224")},
+        "batch": {"size": Cited(256, "DRL appendix C")},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": {"epochs": 20, "lr": 0.05, "shape": "cosine", "warmup": 0.05},
+        "log": {"every": 20},
+    }
+    count, reasons = given.get("localizer.count", 9), {}
+    if "localizer.anchors" not in given and isinstance(count, int) and 1 <= count <= 32 and _is_range(jitter, whole):
+        anchors = _fitted(data.training, int(given.get("seed", 0)), whole, jitter, count)
+        values["localizer"] = {"anchors": anchors}
+        shapes = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in anchors)
+        reasons["localizer.anchors"] = f"{count} anchors of {shapes} px: fitted to the boxes of training crops"
+    return Chosen(values, reasons)
+
+
+def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
+    """R-CNN, a localizer's second stage: its best boxes are cut out, scored again and moved (DRL appendix C).
+
+    net.init is the localizer. Proposals and batch are the paper's; it does not print the schedule.
+    """
+    init = given.get("net.init")
+    if not isinstance(init, str):
+        raise UserError("recipe localize-regions needs the localizer whose boxes it refines: give --init RUN")
+    card = read_card(init)
+    if card.localizer is None:
+        raise UserError(f"{init} is not a localizer: train one with reslearn localize train")
+    if card.localizer.get("proposals") is not None:
+        raise UserError(f"{init} has a second stage already: give a localizer with one stage")
+    view = card.preprocessing
+    values = {
+        "name": "localize-regions",
+        "stage": "regions",
+        "net": {"name": net or card.net},
+        "data": {"size": view.size[0], "crop_ratio": view.crop_ratio, "jitter": (view.size[0], view.size[0])},
+        "localizer": {**card.localizer, "proposals": Cited(200, "DRL appendix C")},
+        "batch": {"size": Cited(256, "DRL appendix C")},
+        "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": {"epochs": 20, "lr": 0.02, "shape": "cosine", "warmup": 0.05},
+        "log": {"every": 20},
+    }
+    return Chosen(values, {"stage": f"the first stage, which proposes regions, is that of {init}"})
+
+
+def _is_range(jitter: Any, size: int) -> bool:
+    """Whether crops can be taken so; what is no range is rejected with the recipe."""
+    return (
+        isinstance(jitter, list | tuple) and len(jitter) == 2 and all(isinstance(side, int) for side in jitter)
+    ) and 32 <= size <= jitter[0] <= jitter[1]
+
+
+def _fitted(data: BoxSet, seed: int, size: int, jitter: Any, count: int) -> tuple[Pair, ...]:
+    """Shapes fitted to the boxes of training crops of the first epoch."""
+    some = torch.linspace(0, len(data) - 1, min(len(data), FITTED_TO)).long()
+    crops = training_crops(data.images, of_one_kind(data), seed, size, (jitter[0], jitter[1]), torch.zeros_like(some), some)
+    shapes = suggest_anchors(np.concatenate([boxes for _, boxes in crops]), count, seed=seed)
+    return tuple((round(w, 1), round(h, 1)) for w, h in shapes.tolist())
+
+
+NAMED: dict[str, Callable[..., Chosen]] = {"localize-default": localize_default, "localize-regions": localize_regions}

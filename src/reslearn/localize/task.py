@@ -1,0 +1,248 @@
+"""Localization: where the one object of an image is. What a run of either stage is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reslearn.data.augment import Draws
+from reslearn.data.boxes.source import hold_out
+from reslearn.data.images.statistics import measure
+from reslearn.data.images.stream import Photos
+from reslearn.data.preprocess import Preprocessing
+from reslearn.data.sampling import SampleOrder, integer, view_seed
+from reslearn.data.sets import Split
+from reslearn.data.splits import held_out
+from reslearn.detect.sources import AnnotatedSet
+from reslearn.errors import UserError
+from reslearn.evaluation.protocols import evaluating
+from reslearn.files import user_path
+from reslearn.localize import regions
+from reslearn.localize.crops import Crops, crops_of, training_crops
+from reslearn.localize.evaluate import VIEWS, View, errors, views
+from reslearn.localize.gallery import MOST, save_examples, save_gallery
+from reslearn.localize.losses import losses
+from reslearn.localize.net import Localizer, create_localizer, flat, load_localizer, save_localizer
+from reslearn.localize.predict import predict, propose
+from reslearn.localize.recipes import NAMED, LocalizeRecipe
+from reslearn.localize.regions import RegionExamples, add_second_stage, region_losses
+from reslearn.localize.sources import LocalizeSource, open_to_train
+from reslearn.training import ranks
+from reslearn.training.display import Display
+from reslearn.training.recipe import Chosen
+from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Progress, Sources, Task
+from reslearn.weights.store import load, read_card
+
+LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
+
+
+class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
+    """A network that gives a box for each class in an image of one kind of object."""
+
+    name = "localize"
+    recipe = LocalizeRecipe
+    named = NAMED
+    described = ("objects",)
+
+    def open(self, source: str | Path, given: Mapping[str, Any]) -> AnnotatedSet:
+        splits = open_to_train(source)
+        return AnnotatedSet(user_path(source).absolute(), splits["train"].classes, splits)
+
+    def usual(self, data: AnnotatedSet) -> str:
+        return "localize-default"
+
+    def choose(self, name: str, data: AnnotatedSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
+        return NAMED[name](data, net, given)
+
+    def check(self, recipe: LocalizeRecipe, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
+        if data.has_val and "data.val" in given:
+            raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
+        if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
+            raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
+        if recipe.stage == "regions" and (extra := [key for key in ("size", "crop_ratio", "jitter") if f"data.{key}" in given]):
+            raise UserError(f"data.{extra[0]} does not apply to stage regions: it sees what the localizer sees; leave it out")
+        if recipe.stage == "regions" and (known := read_card(recipe.net.init or "").classes) != data.classes:
+            one, other = (", ".join(classes) for classes in (known, data.classes))
+            raise UserError(f"{recipe.net.init} knows the classes {one}; {data.name} has {other}")
+
+    def sources(
+        self, data: AnnotatedSet, recipe: LocalizeRecipe, device: torch.device, display: Display, view: Preprocessing | None
+    ) -> Sources[LocalizeSource]:
+        splits, held = dict(data.splits), dict[str, list[str]]()
+        if "val" not in splits and (count := held_out(recipe.data.val, len(splits["train"]), "data.val")):
+            splits["train"], splits["val"] = hold_out(splits["train"], count, recipe.seed)
+            held["val"] = [image.name for image in splits["val"].images]
+        if view is None:
+            view = _view(recipe, data, display)
+        sources = {name: LocalizeSource(split) for name, split in splits.items()}
+        return Sources(sources["train"], sources.get("val"), sources.get("test"), view, held)
+
+    def identity(self, data: AnnotatedSet) -> dict[str, str]:
+        return {"fingerprint": data.fingerprint()}
+
+    def describe(self, data: AnnotatedSet, sources: Sources[LocalizeSource]) -> dict[str, Any]:
+        return {
+            "name": data.name,
+            "classes": list(data.classes),
+            "n": {name: len(source) for name, source in sources.named().items()},
+            "objects": sources.train.data.counts(),
+        }
+
+    def introduce(self, job: LocalizeJob) -> list[str]:
+        described = job.facts["data"]
+        counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
+        objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
+        return [f"data     {described['name']}: {counts} images; in training {objects}"]
+
+    def model(self, job: LocalizeJob, *, fresh: bool) -> nn.Module:
+        recipe, view, settings = job.recipe, job.sources.preprocessing, job.recipe.settings()
+        fresh = fresh and recipe.net.init is not None
+        if recipe.stage == "regions" and fresh:
+            first = load_localizer(recipe.net.init or "")
+            torch.manual_seed(integer(recipe.seed, 0x1218))
+            model = add_second_stage(first, recipe.localizer.proposals or 1)
+        else:
+            torch.manual_seed(integer(recipe.seed, 0x1217))
+            start = load(recipe.net.init or "") if fresh else recipe.net.name
+            model = create_localizer(start, job.data.classes, settings, view, recipe.net.options())
+        return model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def enter(self, model: nn.Module, phase: int) -> nn.Module:
+        assert isinstance(model, Localizer)
+        if model.regions is None:
+            return model
+        model.requires_grad_(False)
+        model.regions.requires_grad_(True)
+        return model.regions
+
+    def head(self, model: nn.Module) -> list[nn.Parameter]:
+        return [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+
+    def loss(self, job: LocalizeJob) -> LossFunction:
+        normalize, on, iou = job.sources.preprocessing.normalizer(job.device), job.device, job.recipe.localizer.iou
+
+        def of_crops(model: nn.Module, examples: Crops) -> Losses:
+            images = normalize(examples.pixels.to(on)).contiguous(memory_format=torch.channels_last)
+            logits, deltas, anchors = model(images)
+            boxes = [boxes.to(on) for boxes in examples.boxes]
+            return Losses(losses(logits.float(), deltas.float(), anchors, boxes, examples.labels.to(on), iou))
+
+        def of_regions(model: nn.Module, examples: RegionExamples) -> Losses:
+            second = model.get_submodule("regions")
+            logits, deltas = second(examples.seen.to(on).contiguous(memory_format=torch.channels_last))
+            targets = examples.labels.to(on), examples.positive.to(on), examples.targets.to(on)
+            return Losses(region_losses(logits.float(), deltas.float(), *targets))
+
+        return of_crops if job.recipe.stage == "proposals" else of_regions
+
+    def examples(self, job: LocalizeJob, draws: Draws) -> Crops | RegionExamples:
+        source, recipe = job.sources.train, job.recipe
+        if recipe.stage == "proposals":
+            return crops_of(source, recipe.seed, recipe.data.size, recipe.data.jitter, draws)
+        proposals = np.load(job.folder / regions.FILE, mmap_mode="r")
+        return regions.regions_of(source, proposals, job.sources.preprocessing, draws)
+
+    def evaluate(
+        self,
+        job: LocalizeJob,
+        model: nn.Module,
+        source: LocalizeSource,
+        *,
+        precision: str,
+        progress: Progress,
+        forward: Callable[[Tensor], Tensor] | None = None,
+        full: bool = False,
+    ) -> Evaluation:
+        assert isinstance(model, Localizer)
+        scales = (min(model.card.preprocessing.covered),)
+        with evaluating(model):
+            if full or model.regions is not None:
+                found = _shared(source, progress, lambda own, step: views(model, own.data, own.single.labels, scales, None, step))
+            else:
+                found = _shared(source, progress, lambda own, step: {"1-crop": View.of(*predict(model, own.data, None, step))})
+        last = [name for name in VIEWS if name in found][-1] if model.regions is not None else "1-crop"
+        numbers = {name: errors(view.order, view.boxes, source.single, model.classes) for name, view in found.items()}
+        error, name = numbers[last]["true_class"]["error"], "R-CNN" if last == "refined" else "1 crop"
+        text = f"held-out localization error, true class given, {name}: {error:.2f}%"
+        if not full:
+            return Evaluation(error, {"localization_error": error}, text)
+        about = {"n": len(source), "scales": list(scales), "classes": list(model.classes), "classes_from": "its own scores"}
+        return Evaluation(error, about | numbers, text, found)
+
+    def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
+        of = {title: numbers[view]["true_class"] for view, title in VIEWS.items() if view in numbers}
+        return {f"localization error, true class given, {title}": (it["error"], it["interval"]) for title, it in of.items()}
+
+    def save(self, job: LocalizeJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+        assert isinstance(model, Localizer)
+        short = {split: {view: of[view]["true_class"]["error"] for view in VIEWS if view in of} for split, of in numbers.items()}
+        data = {"name": job.data.name, **self.identity(job.data)}
+        update = {"recipe": job.recipe.model_dump(mode="json"), "metrics": short, "data": data}
+        return save_localizer(model, path, model.card.model_copy(update=update))
+
+    def finish(self, job: LocalizeJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
+        source = job.sources.named()[split]
+        return {**save_gallery(job.folder, source.data, source.single, details[split]), "gallery_split": split}
+
+    def begin(self, job: LocalizeJob) -> None:
+        recipe, source, view = job.recipe, job.sources.train, job.sources.preprocessing
+        if recipe.stage == "regions" and not regions.has_proposals(job.folder):
+            first = load_localizer(recipe.net.init or "", job.device)
+            boxes = propose(
+                first,
+                source.data,
+                source.single.labels[:, None],
+                recipe.localizer.proposals or 1,
+                progress=lambda what, done, total: job.display.progress(f"proposals, {what}", done, total),
+            )
+            regions.save_proposals(job.folder, boxes[:, 0])
+        if (job.folder / "images" / "examples.jpg").exists():
+            return
+        order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
+        epochs, indices = (drawn[:MOST] for drawn in order[0])
+        if recipe.stage == "proposals":
+            size, jitter = recipe.data.size, recipe.data.jitter
+            crops = training_crops(source.reader, source.single, recipe.seed, size, jitter, epochs, indices)
+            save_examples(job.folder, ((crop, boxes, ()) for crop, boxes in crops))
+        else:
+            examples = self.examples(job, Draws(view_seed(recipe.seed), epochs, indices))
+            assert isinstance(examples, RegionExamples)
+            save_examples(job.folder, regions.as_pictures(examples, view))
+
+
+def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Preprocessing:
+    """How images become the network's input: with a model's own statistics, otherwise with those of the training images."""
+    size, ratio, none = (recipe.data.size, recipe.data.size), recipe.data.crop_ratio, (0.0,) * 3
+    if recipe.net.init is not None:
+        view = read_card(recipe.net.init).preprocessing
+        if view.channels != 3:
+            raise UserError(f"{recipe.net.init} sees gray images: localization is for networks of color images")
+        return view if recipe.stage == "regions" else flat(view).model_copy(update={"size": size, "crop_ratio": ratio})
+    view = Preprocessing(channels=3, size=size, crop_ratio=ratio, mean=none, std=(1.0,) * 3)
+    images = data.training.images
+    names, files = tuple(image.name for image in images), tuple(image.path for image in images)
+    photos = Photos(Split(np.zeros(len(files), np.int64), names, files=files), view)
+    return measure(photos, view, "channel", display.progress)
+
+
+def _shared(source: LocalizeSource, progress: Progress, look: Callable[[LocalizeSource, Any], dict[str, View]]) -> dict[str, View]:
+    """What `look` finds in a split, each rank looking at a share of the images. progress is called by all ranks alike."""
+    n, count = len(source), ranks.count()
+    if count == 1:
+        return look(source, lambda what, done, total: progress(done))
+    progress(0)
+    own = look(source.share(ranks.rank(), count), lambda what, done, total: None) if ranks.rank() < n else {}
+    progress(n)
+    shares = [share for share in ranks.gather(own) if share]
+    order = np.argsort(np.concatenate([np.arange(rank, n, count) for rank in range(len(shares))]))
+
+    def joined(name: str) -> View:
+        return View(*(np.concatenate(parts)[order] for parts in zip(*(share[name] for share in shares), strict=True)))
+
+    return {name: joined(name) for name in shares[0]}
+
+
+LOCALIZE = Localization()
