@@ -100,7 +100,7 @@ def test_a_fine_tuning_resumes_bit_for_bit(shallow: tuple[Path, Path], tmp_path:
     ("settings", "model", "said"),
     [
         ([], "resnet20", "is a resnet8, not a resnet20"),
-        (["net.name=resnet14"], None, "they must be the same"),
+        (["net.name=resnet14"], None, "is a resnet8, not a resnet14: leave the network's name out"),
         (["net.frozen=9"], None, "has a stem and 3 stages"),
     ],
 )

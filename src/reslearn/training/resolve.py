@@ -50,16 +50,16 @@ def starting_net(request: TrainRequest) -> dict[str, Any] | None:
     path = Path(init).expanduser()
     card = read_card(path)
     if model is not None and model != card.net:
-        raise UserError(f"--init {init} is a {card.net}, not a {model}: leave --model out, or make it deeper with reslearn deepen")
+        raise UserError(
+            f"--init {init} is a {card.net}, not a {model}: leave the network's name out, or make it deeper with reslearn deepen"
+        )
     options = {key: value for key, value in card.options.items() if key != "zero_init_last_gamma"}
     return {"name": card.net, **options, "init": str(path.absolute())}
 
 
 def check_same_net(recipe: Recipe) -> None:
-    """Raise UserError where the recipe describes another network than the one that net.init holds."""
+    """Raise UserError where options of the recipe's network are not those of the model that net.init holds."""
     card = read_card(recipe.net.init or "")
-    if card.net != recipe.net.name:
-        raise UserError(f"net.init is a {card.net}, but net.name is {recipe.net.name}: they must be the same")
     for key, value in recipe.net.options().items():
         if key not in START_ONLY and value != card.options.get(key, getattr(spec(card.net), key)):
             raise UserError(f"net.init is a {card.net} of another {key} than {value!r}: leave net.{key} out")
