@@ -112,7 +112,7 @@ def regions_of(source: LocalizeSource, proposals: np.ndarray, view: Preprocessin
     normalize, seen, positive, targets = view.normalizer(), [], [], []
     numbers = (draws.uniform(which).tolist() for which in (KIND, REGION, FLIP))
     for i, kind, which, flip in zip(draws.indices.tolist(), *numbers, strict=True):
-        given, truth, good = pick_region(np.asarray(proposals[i]), source.single.boxes[i], kind, which)
+        given, truth, good = pick_region(np.array(proposals[i]), source.single.boxes[i], kind, which)
         image = normalize(torch.from_numpy(source.reader[i]).permute(2, 0, 1)[None])[0]
         box, wanted = torch.from_numpy(given)[None], torch.from_numpy(truth).float()[None]
         region = warp(image, box, view.size)
