@@ -19,7 +19,7 @@ from reslearn.training.recipe import Chosen, Cited, Section
 from reslearn.weights.store import read_card
 
 if TYPE_CHECKING:
-    from reslearn.detect.sources import AnnotatedSet
+    from reslearn.data.boxes.annotated import AnnotatedSet
 
 SIZE = 224  # px
 FITTED_TO = 1000  # crops that the anchors are fitted to, at most

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.data.augment import Draws
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.source import hold_out
 from reslearn.data.images.statistics import measure
 from reslearn.data.images.stream import Photos
@@ -16,7 +17,6 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.data.sets import Split
 from reslearn.data.splits import held_out
-from reslearn.detect.sources import AnnotatedSet
 from reslearn.errors import UserError, naming
 from reslearn.evaluation.protocols import evaluating
 from reslearn.files import user_path
