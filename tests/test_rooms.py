@@ -81,6 +81,7 @@ def test_without_a_room_the_others_work(room: str, tmp_path: Path, monkeypatch: 
     commands = [command for other, command in COMMANDS.items() if other not in ROOMS[room]]
     done = run_python("-c", USE, copy, *commands, cwd=tmp_path)
     assert done.code == 0, done.err
+    files = [*CORE, *MORE.get(room, [])]
     tests = run_python(
         "-m", "pytest", "-n0", "-qx", "-mnot slow", f"--basetemp={tmp_path}/tests", *CORE, *MORE.get(room, []), cwd=TESTS
     )
