@@ -82,7 +82,5 @@ def test_without_a_room_the_others_work(room: str, tmp_path: Path, monkeypatch: 
     done = run_python("-c", USE, copy, *commands, cwd=tmp_path)
     assert done.code == 0, done.err
     files = [*CORE, *MORE.get(room, [])]
-    tests = run_python(
-        "-m", "pytest", "-n0", "-qx", "-mnot slow", f"--basetemp={tmp_path}/tests", *CORE, *MORE.get(room, []), cwd=TESTS
-    )
+    tests = run_python("-m", "pytest", "-n0", "-qx", "-mnot slow", f"--basetemp={tmp_path}/tests", *files, cwd=TESTS)
     assert tests.code == 0, tests.out[-3000:]
