@@ -30,7 +30,6 @@ from unittest import mock
 import torch
 import torchvision
 from PIL import Image
-from reslearn.detect.step import on
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
@@ -43,6 +42,7 @@ from reslearn.data.boxes.read import open_boxes
 from reslearn.detect import Detector, create_detector, heads, load_detector, save_detector
 from reslearn.detect.backbone import settle_batch_norm
 from reslearn.detect.evaluate import TestOptions, find
+from reslearn.detect.step import on
 from reslearn.device import autocast, pick_device, pick_precision
 from reslearn.training import runtime
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reslearn.detect.step import DetectStepper, judge
 
 from detect.small import detector
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import BoxSource
 from reslearn.detect.alternating import AlternatingState, phase_ends
 from reslearn.detect.recipes import DetectRecipe
+from reslearn.detect.step import DetectStepper, judge
 from reslearn.evaluation.average_precision import coco
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
-from reslearn.detect.step import judge
 from scipy import ndimage
 
 import pasting
@@ -20,6 +19,7 @@ from reslearn.data.augment import Draws
 from reslearn.data.boxes.masks import draw
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.boxes.source import BoxSource
+from reslearn.detect.step import judge
 from reslearn.errors import UserError
 from reslearn.evaluation.average_precision import coco
 from reslearn.report import write
