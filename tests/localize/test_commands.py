@@ -139,7 +139,7 @@ def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp
     other = reslearn.save(
         reslearn.create("resnet8", 2), tmp_path / "o.safetensors", Card(net="resnet8", classes=("disc", "x"), preprocessing=view)
     )
-    with pytest.raises(UserError, match="knows no class 'square'"):
+    with pytest.raises(UserError, match="has no class 'square'"):
         evaluate(run, shapes, classifier=other)
 
 
@@ -205,7 +205,7 @@ MISTAKES = {
     "resume and more": (["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")], "leave out --model, --set"),
     "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
-    "no test images": (["eval", "{run}", "{alone}"], "has neither test nor val images"),
+    "no test images": (["eval", "{run}", "{alone}"], "has no test or val images"),
     "policy": (["crops", "{data}", "-o", "o", "--bad-boxes", "dorp"], "'--bad-boxes': ", "'dorp' is not one of 'drop', 'fail'"),
     "bad box, crops": (["crops", "{unsound}", "-o", "o"], "object 0: no area", "leave these objects out: --bad-boxes drop"),
     "bad box": (["train", "{unsound}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {unsound} --fix COPY"),
@@ -220,7 +220,7 @@ MISTAKES = {
     "anchors, none": ([*TRAIN, *set_("localizer.anchors=[]")], "localizer.anchors: Tuple should have at least 1 item"),
     "overlaps": ([*TRAIN, *set_("localizer.iou=[0.7,0.3]")], "iou must be two overlaps, 0 < low <= high <= 1"),
     "stage": ([*TRAIN, *set_("stage=region")], "stage: Input should be 'proposals' or 'regions'; did you mean 'regions'?"),
-    "proposals": ([*TRAIN, *set_("localizer.proposals=5")], "localizer.proposals applies to stage regions"),
+    "proposals": ([*TRAIN, *set_("localizer.proposals=5")], "localizer.proposals applies to stage regions only"),
     "warm-up": ([*TRAIN, *set_("schedule.warmup=0", "schedule.warmup_lr=0.01")], "schedule.warmup_lr", "classification"),
     "ranks": ([*TRAIN, *set_("batch.sync_bn=true")], "batch.sync_bn"),
     "frozen": (["train", "{data}", "--out", "o", "--init", "{model}", *set_("net.frozen=1")], "net.frozen"),
@@ -231,12 +231,12 @@ MISTAKES = {
     "too many held out": ([*TRAIN, *set_("data.val=64")], "would hold out 64 of 64 images"),
     "long warm-up": ([*TRAIN, *set_("schedule.steps=5", "schedule.warmup=5")], "schedule.warmup=5 is no shorter than the run's 5"),
     "no train images": (["train", "{tested}", "--out", "o", "--model", "resnet8"], "no train split"),
-    "one class": (["train", "{single}", "--out", "o", "--model", "resnet8"], "one class only, 'disc'"),
+    "one class": (["train", "{single}", "--out", "o", "--model", "resnet8"], "only one class, 'disc'"),
     "two classes in an image": (["train", "{mixed}", "--out", "o", "--model", "resnet8"], "0.png: has disc and square"),
     "recipe": (["train", "{data}", "--out", "o", "--recipe", "localize-region"], "did you mean 'localize-regions'?"),
     "a localizer as init": (["train", "{data}", "--out", "o", "--init", "{run}"], "{run}", "localizer"),
     "a detector as init": (["train", "{data}", "--out", "o", "--init", "{detector}"], "{detector}", "detector"),
-    "a net without a map": (["train", "{data}", "--out", "o", "--model", "densenet-bc-100-12"], "no localization on"),
+    "a net without a map": (["train", "{data}", "--out", "o", "--model", "densenet-bc-100-12"], "localization does not support"),
     "gray": (["train", "{data}", "--out", "o", "--init", "{gray}"], "{gray}", "gray", "color"),
     "init, nowhere": (["train", "{data}", "--out", "o", "--init", "nowhere"], "no model file or run folder called nowhere"),
     "refine what": (REFINE, "--init"),

@@ -174,7 +174,7 @@ def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
     for name, kind in (("l", "localizer"), ("d", "detector")):
         with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a backbone starts from a classification model"):
             create_detector(tmp_path / f"{name}.safetensors", 2)
-    with pytest.raises(UserError, match="no localization on CifarDenseNet"):
+    with pytest.raises(UserError, match="localization does not support CifarDenseNet"):
         create_localizer("densenet-40-12", CLASSES, Settings(anchors=((8, 8),)), VIEW)
 
 

@@ -281,15 +281,15 @@ def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkey
     assert code == 0 and "R-CNN" in out.splitlines()[1]
     page = Page(Path("o/report.html"))
     assert "The second stage, R-CNN, of a localizer on resnet8" in page.text and "dense, then R-CNN" in page.text
-    assert "the first stage, which proposes regions, is that of" in page.text and page.count("img") > 3
+    assert "the first stage, which proposes regions, is " in page.text and page.count("img") > 3
     others = write_set(tmp_path / "others", {"train": 2})
     file = others / "train" / "_annotations.coco.json"
     file.write_text(file.read_text().replace('"disc"', '"ring"'))
     refine = ["--recipe", "localize-regions", "--init"]
     for given, line in (
         ([*refine, weak, "--out", "n"], "say what to train on"),
-        ([shapes, *refine, both, "--out", "n"], "has a second stage already"),
-        ([others, *refine, weak, "--out", "n"], "knows the classes disc, square; others has ring, square"),
+        ([shapes, *refine, both, "--out", "n"], "already has a second stage"),
+        ([others, *refine, weak, "--out", "n"], "has the classes disc, square, but others has ring, square"),
         ([shapes, *refine, weak, "--out", "n", "--set", "localizer.proposals=0"], "proposals: Input should be greater"),
         ([shapes, *refine, weak, "--out", "o"], "holds a run already"),
         (["--resume", "o", "--set", "schedule.lr=1"], "leave out --set"),

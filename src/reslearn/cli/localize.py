@@ -1,4 +1,4 @@
-"""localize: where the object of an image is, by boxes for each class on a classification network."""
+"""localize: find the object of an image, with boxes for each class on a classification network."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds,
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
-app = typer.Typer(help="Where an image's object is: boxes for each class on a classification network.", no_args_is_help=True)
+app = typer.Typer(help="Train and evaluate localizers: one box for each class on a classification network.", no_args_is_help=True)
 
 
 @app.callback()
@@ -23,16 +23,16 @@ def _group(context: typer.Context) -> None:
 
 @app.command(no_args_is_help=True)
 def crops(
-    data: Annotated[Path, typer.Argument(help="A VOC folder or COCO set, of many objects an image.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new folder.")],
-    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Windows of each class for training.")] = 600,
-    tested: Annotated[int, typer.Option("--tested", min=1, help="At most so many of each class to test on, one an object.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    data: Annotated[Path, typer.Argument(help="VOC or COCO set; any number of objects per image.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Training windows per class.")] = 600,
+    tested: Annotated[int, typer.Option("--tested", min=1, help="Most test windows per class; one per object.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     bad_boxes: Annotated[
-        BadBoxPolicy, typer.Option("--bad-boxes", help="Invalid boxes: stop, or leave them out.")
+        BadBoxPolicy, typer.Option("--bad-boxes", help="Invalid boxes: fail, or drop these objects.")
     ] = BadBoxPolicy.fail,
 ) -> None:
-    """Cut images of one object each out of annotated ones: a set for localize, and for train as well (CLASS folders).
+    """Cut out square windows with one whole object each: a data set for localize train, and for train (class folders).
 
     \b
     Examples:
@@ -50,20 +50,21 @@ def crops(
 
 @app.command(no_args_is_help=True)
 def train(
-    data: Annotated[Path | None, typer.Argument(help="VOC or COCO; objects of one class in each image.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet18.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="VOC or COCO set; objects of one class in each image.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Network; resnet18 by default, or that of --init.")] = None,
     recipe: Recipe = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[
-        Path | None, typer.Option("--init", help="Classification model or run to start from; for localize-regions, a localizer.")
+        Path | None,
+        typer.Option("--init", help="Classification model or run to start from; for localize-regions, a localizer."),
     ] = None,
     out: Out = None,
     resume: Resume = None,
     device: Device = "auto",
 ) -> None:
-    """Train a network to find the object of an image, or its second stage; or resume an interrupted run.
+    """Train a localizer, or its second stage (recipe localize-regions); or resume an interrupted run.
 
     \b
     Examples:
@@ -78,16 +79,22 @@ def train(
 
 @app.command("eval", no_args_is_help=True)
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder or model file of localize train.")],
-    data: Annotated[Path, typer.Argument(help="VOC or COCO; objects of one class in each image.")],
-    classifier: Annotated[Path | None, typer.Option("--classifier", help="The model whose classes are guessed.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="test unless given, else val.")] = None,
-    scales: Annotated[list[int] | None, typer.Option("--scale", help="Of dense: a shorter side in px; several are joined.")] = None,
+    model: Annotated[Path, typer.Argument(help="Run folder or model file of a localizer.")],
+    data: Annotated[Path, typer.Argument(help="VOC or COCO set; objects of one class in each image.")],
+    classifier: Annotated[
+        Path | None,
+        typer.Option("--classifier", help="Model that predicts the classes; default: the localizer."),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate; test by default, otherwise val.")] = None,
+    scales: Annotated[
+        list[int] | None,
+        typer.Option("--scale", help="Shorter side for dense evaluation, px; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")] = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """The localization error: with the true class given, and of predicted classes; on one crop and on whole images.
+    """Compute localization errors, with the true class given and with predicted classes, on one crop and on whole images.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The localization error of a model: with the true class given and with predicted ones, on one crop and dense (DRL Table 13)."""
+"""Localization errors of a model with the true class given and with predicted classes, on one crop and dense (DRL Table 13)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def classify(classifier: str | Path, data: BoxSet, device: torch.device, progres
     card: Card = net.card  # type: ignore[assignment]
     look, known = card.preprocessing, card.classes
     if missing := next((name for name in data.classes if name not in known), None):
-        raise UserError(f"{classifier} knows no class '{missing}': it knows {', '.join(known[:20])}")
+        raise UserError(f"{classifier} has no class '{missing}'; its classes are {', '.join(known[:20])}")
     normalize, scores = look.normalizer(device), []
     for start in range(0, len(data), 64):
         views = [look.fit(pixels_of(data, i, look)) for i in range(start, min(start + 64, len(data)))]
@@ -67,7 +67,7 @@ def evaluate(
         used, chosen = open_to_test(data, model.classes, split)
     look = model.card.preprocessing
     if bad := [scale for scale in scales if not min(look.size) <= scale <= 4096]:
-        raise UserError(f"scale {bad[0]}: must be from {min(look.size)} (what the model sees) to 4096 px")
+        raise UserError(f"scale {bad[0]}: must be from {min(look.size)} (the model's input size) to 4096 px")
     truth = of_one_kind(chosen)
     said = None
     if classifier is not None:
@@ -119,12 +119,12 @@ def views(
 
 
 def guesses(classes: int) -> int:
-    """How many guesses are judged at most: 5 as in ILSVRC; of fewer than 6 classes, five guesses are all there are, and it is 1."""
+    """Predicted classes that count: 5 as in ILSVRC with more than 5 classes, otherwise 1."""
     return 5 if classes > 5 else 1
 
 
 def _distinct(classes: np.ndarray) -> np.ndarray:
-    """The same without repetitions, the last one again and again to the same length."""
+    """Without repetitions, padded with the last one to the same length."""
     once = list(dict.fromkeys(classes.tolist()))
     return np.array(once + once[-1:] * (len(classes) - len(once)))
 

@@ -1,4 +1,4 @@
-"""From images to examples: which anchors are learned from, and the loss on them."""
+"""The losses of the first stage: which anchors are examples, and the loss on them."""
 
 from collections.abc import Sequence
 

@@ -154,11 +154,11 @@ def _assemble(net: nn.Module, settings: Settings, classes: tuple[str, ...], card
         halves = split(net)
         assert isinstance(halves.shared, Convolutions)
         return Localizer(halves.shared, halves.channels, halves.stride, settings, classes, card)
-    raise UserError(f"no localization on {type(net).__name__}: take a residual, plain or highway net, or VGG")
+    raise UserError(f"localization does not support {type(net).__name__}: use a residual, plain or highway net, or VGG")
 
 
 def flat(view: Preprocessing) -> Preprocessing:
-    """The same view with one mean for each channel, which images of any size can have."""
+    """The same preprocessing with per-channel means instead of a mean image, so that it applies to any size."""
     if view.pixel_mean is None:
         return view
     mean = -view.normalizer().shift.mean((1, 2)) * torch.tensor(view.std)
@@ -188,7 +188,7 @@ def create_localizer(
 def described(card: Card) -> Localizer:
     """The localizer of a card, without weights (on the meta device). Raises UserError."""
     if card.localizer is None:
-        raise UserError("holds no localizer: reslearn localize train makes one of a classification network")
+        raise UserError("holds no localizer: train one with reslearn localize train")
     try:
         settings = Settings.model_validate(card.localizer)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a localizer finds in images: the best box of each class, proposals, and what its second stage makes of them."""
+"""Predictions of a localizer: the best box of each class, proposals, and their refinement by the second stage."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
+    """Reports no progress."""
 
 
 def pixels_of(data: BoxSet, i: int, look: Preprocessing) -> np.ndarray:
@@ -28,7 +28,7 @@ def pixels_of(data: BoxSet, i: int, look: Preprocessing) -> np.ndarray:
     image = data.images[i].pixels()
     if look.channels == 3:
         return image
-    raise UserError(f"the model sees images of {look.channels} channels; annotated images are read in color")
+    raise UserError(f"the model takes images of {look.channels} channels, but annotated images are read in color")
 
 
 def _seen(model: Localizer, data: BoxSet, scale: int | None, progress: Progress) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
@@ -105,7 +105,7 @@ def propose(
 def refine(
     model: Localizer, data: BoxSet, classes: np.ndarray, proposals: np.ndarray, progress: Progress = silent
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the second stage makes of proposals (see propose): each is scored anew and moved, and the highest-scored one is taken.
+    """Applies the second stage to proposals (see propose): scores and moves each, and keeps the highest-scored one.
 
     Returns logits float64 (N, K) and boxes float64 (N, K, 4) in the image's pixels; -inf and 0 of classes that `classes` has not.
     """

@@ -28,13 +28,16 @@ Pair = tuple[float, float]
 
 
 class CropData(common.Data, frozen=True):
-    """Which images are held out, and what the network sees of the others."""
+    """Validation images, and the crops that the network sees."""
 
-    size: int = Field(default=SIZE, ge=32, le=1024, description="side of the square crops, px")
+    size: int = Field(default=SIZE, ge=32, le=1024, description="side of the square input, px")
     crop_ratio: float = Field(
-        default=0.875, gt=0, le=1, description="a single view scales to size / crop_ratio, then takes the center"
+        default=0.875,
+        gt=0,
+        le=1,
+        description="one-crop evaluation scales the shorter side to size / crop_ratio first",
     )
-    jitter: tuple[int, int] = Field(default=(256, 480), description="range of the shorter side that crops are taken from, px")
+    jitter: tuple[int, int] = Field(default=(256, 480), description="range that the shorter side is scaled to before cropping, px")
     workers: int = Field(default=2, ge=0, le=64, description="threads that prepare batches ahead of time")
 
     @model_validator(mode="after")
@@ -45,18 +48,18 @@ class CropData(common.Data, frozen=True):
 
 
 class LocalizerOptions(Section, frozen=True):
-    """What a localizer is besides its network (see localize/net.py)."""
+    """Settings of a localizer (see localize/net.py)."""
 
-    count: int | None = Field(default=None, ge=1, le=32, description="anchors at each place that are fitted to training crops (9)")
+    count: int | None = Field(default=None, ge=1, le=32, description="number of anchors to fit to the training crops (9)")
     anchors: tuple[Pair, ...] | None = Field(
-        default=None, min_length=1, description="width and height of each anchor, px; otherwise fitted"
+        default=None, min_length=1, description="width and height of each anchor, px; by default fitted"
     )
-    hidden: int = Field(default=HIDDEN, ge=1, description="channels of the layer before scores and boxes (Faster R-CNN, 3.1)")
+    hidden: int = Field(default=HIDDEN, ge=1, description="channels of the 3x3 layer before scores and boxes (Faster R-CNN, 3.1)")
     iou: Pair = Field(
-        default=(0.3, 0.5), description="anchors below the first overlap are negative examples, from the second on positive ones"
+        default=(0.3, 0.5), description="IoU below which an anchor is a negative example, and from which it is a positive one"
     )
     proposals: int | None = Field(
-        default=None, ge=1, le=2000, description="boxes of a class that the second stage scores again (stage regions)"
+        default=None, ge=1, le=2000, description="boxes per image that the second stage scores again (stage regions; 200)"
     )
 
     @model_validator(mode="after")
@@ -67,19 +70,19 @@ class LocalizerOptions(Section, frozen=True):
 
 
 class RegionBatch(common.Batch, frozen=True):
-    """Images, or regions of one image each, a step, of all ranks together."""
+    """Images per step, over all ranks; one region of each image in stage regions."""
 
-    size: int = Field(default=256, ge=1, le=4096, description="images a step; regions in stage regions")
+    size: int = Field(default=256, ge=1, le=4096, description="images per step, over all ranks")
 
 
 class LocalizeRecipe(common.Recipe, frozen=True):
-    """Everything that decides the training of a stage of a localizer.
+    """The recipe of one stage of a localizer.
 
-    Stage "proposals": net.init is a classification model to start from. Stage "regions": net.init is a localizer whose boxes are
-    scored again and moved.
+    Stage "proposals": net.init is a classification model to start from, if any. Stage "regions": net.init is the localizer whose
+    boxes are scored again and refined.
     """
 
-    stage: Literal["proposals", "regions"] = Field(default="proposals", description="what is trained: boxes, or their refinement")
+    stage: Literal["proposals", "regions"] = Field(default="proposals", description="stage to train; regions: R-CNN on a localizer")
     data: CropData = CropData()
     batch: RegionBatch = RegionBatch()
     localizer: LocalizerOptions = LocalizerOptions()
@@ -90,15 +93,15 @@ class LocalizeRecipe(common.Recipe, frozen=True):
     @model_validator(mode="after")
     def _applies(self) -> "LocalizeRecipe":
         if self.net.frozen or self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
-            raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr are for classification")
+            raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr apply to classification only")
         if self.optimizer.backbone_lr != 1 and (self.net.init is None or self.stage == "regions"):
-            raise ValueError("optimizer.backbone_lr applies to stage proposals that starts from a model: give net.init as well")
+            raise ValueError("optimizer.backbone_lr applies to stage proposals, and only with net.init")
         if self.stage == "regions" and (self.net.init is None or self.localizer.proposals is None):
             raise ValueError("stage regions needs net.init, a localizer, and localizer.proposals: use recipe localize-regions")
         if self.stage == "proposals" and self.localizer.proposals is not None:
-            raise ValueError("localizer.proposals applies to stage regions")
+            raise ValueError("localizer.proposals applies to stage regions only")
         if self.localizer.anchors is None:
-            raise ValueError('localizer.anchors is not set: give it, or begin with base = "localize-default", which fits it')
+            raise ValueError('localizer.anchors is missing: set it, or start from base = "localize-default", which fits anchors')
         return self
 
     def settings(self) -> Settings:
@@ -107,13 +110,13 @@ class LocalizeRecipe(common.Recipe, frozen=True):
 
 
 def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
-    """Boxes for each class on a classification network, at every place of its last map (DRL appendix C).
+    """The first stage: scores and boxes for each class at every place of a network's last feature map (DRL appendix C).
 
-    Sizes, batch and examples an image are the paper's; it does not print the schedule and the anchors, which are fitted to the
-    data. Side and jitter of the crops go together unless both are given.
+    Sizes, batch and examples per image are the paper's. The paper does not give the schedule; anchors are fitted to the data.
+    The default jitter scales with data.size.
     """
     if data is None:
-        raise UserError("recipe localize-default is chosen from the data: name it as well")
+        raise UserError("recipe localize-default depends on the data: give a data set as well")
     size = given.get("data.size", SIZE)
     whole = size if isinstance(size, int) else SIZE
     jitter = given.get("data.jitter", [round(256 * whole / SIZE), round(480 * whole / SIZE)])
@@ -129,7 +132,7 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
     anchors, count, reasons = given.get("localizer.anchors"), given.get("localizer.count"), {}
     if anchors is not None:
         if count is not None:
-            raise UserError("localizer.count does not apply to anchors that are given: leave it or localizer.anchors out")
+            raise UserError("localizer.count does not apply with localizer.anchors: set only one of them")
         return Chosen(values | {"localizer": {"anchors": anchors}}, reasons)
     values["localizer"] = {"count": count}
     number = COUNT if count is None else count
@@ -142,20 +145,20 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
 
 
 def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
-    """R-CNN, a localizer's second stage: its best boxes are cut out, scored again and moved (DRL appendix C).
+    """The second stage, R-CNN: a localizer's best boxes are cropped, scored again and refined (DRL appendix C).
 
-    net.init is the localizer. Proposals and batch are the paper's; it does not print the schedule.
+    net.init is the localizer. Proposals and batch are the paper's; the paper does not give the schedule.
     """
     init = given.get("net.init")
     if not isinstance(init, str):
-        raise UserError("recipe localize-regions needs the localizer whose boxes it refines: give --init RUN")
+        raise UserError("recipe localize-regions refines the boxes of a localizer: give its run or model file with --init")
     card = read_card(Path(init).expanduser())
     if card.localizer is None:
         raise UserError(f"{init} is not a localizer: train one with reslearn localize train")
     if card.localizer.get("proposals") is not None:
-        raise UserError(f"{init} has a second stage already: give a localizer with one stage")
+        raise UserError(f"{init} already has a second stage: give a localizer without one")
     if given.get("localizer.count") is not None:
-        raise UserError(f"localizer.count does not apply to recipe localize-regions: its anchors are those of {init}")
+        raise UserError(f"localizer.count does not apply to recipe localize-regions: the anchors of {init} are used")
     view = card.preprocessing
     values = {
         "name": "localize-regions",
@@ -168,18 +171,18 @@ def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mappin
         "schedule": {"epochs": 20, "lr": 0.02, "shape": "cosine", "warmup": 0.05},
         "log": {"every": 20},
     }
-    return Chosen(values, {"stage": f"the first stage, which proposes regions, is that of {init}"})
+    return Chosen(values, {"stage": f"the first stage, which proposes regions, is {init}"})
 
 
 def _is_range(jitter: Any, size: int) -> bool:
-    """Whether crops can be taken so; what is no range is rejected with the recipe."""
+    """Whether jitter is valid; otherwise validation of the recipe rejects it."""
     return (
         isinstance(jitter, list | tuple) and len(jitter) == 2 and all(isinstance(side, int) for side in jitter)
     ) and 32 <= size <= jitter[0] <= jitter[1]
 
 
 def _fitted(data: BoxSet, seed: int, size: int, jitter: Any, count: int) -> tuple[Pair, ...]:
-    """Shapes fitted to the boxes of training crops of the first epoch."""
+    """Anchor shapes fitted to the boxes of training crops of the first epoch."""
     some = torch.linspace(0, len(data) - 1, min(len(data), FITTED_TO)).long()
     crops = training_crops(data.images, of_one_kind(data), seed, size, (jitter[0], jitter[1]), torch.zeros_like(some), some)
     shapes = suggest_anchors(np.concatenate([boxes for _, boxes in crops]), count, seed=seed)

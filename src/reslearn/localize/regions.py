@@ -53,11 +53,11 @@ def save_proposals(folder: Path, proposals: np.ndarray) -> None:
 
 
 def has_proposals(folder: Path) -> bool:
-    """Whether a run has its proposals. Raises UserError where they are damaged."""
+    """Whether a run has its proposals. Raises UserError if they are damaged."""
     if not (folder / f"{FILE}.sha256").is_file():
         return False
     if not (folder / FILE).is_file() or (folder / f"{FILE}.sha256").read_text(encoding="utf-8") != _digest(folder):
-        raise UserError(f"{folder / FILE} is damaged: the run cannot be resumed")
+        raise UserError(f"{folder / FILE} is damaged: the run cannot be resumed; start a new one")
     return True
 
 

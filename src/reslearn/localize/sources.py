@@ -1,4 +1,4 @@
-"""Annotated sets as localization takes them: opened, checked, and read."""
+"""Data sets for localization: opened, checked, and read."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,26 +30,26 @@ class LocalizeSource:
 
 
 def open_to_train(data: str | Path) -> dict[str, BoxSet]:
-    """All splits of a set, train among them. Raises UserError where localization cannot be learned from it."""
+    """Opens all splits of a set. Raises UserError without train images, or if it does not suit localization."""
     sets = _open(data)
     if "train" not in sets:
-        raise UserError(f"{data}: has no train split to learn from")
+        raise UserError(f"{data}: has no train split")
     for each in sets.values():
         of_one_kind(each)
     if len(sets["train"].classes) < 2:
-        raise UserError(f"{data}: has one class only, '{', '.join(sets['train'].classes)}'")
+        raise UserError(f"{data}: has only one class, '{', '.join(sets['train'].classes)}': localization needs two or more")
     return sets
 
 
 def open_to_test(data: str | Path, classes: Sequence[str], split: str | None = None) -> tuple[str, BoxSet]:
-    """A split and its name: the one asked for, else test, else val, else all images of a .json file; labeled as `classes` are.
+    """Opens one split, labeled as in `classes`; returns its name too. By default test, otherwise val or all images of a .json file.
 
-    Raises UserError where there is none (what was trained on is tested on request only), or it has other classes.
+    Raises UserError if there is none (training images are evaluated on request only), or for unknown classes.
     """
     there = split_names(data)
     name = split or next((name for name in ("test", "val", "all") if name in there), None)
     if name is None:
-        raise UserError(f"{data}: has neither test nor val images; --split train tests on those that are there to learn from")
+        raise UserError(f"{data}: has no test or val images; --split train evaluates on the training images")
     return name, _open(data, classes, (name,))[name]
 
 

@@ -1,4 +1,4 @@
-"""Localization: where the one object of an image is. What a run of either stage is made of."""
+"""Localization as a task: the two stages of a localizer, trained on the shared loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
 
 
 class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
-    """A network that gives a box for each class in an image of one kind of object."""
+    """A network that predicts a box for each class in images of one kind of object."""
 
     name = "localize"
     recipe = LocalizeRecipe
@@ -62,7 +62,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         if data.has_val and "data.val" in given:
             raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
         if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
-            raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
+            raise UserError("schedule.shape=plateau needs validation images: set data.val")
         if recipe.stage == "regions":
             _check_second_stage(recipe, data)
             return
@@ -233,13 +233,13 @@ def _check_second_stage(recipe: LocalizeRecipe, data: AnnotatedSet) -> None:
     card, expected = read_card(init), localize_regions(data, None, {"net.init": init}).plain()
     if card.classes != data.classes:
         one, other = (", ".join(classes) for classes in (card.classes, data.classes))
-        raise UserError(f"{init} knows the classes {one}; {data.name} has {other}")
+        raise UserError(f"{init} has the classes {one}, but {data.name} has {other}")
     resolved = flatten(recipe.model_dump(mode="json"))
     for section in ("data", "localizer"):
         for key, value in flatten(expected[section], f"{section}.").items():
             if key != "localizer.proposals" and shown(resolved[key]) != shown(value):
                 raise UserError(
-                    f"{key}={shown(resolved[key])} does not apply to stage regions, which takes {shown(value)} from {init}"
+                    f"{key}={shown(resolved[key])} does not apply to stage regions: {init} has {shown(value)}; leave it out"
                 )
 
 
@@ -250,12 +250,12 @@ def _unmeasured(recipe: LocalizeRecipe) -> Preprocessing:
 
 
 def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Preprocessing:
-    """How images become the network's input: with a model's own statistics, otherwise with those of the training images."""
+    """The preprocessing: with the statistics of the model in net.init, otherwise of the training images."""
     unmeasured = _unmeasured(recipe)
     if recipe.net.init is not None:
         view = read_card(recipe.net.init).preprocessing
         if view.channels != 3:
-            raise UserError(f"{recipe.net.init} sees gray images: localization is for networks of color images")
+            raise UserError(f"{recipe.net.init} takes gray images; localization needs a network of color images")
         own = {"size": unmeasured.size, "crop_ratio": unmeasured.crop_ratio}
         return view if recipe.stage == "regions" else flat(view).model_copy(update=own)
     images = data.training.images
@@ -265,7 +265,7 @@ def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Prepr
 
 
 def _shared(source: LocalizeSource, progress: Progress, look: Callable[[LocalizeSource, Any], dict[str, View]]) -> dict[str, View]:
-    """What `look` finds in a split, each rank looking at a share of the images. progress is called by all ranks alike."""
+    """Views of a split: each rank applies `look` to its share of the images, and all ranks get all of them."""
     n, count = len(source), ranks.count()
     if count == 1:
         return look(source, lambda what, done, total: progress(done))

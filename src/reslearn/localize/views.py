@@ -1,4 +1,4 @@
-"""What the network sees: in training a crop with the object in it, at test the middle of the image or all of it."""
+"""The views that a network gets: random crops with the object in training, the center or the whole image in evaluation."""
 
 from typing import NamedTuple
 
@@ -15,16 +15,16 @@ VISIBLE = 0.5  # of a box's area: of one that is cut more than so, too little is
 
 
 class Single(NamedTuple):
-    """Annotated images as a localizer learns them: labels int64 (N,), from 0; boxes N times float64 (M, 4), all of that class."""
+    """Images with one class each: labels int64 (N,), from 0; boxes N times float64 (M, 4), all of that class."""
 
     labels: np.ndarray
     boxes: tuple[np.ndarray, ...]
 
 
 def of_one_kind(data: BoxSet) -> Single:
-    """A set's images with their class, which is that of all objects in them (crowds left out).
+    """Labels and boxes of images whose objects are all of one class (crowds are left out).
 
-    Raises UserError, naming the image, where it has objects of several classes, or none.
+    Raises UserError, naming the image, for objects of several classes, or none.
     """
     labels, boxes = [], []
     for image in data.images:
@@ -33,7 +33,7 @@ def of_one_kind(data: BoxSet) -> Single:
         if len(kinds) != 1:
             has = " and ".join(data.classes[k - 1] for k in kinds) if len(kinds) else "no objects"
             raise UserError(
-                f"{image.path}: has {has}: each image needs objects of one class; reslearn localize crops cuts such images out"
+                f"{image.path}: has {has}: each image needs objects of one class; reslearn localize crops cuts out such windows"
             )
         labels.append(int(kinds[0]) - 1)
         boxes.append(image.objects.boxes[keep])
@@ -92,7 +92,7 @@ def view_of(image: np.ndarray, look: Preprocessing, scale: int | None) -> tuple[
     """A view uint8 (h, w, C) of an image uint8 (H, W, C), and (4,), what turns its boxes into the image's: [0:2] added, then
     times [2:4], both x, y.
 
-    scale: None for the middle of the image, as classification sees it (1 crop); else the shorter side in px of the whole image.
+    scale: None for the center crop, as in classification (1 crop); otherwise the shorter side in px of the whole image.
     """
     h, w = image.shape[:2]
     if scale is None:

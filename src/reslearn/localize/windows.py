@@ -1,4 +1,4 @@
-"""Images of one object each, cut out of annotated images of many: what localization is learned from where there is nothing else."""
+"""Windows of one object each, cut out of images of many: a data set for localization made from one for detection."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ from reslearn.data.boxes.read import open_boxes
 from reslearn.errors import UserError
 from reslearn.files import writing
 
-SIDES = (1.2, 2.5)  # of a window, in longer sides of its object
-OTHERS = 0.5  # of the area of any other object that may show, at most
-TRIES = 20
+SIDES = (1.2, 2.5)  # range of a window's side, in longer sides of its object
+OTHERS = 0.5  # every other object shows less than this share of its area
+TRIES = 20  # random windows per object
 
 
 def window(those: Objects, own: int, height: int, width: int, numbers: np.random.Generator) -> np.ndarray | None:
-    """A square in whole px, int (4,) x1, y1, x2, y2, with all of object `own` at a random place, of a random size, and no more than
-    half of any other object; None where TRIES draws found none."""
+    """A random square in whole px, int (4,) x1, y1, x2, y2, that contains all of object `own` and less than half of any other;
+    None if TRIES attempts found none."""
     boxes = those.boxes
     x1, y1, x2, y2 = boxes[own]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -43,16 +43,16 @@ def cut_out(
 ) -> dict[str, dict[str, int]]:
     """Write OUT/SPLIT/CLASS/NAME.png with OUT/SPLIT/_annotations.coco.json: windows with one whole object each.
 
-    The folder is a set for localize, and one of class folders for classification. Splits stay as they are; a file alone is train.
-    Of training objects, windows are cut again and again until there are `per_class` of each class; of others once, `tested` of a
-    class at most. Returns how many there are, by split and class. Raises UserError where OUT is there, a class has no such window
-    in train, or its name cannot be a folder's.
+    The folder is a data set for localization, and one of class folders for classification. Splits stay as they are; a single file
+    is train. Training objects are used repeatedly until there are `per_class` windows of each class; others once, at most `tested`
+    per class. Returns the number of windows by split and class. Raises UserError if OUT exists, a class has no window in train, or
+    its name cannot be a folder's.
     """
     sets, folder = open_boxes(data, bad=bad), Path(out)
     if folder.exists():
-        raise UserError(f"{folder} is there already: give a new folder")
+        raise UserError(f"{folder} already exists: choose another --out")
     if wrong := next((kind for kind in next(iter(sets.values())).classes if Path(kind).name != kind), None):
-        raise UserError(f"{data}: class '{wrong}' cannot be the name of a folder: give it another")
+        raise UserError(f"{data}: class '{wrong}' cannot be a folder's name: rename it")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     counts: dict[str, dict[str, int]] = {}
@@ -63,7 +63,7 @@ def cut_out(
                 many = name == "train"
                 counts[name] = _write(each, partial / name, per_class if many else tested, 1000 if many else 1, numbers)
                 if many and (empty := next((k for k, n in counts[name].items() if not n), None)):
-                    raise UserError(f"{data}: no object of class '{empty}' stands alone in a window: others are too near")
+                    raise UserError(f"{data}: no window contains an object of class '{empty}' alone")
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
