@@ -2,16 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-TINY = {
-    "net": "resnet8",
-    "size": 32,
-    "jitter": (32, 48),
-    "batch": 8,
-    "schedule": {"epochs": 12, "lr": 0.03, "shape": "cosine", "warmup": 0.1},
+from reslearn import api
+from reslearn.training.run import Run
+
+TINY: dict[str, Any] = {
+    "net.name": "resnet8",
+    "data.size": 32,
+    "data.jitter": [32, 48],
+    "data.val": 0,
+    "batch.size": 8,
+    "schedule.epochs": 12,
+    "schedule.lr": 0.03,
+    "schedule.warmup": 0.1,
+    "checkpoint.every": 4,
+    "log.every": 1,
 }
 COLORS = {"disc": (220, 60, 40), "square": (40, 80, 220)}
 
@@ -35,3 +44,22 @@ def write_set(root: Path, counts: dict[str, int]) -> Path:
         document = {"images": images, "annotations": annotations, "categories": kinds}
         (root / split / "_annotations.coco.json").write_text(json.dumps(document))
     return root
+
+
+def train(data: Path, out: Path, settings: dict[str, Any] | None = None, recipe: str | None = None, **options: Any) -> Run:
+    """A run of a localizer, by default with the settings TINY."""
+    settings = TINY if settings is None else settings
+    return api.train(data, recipe, task="localize", settings=settings, out=out, device="cpu", quiet=True, **options)
+
+
+def in_python(data: Path, out: Path, settings: dict[str, Any] | None = None, recipe: str | None = None, **options: Any) -> str:
+    """Code that does the same as train, in a process of its own."""
+    settings = TINY if settings is None else settings
+    given = {"task": "localize", "settings": settings, "out": str(out), "device": "cpu", "quiet": True, **options}
+    return f"from reslearn import api; api.train({str(data)!r}, {recipe!r}, **{given!r})"
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics without times."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in found]

@@ -7,9 +7,10 @@ import pytest
 
 import boxed
 from reslearn import UserError
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.recipes import NAMED, DetectRecipe
-from reslearn.detect.sources import AnnotatedSet, open_set
+from reslearn.detect.sources import open_set
 from reslearn.training import resolve
 from reslearn.weights.store import Card
 from training_jobs import resolved

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from painted_sets import TINY, write_set
-from reslearn.localize import train
+from painted_sets import train, write_set
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +16,5 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has come to its end."""
     folder = tmp_path_factory.mktemp("run") / "whole"
-    train(shapes, folder, device="cpu", say=lambda line: None, **TINY)
+    train(shapes, folder)
     return folder

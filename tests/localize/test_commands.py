@@ -1,7 +1,9 @@
 """reslearn localize, as it is called: from cut windows to errors; stopped and killed runs; mistakes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,37 +12,62 @@ import torch
 import reslearn
 from command_line import RunCli
 from pages import Page
-from painted_sets import COLORS, TINY, write_set
+from painted_sets import COLORS, write_set
 from reslearn import UserError
+from reslearn.data.augment import Draws
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
-from reslearn.localize import create_localizer, load_localizer
+from reslearn.data.sampling import SampleOrder, view_seed
+from reslearn.detect import create_detector, save_detector
+from reslearn.localize.crops import Crops, crops_of
 from reslearn.localize.evaluate import errors, evaluate
+from reslearn.localize.net import create_localizer, load_localizer
 from reslearn.localize.predict import predict
-from reslearn.localize.train import Examples, make_plan
+from reslearn.localize.sources import LocalizeSource
 from reslearn.localize.views import Single, of_one_kind, view_of
 from reslearn.weights.store import Card
 
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Sets that something is wrong with."""
-    root = tmp_path_factory.mktemp("sets")
-    found = {name: write_set(root / name, {"train": 2, "test": 2}) for name in ("unsound", "others")}
-    found["alone"] = write_set(root / "alone", {"train": 2})
-    file = found["unsound"] / "test" / "_annotations.coco.json"
+def edit(file: Path, change: Callable[[Any], None]) -> None:
     document = json.loads(file.read_text())
-    document["annotations"][0]["bbox"][2] = 0
+    change(document)
     file.write_text(json.dumps(document))
-    for file in found["others"].glob("*/_annotations.coco.json"):
-        file.write_text(file.read_text().replace('"disc"', '"ring"').replace('"square"', '"star"'))
-    return found
+
+
+@pytest.fixture(scope="module")
+def given(run: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths for commands: models, sets, and sets that something is wrong with."""
+    root = tmp_path_factory.mktemp("sets")
+    found = {name: write_set(root / name, {"train": 2, "test": 2}) for name in ("unsound", "others", "single", "mixed")}
+    found |= {"alone": write_set(root / "alone", {"train": 2}), "tested": write_set(root / "tested", {"test": 2})}
+    found["val"] = write_set(root / "val", {"train": 8, "val": 4})
+
+    def rename(document: Any) -> None:
+        document["categories"][0]["name"], document["categories"][1]["name"] = "ring", "star"
+
+    def keep_one(document: Any) -> None:
+        for key in ("images", "annotations", "categories"):
+            del document[key][1]
+
+    edit(
+        found["unsound"] / "test" / "_annotations.coco.json", lambda document: document["annotations"][0].update(bbox=[1, 1, 0, 9])
+    )
+    for split in ("train", "test"):
+        edit(found["others"] / split / "_annotations.coco.json", rename)
+        edit(found["single"] / split / "_annotations.coco.json", keep_one)
+    edit(found["mixed"] / "train" / "_annotations.coco.json", lambda document: document["annotations"][1].update(image_id=1))
+    for name, channels in (("model", 3), ("gray", 1)):
+        view = Preprocessing(channels=channels, size=(32, 32), mean=(0.4,) * channels, std=(0.2,) * channels)
+        card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
+        found[name] = reslearn.save(reslearn.create("resnet8", 2, channels), root / f"{name}.safetensors", card)
+    found["detector"] = save_detector(create_detector("resnet8", 2), root / "detector.safetensors")
+    return found | {"data": shapes, "run": run}
 
 
 def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
-    result = json.loads((run / "result.json").read_text())["test"]
+    result = json.loads((run / "result.json").read_text())["last"]["test"]
     assert result["n"] == 30 and result["1-crop"]["true_class"]["error"] <= 30 and result["dense"]["true_class"]["error"] <= 15
     assert result["dense"]["top1"]["error"] >= result["dense"]["true_class"]["error"]
     untrained = load_localizer(run).train()
@@ -117,14 +144,18 @@ def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp
 
 
 def test_training_sees_the_same_crops_whenever_it_looks(shapes: Path) -> None:
-    data, plan = open_boxes(shapes)["train"], make_plan(TINY)
-    one, two = Examples(data, plan), Examples(data, plan)
+    data = open_boxes(shapes)["train"]
+    one, two = LocalizeSource(data), LocalizeSource(data)
+
+    def batch(source: LocalizeSource, step: int) -> Crops:
+        return crops_of(source, 0, 32, (32, 48), Draws(view_seed(0), *SampleOrder(0, 64, 8)[step]))
+
     for step in (0, 5, 9):
-        first = one.batch(step)
-    second = two.batch(9)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[2], second[2])
-    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    for pixels, boxes, label in zip(*first, strict=True):  # the box is where the color is
+        first = batch(one, step)
+    second = batch(two, 9)
+    assert torch.equal(first.pixels, second.pixels) and torch.equal(first.labels, second.labels)
+    assert all(torch.equal(a, b) for a, b in zip(first.boxes, second.boxes, strict=True))
+    for pixels, boxes, label in zip(first.pixels, first.boxes, first.labels, strict=True):  # the box is where the color is
         x1, y1, x2, y2 = boxes[0].round().int().tolist()
         color = pixels[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
         assert color.argmax() == {0: 0, 1: 2}[int(label)] and color.max() > 180
@@ -134,13 +165,14 @@ def test_from_a_classifier_by_command(shapes: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     view = VIEW
     reslearn.save(reslearn.create("plain8", 5), "c.safetensors", Card(net="plain8", classes=tuple("abcde"), preprocessing=view))
-    words = ["train", shapes, "--init", "c.safetensors", "--out", "where", "--size", 32, "--epochs", 1, "--batch", 16]
-    code, said, _ = run_cli("localize", *words, "--jitter", "32,40", "--lr", 0.01, "--device", "cpu")
+    words = ["train", shapes, "--init", "c.safetensors", "--out", "where", "--device", "cpu"]
+    settings = ("data.size=32", "data.jitter=[32,40]", "data.val=0", "schedule.epochs=1", "batch.size=16", "schedule.lr=0.01")
+    code, said, _ = run_cli("localize", *words, *set_(*settings))
     assert code == 0
     assert "true class given, 1 crop" in said and "report   where/report.html" in said
     page = Page(Path("where/report.html"))
     assert "A localizer on plain8" in page.text and f"from {shapes.name}, for 4 iterations (1.0 epochs)" in page.text
-    assert page.count("svg") == 2 and page.count("img") == len(json.loads(Path("where/result.json").read_text())["gallery"]) + 1
+    assert page.count("svg") == 3 and page.count("img") == len(json.loads(Path("where/result.json").read_text())["gallery"]) + 1
     Path("where/report.html").unlink()
     assert run_cli("localize", "train", "--resume", "where", "--device", "cpu").code == 0
     assert Page(Path("where/report.html")).source == page.source
@@ -152,48 +184,80 @@ def test_from_a_classifier_by_command(shapes: Path, tmp_path: Path, monkeypatch:
     assert json.loads(Path("e.json").read_text())["scales"] == [40, 48]
 
 
+def set_(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+TRAIN = ["train", "{data}", "--out", "o", "--model", "resnet8"]
+REFINE = ["train", "{data}", "--out", "o", "--recipe", "localize-regions"]
 MISTAKES = {
-    "no data": (["train", "--model", "resnet8"], "say what to train on and where to"),
-    "nothing to start from": (
-        ["train", "{data}", "--out", "o"],
-        "give either net (--model), the name of a network, or init (--init)",
+    "no data": (["train", "--model", "resnet8"], "say what to train on: reslearn localize train DATA"),
+    "another net": (
+        ["train", "{data}", "--out", "o", "--model", "resnet20", "--init", "{model}"],
+        "is a resnet8, not a",
     ),
-    "both": (["train", "{data}", "--out", "o", "--model", "resnet8", "--init", "x"], "give either net (--model)"),
-    "jitter": (["train", "{data}", "--out", "o", "--model", "resnet8", "--jitter", "5"], "--jitter 5: write two sizes"),
-    "small jitter": (
-        ["train", "{data}", "--out", "o", "--model", "resnet8", "--jitter", "99,100"],
-        "must be two sizes in px, 224 <= low <= high",
-    ),
-    "lr": (["train", "{data}", "--out", "o", "--model", "resnet8", "--lr", "0"], "schedule.lr"),
+    "jitter": ([*TRAIN, *set_("data.jitter=5")], "data.jitter: Input should be a valid tuple"),
+    "small jitter": ([*TRAIN, *set_("data.jitter=[99,100]")], "must be two sizes in px, size <= low <= high"),
+    "lr": ([*TRAIN, *set_("schedule.lr=0")], "schedule.lr"),
     "net": (["train", "{data}", "--out", "o", "--model", "resnt8"], "no network called 'resnt8'"),
-    "there": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "is there already"),
-    "here": (["train", "{data}", "--out", ".", "--model", "resnet8"], "--out .: a run makes its own folder"),
-    "resume and more": (["train", "--resume", "o", "--model", "resnet8", "--lr", "1"], "leave out --lr, --model"),
-    "resume nothing": (["train", "--resume", "o"], "is no run of localize train"),
+    "there": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "exists and is not an empty folder"),
+    "a run is there": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "holds a run already"),
+    "resume and more": (["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")], "leave out --model, --set"),
+    "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
-    "no test images": (["eval", "{run}", "{alone}"], "has neither test nor val images; --split train tests on"),
+    "no test images": (["eval", "{run}", "{alone}"], "has neither test nor val images"),
     "policy": (["crops", "{data}", "-o", "o", "--bad-boxes", "dorp"], "'--bad-boxes': ", "'dorp' is not one of 'drop', 'fail'"),
     "bad box, crops": (["crops", "{unsound}", "-o", "o"], "object 0: no area", "leave these objects out: --bad-boxes drop"),
     "bad box": (["train", "{unsound}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {unsound} --fix COPY"),
     "bad box, eval": (["eval", "{run}", "{unsound}"], "no area", "reslearn doctor {unsound} --fix COPY"),
     "classes": (["eval", "{run}", "{others}"], "has a class that the model does not know: ", "'ring'"),
     "split": (["eval", "{run}", "{data}", "--split", "tset"], "no split 'tset'; did you mean 'test'"),
+    "key": ([*TRAIN, *set_("data.jiter=[32,48]")], "no key 'data.jiter'; did you mean 'data.jitter'?"),
+    "localizer key": ([*TRAIN, *set_("localizer.anchor=1")], "no key 'localizer.anchor'; did you mean 'localizer.anchors'?"),
+    "no pair": ([*TRAIN, *set_("localizer.hidden")], "write it as key=value"),
+    "count": ([*TRAIN, *set_("localizer.count=0")], "localizer.count: Input should be greater than or equal to 1"),
+    "anchors and count": ([*TRAIN, *set_("localizer.anchors=[[8,8]]", "localizer.count=4")], "localizer.count does not apply"),
+    "anchors, none": ([*TRAIN, *set_("localizer.anchors=[]")], "localizer.anchors: Tuple should have at least 1 item"),
+    "overlaps": ([*TRAIN, *set_("localizer.iou=[0.7,0.3]")], "iou must be two overlaps, 0 < low <= high <= 1"),
+    "stage": ([*TRAIN, *set_("stage=region")], "stage: Input should be 'proposals' or 'regions'; did you mean 'regions'?"),
+    "proposals": ([*TRAIN, *set_("localizer.proposals=5")], "localizer.proposals applies to stage regions"),
+    "warm-up": ([*TRAIN, *set_("schedule.warmup=0", "schedule.warmup_lr=0.01")], "schedule.warmup_lr", "classification"),
+    "ranks": ([*TRAIN, *set_("batch.sync_bn=true")], "batch.sync_bn"),
+    "frozen": (["train", "{data}", "--out", "o", "--init", "{model}", *set_("net.frozen=1")], "net.frozen"),
+    "rate of the backbone": ([*TRAIN, *set_("optimizer.backbone_lr=0.1")], "optimizer.backbone_lr", "net.init"),
+    "execution": ([*TRAIN, *set_("execution=captured")], "execution: Input should be 'auto', 'eager' or 'fused'"),
+    "plateau of nothing": ([*TRAIN, *set_("schedule.shape=plateau", "data.val=0")], "schedule.shape=plateau", "data.val"),
+    "val twice": (["train", "{val}", "--out", "o", "--model", "resnet8", *set_("data.val=3")], "has its own val images"),
+    "too many held out": ([*TRAIN, *set_("data.val=64")], "would hold out 64 of 64 images"),
+    "long warm-up": ([*TRAIN, *set_("schedule.steps=5", "schedule.warmup=5")], "schedule.warmup=5 is no shorter than the run's 5"),
+    "no train images": (["train", "{tested}", "--out", "o", "--model", "resnet8"], "no train split"),
+    "one class": (["train", "{single}", "--out", "o", "--model", "resnet8"], "one class only, 'disc'"),
+    "two classes in an image": (["train", "{mixed}", "--out", "o", "--model", "resnet8"], "0.png: has disc and square"),
+    "recipe": (["train", "{data}", "--out", "o", "--recipe", "localize-region"], "did you mean 'localize-regions'?"),
+    "a localizer as init": (["train", "{data}", "--out", "o", "--init", "{run}"], "{run}", "localizer"),
+    "a detector as init": (["train", "{data}", "--out", "o", "--init", "{detector}"], "{detector}", "detector"),
+    "a net without a map": (["train", "{data}", "--out", "o", "--model", "densenet-bc-100-12"], "no localization on"),
+    "gray": (["train", "{data}", "--out", "o", "--init", "{gray}"], "{gray}", "gray", "color"),
+    "init, nowhere": (["train", "{data}", "--out", "o", "--init", "nowhere"], "no model file or run folder called nowhere"),
+    "refine what": (REFINE, "--init"),
+    "refine a classifier": ([*REFINE, "--init", "{model}"], "{model} is not a localizer"),
+    "refine, the size": ([*REFINE, "--init", "{run}", *set_("data.size=64")], "data.size"),
+    "refine, the crop": ([*REFINE, "--init", "{run}", *set_("data.crop_ratio=1")], "data.crop_ratio"),
+    "refine, the jitter": ([*REFINE, "--init", "{run}", *set_("data.jitter=[32,64]")], "data.jitter"),
+    "refine, the layers": ([*REFINE, "--init", "{run}", *set_("localizer.hidden=8")], "localizer.hidden"),
+    "refine, the anchors": ([*REFINE, "--init", "{run}", *set_("localizer.anchors=[[8,8]]")], "localizer.anchors"),
+    "refine, the count": ([*REFINE, "--init", "{run}", *set_("localizer.count=4")], "localizer.count"),
+    "refine, the backbone": ([*REFINE, "--init", "{run}", *set_("optimizer.backbone_lr=0.1")], "optimizer.backbone_lr"),
+    "refine without boxes": ([*REFINE, "--init", "{run}", *set_("localizer.proposals=null")], "localizer.proposals"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_line(
-    name: str,
-    run: Path,
-    shapes: Path,
-    sets: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    run_cli: RunCli,
+    name: str, given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words, *said = MISTAKES[name]
-    paths = {"data": shapes, "run": run, **sets}
-    code, _, err = run_cli("localize", *(word.format(**paths) for word in words))
-    assert code == 2
-    assert all(each.format(**paths) in err for each in said) and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    code, _, err = run_cli("localize", *(word.format(**given) for word in words))
+    assert code == 2, err
+    assert all(each.format(**given) in err for each in said) and err.count("\n") == 1 and not list(tmp_path.iterdir()), err

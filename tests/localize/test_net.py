@@ -13,9 +13,8 @@ import reslearn
 from reslearn import UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, load_detector, save_detector
-from reslearn.localize import create_localizer, load_localizer, save_localizer
-from reslearn.localize.examples import EXAMPLES, losses, match
-from reslearn.localize.net import Localizer, Settings, flat
+from reslearn.localize.losses import EXAMPLES, losses, match
+from reslearn.localize.net import Localizer, Settings, create_localizer, flat, load_localizer, save_localizer
 from reslearn.weights.store import read_card
 
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)

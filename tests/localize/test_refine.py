@@ -3,51 +3,56 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import roi_align
 
-from command_line import RunCli, start_python
+from command_line import RunCli, run_python, start_python
 from pages import Page
-from painted_sets import TINY, write_set
-from reslearn import UserError
+from painted_sets import TINY, in_python, lines, train, write_set
+from reslearn import UserError, resume
+from reslearn.data.augment import Draws
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing, cover
-from reslearn.localize import Localizer, create_localizer, evaluate, load_localizer, net, refine, train
-from reslearn.localize.net import CODER, CONTEXT, Settings, warp
+from reslearn.data.sampling import SampleOrder, view_seed
+from reslearn.localize import net
+from reslearn.localize.evaluate import evaluate
+from reslearn.localize.net import CODER, CONTEXT, Localizer, Settings, create_localizer, load_localizer, warp
 from reslearn.localize.predict import propose
 from reslearn.localize.predict import refine as refined
-from reslearn.localize.refine import Plan, Refinement, region_losses, resume
-from reslearn.localize.views import of_one_kind
+from reslearn.localize.regions import RegionExamples, as_pictures, region_losses, regions_of
+from reslearn.localize.sources import LocalizeSource
 from reslearn.training import runtime
 
-PLAN = {"proposals": 20, "batch": 8, "schedule": {"epochs": 10, "lr": 0.02, "shape": "cosine", "warmup": 0.1}}
+SECOND: dict[str, Any] = {
+    "localizer.proposals": 20,
+    "batch.size": 8,
+    "schedule.epochs": 10,
+    "schedule.warmup": 0.1,
+    "checkpoint.every": 4,
+    "data.val": 0,
+    "log.every": 1,
+}
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
-
-
-def quiet(line: str) -> None:
-    """Nothing."""
 
 
 @pytest.fixture(scope="module")
 def weak(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A localizer that has learned for a short time only."""
-    folder = tmp_path_factory.mktemp("weak") / "run"
-    train(shapes, folder, device="cpu", say=quiet, **{**TINY, "schedule": {**TINY["schedule"], "epochs": 5}})
-    return folder
+    return train(shapes, tmp_path_factory.mktemp("weak") / "run", {**TINY, "schedule.epochs": 5}).folder
 
 
 @pytest.fixture(scope="module")
 def both(weak: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("both") / "run"
-    refine(weak, shapes, folder, device="cpu", say=quiet, **PLAN)
-    return folder
+    return train(shapes, tmp_path_factory.mktemp("both") / "run", SECOND, "localize-regions", init=str(weak)).folder
 
 
 @pytest.fixture(scope="module")
@@ -156,17 +161,21 @@ def test_losses_spelled_out() -> None:
     assert [found["scores"].item(), found["boxes"].item()] == pytest.approx([scores / 3, boxes / 3], rel=1e-5)
 
 
-def test_what_is_learned_from(fresh: Localizer, shapes: Path) -> None:
+def examples(source: LocalizeSource, proposals: np.ndarray, step: int, size: int = 64) -> RegionExamples:
+    """What a step of a run with seed 0 learns from."""
+    return regions_of(source, proposals, VIEW, Draws(view_seed(0), *SampleOrder(0, len(source), size)[step]))
+
+
+def test_what_is_learned_from(shapes: Path) -> None:
     """Half of the regions are of the object, and their targets lead to where its color is, mirrored or not."""
-    sets = open_boxes(shapes)
-    single = of_one_kind(sets["train"])
+    sources = [LocalizeSource(open_boxes(shapes)["train"]) for _ in range(2)]
+    single = sources[0].single
     near = np.stack([boxes[0] + [-3, 2, 2, 3] for boxes in single.boxes])  # around the object
     far = np.stack([boxes[0] * 0 + [0, 0, 6, 6] for boxes in single.boxes])
     proposals = np.stack([far, near, far], 1).astype(np.float32)
-    plan = Plan(batch=64, schedule={"epochs": 1, "lr": 0.1}, proposals=3)  # type: ignore[arg-type]
-    one, two = (Refinement(sets, plan, fresh.card, proposals) for _ in range(2))
-    seen, labels, positive, targets = one.batch(3)
-    assert all(torch.equal(a, b) for a, b in zip(two.batch(3), (seen, labels, positive, targets), strict=True))
+    first, second = (vars(examples(source, proposals, 3)) for source in sources)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    seen, labels, positive, targets = first.values()
     assert 20 < positive.sum() < 44
     side = 32 * (1 - 2 * CONTEXT)
     own = torch.tensor([[32 * CONTEXT, 32 * CONTEXT, 32 * CONTEXT + side, 32 * CONTEXT + side]])
@@ -189,13 +198,12 @@ def painted(view: torch.Tensor, label: torch.Tensor) -> list[float]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]  # type: ignore[list-item]
 
 
-def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(fresh: Localizer, shapes: Path) -> None:
-    sets = open_boxes(shapes)
-    boxes = of_one_kind(sets["train"]).boxes
+def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(shapes: Path) -> None:
+    source = LocalizeSource(open_boxes(shapes)["train"])
+    boxes = source.single.boxes
     proposals = np.stack([np.stack([own[0] * 0 + [0, 0, 6, 6], own[0] + [-3, 2, 2, 3]]) for own in boxes]).astype(np.float32)
-    plan = Plan(batch=64, schedule={"epochs": 1, "lr": 0.1}, proposals=2)  # type: ignore[arg-type]
-    stage = Refinement(sets, plan, fresh.card, proposals)
-    drawn, (_, labels, positive, _) = list(stage.drawn()), stage.batch(0, 24)
+    seen = examples(source, proposals, 0, 24)
+    drawn, labels, positive = list(as_pictures(seen, VIEW)), seen.labels, seen.positive
     assert len(drawn) == 24 and [len(true) for _, true, _ in drawn] == positive.int().tolist()
     edge = 32 * CONTEXT
     assert 5 < positive.sum() < 19
@@ -208,7 +216,7 @@ def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(fresh:
 
 
 def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes: Path) -> None:
-    result = json.loads((both / "result.json").read_text())["test"]
+    result = json.loads((both / "result.json").read_text())["last"]["test"]
     first, second = (result[view]["true_class"]["error"] for view in ("dense", "refined"))
     assert first >= 20 and second <= first - 10, (first, second)
     alone = evaluate(weak, shapes)
@@ -222,30 +230,53 @@ def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes
     assert evaluate(model, shapes)["refined"]["true_class"]["error"] > second + 10
 
 
-def test_killed_and_gone_on_with(weak: Path, both: Path, shapes: Path, tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    code = f"from reslearn.localize import refine; refine({str(weak)!r}, {str(shapes)!r}, {str(out)!r}, device='cpu', **{PLAN!r})"
-    child = start_python("-c", code)
+def test_killed_and_resumed_without_the_first_run(both: Path, weak: Path, shapes: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "killed"
+    shutil.copytree(weak, first)
+    child = start_python("-c", in_python(shapes, out, SECOND, "localize-regions", init=str(first)))
     until = time.monotonic() + 240
-    while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
+    while not (out / "checkpoints" / "step-00000008").exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     child.communicate(timeout=60)
-    assert not (out / "model.safetensors").exists()
-    resume(out, device="cpu", say=quiet)
-    assert (out / "model.safetensors").read_bytes() == (both / "model.safetensors").read_bytes()
-    assert (out / "metrics.jsonl").read_text() == (both / "metrics.jsonl").read_text()
+    assert (out / "checkpoints").exists() and not (out / "model.safetensors").exists()
+    shutil.rmtree(first)
+    proposals = (out / "proposals.npy").read_bytes()
     np.save(out / "proposals.npy", np.load(out / "proposals.npy") + 1)
     with pytest.raises(UserError, match=r"proposals\.npy is damaged"):
-        resume(out)
+        resume(out, device="cpu", quiet=True)
+    (out / "proposals.npy").write_bytes(proposals)
+    resume(out, device="cpu", quiet=True)
+    ours, theirs = (load_localizer(folder).state_dict() for folder in (out, both))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert lines(out) == lines(both) and load_localizer(out).card.options == load_localizer(both).card.options
+
+
+KILLED_WITH_ITS_PROPOSALS = """
+import os, signal
+from reslearn.localize import regions
+def killed(path, text):
+    os.kill(os.getpid(), signal.SIGKILL)
+regions.write_text = killed
+"""
+
+
+def test_a_run_that_is_killed_while_it_proposes_proposes_again(weak: Path, shapes: Path, tmp_path: Path) -> None:
+    out, short = tmp_path / "killed", {**SECOND, "schedule.epochs": 0.5}
+    child = run_python("-c", KILLED_WITH_ITS_PROPOSALS + in_python(shapes, out, short, "localize-regions", init=str(weak)))
+    assert child.code == -signal.SIGKILL and (out / "proposals.npy").exists() and not (out / "proposals.npy.sha256").exists()
+    (out / "proposals.npy").write_bytes(b"half of i")
+    assert resume(out, device="cpu", quiet=True).result["step"] == 4
 
 
 def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["refine", weak, shapes, "--out", "o", "--proposals", 5, "--epochs", 0.5, "--batch", 8, "--lr", 0.01, "--seed", 3]
-    code, said, _ = run_cli("localize", *words, "--device", "cpu")
+    settings = ["localizer.proposals=5", "schedule.epochs=0.5", "batch.size=8", "schedule.lr=0.01", "data.val=0"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    words = ["train", shapes, "--recipe", "localize-regions", "--init", weak, "--out", "o", "--seed", 3, "--device", "cpu"]
+    code, said, _ = run_cli("localize", *words, *options)
     assert code == 0
-    assert "test localization error, true class given, refined" in said and "model    o/model.safetensors" in said
+    assert "test localization error, true class given, R-CNN" in said and "model    o/model.safetensors" in said
     code, out, _ = run_cli("localize", "eval", "o", shapes, "--device", "cpu")
     assert code == 0 and "R-CNN" in out.splitlines()[1]
     page = Page(Path("o/report.html"))
@@ -254,17 +285,22 @@ def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkey
     others = write_set(tmp_path / "others", {"train": 2})
     file = others / "train" / "_annotations.coco.json"
     file.write_text(file.read_text().replace('"disc"', '"ring"'))
+    refine = ["--recipe", "localize-regions", "--init"]
     for given, line in (
-        (["refine"], "Usage"),
-        (["refine", weak, "--out", "n"], "say what to refine"),
-        (["refine", both, shapes, "--out", "n"], "has a second stage already"),
-        (["refine", weak, others, "--out", "n"], "knows the classes disc, square"),
-        (["refine", weak, shapes, "--out", "n", "--proposals", 0], "proposals: Input should be greater"),
-        (["refine", weak, shapes, "--out", "o"], "is there already"),
-        (["refine", "--resume", "o", "--lr", 1], "leave out --lr"),
-        (["refine", "--resume", weak], "is a run of localize train"),
-        (["train", "--resume", "o"], "is a run of localize refine"),
+        ([*refine, weak, "--out", "n"], "say what to train on"),
+        ([shapes, *refine, both, "--out", "n"], "has a second stage already"),
+        ([others, *refine, weak, "--out", "n"], "knows the classes disc, square; others has ring, square"),
+        ([shapes, *refine, weak, "--out", "n", "--set", "localizer.proposals=0"], "proposals: Input should be greater"),
+        ([shapes, *refine, weak, "--out", "o"], "holds a run already"),
+        (["--resume", "o", "--set", "schedule.lr=1"], "leave out --set"),
     ):
-        code, out, err = run_cli("localize", *given)
-        assert line in err + out and (code == 2 or given == ["refine"])
+        code, out, err = run_cli("localize", "train", *given)
+        assert line in err and code == 2, err
     assert not (tmp_path / "n").exists()
+    # A run's own recipe can be used again, for another localizer as well.
+    code, _, err = run_cli(
+        "localize", "train", shapes, "--recipe", "o/recipe.json", "--init", weak, "--out", "again", "--device", "cpu"
+    )
+    assert code == 0, err
+    ours, theirs = (load_localizer(folder).state_dict() for folder in ("again", "o"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

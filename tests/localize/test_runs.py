@@ -1,100 +1,133 @@
-"""Runs of localize that are stopped or killed, and go on: real processes and real signals."""
+"""Runs that are stopped or killed, and resumed: real processes and real signals."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from command_line import start_python
-from painted_sets import TINY
-from reslearn import UserError
-from reslearn.localize import resume, train
-from reslearn.localize import run as runs
+from command_line import RunCli, run_python, start_python
+from painted_sets import TINY, in_python, lines, train
+from reslearn import UserError, resume
 
-WORDS = ["--model", "resnet8", "--size", "32", "--jitter", "32,48", "--batch", "8", "--epochs", "1", "--device", "cpu"]
+SHORT = {**TINY, "schedule.epochs": 1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_run_ends_with_the_same_weights(run: Path, shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
-    out = tmp_path / "stopped"
-    child = start_python(
-        "-c", f"from reslearn.localize import train; train({str(shapes)!r}, {str(out)!r}, device='cpu', **{TINY!r})"
-    )
+def stop(code: str, out: Path, number: signal.Signals, checkpoints: int = 2, delay: float = 0.0) -> str:
+    """Run code that trains into a folder; stop it once there are some checkpoints. Returns what it wrote to standard error."""
+    child = start_python("-c", code)
     until = time.monotonic() + 240
-    while len(list((out / "checkpoints").glob("step-*"))) < 2 and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
+    wanted = f"step-{checkpoints * TINY['checkpoint.every']:08d}"
+    while not (out / "checkpoints" / wanted).exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(delay)
     child.send_signal(number)
     said = child.communicate(timeout=120)[1]
-    assert child.returncode != 0 and not (out / "model.safetensors").exists(), said
-    if number == signal.SIGTERM:
-        assert "SIGTERM" in said
-    resume(out, device="cpu", say=lambda line: None)
-    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    assert (out / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    assert child.returncode != 0 and not (out / "result.json").exists(), said
+    return said
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Files with the same bytes, but for times."""
+    for name in ("model.safetensors", "best.safetensors", "images/examples.jpg"):
+        assert (one / name).exists() == (other / name).exists()
+        assert not (one / name).exists() or (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert lines(one) == lines(other)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    assert all(results[0].get(key) == results[1].get(key) for key in ("step", "last", "best", "gallery"))
+
+
+@pytest.mark.parametrize(
+    ("number", "checkpoints", "delay"),
+    [
+        (signal.SIGKILL, 1, 0.0),
+        (signal.SIGKILL, 9, 0.02),
+        (signal.SIGTERM, 2, 0.0),
+        (signal.SIGINT, 3, 0.01),
+    ],
+)
+def test_a_stopped_run_ends_with_the_same_weights(
+    run: Path, shapes: Path, tmp_path: Path, number: signal.Signals, checkpoints: int, delay: float
+) -> None:
+    out = tmp_path / "stopped"
+    said = stop(in_python(shapes, out), out, number, checkpoints, delay)
+    assert number == signal.SIGKILL or number.name in said
+    resume(out, device="cpu", quiet=True)
+    assert_same(run, out)
 
 
 IN_THE_LAST_TEST = """
-import importlib, os, signal, sys
+import os, signal, sys
 from reslearn import cli
-module = importlib.import_module("reslearn.localize.train")
-test = module.evaluate
+from reslearn.localize.task import Localization
+evaluate = Localization.evaluate
 def stopped(*given, **named):
+    assert named["full"]
     os.kill(os.getpid(), signal.SIGINT)
-    return test(*given, **named)
-module.evaluate = stopped
+    return evaluate(*given, **named)
+Localization.evaluate = stopped
 sys.argv = {words!r}
 cli.main()
 """
 
 
-def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "a run"
-    words = ["reslearn", "localize", "train", str(shapes), "--out", str(out), *WORDS]
-    child = start_python("-c", IN_THE_LAST_TEST.format(words=words))
-    said = child.communicate(timeout=240)[1]
-    assert child.returncode == 130, said
-    assert f"stopped by SIGINT; the run is saved, and reslearn localize train --resume '{out}' goes on" in said
-    assert "Traceback" not in said and not (out / "result.json").exists()
+    settings = [word for key, value in SHORT.items() for word in ("--set", f"{key}={json.dumps(value)}".replace('"', ""))]
+    words = ["reslearn", "localize", "train", str(shapes), "--out", str(out), "--device", "cpu", *settings]
+    said = run_python("-c", IN_THE_LAST_TEST.format(words=words))
+    assert said.code == 130, said.err
+    assert f"stopped by SIGINT; the run is saved, and reslearn train --resume '{out}' goes on" in said.err
+    assert "Traceback" not in said.err and not (out / "result.json").exists()
     log = (out / "metrics.jsonl").read_text()
-    (out / "metrics.jsonl").unlink()  # as if killed between the checkpoint and it
-    result = resume(out, device="cpu", say=lambda line: None)
+    done = run_cli("train", "--resume", out, "--device", "cpu")  # of any task
+    assert done.code == 0 and "result   test localization error, true class given, dense" in done.out, done.err
     assert (out / "metrics.jsonl").read_text() == log and len(list((out / "checkpoints").iterdir())) == 1
-    assert result["step"] == 8 and result["test"]["n"] == 30 and (out / "model.safetensors").exists()
+    result = json.loads((out / "result.json").read_text())
+    assert result["step"] == 8 and result["last"]["test"]["n"] == 30 and (out / "model.safetensors").exists()
+    assert "is complete: nothing to resume" in run_cli("localize", "train", "--resume", out).out
 
 
 KILLED_AS_IT_BEGINS = """
 import os, signal
-from reslearn.localize import run, train
+from reslearn.training import run
 def killed(path, text):
     os.kill(os.getpid(), signal.SIGKILL)
 run.write_text = killed
-train({shapes!r}, {out!r}, device="cpu", **{plan!r})
 """
 
 
 def test_a_run_that_is_killed_as_it_begins_is_not_there(shapes: Path, tmp_path: Path) -> None:
-    """Between the first checkpoint and localize.json; the same command, into an empty folder even, begins it anew."""
-    out, plan = tmp_path / "killed", {**TINY, "schedule": {**TINY["schedule"], "epochs": 1}}
+    """The same command, into an empty folder even, begins it anew."""
+    out = tmp_path / "killed"
     out.mkdir()
-    child = start_python("-c", KILLED_AS_IT_BEGINS.format(shapes=str(shapes), out=str(out), plan=plan))
-    child.communicate(timeout=240)
-    assert child.returncode == -signal.SIGKILL and (tmp_path / ".killed.partial" / "checkpoints").exists()
-    assert not list(out.iterdir())
-    assert train(shapes, out, device="cpu", say=lambda line: None, **plan)["step"] == 8
-    assert [path.name for path in tmp_path.iterdir()] == ["killed"]
+    child = run_python("-c", KILLED_AS_IT_BEGINS + in_python(shapes, out, SHORT))
+    assert child.code == -signal.SIGKILL and not list(out.iterdir())
+    assert train(shapes, out, SHORT).result["step"] == 8
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["killed"]
 
 
-def test_a_run_is_of_its_data_and_its_command(run: Path, tmp_path: Path) -> None:
-    facts = json.loads((run / "localize.json").read_text())
+def test_a_run_is_of_its_data(run: Path, shapes: Path, tmp_path: Path) -> None:
+    facts = json.loads((run / "recipe.json").read_text())
     for change, said in (
-        ({"fingerprint": "0"}, "is not the data that"),
-        ({"plan": 3}, "is damaged"),
-        ({"command": "refine"}, "is a run of localize refine: reslearn localize refine --resume"),
+        ({"data": facts["data"] | {"fingerprint": "0"}}, "has changed since"),
+        ({"recipe": 3}, "is damaged"),
+        ({"preprocessing": {}}, r"is damaged \(preprocessing\)"),
+        ({"task": "locate"}, "no task 'locate'; did you mean 'localize'"),
     ):
-        (tmp_path / "localize.json").write_text(json.dumps(facts | change))
+        (tmp_path / "recipe.json").write_text(json.dumps(facts | change))
         with pytest.raises(UserError, match=said):
             resume(tmp_path)
-    with pytest.raises(UserError, match="is there already: give a new folder"):
-        runs.check_new(run)
+    with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
+        train(shapes, run)
+    copy, out = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(shapes, copy)
+    stop(in_python(copy, out), out, signal.SIGTERM)
+    file = copy / "test" / "_annotations.coco.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="has changed since"):
+        resume(out)

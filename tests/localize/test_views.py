@@ -11,14 +11,13 @@ from PIL import Image
 from boxed import annotation, coco, photo, voc, voc_object, voc_xml
 from reslearn import UserError
 from reslearn import data as datasets
-from reslearn.classify import task as classification
 from reslearn.data.boxes.box_set import Objects
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
-from reslearn.localize.crops import cut_out, window
 from reslearn.localize.views import draws_of, of_one_kind, training_crop, view_of
-from reslearn.training.display import Display
-from reslearn.training.task import Asked
+from reslearn.localize.windows import cut_out, window
+from reslearn.training.request import parse
+from reslearn.training.run import prepare
 
 
 def painted(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -139,8 +138,8 @@ def test_cut_out_is_a_set_for_boxes_and_for_classes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.pixels()[own[1] : own[3], own[0] : own[2]], source.pixels()[y1:y2, x1:x2])
     opened = datasets.open(str(tmp_path / "out" / "train"))
     assert opened.classes == ("cat", "dog") and len(opened.splits["all"]) == 10
-    asked = Asked(tmp_path / "out", "resnet8", None, ("data.val=2", "data.size=32"), 0, None)
-    assert len(classification.begin(asked, torch.device("cpu"), Display(True))[0].sources.train) == 8, "reslearn train takes it"
+    request = parse(tmp_path / "out", model="resnet8", settings=["data.val=2", "data.size=32"], device="cpu", quiet=True)
+    assert len(prepare(request).sources.train) == 8, "reslearn train takes it"
     with pytest.raises(UserError, match="is there already"):
         cut_out(root, tmp_path / "out")
     twice = cut_out(root, tmp_path / "again", per_class=5)

@@ -50,7 +50,7 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
         "seed 0",
         "processor Abacus 9000",
         "9 anchors: fitted to the boxes",
-        "reslearn.localize.train() in Python",
+        "reslearn.train() in Python",
     ):
         assert words in page.text, words
     of = [test[view]["per_class"] for view in ("1-crop", "dense")]

@@ -13,7 +13,7 @@ from reslearn.localize.views import Single
 from reslearn.reproduce import localizers as localization
 from reslearn.reproduce.catalog import EXPERIMENTS
 from reslearn.reproduce.experiment import ExperimentOptions
-from reslearn.reproduce.localizers import SETUPS, Predictions, _claim
+from reslearn.reproduce.localizers import SETUPS, SeedPredictions, _claim
 from reslearn.reproduce.run import reproduce
 
 
@@ -64,10 +64,10 @@ def test_together(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -
     good, bad = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
     truth = Single(np.array([0, 1, 1]), (np.array([good]),) * 3)
 
-    def one(said: list[float], scores: list[list[float]], right: list[list[int]]) -> Predictions:
+    def one(said: list[float], scores: list[list[float]], right: list[list[int]]) -> SeedPredictions:
         chances = np.stack([said, 1 - np.array(said)], 1)
         boxes = np.array([[good if each else bad for each in row] for row in right])
-        return Predictions(chances, {"refined": np.argsort(-chances, 1)}, {"refined": np.array(scores)}, {"refined": boxes})
+        return SeedPredictions(chances, {"refined": np.argsort(-chances, 1)}, {"refined": np.array(scores)}, {"refined": boxes})
 
     first = one([0.9, 0.6, 0.3], [[1.0, -9], [0, 2], [0, -1]], [[1, 0], [0, 1], [0, 1]])
     second = one([0.4, 0.1, 0.4], [[2.0, -9], [0, 1], [0, 3]], [[0, 0], [0, 0], [0, 0]])

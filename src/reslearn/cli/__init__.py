@@ -65,7 +65,7 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
         return
     # Before PyTorch is imported: each rank would be told that a flag of DDP costs time, which training/ranks.py has a use for.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if context.invoked_subcommand not in ("train", "detect"):  # whose other commands are refused there
+    if context.invoked_subcommand not in ("train", "detect", "localize"):  # whose other commands are refused there
         raise one_process(str(context.invoked_subcommand))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from reslearn.cli.detect import DROP, BadBoxPolicy
-from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set
+from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, one_process, several_ranks
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
@@ -15,8 +15,10 @@ app = typer.Typer(help="Where an image's object is: boxes for each class on a cl
 
 
 @app.callback()
-def _group() -> None:
+def _group(context: typer.Context) -> None:
     """Localization, the paper's appendix C."""
+    if several_ranks() and context.invoked_subcommand != "train":
+        raise one_process(f"localize {context.invoked_subcommand}")
 
 
 @app.command(no_args_is_help=True)

@@ -1,7 +1,7 @@
 """Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reslearn.data.boxes.anchors import AnchorLevel, anchor_recall, scaled_boxes, suggest_anchors
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.box_set import Bad, BoxImage
 from reslearn.detect.backbone import split
 from reslearn.detect.settings import Settings, make_settings, too_thin
@@ -16,9 +17,6 @@ from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.training import recipe as common
 from reslearn.training.recipe import Chosen
-
-if TYPE_CHECKING:
-    from reslearn.detect.sources import AnnotatedSet
 
 SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
 SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
@@ -105,7 +103,7 @@ def _as_published(net: str, start: bool, kind: str) -> dict[str, Any]:
     return pooled | {"anchors_inside": True} | ({"frozen": 2} if start and net.startswith("vgg") else {})
 
 
-def voc_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
+def voc_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
 
     On VOCdevkit, with VOC2007 and VOC2012, it is 07+12: trained on trainval of both, tested on test of 2007, where DRL reports 76.4
@@ -131,7 +129,7 @@ def voc_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: bo
     return Chosen(values, {})
 
 
-def voc_paper_4step(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
+def voc_paper_4step(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
     """PASCAL VOC by the papers' own four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
 
     In each, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3 and
@@ -142,7 +140,7 @@ def voc_paper_4step(data: "AnnotatedSet | None", net: str | None, kind: str, sta
     return Chosen({**values, "name": "voc-paper-4step", "alternate": (2, 1, 2, 1), "schedule": schedule}, reasons)
 
 
-def coco_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool) -> Chosen:
+def coco_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
     """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
 
     Trained jointly. The paper trains proposals (8 images a step) and regions (16) for so long each; in turns, and with 8 images for
@@ -166,7 +164,7 @@ def coco_paper(data: "AnnotatedSet | None", net: str | None, kind: str, start: b
     return Chosen(values, {})
 
 
-def detect_default(data: "AnnotatedSet | None", net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
+def detect_default(data: AnnotatedSet | None, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
     """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
 
     side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
@@ -244,7 +242,7 @@ NAMED: dict[str, Callable[..., Chosen]] = {
 }
 
 
-def choose(name: str, data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
+def choose(name: str, data: AnnotatedSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
     """The values of a named recipe; see Task.choose."""
     kind, side, start = str(given.get("detector.kind", "c4")), given.get("detector.min_size"), given.get("net.init") is not None
     sized = {"side": side} if name == "detect-default" and isinstance(side, int) and side > 0 else {}
@@ -258,7 +256,7 @@ def choose(name: str, data: "AnnotatedSet | None", net: str | None, given: Mappi
     return Chosen(values, reasons)
 
 
-def check(recipe: DetectRecipe, data: "AnnotatedSet", given: Mapping[str, Any]) -> None:
+def check(recipe: DetectRecipe, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
     """Raise UserError where a key does not apply to the data; see Task.check."""
     d, images = recipe.detector, data.training.images
     if d.kind == "fpn" and len(d.anchors) != (count := levels(recipe.net.name)):

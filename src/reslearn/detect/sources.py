@@ -1,10 +1,9 @@
 """A set with boxes as a detector's run reads it: opened, divided, and checked."""
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.box_set import BoxSet, bad_boxes_left_out_by
 from reslearn.data.boxes.read import open_boxes, split_names
 from reslearn.data.boxes.source import BoxSource, hold_out
@@ -14,34 +13,6 @@ from reslearn.detect.recipes import DetectRecipe
 from reslearn.errors import UserError
 from reslearn.files import user_path
 from reslearn.training.task import Sources
-
-
-@dataclass(frozen=True, eq=False)
-class AnnotatedSet:
-    """A set with boxes as it was opened: its splits by name, with one list of classes. train: the split to train on."""
-
-    path: Path
-    classes: tuple[str, ...]
-    splits: dict[str, BoxSet]
-    train: str = "train"
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def training(self) -> BoxSet:
-        """The images to train on, validation images not yet held out."""
-        return self.splits.get(self.train, self.splits.get("all", next(iter(self.splits.values()))))
-
-    @property
-    def has_val(self) -> bool:
-        """Whether the set brings validation images."""
-        return "val" in self.splits and self.train != "val"
-
-    def fingerprint(self) -> str:
-        """A sha256 in hex of what all splits hold."""
-        return hashlib.sha256("".join(split.fingerprint() for split in self.splits.values()).encode()).hexdigest()
 
 
 def open_set(path: str | Path, train: str, bad: Any) -> AnnotatedSet:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reslearn.data.augment import Draws
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.read import split_names
 from reslearn.data.boxes.source import BoxSource, Target
 from reslearn.data.boxes.voc import splits as voc_splits
@@ -23,7 +24,7 @@ from reslearn.detect.evaluate import TestOptions
 from reslearn.detect.gallery import save_gallery
 from reslearn.detect.pictures import save_examples
 from reslearn.detect.recipes import NAMED, DetectRecipe, check, choose
-from reslearn.detect.sources import AnnotatedSet, make_sources, open_set
+from reslearn.detect.sources import make_sources, open_set
 from reslearn.detect.store import save_detector
 from reslearn.detect.validation import Validation, to_device, validate_split
 from reslearn.errors import UserError

@@ -1,6 +1,7 @@
 """Recipes of localizers: one for each stage, chosen from the data."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,10 +19,11 @@ from reslearn.training.recipe import Chosen, Cited, Section
 from reslearn.weights.store import read_card
 
 if TYPE_CHECKING:
-    from reslearn.detect.sources import AnnotatedSet
+    from reslearn.data.boxes.annotated import AnnotatedSet
 
 SIZE = 224  # px
 FITTED_TO = 1000  # crops that the anchors are fitted to, at most
+COUNT = 9  # anchors at each place (Faster R-CNN, 3.1.1)
 Pair = tuple[float, float]
 
 
@@ -45,8 +47,10 @@ class CropData(common.Data, frozen=True):
 class LocalizerOptions(Section, frozen=True):
     """What a localizer is besides its network (see localize/net.py)."""
 
-    count: int = Field(default=9, ge=1, le=32, description="anchors at each place, fitted to the training crops")
-    anchors: tuple[Pair, ...] | None = Field(default=None, description="width and height of each anchor, px; otherwise fitted")
+    count: int | None = Field(default=None, ge=1, le=32, description="anchors at each place that are fitted to training crops (9)")
+    anchors: tuple[Pair, ...] | None = Field(
+        default=None, min_length=1, description="width and height of each anchor, px; otherwise fitted"
+    )
     hidden: int = Field(default=HIDDEN, ge=1, description="channels of the layer before scores and boxes (Faster R-CNN, 3.1)")
     iou: Pair = Field(
         default=(0.3, 0.5), description="anchors below the first overlap are negative examples, from the second on positive ones"
@@ -90,7 +94,7 @@ class LocalizeRecipe(common.Recipe, frozen=True):
         if self.optimizer.backbone_lr != 1 and (self.net.init is None or self.stage == "regions"):
             raise ValueError("optimizer.backbone_lr applies to stage proposals that starts from a model: give net.init as well")
         if self.stage == "regions" and (self.net.init is None or self.localizer.proposals is None):
-            raise ValueError("stage regions needs net.init, a localizer, and localizer.proposals")
+            raise ValueError("stage regions needs net.init, a localizer, and localizer.proposals: use recipe localize-regions")
         if self.stage == "proposals" and self.localizer.proposals is not None:
             raise ValueError("localizer.proposals applies to stage regions")
         if self.localizer.anchors is None:
@@ -122,12 +126,18 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
         "schedule": {"epochs": 20, "lr": 0.05, "shape": "cosine", "warmup": 0.05},
         "log": {"every": 20},
     }
-    count, reasons = given.get("localizer.count", 9), {}
-    if "localizer.anchors" not in given and isinstance(count, int) and 1 <= count <= 32 and _is_range(jitter, whole):
-        anchors = _fitted(data.training, int(given.get("seed", 0)), whole, jitter, count)
-        values["localizer"] = {"anchors": anchors}
+    anchors, count, reasons = given.get("localizer.anchors"), given.get("localizer.count"), {}
+    if anchors is not None:
+        if count is not None:
+            raise UserError("localizer.count does not apply to anchors that are given: leave it or localizer.anchors out")
+        return Chosen(values | {"localizer": {"anchors": anchors}}, reasons)
+    values["localizer"] = {"count": count}
+    number = COUNT if count is None else count
+    if isinstance(number, int) and 1 <= number <= 32 and _is_range(jitter, whole):
+        anchors = _fitted(data.training, int(given.get("seed", 0)), whole, jitter, number)
+        values["localizer"]["anchors"] = anchors
         shapes = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in anchors)
-        reasons["localizer.anchors"] = f"{count} anchors of {shapes} px: fitted to the boxes of training crops"
+        reasons["localizer.anchors"] = f"{len(anchors)} anchors of {shapes} px: fitted to the boxes of training crops"
     return Chosen(values, reasons)
 
 
@@ -139,11 +149,13 @@ def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mappin
     init = given.get("net.init")
     if not isinstance(init, str):
         raise UserError("recipe localize-regions needs the localizer whose boxes it refines: give --init RUN")
-    card = read_card(init)
+    card = read_card(Path(init).expanduser())
     if card.localizer is None:
         raise UserError(f"{init} is not a localizer: train one with reslearn localize train")
     if card.localizer.get("proposals") is not None:
         raise UserError(f"{init} has a second stage already: give a localizer with one stage")
+    if given.get("localizer.count") is not None:
+        raise UserError(f"localizer.count does not apply to recipe localize-regions: its anchors are those of {init}")
     view = card.preprocessing
     values = {
         "name": "localize-regions",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reslearn.data.augment import Draws
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.source import hold_out
 from reslearn.data.images.statistics import measure
 from reslearn.data.images.stream import Photos
@@ -16,8 +17,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.data.sets import Split
 from reslearn.data.splits import held_out
-from reslearn.detect.sources import AnnotatedSet
-from reslearn.errors import UserError
+from reslearn.errors import UserError, naming
 from reslearn.evaluation.protocols import evaluating
 from reslearn.files import user_path
 from reslearn.localize import regions
@@ -27,14 +27,15 @@ from reslearn.localize.gallery import MOST, save_examples, save_gallery
 from reslearn.localize.losses import losses
 from reslearn.localize.net import Localizer, create_localizer, flat, load_localizer, save_localizer
 from reslearn.localize.predict import predict, propose
-from reslearn.localize.recipes import NAMED, LocalizeRecipe
+from reslearn.localize.recipes import NAMED, LocalizeRecipe, localize_regions
 from reslearn.localize.regions import RegionExamples, add_second_stage, region_losses
 from reslearn.localize.sources import LocalizeSource, open_to_train
+from reslearn.nets import create
 from reslearn.training import ranks
 from reslearn.training.display import Display
-from reslearn.training.recipe import Chosen
+from reslearn.training.recipe import Chosen, flatten, shown
 from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Progress, Sources, Task
-from reslearn.weights.store import load, read_card
+from reslearn.weights.store import check_classifies, load, model_file, read_card
 
 LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
 
@@ -62,11 +63,14 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
             raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
         if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
             raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
-        if recipe.stage == "regions" and (extra := [key for key in ("size", "crop_ratio", "jitter") if f"data.{key}" in given]):
-            raise UserError(f"data.{extra[0]} does not apply to stage regions: it sees what the localizer sees; leave it out")
-        if recipe.stage == "regions" and (known := read_card(recipe.net.init or "").classes) != data.classes:
-            one, other = (", ".join(classes) for classes in (known, data.classes))
-            raise UserError(f"{recipe.net.init} knows the classes {one}; {data.name} has {other}")
+        if recipe.stage == "regions":
+            _check_second_stage(recipe, data)
+            return
+        if recipe.net.init is not None:
+            with naming(model_file(recipe.net.init)):
+                check_classifies(read_card(recipe.net.init))
+        with torch.device("meta"):
+            create_localizer(recipe.net.name, data.classes, recipe.settings(), _unmeasured(recipe), recipe.net.options())
 
     def sources(
         self, data: AnnotatedSet, recipe: LocalizeRecipe, device: torch.device, display: Display, view: Preprocessing | None
@@ -98,16 +102,17 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         return [f"data     {described['name']}: {counts} images; in training {objects}"]
 
     def model(self, job: LocalizeJob, *, fresh: bool) -> nn.Module:
-        recipe, view, settings = job.recipe, job.sources.preprocessing, job.recipe.settings()
-        fresh = fresh and recipe.net.init is not None
-        if recipe.stage == "regions" and fresh:
-            first = load_localizer(recipe.net.init or "")
+        recipe, options = job.recipe, job.recipe.net.options()
+        init = recipe.net.init if fresh else None
+        if init is not None and recipe.stage == "regions":
+            first = load_localizer(init)
+            first.card = first.card.model_copy(update={"options": options})
             torch.manual_seed(integer(recipe.seed, 0x1218))
             model = add_second_stage(first, recipe.localizer.proposals or 1)
         else:
+            start = recipe.net.name if init is None else _load_with(options, init)
             torch.manual_seed(integer(recipe.seed, 0x1217))
-            start = load(recipe.net.init or "") if fresh else recipe.net.name
-            model = create_localizer(start, job.data.classes, settings, view, recipe.net.options())
+            model = create_localizer(start, job.data.classes, recipe.settings(), job.sources.preprocessing, options)
         return model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enter(self, model: nn.Module, phase: int) -> nn.Module:
@@ -213,19 +218,50 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
             save_examples(job.folder, regions.as_pictures(examples, view))
 
 
+def _load_with(options: dict[str, Any], init: str) -> nn.Module:
+    """The classification model that a run starts from, with the options of the run's recipe: those of training may differ."""
+    source, card = load(init), read_card(init).model_copy(update={"options": options})
+    net = create(card.net, len(card.classes), card.preprocessing.channels, **options)
+    net.load_state_dict(source.state_dict())
+    net.card = card  # type: ignore[assignment]
+    return net
+
+
+def _check_second_stage(recipe: LocalizeRecipe, data: AnnotatedSet) -> None:
+    """Raise UserError where a second stage would see other images, anchors or classes than its localizer does."""
+    init = recipe.net.init or ""
+    card, expected = read_card(init), localize_regions(data, None, {"net.init": init}).plain()
+    if card.classes != data.classes:
+        one, other = (", ".join(classes) for classes in (card.classes, data.classes))
+        raise UserError(f"{init} knows the classes {one}; {data.name} has {other}")
+    resolved = flatten(recipe.model_dump(mode="json"))
+    for section in ("data", "localizer"):
+        for key, value in flatten(expected[section], f"{section}.").items():
+            if key != "localizer.proposals" and shown(resolved[key]) != shown(value):
+                raise UserError(
+                    f"{key}={shown(resolved[key])} does not apply to stage regions, which takes {shown(value)} from {init}"
+                )
+
+
+def _unmeasured(recipe: LocalizeRecipe) -> Preprocessing:
+    """The views of a recipe, without statistics."""
+    size = (recipe.data.size, recipe.data.size)
+    return Preprocessing(channels=3, size=size, crop_ratio=recipe.data.crop_ratio, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Preprocessing:
     """How images become the network's input: with a model's own statistics, otherwise with those of the training images."""
-    size, ratio, none = (recipe.data.size, recipe.data.size), recipe.data.crop_ratio, (0.0,) * 3
+    unmeasured = _unmeasured(recipe)
     if recipe.net.init is not None:
         view = read_card(recipe.net.init).preprocessing
         if view.channels != 3:
             raise UserError(f"{recipe.net.init} sees gray images: localization is for networks of color images")
-        return view if recipe.stage == "regions" else flat(view).model_copy(update={"size": size, "crop_ratio": ratio})
-    view = Preprocessing(channels=3, size=size, crop_ratio=ratio, mean=none, std=(1.0,) * 3)
+        own = {"size": unmeasured.size, "crop_ratio": unmeasured.crop_ratio}
+        return view if recipe.stage == "regions" else flat(view).model_copy(update=own)
     images = data.training.images
     names, files = tuple(image.name for image in images), tuple(image.path for image in images)
-    photos = Photos(Split(np.zeros(len(files), np.int64), names, files=files), view)
-    return measure(photos, view, "channel", display.progress)
+    photos = Photos(Split(np.zeros(len(files), np.int64), names, files=files), unmeasured)
+    return measure(photos, unmeasured, "channel", display.progress)
 
 
 def _shared(source: LocalizeSource, progress: Progress, look: Callable[[LocalizeSource, Any], dict[str, View]]) -> dict[str, View]:

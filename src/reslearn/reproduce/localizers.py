@@ -100,7 +100,7 @@ def _train(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Path, 
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SeedPredictions:
     """Of one seed, for the test images. said: class scores (N, K), summing to 1. The rest is by view, as views() gives it."""
 
     said: np.ndarray
@@ -112,7 +112,7 @@ class Predictions:
 VIEWS = ("1-crop", "dense", "refined")
 
 
-def _predict(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Single, list[Predictions]]:
+def _predict(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Single, list[SeedPredictions]]:
     """The truth of the test images, and the predictions of each seed, which are kept beside its runs."""
     crops, seeds = _train(options, setup)
     data = open_boxes(crops, only=["test"])["test"]
@@ -130,7 +130,7 @@ def _predict(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Sing
             write_atomic(kept, lambda path, said=said, parts=parts: _save(path, {"said": said, **parts}))
         with np.load(kept) as arrays:
             parts = [{view: arrays[f"{view} {part}"] for view in VIEWS} for part in ("order", "scores", "boxes")]
-            predictions.append(Predictions(arrays["said"], *parts))
+            predictions.append(SeedPredictions(arrays["said"], *parts))
     return truth, predictions
 
 

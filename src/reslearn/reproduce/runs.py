@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from reslearn import data as datasets
+from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.sets import DataSet
-from reslearn.detect.sources import AnnotatedSet, open_set
+from reslearn.detect.sources import open_set
 from reslearn.errors import Diverged, UserError
 from reslearn.reproduce.experiment import Metric, Plan, Training
 from reslearn.training import many
