@@ -47,9 +47,9 @@ def data(tmp_path: Path) -> BoxSet:
 def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
     one, other = detector(masks=True), detector(seed=1, masks=True)
     ways = [TestOptions((one,)), TestOptions((one, other), True, (32, 48))]
-    calls: list[tuple[int, int]] = []
-    found = find(data.images, ways, lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 3), (2, 3), (3, 3)] and len(found) == 2
+    calls: list[tuple[str, int, int]] = []
+    found = find(data.images, ways, lambda *call: calls.append(call))
+    assert calls == [("images", 1, 3), ("images", 2, 3), ("images", 3, 3)] and len(found) == 2
     for way, own in zip(ways, found, strict=True):
         assert own.seconds > 0 and sum(len(each["labels"]) for each in own.detections) > 3
         for image, each in zip(data.images, own.detections, strict=True):
@@ -72,7 +72,7 @@ def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
     assert made["AP"] == made["VOC07"] == 100 and made["mistakes"]["missed"] == 0
     assert made["n"] == 3 and made["objects"] == 3 and made["data"] == "photos" and "masks" not in made
     json.dumps(made)
-    assert matches(found, data).hit.shape[0] == 3
+    assert matches(found.detections, data).hit.shape[0] == 3
 
 
 def test_results_have_the_sets_own_ids_and_packed_masks(data: BoxSet) -> None:

@@ -29,7 +29,7 @@ def test_one_look_gives_what_is_found_and_the_losses(net: str, options: dict) ->
         torch.manual_seed(3)
         losses = model.losses(images, targets)
         torch.manual_seed(3)
-        found, own = model.judge(images, targets)
+        found, own = model.detect_with_losses(images, targets)
     assert list(own) == list(losses) and all(torch.equal(own[name], losses[name]) for name in losses)
     for mine, one in zip(found, expected, strict=True):
         assert len(one["boxes"]) > 3 and mine.keys() == one.keys()
