@@ -26,6 +26,7 @@ def train(
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
     out: Out = None,
     resume: Resume = None,
+    task: Annotated[str, typer.Option("--task", help="classify, or the name of a task that another package brings.")] = "classify",
     device: Device = "auto",
 ) -> None:
     """Train a network on images, or resume an interrupted run.
@@ -41,7 +42,7 @@ def train(
       reslearn train --resume runs/mine
     """
     options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
-    train_command("classify", data, resume, seeds, device, **options)
+    train_command(task, data, resume, seeds, device, **options)
 
 
 def recipes(

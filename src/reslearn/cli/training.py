@@ -63,9 +63,9 @@ def _print_run(run: "Run") -> None:
                 numbers = run.result[name][split]
                 note = " (nothing was held out)" if split == "train" else ""
                 for measure, (value, interval) in measures(numbers).items():
-                    low, high = interval or (math.nan, math.nan)
-                    spread = f"95% interval {low:.2f} to {high:.2f}, n={numbers['n']:,}"
-                    typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({spread}; {title}: step {step:,})")
+                    spread = f"95% interval {interval[0]:.2f} to {interval[1]:.2f}, " if interval else ""
+                    about = f"{spread}n={numbers['n']:,}; {title}: step {step:,}"
+                    typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({about})")
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     _print_report(run.folder)
 
