@@ -23,11 +23,11 @@ def measure(net: str, batch: int, recompute: bool) -> dict:
     from reslearn.training import runtime
     from reslearn.training.request import parse
     from reslearn.training.run import prepare
-    from reslearn.training.stepper import Batch
+    from reslearn.training.stepper import StepBatch
 
     settings = {"recompute": recompute, "batch.size": batch, "schedule.lr": 0.001}
     loop = OurLoop(prepare(parse("cifar10", "default", model=net, settings=settings, quiet=True)))
-    batches: list[Batch] = [loop.stepper.prepare(step) for step in range(STEPS)]
+    batches: list[StepBatch] = [loop.stepper.prepare(step) for step in range(STEPS)]
     before, took = runtime.peak_memory_mb(loop.device), []
     for prepared in batches:
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from reslearn import UserError
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, load_detector, save_detector
 from reslearn.localize.losses import EXAMPLES, losses, match
-from reslearn.localize.net import Localizer, Settings, create_localizer, flat, load_localizer, save_localizer
+from reslearn.localize.net import Localizer, LocalizerSettings, create_localizer, flat, load_localizer, save_localizer
 from reslearn.weights.store import read_card
 
 VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -24,7 +24,7 @@ CLASSES = ("a", "b", "c")
 def localizer(net: str = "resnet8", anchors: tuple[tuple[float, float], ...] = ((8, 8), (16, 10)), seed: int = 0) -> Localizer:
     """One in evaluation whose scores and boxes differ from place to place."""
     torch.manual_seed(seed)
-    model = create_localizer(net, CLASSES, Settings(anchors=anchors, hidden=16), VIEW)
+    model = create_localizer(net, CLASSES, LocalizerSettings(anchors=anchors, hidden=16), VIEW)
     for layer in (model.hidden, model.scores, model.deltas):
         nn.init.normal_(layer.weight, std=0.1)
     return model.eval()
@@ -151,7 +151,7 @@ def test_it_starts_from_a_classifier_and_comes_back_from_a_file(tmp_path: Path) 
     card = reslearn.Card(net="resnet8", classes=("x", "y"), preprocessing=VIEW)
     torch.manual_seed(3)
     file = reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
-    model = create_localizer(reslearn.load(file), CLASSES, Settings(anchors=((8, 8),)), VIEW).eval()
+    model = create_localizer(reslearn.load(file), CLASSES, LocalizerSettings(anchors=((8, 8),)), VIEW).eval()
     torch.testing.assert_close(model.backbone.conv1.weight, reslearn.load(file).conv1.weight)
     path = save_localizer(model, tmp_path / "l.safetensors")
     again = load_localizer(path)
@@ -175,7 +175,7 @@ def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a backbone starts from a classification model"):
             create_detector(tmp_path / f"{name}.safetensors", 2)
     with pytest.raises(UserError, match="localization does not support CifarDenseNet"):
-        create_localizer("densenet-40-12", CLASSES, Settings(anchors=((8, 8),)), VIEW)
+        create_localizer("densenet-40-12", CLASSES, LocalizerSettings(anchors=((8, 8),)), VIEW)
 
 
 def test_a_pixel_mean_becomes_a_mean_color() -> None:
@@ -188,7 +188,7 @@ def test_a_pixel_mean_becomes_a_mean_color() -> None:
 def test_it_learns_two_boxes_by_heart() -> None:
     """Two images, two classes, another box in each: after some steps the right class's box is the true one."""
     torch.manual_seed(0)
-    model = create_localizer("resnet8", ("a", "b"), Settings(anchors=((10, 10), (20, 20))), VIEW)
+    model = create_localizer("resnet8", ("a", "b"), LocalizerSettings(anchors=((10, 10), (20, 20))), VIEW)
     x = torch.zeros(2, 3, 32, 32)
     boxes = [torch.tensor([[2.0, 3, 12, 15]]), torch.tensor([[10.0, 8, 31, 28]])]
     for i, (x1, y1, x2, y2) in enumerate(b[0].int().tolist() for b in boxes):

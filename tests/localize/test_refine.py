@@ -25,7 +25,7 @@ from reslearn.data.preprocess import Preprocessing, cover
 from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.localize import net
 from reslearn.localize.evaluate import evaluate
-from reslearn.localize.net import CODER, CONTEXT, Localizer, Settings, create_localizer, load_localizer, warp
+from reslearn.localize.net import CODER, CONTEXT, Localizer, LocalizerSettings, create_localizer, load_localizer, warp
 from reslearn.localize.predict import propose
 from reslearn.localize.predict import refine as refined
 from reslearn.localize.regions import RegionExamples, as_pictures, region_losses, regions_of
@@ -58,7 +58,7 @@ def both(weak: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def fresh() -> Localizer:
     torch.manual_seed(0)
-    settings = Settings(anchors=((12, 12), (20, 14)), proposals=7)
+    settings = LocalizerSettings(anchors=((12, 12), (20, 14)), proposals=7)
     return create_localizer("resnet8", ("disc", "square"), settings, VIEW).eval()
 
 

@@ -20,7 +20,7 @@ from reslearn.training import runtime
 from reslearn.training.request import parse
 from reslearn.training.run import make_state, prepare
 from reslearn.training.step import LossModule
-from reslearn.training.stepper import Batch, make_stepper
+from reslearn.training.stepper import StepBatch, make_stepper
 from reslearn.training.task import Job
 
 ROUNDS, STEPS, SETTLE = 7, 12, 4  # rounds of steps that are timed, after some that are not
@@ -55,7 +55,7 @@ class OurLoop:
         self.state.model.train()
         self.stepper = make_stepper(job, self.state)
 
-    def step(self, batch: Batch | None = None) -> None:
+    def step(self, batch: StepBatch | None = None) -> None:
         """Train on a batch, by default the next one."""
         p = self.state.progress
         runtime.seed_step(self.job.recipe.seed, p.step)

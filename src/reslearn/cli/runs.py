@@ -67,7 +67,7 @@ def recipes(
         print_recipe(name, data, model, as_json)
 
 
-class Split(StrEnum):
+class SplitName(StrEnum):
     train, val, test, all = "train", "val", "test", "all"
 
 
@@ -85,7 +85,7 @@ Scores = Annotated[Path | None, typer.Option("--scores", help="Write the scores 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several: an ensemble.")],
     data: Annotated[str, typer.Argument(help="A data set, folder or list, as for train.")],
-    split: Annotated[Split | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
+    split: Annotated[SplitName | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="One view of each image, ten crops, or the whole at several scales or at one.")
     ] = Protocol.one,

@@ -85,7 +85,7 @@ class FullyConnected(nn.Module):
 
 
 @dataclass(frozen=True)
-class Split:
+class NetHalves:
     """A net in two. stride: input pixels from one output of the shared map to the next. roi: the side of a pooled region.
 
     parts: of the shared half, in their order, for those who freeze the first of them.
@@ -100,13 +100,13 @@ class Split:
     parts: list[list[nn.Module]]
 
 
-def split(net: nn.Module) -> Split:
+def split(net: nn.Module) -> NetHalves:
     """The two halves of a net, made of its own modules. Raises UserError for a net that has no such halves."""
     if isinstance(net, ResNet):
         *shared, _ = net.stages
         parts = [[net.conv1, net.bn1], *([net.get_submodule(stage)] for stage in shared)]
         backbone = Stages(net, tuple(shared), (shared[-1],))
-        return Split(backbone, LastStage(net), net.channels[-2], net.strides[-2], 14, net.channels[-1], parts)
+        return NetHalves(backbone, LastStage(net), net.channels[-2], net.strides[-2], 14, net.channels[-1], parts)
     if isinstance(net, VGG):
         backbone, blocks = Convolutions(net), [[]]
         for module in backbone.features:
@@ -117,7 +117,7 @@ def split(net: nn.Module) -> Split:
         fc = [module for module in net.classifier if isinstance(module, nn.Linear)]
         stride = 2 ** (len(blocks) - 1)  # its max pools alone have a stride
         side = fc[0].in_features // convolutions[-1].out_channels  # pixels that fc6 sees
-        return Split(
+        return NetHalves(
             backbone, FullyConnected(net), convolutions[-1].out_channels, stride, math.isqrt(side), fc[-2].out_features, blocks
         )
     raise UserError(f"no detector on {type(net).__name__}: take a residual, plain or highway net, or VGG")

@@ -18,7 +18,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.backbone import Stages, freeze_batch_norm, split, stages_of
 from reslearn.detect.detector import Detector
 from reslearn.detect.heads import Anchors, Heads, Pool, ProposalNetwork, Proposals, pyramid_pool
-from reslearn.detect.settings import Settings, make_settings
+from reslearn.detect.settings import DetectorSettings, make_settings
 from reslearn.errors import UserError
 from reslearn.nets import create, models, spec
 from reslearn.nets.resnet import ResNet
@@ -37,7 +37,7 @@ def create_detector(
     net: the name of a residual, plain or highway net, or of a VGG, which then is new too; a classification model file or run
     folder of ours, whose weights and normalization come along; or a network in memory, which is copied. A folder called like a
     network is written ./name. classes: the kinds of objects, by name or number, without background. channels: of the images,
-    for a net given by name (3). options: see Settings. batch_norm is "frozen" for a backbone that has been trained (a file, or a
+    for a net given by name (3). options: see DetectorSettings. batch_norm is "frozen" for a trained backbone (a file, or a
     network that load() made) and else "live": with random weights, frozen layers let the signal explode.
 
     Raises UserError for an unknown name or option, and for what does not go together.
@@ -116,7 +116,9 @@ class Pyramid(nn.Module):
         return self.fpn(self.body(x))
 
 
-def assemble(net: nn.Module, classes: tuple[str, ...], settings: Settings, view: Preprocessing, card: Card | None) -> Detector:
+def assemble(
+    net: nn.Module, classes: tuple[str, ...], settings: DetectorSettings, view: Preprocessing, card: Card | None
+) -> Detector:
     """A detector of the modules of `net`."""
     s, count = settings, len(classes) + 1
     if s.batch_norm == "frozen":

@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reslearn.detect.heads import Heads, ProposalNetwork
-from reslearn.detect.settings import Settings
+from reslearn.detect.settings import DetectorSettings
 
 
 class Detector(GeneralizedRCNN):
@@ -31,7 +31,7 @@ class Detector(GeneralizedRCNN):
     def __init__(
         self,
         *parts: nn.Module,
-        settings: Settings,
+        settings: DetectorSettings,
         classes: tuple[str, ...],
         frozen: list[nn.Module],
         card: Any = None,

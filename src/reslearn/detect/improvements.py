@@ -21,7 +21,7 @@ REGION = 224  # px of 600: a region is pooled where it comes nearest to this siz
 
 
 @dataclass(frozen=True)
-class View:
+class ScaledView:
     """One image at one size: its feature maps, that size and the image's own, (height, width)."""
 
     images: ImageList
@@ -41,7 +41,7 @@ class View:
         return math.sqrt(self.shape[0] * self.shape[1] / (self.original[0] * self.original[1]))
 
 
-def look(model: Detector, image: Tensor, side: int | None = None) -> View:
+def look(model: Detector, image: Tensor, side: int | None = None) -> ScaledView:
     """An image (C, H, W) through the shared layers, with its shorter side at `side` px, or the detector's own min_size."""
     s = model.settings
     own = model.transform
@@ -49,10 +49,10 @@ def look(model: Detector, image: Tensor, side: int | None = None) -> View:
     assert isinstance(own, GeneralizedRCNNTransform)
     transform = GeneralizedRCNNTransform(side, round(side * s.max_size / s.min_size), own.image_mean, own.image_std).eval()
     images, _ = transform([image])
-    return View(images, model.backbone(images.tensors), images.image_sizes[0], (image.shape[-2], image.shape[-1]))
+    return ScaledView(images, model.backbone(images.tensors), images.image_sizes[0], (image.shape[-2], image.shape[-1]))
 
 
-def propose(model: Detector, view: View) -> Tensor:
+def propose(model: Detector, view: ScaledView) -> Tensor:
     """The detector's proposals (R, 4) in the original image's pixels."""
     return view.boxes(model.rpn(view.images, view.features)[0][0], back=True)
 
@@ -67,10 +67,10 @@ def adjacent(scales: Sequence[float], boxes: Tensor, region: float = REGION) -> 
     return (torch.bucketize(ideal, boxes.new_tensor(scales)) - 1).clamp(0, len(scales) - 2)
 
 
-def describe(model: Detector, views: Sequence[View], boxes: Tensor) -> Tensor:
+def describe(model: Detector, views: Sequence[ScaledView], boxes: Tensor) -> Tensor:
     """Features (R, D) of boxes (R, 4): of one view, or for each box the maximum over two adjacent ones (maxout)."""
 
-    def at(view: View, chosen: Tensor) -> Tensor:
+    def at(view: ScaledView, chosen: Tensor) -> Tensor:
         return model.roi_heads.regions(view.features, [view.boxes(boxes[chosen])], [view.shape])[0]
 
     everything = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -88,14 +88,16 @@ def describe(model: Detector, views: Sequence[View], boxes: Tensor) -> Tensor:
     return boxes.new_zeros(0, 1) if found is None else found
 
 
-def judge(models: Sequence[Detector], views: Sequence[Sequence[View]], boxes: Tensor) -> tuple[Tensor, Tensor]:
+def judge(models: Sequence[Detector], views: Sequence[Sequence[ScaledView]], boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (R, K + 1) and boxes (R, K + 1, 4), averaged over the models, of proposals (R, 4); all in the original's pixels."""
     each = [m.roi_heads.judge(describe(m, own, boxes), boxes) for m, own in zip(models, views, strict=True)]
     scores, refined = (torch.stack(list(parts)).mean(0) for parts in zip(*each, strict=True))
     return scores, refined
 
 
-def refine(models: Sequence[Detector], views: Sequence[Sequence[View]], scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+def refine(
+    models: Sequence[Detector], views: Sequence[Sequence[ScaledView]], scores: Tensor, boxes: Tensor
+) -> tuple[Tensor, Tensor]:
     """Judge once more where each proposal's box went, of its best class, and pool the new with the old: (2R, ...)."""
     best = scores[:, 1:].argmax(1) + 1
     height, width = views[0][0].original

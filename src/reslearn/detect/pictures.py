@@ -22,7 +22,7 @@ EXAMPLE = 720  # px: the longer side of a picture for the report, at most
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class DetectedImage:
     """What was found in a file, as in evaluate.Found; or why it cannot be read."""
 
     file: Path
@@ -76,7 +76,7 @@ def places(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def predictions(
     way: TestOptions, files: Sequence[Path], score: float = 0.5, targets: dict[Path, Path] | None = None
-) -> Iterator[Prediction]:
+) -> Iterator[DetectedImage]:
     """What is found in each file with at least this score, as it comes. A file that cannot be read gives its error.
 
     targets: where to draw it (see places). Raises UserError where a picture cannot be written.
@@ -85,15 +85,15 @@ def predictions(
         try:
             views = {channels: read(file, channels) for channels in {way.channels, 3 if targets else way.channels}}
         except UserError as error:
-            yield Prediction(file, error=str(error))
+            yield DetectedImage(file, error=str(error))
             continue
         if why := way.refuses(*views[way.channels].shape[:2]):
-            yield Prediction(file, error=f"{file}: {why}")
+            yield DetectedImage(file, error=f"{file}: {why}")
             continue
         found = _surest(look(way, tensor(views[way.channels])), score)
         if targets:
             _save(picture(views[3], found, way.models[0].classes), targets[file])
-        yield Prediction(file, found)
+        yield DetectedImage(file, found)
 
 
 def save_examples(

@@ -12,7 +12,7 @@ from reslearn.data.boxes.anchors import AnchorLevel, anchor_recall, scaled_boxes
 from reslearn.data.boxes.annotated import AnnotatedSet
 from reslearn.data.boxes.box_set import Bad, BoxImage
 from reslearn.detect.backbone import split
-from reslearn.detect.settings import Settings, make_settings, too_thin
+from reslearn.detect.settings import DetectorSettings, make_settings, too_thin
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.training import recipe as common
@@ -48,7 +48,7 @@ class DetectRecipe(common.Recipe, frozen=True):
 
     data: BoxData = BoxData()
     batch: BoxBatch = BoxBatch()
-    detector: Settings
+    detector: DetectorSettings
     alternate: tuple[Share, Share, Share, Share] | None = Field(
         default=None,
         description="train proposals and regions alternately in four phases of these relative lengths (see detect/alternating.py)",

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Settings(BaseModel):
+class DetectorSettings(BaseModel):
     """What a recipe holds under "detector", and a detector's model file. Lengths are in px of the scaled image.
 
     background and anchors_inside are None where they are off, as 0 and false become, so that a recipe without them is what it was
@@ -73,7 +73,7 @@ class Settings(BaseModel):
         return value or None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Settings":
+    def _consistent(self) -> "DetectorSettings":
         if self.kind == "fpn" and self.roi == "pool":
             raise ValueError("roi='pool' is of kind 'c4': a pyramid is pooled by RoIAlign")
         if self.kind == "fpn" and self.roi_size is not None:
@@ -91,7 +91,7 @@ class Settings(BaseModel):
         return self
 
 
-def too_thin(settings: Settings, height: int, width: int, sides: Sequence[int] = ()) -> str | None:
+def too_thin(settings: DetectorSettings, height: int, width: int, sides: Sequence[int] = ()) -> str | None:
     """Why an image of these pixels cannot be looked at: scaled to fit, its shorter side has no pixel left. None: it can be.
 
     sides: shorter sides in px of multi-scale testing, beside the detector's own.
@@ -104,15 +104,15 @@ def too_thin(settings: Settings, height: int, width: int, sides: Sequence[int] =
     return f"{width} x {height} px: too elongated, nothing is left of its shorter side where the longer one fits"
 
 
-def make_settings(kind: str, levels: int, options: dict[str, Any]) -> Settings:
-    """Settings of a kind with its defaults. levels: of a pyramid on this net. Raises UserError, naming the option."""
+def make_settings(kind: str, levels: int, options: dict[str, Any]) -> DetectorSettings:
+    """DetectorSettings of a kind with its defaults. levels: of a pyramid on this net. Raises UserError, naming the option."""
     if kind not in DEFAULTS:
         raise UserError(f"detector.kind='{kind}': must be one of {', '.join(map(repr, DEFAULTS))}")
-    if unknown := next((key for key in options if key not in Settings.model_fields), None):
-        raise UserError(f"no option '{unknown}' of a detector{did_you_mean(unknown, Settings.model_fields)}")
+    if unknown := next((key for key in options if key not in DetectorSettings.model_fields), None):
+        raise UserError(f"no option '{unknown}' of a detector{did_you_mean(unknown, DetectorSettings.model_fields)}")
     pyramid = {"anchors": tuple(32.0 * 2**i for i in range(levels))} if kind == "fpn" else {}
     try:
-        made = Settings(**{**DEFAULTS[kind], **pyramid, **options, "kind": kind})
+        made = DetectorSettings(**{**DEFAULTS[kind], **pyramid, **options, "kind": kind})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["detector", *(str(part) for part in first["loc"][:1])])

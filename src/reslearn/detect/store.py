@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from reslearn.detect.build import assemble
 from reslearn.detect.detector import Detector
-from reslearn.detect.settings import Settings
+from reslearn.detect.settings import DetectorSettings
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
@@ -22,7 +22,7 @@ def described(card: Card) -> Detector:
         makes = "reslearn detect train --init, or create_detector in Python, makes one of it"
         raise UserError(f"holds a classification network, not a detector: {makes}")
     try:
-        settings = Settings.model_validate(card.detector)
+        settings = DetectorSettings.model_validate(card.detector)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"its card is not valid at 'detector.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error

@@ -27,7 +27,7 @@ CONTEXT = 16 / 227  # of the side of a region as the second stage sees it, on ea
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
-class Settings(BaseModel):
+class LocalizerSettings(BaseModel):
     """What a localizer is beside its network. anchors: (width, height) in px of the net's view, at every place of its last map.
 
     hidden: channels of the 3x3 layer before scores and boxes (Faster R-CNN, section 3.1). iou: an anchor that overlaps a true box
@@ -87,7 +87,7 @@ class Localizer(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, channels: int, stride: int, settings: Settings, classes: tuple[str, ...], card: Card
+        self, backbone: nn.Module, channels: int, stride: int, settings: LocalizerSettings, classes: tuple[str, ...], card: Card
     ) -> None:
         super().__init__()
         self.settings, self.classes, self.stride, self.card = settings, classes, stride, card
@@ -146,7 +146,7 @@ class Localizer(nn.Module):
         return top.transpose(1, 2), boxes.transpose(1, 2)
 
 
-def _assemble(net: nn.Module, settings: Settings, classes: tuple[str, ...], card: Card) -> Localizer:
+def _assemble(net: nn.Module, settings: LocalizerSettings, classes: tuple[str, ...], card: Card) -> Localizer:
     if isinstance(net, ResNet):
         last = net.stages[-1]
         return Localizer(Stages(net, net.stages, (last,)), net.channels[-1], net.strides[-1], settings, classes, card)
@@ -166,7 +166,11 @@ def flat(view: Preprocessing) -> Preprocessing:
 
 
 def create_localizer(
-    net: str | nn.Module, classes: tuple[str, ...], settings: Settings, view: Preprocessing, options: dict[str, Any] | None = None
+    net: str | nn.Module,
+    classes: tuple[str, ...],
+    settings: LocalizerSettings,
+    view: Preprocessing,
+    options: dict[str, Any] | None = None,
 ) -> Localizer:
     """A localizer in training mode on a new network of the zoo, or on a classification network that load() made (its modules are
     taken, its last layer is left out); the other layers are new (seed them with torch.manual_seed).
@@ -190,7 +194,7 @@ def described(card: Card) -> Localizer:
     if card.localizer is None:
         raise UserError("holds no localizer: train one with reslearn localize train")
     try:
-        settings = Settings.model_validate(card.localizer)
+        settings = LocalizerSettings.model_validate(card.localizer)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"its card is not valid at 'localizer.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error

@@ -12,7 +12,7 @@ from reslearn.data.boxes.anchors import suggest_anchors
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.errors import UserError
 from reslearn.localize.crops import training_crops
-from reslearn.localize.net import HIDDEN, Settings
+from reslearn.localize.net import HIDDEN, LocalizerSettings
 from reslearn.localize.views import of_one_kind
 from reslearn.training import recipe as common
 from reslearn.training.recipe import Chosen, Cited, Section
@@ -48,7 +48,7 @@ class CropData(common.Data, frozen=True):
 
 
 class LocalizerOptions(Section, frozen=True):
-    """Settings of a localizer (see localize/net.py)."""
+    """LocalizerSettings of a localizer (see localize/net.py)."""
 
     count: int | None = Field(default=None, ge=1, le=32, description="number of anchors to fit to the training crops (9)")
     anchors: tuple[Pair, ...] | None = Field(
@@ -104,9 +104,9 @@ class LocalizeRecipe(common.Recipe, frozen=True):
             raise ValueError('localizer.anchors is missing: set it, or start from base = "localize-default", which fits anchors')
         return self
 
-    def settings(self) -> Settings:
+    def settings(self) -> LocalizerSettings:
         """What a model file says of the localizer."""
-        return Settings.model_validate(self.localizer.model_dump(exclude={"count"}))
+        return LocalizerSettings.model_validate(self.localizer.model_dump(exclude={"count"}))
 
 
 def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:

@@ -56,7 +56,7 @@ S = TypeVar("S", bound=RunSection)
 N = TypeVar("N", bound=SplitNumbers)
 
 
-class Evaluation(RunSection, Generic[N]):
+class SplitResults(RunSection, Generic[N]):
     """The model at one step, evaluated."""
 
     step: int
@@ -79,8 +79,8 @@ class RunResult(RunSection, Generic[N]):
     images_per_s: float | None = None
     peak_memory_mb: float | None = None
     parameters: int | None = None
-    last: Evaluation[N]
-    best: Evaluation[N] | None = None
+    last: SplitResults[N]
+    best: SplitResults[N] | None = None
 
 
 R = TypeVar("R", bound=RunResult[Any])

@@ -20,7 +20,7 @@ from reslearn.training.recipe import Recipe
 from reslearn.training.schedule import lr
 from reslearn.training.state import State
 from reslearn.training.step import NonFinite
-from reslearn.training.stepper import Batch, CapturedForward, DeviceStepper, Stepper
+from reslearn.training.stepper import CapturedForward, DeviceStepper, StepBatch, Stepper
 from reslearn.training.task import Job
 
 WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
@@ -86,7 +86,7 @@ class Loop:
         """Passes over the training images so far."""
         return self.state.progress.step * self.recipe.batch.size / self.images
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: StepBatch) -> None:
         p, recipe = self.state.progress, self.recipe
         step, total = self.state.stretch
         p.lr = lr(recipe.schedule, step, total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)

@@ -161,7 +161,7 @@ class Every(Section, frozen=True):
     every: int | None = Field(default=None, ge=1, description="steps between two; otherwise once an epoch")
 
 
-class Checkpoint(Section, frozen=True):
+class CheckpointEvery(Section, frozen=True):
     """When the run's state is saved; always at its end and after a signal, too."""
 
     every: int | None = Field(default=None, ge=1, description="steps between two; otherwise once a minute")
@@ -190,7 +190,7 @@ class Recipe(Section, frozen=True):
     )
     execution: Execution = Field(default="auto", description="how a step is executed (see training/stepper.py)")
     evaluate: Every = Every()
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointEvery = CheckpointEvery()
     log: Log = Log()
 
 

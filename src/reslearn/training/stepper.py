@@ -25,7 +25,7 @@ from reslearn.training.step import LossModule, NonFinite, Outcome, update
 from reslearn.training.task import Examples, Job
 
 
-class Batch(NamedTuple):
+class StepBatch(NamedTuple):
     """A step's draws, int64 (N,) each; and its examples where the host makes them: all N, or a rank's own."""
 
     epochs: Tensor
@@ -38,11 +38,11 @@ class Stepper(Protocol):
 
     grad_norm: float
 
-    def prepare(self, step: int) -> Batch:
+    def prepare(self, step: int) -> StepBatch:
         """The batch of a step (from 0): a pure function, called on other threads ahead of time."""
         ...
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: StepBatch) -> None:
         """One update. Adds to the state's progress, now or when collected. Raises NonFinite."""
         ...
 
@@ -129,13 +129,13 @@ class HostStepper(_Stepping):
         super().__init__(job, state)
         self.model, self.phase = ranks.parallel(self.losses), state.phase
 
-    def prepare(self, step: int) -> Batch:
+    def prepare(self, step: int) -> StepBatch:
         epochs, indices = self.order[step]
         own = ranks.own(len(indices))
         draws = Draws(self.seed, epochs[own], indices[own], began=int(epochs[0]))
-        return Batch(epochs, indices, self.job.task.examples(self.job, draws))
+        return StepBatch(epochs, indices, self.job.task.examples(self.job, draws))
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: StepBatch) -> None:
         assert batch.examples is not None
         images, state = len(batch.indices), self.state
         if state.ema is not None:
@@ -184,8 +184,8 @@ class DeviceStepper(_Stepping):
         self.wanted = graph
         self.restart()
 
-    def prepare(self, step: int) -> Batch:
-        return Batch(*self.order[step])
+    def prepare(self, step: int) -> StepBatch:
+        return StepBatch(*self.order[step])
 
     def _body(self) -> None:
         examples = self.job.task.examples(self.job, Draws(self.seed, self.epochs, self.indices))
@@ -220,7 +220,7 @@ class DeviceStepper(_Stepping):
             self._body()
         return graph
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: StepBatch) -> None:
         self.epochs.copy_(batch.epochs, non_blocking=True)
         self.indices.copy_(batch.indices, non_blocking=True)
         if self.state.ema is not None:

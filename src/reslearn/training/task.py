@@ -37,7 +37,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
-class DataSet(Protocol):
+class OpenedData(Protocol):
     """A data set as a task opened it."""
 
     @property
@@ -77,7 +77,7 @@ class Evaluation(NamedTuple):
 
 
 S = TypeVar("S", bound=Source)
-D = TypeVar("D", bound=DataSet)
+D = TypeVar("D", bound=OpenedData)
 R = TypeVar("R", bound=Recipe)
 
 
