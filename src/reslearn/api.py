@@ -29,8 +29,8 @@ def train(
     data: a data set's name, a folder or a list; for a detector or localizer, a set with boxes. recipe: a recipe's name, a file, or
     a recipe object; chosen from the data unless given. model: a network's name (see `models`). settings: values for keys of the
     recipe, a mapping such as {"schedule.epochs": 5} or a list of "key=value". init: a model file or run folder to start from: its
-    network, weights and preprocessing. out: the run's new folder. device: auto, cpu, cuda or mps. task: classify, detect or
-    localize. `run.result` is what result.json holds.
+    network, weights and preprocessing. out: the run's new folder. device: auto, cpu, cuda or mps. task: classify, detect,
+    localize, or one that another package registers. `run.result` is what result.json holds.
     Raises UserError for whatever cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM, when the run can
     be resumed.
 

@@ -11,8 +11,8 @@ NO_BN = nn.Identity()
 class Block(nn.Module):
     """Residual learning: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
 
-    A subclass has a branch, the F of equation 1. The methods below `forward` are its steps, for those who look inside a block:
-    block(x) is after(join(branch(x), shortcut(x))) of before(x).
+    A subclass has a branch, the F of equation 1. For analyses that look inside, `before`, `join` and `after` are the other steps:
+    with y = before(x), block(x) equals after(join(branch(y), shortcut(y))). A subclass that changes one changes `forward` as well.
     """
 
     relu: nn.Module

@@ -58,8 +58,8 @@ class Stepper(Protocol):
 def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Execution | str | None = None) -> tuple[str, str | None]:
     """The execution mode of a recipe's steps, and a note where it is not the fastest. asked: instead of the recipe's.
 
-    "auto" is measured, see benchmarks/: captured on a GPU, fused on a CPU. torch.compile takes half a minute and more, and on
-    a CPU its step is no faster than the fused one. Raises UserError for a mode that was asked for and cannot be used.
+    "auto" is captured on a GPU (not measured there yet) and fused on a CPU, where torch.compile takes half a minute and more and
+    its step is no faster (see benchmarks/). Raises UserError for a mode that was asked for and cannot be used.
     """
     asked, row = asked or recipe.execution, spec(recipe.net.name)
     # A gate that the host draws (see StochasticDepth) decides which operations run: nothing to capture.

@@ -96,7 +96,7 @@ class Photos:
     cache: files, the split's among them, whose shrunk pixels are kept in the user's cache folder, so that each photo is decoded
     once, whatever the split. The pixels are the same as without; cannot be combined with direct. on_bad: "skip"
     leaves files that cannot be decoded out of the split, "error" raises UserError naming them. jitter (which is direct), grow,
-    color: see recipes.recipe.Data; epochs: of the whole training, over which views grow.
+    color: see classify.recipes.ImageData; epochs: of the whole training, over which views grow.
     """
 
     def __init__(
