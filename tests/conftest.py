@@ -26,6 +26,57 @@ settings.register_profile("ci", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# What trains for long, starts many processes or goes over large tables: left out by `make quick`.
+SLOW = (
+    "analysis",
+    "bench",
+    "cli/test_detect.py",
+    "classify/test_imagenet.py",
+    "classify/test_init.py",
+    "data/boxes/test_devkit.py",
+    "data/images/test_decode.py",
+    "data/images/test_imagenet.py",
+    "data/images/test_pack.py",
+    "data/images/test_sources.py",
+    "data/test_download.py",
+    "data/doctor",
+    "detect/test_alternating.py",
+    "detect/test_devkit.py",
+    "detect/test_examples.py",
+    "detect/test_improvements.py",
+    "detect/test_masks.py",
+    "detect/test_ranks.py",
+    "detect/test_training.py",
+    "evaluation/test_views.py",
+    "localize/test_commands.py",
+    "localize/test_refine.py",
+    "localize/test_runs.py",
+    "localize/test_training.py",
+    "nets/test_convolutional.py",
+    "nets/test_cost.py",
+    "nets/test_deepen.py",
+    "nets/test_zoo.py",
+    "reproduce",
+    "report/test_story.py",
+    "test_tasks.py",
+    "training/test_catalog.py",
+    "training/test_many.py",
+    "training/test_ranks.py",
+    "training/test_resume.py",
+    "training/test_run.py",
+    "training/test_stepper.py",
+    "weights",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(folder).as_posix()
+        if any(name == slow or name.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where compiled kernels are kept for all tests."""
