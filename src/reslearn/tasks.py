@@ -25,7 +25,7 @@ TASKS = {
 
 @cache
 def _known() -> dict[str, str]:
-    return TASKS | {point.name: point.value for point in entry_points(group="reslearn.tasks")}
+    return {point.name: point.value for point in entry_points(group="reslearn.tasks")} | TASKS
 
 
 def names() -> list[str]:

@@ -164,7 +164,6 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
         )
         if full:
             numbers = metrics(seen.logits, seen.labels, job.data.classes, seed=job.recipe.seed)
-            source.bad = ranks.merged(source.bad)
             return Evaluation(numbers["top1_error"], numbers, f"error {numbers['top1_error']:.2f}%", seen)
         error, loss = error_and_loss(seen.logits, seen.labels)
         return Evaluation(error, {"loss": loss, "top1_error": error}, f"held-out error {error:.2f}%")
@@ -198,6 +197,7 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
 
     def settle(self, job: ClassifyJob, model: nn.Module, check: Callable[[], None]) -> None:
         recipe, source, count = job.recipe, job.sources.train, job.recipe.precise_bn
+        source.bad = ranks.merged(source.bad)  # each rank has read images of its own
         if count is None:
             return
         size = recipe.batch.micro or recipe.batch.size

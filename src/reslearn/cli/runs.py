@@ -41,6 +41,8 @@ def train(
       reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
+    if resume is not None and task != "classify":
+        raise UserError("--resume takes its task from the run: leave out --task")
     options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
     train_command(task, data, resume, seeds, device, **options)
 
@@ -49,6 +51,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="A named recipe; otherwise all are listed.")] = None,
     data: Annotated[str | None, typer.Argument(help="The data, for recipes that choose values from it.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The network; otherwise the recipe's own.")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="A model file or run that training would start from.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the named recipes, or print one with every key, its value, meaning and source.
@@ -64,7 +67,7 @@ def recipes(
     if name is None:
         list_recipes(as_json)
     else:
-        print_recipe(name, data, model, as_json)
+        print_recipe(name, data, model, init, as_json)
 
 
 class SplitName(StrEnum):

@@ -25,7 +25,7 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
         if extra := [name for name, value in named.items() if value not in (None, (), [])]:
             raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra)}")
     elif data is None:
-        command = "reslearn train" if task == "classify" else f"reslearn {task} train"
+        command = f"reslearn {task} train" if task in ("detect", "localize") else "reslearn train"
         raise UserError(f"say what to train on: {command} DATA (or --resume RUN)")
     from reslearn import api
     from reslearn.training.request import parse

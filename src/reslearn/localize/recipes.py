@@ -48,7 +48,7 @@ class CropData(common.Data, frozen=True):
 
 
 class LocalizerOptions(Section, frozen=True):
-    """LocalizerSettings of a localizer (see localize/net.py)."""
+    """What a localizer is besides its network (see localize/net.py)."""
 
     count: int | None = Field(default=None, ge=1, le=32, description="number of anchors to fit to the training crops (9)")
     anchors: tuple[Pair, ...] | None = Field(
@@ -66,6 +66,8 @@ class LocalizerOptions(Section, frozen=True):
     def _overlaps(self) -> "LocalizerOptions":
         if not 0 < self.iou[0] <= self.iou[1] <= 1:
             raise ValueError("iou must be two overlaps, 0 < low <= high <= 1")
+        if self.count is not None and self.anchors is not None and len(self.anchors) > self.count:
+            raise ValueError(f"count={self.count} is less than the {len(self.anchors)} anchors that are given: leave count out")
         return self
 
 
@@ -135,9 +137,10 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
             raise UserError("localizer.count does not apply with localizer.anchors: set only one of them")
         return Chosen(values | {"localizer": {"anchors": anchors}}, reasons)
     values["localizer"] = {"count": count}
-    number = COUNT if count is None else count
+    number, seed = COUNT if count is None else count, given.get("seed", 0)
+    seed = seed if isinstance(seed, int) and seed >= 0 else 0  # what is no seed is rejected with the recipe
     if isinstance(number, int) and 1 <= number <= 32 and _is_range(jitter, whole):
-        anchors = _fitted(data.training, int(given.get("seed", 0)), whole, jitter, number)
+        anchors = _fitted(data.training, seed, whole, jitter, number)
         values["localizer"]["anchors"] = anchors
         shapes = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in anchors)
         reasons["localizer.anchors"] = f"{len(anchors)} anchors of {shapes} px: fitted to the boxes of training crops"

@@ -271,6 +271,7 @@ def _shared(source: LocalizeSource, progress: Progress, look: Callable[[Localize
         return look(source, lambda what, done, total: progress(done))
     progress(0)
     own = look(source.share(ranks.rank(), count), lambda what, done, total: None) if ranks.rank() < n else {}
+    ranks.wait(ranks.PREPARING)  # shares may take unequally long
     progress(n)
     shares = [share for share in ranks.gather(own) if share]
     order = np.argsort(np.concatenate([np.arange(rank, n, count) for rank in range(len(shares))]))

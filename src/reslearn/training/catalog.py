@@ -12,6 +12,7 @@ from reslearn import tasks
 from reslearn.errors import UserError, did_you_mean
 from reslearn.training.recipe import Recipe, fields, flatten, shown, validate
 from reslearn.training.task import Task
+from reslearn.weights.store import read_card
 
 
 def by_name() -> dict[str, Task[Any, Any, Any]]:
@@ -20,7 +21,7 @@ def by_name() -> dict[str, Task[Any, Any, Any]]:
     for name in tasks.names():
         with suppress(UserError):
             task = tasks.get(name)
-            found |= {recipe: task for recipe in task.named}
+            found = {recipe: task for recipe in task.named} | found
     return found
 
 
@@ -44,7 +45,7 @@ def list_recipes(as_json: bool) -> None:
     rich_print(table)
 
 
-def describe(name: str, data: str | None, model: str | None) -> list[dict[str, Any]]:
+def describe(name: str, data: str | None, model: str | None, init: str | None = None) -> list[dict[str, Any]]:
     """Every key of a named recipe with its value, what it means, and where the value comes from.
 
     Raises UserError for unknown names, and where a recipe chooses from data that is not given.
@@ -53,9 +54,13 @@ def describe(name: str, data: str | None, model: str | None) -> list[dict[str, A
     if name not in recipes:
         raise UserError(f"no recipe '{name}'{did_you_mean(name, recipes)}")
     task = recipes[name]
-    opened = None if data is None else task.open(data, {"base": name})
-    chosen = task.choose(name, opened, model, {})
-    recipe: Recipe = validate(chosen.plain(), task.recipe, f"recipe {name}")
+    given = {"base": name} | ({} if init is None else {"net.init": init})
+    opened = None if data is None else task.open(data, given)
+    chosen = task.choose(name, opened, model if init is None else read_card(init).net, given)
+    values = chosen.plain()
+    if init is not None:
+        values["net"] = {**values["net"], "init": init}
+    recipe: Recipe = validate(values, task.recipe, f"recipe {name}")
     sources, values = chosen.sources(), flatten(recipe.model_dump())
     rows = []
     for key, field in fields(task.recipe):
@@ -65,9 +70,9 @@ def describe(name: str, data: str | None, model: str | None) -> list[dict[str, A
     return rows
 
 
-def print_recipe(name: str, data: str | None, model: str | None, as_json: bool) -> None:
+def print_recipe(name: str, data: str | None, model: str | None, init: str | None, as_json: bool) -> None:
     """Print a named recipe, as a table or as JSON."""
-    rows = describe(name, data, model)
+    rows = describe(name, data, model, init)
     if as_json:
         print(json.dumps(rows))
         return

@@ -105,11 +105,11 @@ def side_by_side(jobs: Sequence[Job[Any, Any, Any]]) -> list[Run]:
                         if next(steps, OVER) is not OVER:
                             going_on.append((steps, stream))
                 turns = going_on
+            return [Run(job.folder, job.task.name, finish(loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
         except Interrupted as signal:
             for loop in loops:
                 loop.save()
             raise Interrupted(signal.number, jobs[0].folder.parent) from None
-        return [Run(job.folder, job.task.name, finish(loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:

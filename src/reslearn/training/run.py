@@ -155,8 +155,7 @@ def make_loop(job: Job[Any, Any, Any]) -> Loop:
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
-    if ranks.first():
-        job.task.begin(job)
+    ranks.by_first(lambda: job.task.begin(job))  # before DDP, whose beginning is everyone's and does not wait for long
     loop = Loop(job, state, make_stepper(job, state))
     ranks.wait(ranks.PREPARING)  # drawing the first picture ever takes rank 0 a while
     _introduce(job, loop)
@@ -171,7 +170,8 @@ def make_state(job: Job[Any, Any, Any], *, fresh: bool = True) -> State:
 
 def train_job(job: Job[Any, Any, Any]) -> Run:
     """A run to its end."""
-    loop = make_loop(job)
+    with job.display:
+        loop = make_loop(job)
     with runtime.stop_on_signals() as stop, runtime.deterministic(job.device), job.display:
         try:
             for _ in loop.steps(stop):

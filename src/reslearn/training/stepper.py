@@ -179,7 +179,6 @@ class DeviceStepper(_Stepping):
         self.norm = torch.zeros((), device=on)
         self.failed = torch.zeros((), device=on)  # 1 from the first step on that is not finite
         self.good = torch.zeros((), dtype=torch.int64, device=on)  # steps before it
-        state.optimizer.found_inf = self.failed  # type: ignore[attr-defined]  # PyTorch's own way to skip an update
         self.graph: torch.cuda.CUDAGraph | None = None
         self.wanted = graph
         self.restart()
@@ -242,7 +241,9 @@ class DeviceStepper(_Stepping):
         progress.loss, progress.wrong, progress.warmup_wrong = loss, int(wrong), int(window)
 
     def restart(self) -> None:
-        progress = self.state.progress
+        progress, optimizer = self.state.progress, self.state.optimizer
+        if getattr(optimizer, "found_inf", None) is not self.failed:  # another phase's
+            self.graph, optimizer.found_inf = None, self.failed  # type: ignore[attr-defined]  # PyTorch's own way to skip an update
         self.sums.copy_(torch.tensor([progress.loss, progress.wrong, progress.warmup_wrong], dtype=torch.float64))
         self.begun = progress.step
         self.good.zero_()
