@@ -15,6 +15,7 @@ from torch import Tensor
 from drawing import draw_images
 from reslearn import UserError, data
 from reslearn.classify import sources as setup
+from reslearn.classify.recipes import ClassifyRecipe
 from reslearn.classify.sources import make_sources
 from reslearn.data.augment import Draws
 from reslearn.data.images import decode, stream
@@ -274,7 +275,7 @@ def test_small_sets_are_shrunk_first_and_large_ones_are_not(photos: Path, monkey
     def direct(cache: str, **view: Any) -> tuple[bool, bool]:
         opened = data.open(photos)
         how = {"size": 32, "cache": cache} | (view or {"crop_scale": (0.3, 1.0)})
-        recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}, "data": how})
+        recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}, "data": how}, ClassifyRecipe)
         splits = opened.splits | {"train": opened.splits["all"]}
         source = make_sources(opened, splits, recipe, torch.device("cpu"), lambda *_: None).train
         assert isinstance(source, Photos)
