@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.changes_shape = stride != 1 or in_channels != out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.shortcut(x) + self.branch(x))  # DRL equations 1 and 2, Figure 2
+        return self.relu(self.branch(x) + self.shortcut(x))  # F(x) + x: DRL equations 1 and 2, Figure 2
 
     def before(self, x: Tensor) -> Tensor:
         """What branch and shortcut are given: here the input."""
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
     def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """The sum of both."""
-        return shortcut + branch
+        return branch + shortcut
 
     def after(self, x: Tensor) -> Tensor:
         """What follows the addition: here ReLU, in place."""
