@@ -15,7 +15,7 @@ SOURCE = Path(reslearn.__file__).parent
 
 # A room, and what of the rooms above is about it: all are removed together.
 ROOMS = {
-    "detect": ["detect", "localize", "reproduce", "bench/detectors.py"],
+    "detect": ["detect", "localize", "reproduce"],
     "localize": ["localize", "reproduce"],
     "report": ["report"],
     "deploy": ["deploy"],
@@ -44,7 +44,6 @@ MORE = {  # of the core, without the two tasks that are built on it
         "nets/test_blocks.py",
         "kernels/test_fuse.py",
         "data/test_augment.py",
-        "training/test_request.py",
         "classify/test_init.py",
     ]
 }

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from reslearn import create
-from reslearn.detect.backbone import freeze_batch_norm, split
 from reslearn.files import cache_folder
 from reslearn.kernels.compiler import CannotCompile
 from reslearn.kernels.fuse import WEIGHT_GRADIENT, FusedConv2d, FusedStage, FusedStem, bn_relu, fuse, library, unavailable
@@ -243,9 +242,10 @@ def test_a_fused_network_is_the_same_network(kernels_on: None, name: str) -> Non
 
 
 def test_parts_of_a_network_are_fused_where_they_stand(kernels_on: None) -> None:
+    backbone = pytest.importorskip("reslearn.detect.backbone")
     net = create("resnet18", 10).to(memory_format=torch.channels_last)
-    freeze_batch_norm(net.layer2)  # type: ignore[arg-type]
-    halves = split(net)
+    backbone.freeze_batch_norm(net.layer2)  # type: ignore[arg-type]
+    halves = backbone.split(net)
     both = fuse(nn.ModuleList([halves.shared, halves.region])).train()
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     assert isinstance(both[0], FusedStem)

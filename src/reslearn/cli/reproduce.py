@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,13 +115,16 @@ def reproduce(
         raise UserError("none of the experiments could run")
     if as_json:
         typer.echo(json.dumps(results, indent=1))
-    else:
+    elif page is not None:
         typer.echo(f"page:    {page}")
     if missed:
         raise UserError(f"what could not run: {', '.join(missed)}; the reasons are above")
 
 
-def _page(out: Path) -> Path:
+def _page(out: Path) -> Path | None:
+    """OUT/index.html, where reports are installed."""
+    if find_spec("reslearn.report") is None:
+        return None
     from reslearn.report import story
 
     return story.write(out, out / "index.html")
