@@ -12,6 +12,7 @@ tolerance. All cases run on one thread of a CPU.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -148,6 +149,9 @@ def run(name: str, root: Path) -> dict[str, Any]:
     if not (root / "data").exists():
         make_sets(root / "data")
     words, ranks = RANKS.get(name, CASES.get(name, [])), 2 if name in RANKS else 1
+    for needed in re.findall(r"RUN/(\S+)", " ".join(words)):
+        if not (root / "runs" / needed).exists():
+            run(needed, root)
     line = " ".join(words).replace("DATA/", f"{root}/data/").replace("RUN/", f"{root}/runs/")
     start = ["-m", "reslearn"]
     if ranks > 1:
