@@ -112,7 +112,11 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--init", type=Path, help="a ResNet-18 for classification that the backbone starts from; else from nothing")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="a ResNet-18 for classification that the backbone starts from; otherwise it is trained from scratch",
+    )
     parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/masks.jpg"))

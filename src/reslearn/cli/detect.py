@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Find objects: detectors trained, tested, compared and used.", no_args_is_help=True)
 
 
-DROP = "--bad-boxes drop"  # how unsound objects are left out
+DROP = "--bad-boxes drop"  # how invalid boxes are left out
 
 
 class BadBoxPolicy(StrEnum):

@@ -87,7 +87,7 @@ def _of(model: str | Path, data: str | Path) -> bool:
 
 
 def run_policy(model: str | Path) -> Bad | None:
-    """What a run, given as its folder, did with unsound boxes: "fail" or "drop"; None of a file."""
+    """What a run, given as its folder, did with invalid boxes: "fail" or "drop"; None of a file."""
     policy = _fact(model, "recipe", "data", "bad")
     return policy if policy in ("fail", "drop") else None
 
