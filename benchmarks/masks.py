@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument(
         "--init",
         type=Path,
-        help="a ResNet-18 for classification that the backbone starts from; otherwise it is trained from scratch",
+        help="a ResNet-18 for classification to start the backbone from; from scratch without",
     )
     parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
