@@ -102,7 +102,9 @@ def main() -> None:
         folder = Path(temporary)
         data, cache, log = make_data(folder), folder / "cache", folder / "log"
         expected, seconds, commands = {}, {}, {}
-        for setting, (kind, recipe, settings) in SETTINGS.items():
+        turns = [list(SETTINGS)[(options.seed + i) % len(SETTINGS)] for i in range(options.runs)]
+        for setting in dict.fromkeys(turns):
+            kind, recipe, settings = SETTINGS[setting]
             commands[setting] = [data[kind], "--model", "resnet8", "--recipe", recipe]
             commands[setting] += [f"--set={s}" for s in (*settings, *COMMON)]
             run = folder / f"whole {setting}"
@@ -112,8 +114,7 @@ def main() -> None:
             assert len(rates) == 3, f"a warm-up, a rate and a drop are to be killed in, not {rates}"
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             seconds[setting] = lines[-1]["time"].get("seconds", 0) + max(line["time"]["seconds"] for line in lines)
-        for i in range(options.runs):
-            setting = list(SETTINGS)[i % len(SETTINGS)]
+        for i, setting in enumerate(turns):
             run = folder / f"run-{i}"
             new = [*commands[setting], "--out", str(run)]
             step = run_killed(new, run, moments.random() * seconds[setting], log, cache)

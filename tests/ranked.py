@@ -20,7 +20,7 @@ from reslearn.training.stepper import make_stepper, pick
 from reslearn.training.sync_bn import synchronized
 from training_jobs import CPU, make_job, make_state, resident
 
-STEPS, SIZE = 30, 32
+STEPS, SIZE = 10, 32
 # A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
 RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
 CASES: dict[str, dict[str, Any]] = {

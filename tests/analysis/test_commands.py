@@ -135,7 +135,7 @@ def test_deleting_a_block_of_a_trained_net(real_data: Path, tmp_path: Path) -> N
     cost: dict[int, float] = {}
     for depth, file in ((20, "resnet20-12fca82f.th"), (32, "resnet32-d509ac18.th")):
         import_weights(real_data / "weights" / file, out=tmp_path / f"{depth}.safetensors")
-        subject = open_subject(tmp_path / f"{depth}.safetensors", "cifar10", 300, 0)
+        subject = open_subject(tmp_path / f"{depth}.safetensors", "cifar10", 120, 0)
         found = lesion(subject.model, subject.images, subject.labels, draws=1)
         kept = [e for name, e in found.single.items() if name not in found.resizing and e is not None]
         lost = [e for name, e in found.single.items() if name in found.resizing and e is not None]

@@ -46,7 +46,8 @@ def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
         plain.close()
 
 
-def test_the_command(tmp_path: Path, run_cli: RunCli) -> None:
+def test_the_command(tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.05)
     words = ["bench", "train", "resnet8", "--data", "fashion-sample", "--batch", "8", "--rounds", "1", "--steps", "1"]
     code, said, _ = run_cli(*words, "--set", "execution=eager", "--out", tmp_path / "speeds.json")
     assert code == 0

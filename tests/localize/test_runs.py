@@ -42,10 +42,8 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "checkpoints", "delay"),
     [
-        (signal.SIGKILL, 1, 0.0),
         (signal.SIGKILL, 9, 0.02),
         (signal.SIGTERM, 2, 0.0),
-        (signal.SIGINT, 3, 0.01),
     ],
 )
 def test_a_stopped_run_ends_with_the_same_weights(

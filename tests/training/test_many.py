@@ -110,8 +110,7 @@ def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
         assert same(alone.folder, done.folder)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("task", ["classify", "detect"])
+@pytest.mark.parametrize(("task", "sent"), [("classify", signal.SIGKILL), ("detect", signal.SIGINT)])
 def test_interrupted_seeds_go_on(
     task: str, sent: signal.Signals, images: Path, boxes: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

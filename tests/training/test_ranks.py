@@ -151,36 +151,34 @@ def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_f
 
 def test_a_killed_rank_ends_the_job_which_goes_on_bit_for_bit() -> None:
     script = ROOT / "benchmarks" / "kill_a_rank.py"
-    done = run_python(script, "--runs", 2, "--seed", os.getpid())
+    done = run_python(script, "--runs", 1, "--seed", os.getpid())
     assert done.code == 0, done.out + done.err
-    assert done.out.endswith("2 of 2 identical\n")
+    assert done.out.endswith("1 of 1 identical\n")
 
 
 WAITING = """
-import sys, time
+import time
 from datetime import timedelta
 from reslearn.training import ranks
 ranks.ANSWER = timedelta(seconds=1.5)
 with ranks.joined("cpu"):
-    if ranks.rank() == int(sys.argv[1]):
-        time.sleep(4)
-    began = time.monotonic()
-    try:
-        ranks.wait(ranks.WRITING, others=ranks.ANSWER)
-        print("here", flush=True)
-    except RuntimeError:
-        print(f"left after {time.monotonic() - began:.0f}", flush=True)
+    for slow in (0, 1):
+        if ranks.rank() == slow:
+            time.sleep(4)
+        began = time.monotonic()
+        try:
+            ranks.wait(ranks.WRITING, others=ranks.ANSWER)
+            print(f"{slow} was slow: here", flush=True)
+        except RuntimeError:
+            print(f"{slow} was slow: left after {time.monotonic() - began:.0f}", flush=True)
     time.sleep(5)
 """
 
 
-@pytest.mark.parametrize(("slow", "said"), [(0, ["here", "here"]), (1, ["left after 2", None])])
-def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_than_for_an_answer(
-    slow: int, said: list[str | None]
-) -> None:
-    lines = run_python(*TORCHRUN, "--tee", 3, "--no-python", sys.executable, "-c", WAITING, slow).out.splitlines()
-    for rank, words in enumerate(said):
-        assert words is None or f"[default{rank}]:{words}" in lines, lines
+def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_than_for_an_answer() -> None:
+    lines = run_python(*TORCHRUN, "--tee", 3, "--no-python", sys.executable, "-c", WAITING).out.splitlines()
+    for said in ("[default0]:0 was slow: here", "[default1]:0 was slow: here", "[default0]:1 was slow: left after 2"):
+        assert said in lines, lines
 
 
 def recipe(**values: Any) -> ClassifyRecipe:

@@ -13,11 +13,12 @@ from command_line import run_python, start_reslearn
 ROOT = Path(__file__).parents[2]
 
 
-def test_runs_killed_at_random_moments_end_bit_for_bit_the_same() -> None:
+def test_a_run_killed_at_a_random_moment_ends_bit_for_bit_the_same() -> None:
+    """One of the benchmark's three settings each time."""
     script = ROOT / "benchmarks" / "kill_and_resume.py"
-    done = run_python(script, "--runs", 3, "--seed", os.getpid())
+    done = run_python(script, "--runs", 1, "--seed", os.getpid())
     assert done.code == 0, done.out + done.err
-    assert done.out.endswith("3 of 3 identical\n")
+    assert done.out.endswith("1 of 1 identical\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,6 +1,5 @@
 """reslearn import and reslearn export as commands: the published CIFAR-10 nets, and there and back."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,12 @@ import torch
 from command_line import RunCli
 
 
-def test_the_published_resnet20_has_its_published_error_and_deepens_exactly(
-    real_data: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_the_published_resnet20_deepens_exactly(real_data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     shallow, deep = tmp_path / "resnet20.safetensors", tmp_path / "resnet56.safetensors"
     code, said, _ = run_cli("import", real_data / "weights" / "resnet20-12fca82f.th", "-o", shallow)
     assert code == 0 and "resnet20 with 10 classes" in said
     code, said, _ = run_cli("deepen", shallow, "resnet56", "-o", deep, "--data", "cifar10")
     assert code == 0 and "is 0; 0 predictions differ" in said
-    lines = [run_cli("eval", model, "cifar10", "--json")[1].splitlines()[0] for model in (shallow, deep)]
-    results = [json.loads(line) for line in lines]
-    assert [round(result["top1_error"], 2) for result in results] == [8.27, 8.27]
-    assert results[0]["confusion"] == results[1]["confusion"]
 
 
 def test_torchvision_there_and_back(tmp_path: Path, run_cli: RunCli) -> None:

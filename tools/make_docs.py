@@ -1,0 +1,141 @@
+"""Write the generated pages of docs/: recipes.md from the recipe classes, paper.md from docs/reproduction/*.json.
+
+Run by `make docs`. A test compares the committed pages with what this script writes.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reslearn import tasks
+from reslearn.errors import UserError
+from reslearn.reproduce.catalog import EXPERIMENTS
+from reslearn.reproduce.show import cells, claim_cells
+from reslearn.training.catalog import describe, summary
+from reslearn.training.recipe import shown
+
+DOCS = Path(__file__).parents[1] / "docs"
+INTRODUCTION = {
+    "classify": "Classification: `reslearn train DATA --recipe NAME`.",
+    "detect": "Detection: `reslearn detect train DATA --recipe NAME`.",
+    "localize": "Localization: `reslearn localize train DATA --recipe NAME`.",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield from ("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head)))
+    for row in rows:
+        yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
+    yield ""
+
+
+def recipes() -> Iterator[str]:
+    """The page of recipes."""
+    yield from ("# Recipes", "")
+    yield "A recipe is every setting of a run. `--recipe NAME` chooses a named one, `--set key=value` changes a key, and a `.toml` or"
+    yield "`.json` file passed as `--recipe` changes several (`base` names the recipe it starts from). Without `--recipe`, one is chosen"
+    yield "from the data. `reslearn recipes NAME [DATA]` prints this table for one recipe, with the values it would choose for your data."
+    yield ""
+    yield "DRL is *Deep Residual Learning for Image Recognition*, IM *Identity Mappings in Deep Residual Networks*, SD *Deep Networks with"
+    yield "Stochastic Depth*. A value of `null` means that the network's own value, or none, is used."
+    yield ""
+    for task in map(tasks.get, tasks.TASKS):
+        yield from (f"## {task.name.capitalize()}", "", INTRODUCTION[task.name], "")
+        for name in sorted(task.named, key=lambda name: "default" not in name):
+            text = inspect.cleandoc(task.named[name].__doc__ or "")
+            yield from (f"### {name}", "", *text.splitlines(), "")
+            try:
+                rows = [row for row in describe(name, None, None) if row["source"] != "default"]
+            except UserError:
+                yield from (f"It chooses its values from the data: `reslearn recipes {name} DATA` prints them.", "")
+                continue
+            yield from table(
+                ("key", "value", "source"), [(f"`{row['key']}`", f"`{shown(row['value'])}`", row["source"]) for row in rows]
+            )
+        yield from (f"### Keys of {task.name} recipes", "")
+        yield from table(("key", "default", "meaning"), keys(task.name))
+
+
+def keys(task: str) -> Iterator[tuple[str, str, str]]:
+    """Every key of a task's recipes, its default and its meaning."""
+    from pydantic_core import PydanticUndefined
+
+    from reslearn.training.recipe import fields
+
+    for key, field in fields(tasks.get(task).recipe):
+        default = "" if field.default is PydanticUndefined else f"`{shown(field.default)}`"
+        yield f"`{key}`", default, field.description or ""
+
+
+def paper() -> Iterator[str]:
+    """The page of the paper's tables and figures."""
+    results = [json.loads(path.read_text()) for path in sorted((DOCS / "reproduction").glob("*.json"))]
+    yield from ("# The paper, reproduced", "")
+    yield "Every table and figure of the papers is an experiment: a command that trains or analyzes what it needs and puts the published"
+    yield "number beside the measured one. `reslearn reproduce` lists them with their cost on your machine:"
+    yield from (
+        "",
+        "```",
+        "reslearn reproduce",
+        "reslearn reproduce table1 --scale paper",
+        "reslearn reproduce figure1 --scale small",
+    )
+    yield from ("reslearn reproduce models --model published.safetensors", "```", "")
+    yield from table(
+        ("scale", "what it does"),
+        [
+            ("`paper`", "the paper's protocol; only this scale is compared with the paper's numbers"),
+            ("`small`", "tests a named effect in minutes to hours, with seeds and 95% intervals"),
+            ("`smoke`", "shows that the experiment runs"),
+        ],
+    )
+    yield "Runs are kept in `reproduction/runs`, shared between experiments, and resumed. Each experiment ends in a table, a picture, JSON"
+    yield "and a section of `reproduction/index.html`. `--model` uses given model files instead of training; `--only` trains one entry."
+    yield ""
+    yield "Below is what this project measured, on two CPU cores. Means are over n seeds, ± is the standard deviation, intervals are 95%."
+    yield ""
+    for result in sorted(results, key=lambda result: (result.get("order", 99), result.get("scale", ""))):
+        if "experiment" in result:
+            yield from experiment(result)
+
+
+def experiment(result: dict[str, Any]) -> Iterator[str]:
+    """The section of one result."""
+    known = EXPERIMENTS[result["experiment"]]
+    scale = "" if result["scale"] == "models" else f", {result['scale']} scale"
+    yield from (f"## {known.title}", "", f"*{known.source}{scale}*: {known.see}", "")
+    yield from ("```", result["command"].replace(" --no-train", ""), "```", "")
+    rows = [row for row in result["rows"] if row["ours"]]
+    columns = ("", "published", "ours", "difference", "verdict")
+    kept = [0, 2] + [i for i in (1, 3, 4) if any(list(cells(row))[i] for row in rows)]
+    yield from table(tuple(columns[i] for i in sorted(kept)), [tuple(list(cells(row))[i] for i in sorted(kept)) for row in rows])
+    claims = [claim for claim in result["claims"] if claim["effect"]]
+    if claims:
+        yield from table(
+            ("claim", "in its favor (95% interval)", "seeds that disagree", "verdict"), [tuple(claim_cells(c)) for c in claims]
+        )
+    for key in ("picture", "effects_picture"):
+        if result.get(key):
+            yield from (f"![{known.title}](reproduction/{result[key]})", "")
+    missing = [row["what"] for row in result["rows"] if not row["ours"]]
+    if missing:
+        yield from (f"Not run: {', '.join(missing)}.", "")
+    yield from (f"- {note}" for note in result["notes"])
+    yield from (f"- Deviation: {deviation}" for deviation in result["deviations"])
+    yield from (f"- Made on {' and '.join(result['made_on'])}", "")
+
+
+PAGES = {"recipes.md": recipes, "paper.md": paper}
+
+
+def render(name: str) -> str:
+    """The text of a generated page."""
+    return "\n".join(PAGES[name]()).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (DOCS / page).write_text(render(page))
