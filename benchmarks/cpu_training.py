@@ -1,10 +1,10 @@
-"""Training ResNet-20 on CIFAR-10 on a CPU: our step beside a plain PyTorch loop, in speed and in what it learns.
+"""Compares our training of ResNet-20 on CIFAR-10 on a CPU with a plain PyTorch loop: speed and loss curves.
 
     python benchmarks/cpu_training.py --out benchmarks/results/cpu_training
 
-First paired rounds of both (see `reslearn bench train`), with the step eager, fused and compiled; then 600 iterations of each with
-three seeds: the loss curves must be the same within noise. Last, what a run costs before its first step. Writes OUT.json and
-OUT.png. Needs CIFAR-10 (RESLEARN_DATA or the cache) and a quiet machine; about 20 minutes on two cores.
+Measures speed in paired rounds (see `reslearn bench train`) for each execution mode, the time to the first step, and the losses of
+600 iterations with three seeds, whose curves must agree within noise. Writes OUT.json and OUT.png. Needs CIFAR-10 (RESLEARN_DATA
+or the cache) and an otherwise idle machine; takes about 20 minutes on two cores.
 """
 
 import argparse
@@ -26,32 +26,31 @@ from reslearn.training.request import parse
 from reslearn.training.run import prepare
 
 CPU = torch.device("cpu")
-WINDOW = 20  # steps of the mean that is drawn
+WINDOW = 20  # steps of the moving average in the plot
 LIKE_PLAIN = ["batch.micro=null", "optimizer.style=pytorch", "schedule.lr=0.1", "data.pad_with=black", "data.normalize=channel"]
 
 
 def our_losses(seed: int, steps: int) -> list[float]:
-    how: dict[str, Any] = {"model": "resnet20", "device": "cpu", "quiet": True}
-    job = prepare(parse("cifar10", "cifar10-paper", settings=LIKE_PLAIN, seed=seed, **how))
+    job = prepare(parse("cifar10", "cifar10-paper", model="resnet20", settings=LIKE_PLAIN, seed=seed, device="cpu", quiet=True))
     with runtime.deterministic(CPU):
-        loop, found, before = OurLoop(job), [], 0.0
+        loop, losses, before = OurLoop(job), [], 0.0
         for _ in range(steps):
             loop.step()
-            found.append((loop.state.progress.loss - before) / job.recipe.batch.size)
+            losses.append((loop.state.progress.loss - before) / job.recipe.batch.size)
             before = loop.state.progress.loss
-    return found
+    return losses
 
 
 def plain_losses(seed: int, steps: int) -> list[float]:
     opened = datasets.open("cifar10")
     loop = plain_loop(opened, "resnet20", {}, 128, CPU, seed)
-    found = [loop.step() for _ in range(steps)]
+    losses = [loop.step() for _ in range(steps)]
     loop.close()
-    return found
+    return losses
 
 
 def first_step(mode: str) -> float:
-    """Seconds from a ready data set to the end of the first step: making the network, compiling, one batch."""
+    """Seconds from an open data set to the end of the first step: creating the network, compiling, one batch."""
     settings = {"batch.micro": None, "execution": mode}
     job = prepare(parse("cifar10", "cifar10-paper", model="resnet20", settings=settings, device="cpu", quiet=True))
     started = time.perf_counter()

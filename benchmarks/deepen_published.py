@@ -1,10 +1,10 @@
-"""The constructed solution on CIFAR-10: published ResNet-20 weights, deepened, do the same on every test image; then train on.
+"""The constructed solution on CIFAR-10: deepens published ResNet-20 weights, compares the outputs, and continues training.
 
     python benchmarks/deepen_published.py --weights resnet20-12fca82f.th --out benchmarks/results/deepen_published
 
-Deepens the imported net to 32, 44, 56 and 110 layers, and a plain-20 (trained here for a few steps) likewise; compares
-the logits of all 10,000 test images; trains ResNet-20 and the ResNet-56 made of it on for some steps, on the same batches.
-Writes OUT.json and OUT.png. Needs CIFAR-10 (RESLEARN_DATA or the cache); about 15 minutes on two cores.
+Deepens the imported network, and a plain-20 trained here for a few steps, to 32, 44, 56 and 110 layers; compares the logits of
+all 10,000 test images; trains ResNet-20 and the deepened ResNet-56 for some more steps on the same batches.
+Writes OUT.json and OUT.png. Needs CIFAR-10 (RESLEARN_DATA or the cache); takes about 15 minutes on two cores.
 """
 
 import argparse
@@ -30,12 +30,12 @@ DEPTHS = (32, 44, 56, 110)
 def test_logits(model: Path) -> tuple[Tensor, Tensor]:
     """float32 logits (10000, 10) and labels of CIFAR-10's test images."""
     net = reslearn.load(model)
-    seen = single_view(net, Resident(data.open("cifar10").splits["test"], net.card.preprocessing))
-    return seen.logits, seen.labels
+    predictions = single_view(net, Resident(data.open("cifar10").splits["test"], net.card.preprocessing))
+    return predictions.logits, predictions.labels
 
 
 def deepened(shallow: Path, family: str, folder: Path, data_name: str | None) -> list[dict]:
-    """One row for each deeper net: its test error, predictions that changed, the largest difference of a logit."""
+    """One row per deeper network: test error, changed predictions, largest difference of a logit."""
     before, labels = test_logits(shallow)
     rows = []
     for depth in DEPTHS:
@@ -56,8 +56,8 @@ def deepened(shallow: Path, family: str, folder: Path, data_name: str | None) ->
     return rows
 
 
-def train_on(model: Path, steps: int, folder: Path) -> dict:
-    """The loss of each ten steps with the paper's last learning rate, and the test errors after them."""
+def continue_training(model: Path, steps: int, folder: Path) -> dict:
+    """Trains with the paper's last learning rate. Returns the test error and the loss of every ten steps."""
     settings = [f"schedule.steps={steps}", "schedule.drops=[]", "schedule.lr=0.001", "log.every=10"]
     run = reslearn.train(
         "cifar10", recipe="cifar10-paper", settings=settings, init=model, out=folder / f"on-{model.stem}", quiet=True
@@ -73,7 +73,7 @@ def train_on(model: Path, steps: int, folder: Path) -> dict:
 
 def draw(curves: list[dict], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="iterations", ylabel="training loss", title="Training on from the same function")
+    axes = figure.add_subplot(xlabel="iterations", ylabel="training loss", title="Continued training from the same function")
     for curve, style in zip(curves, ("-", "--"), strict=True):
         points = curve["curve"]
         axes.plot([p["step"] for p in points], [p["loss"] for p in points], style, label=curve["net"])
@@ -85,7 +85,7 @@ def draw(curves: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="a published ResNet-20 for CIFAR-10")
+    parser.add_argument("--weights", type=Path, required=True, help="published ResNet-20 weights for CIFAR-10")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deepen_published"))
     options = parser.parse_args()
@@ -102,7 +102,7 @@ def main() -> None:
             quiet=True,
         )
         rows += deepened(plain.folder / "model.safetensors", "plain", folder, "cifar10")
-        curves = [train_on(path, options.steps, folder) for path in (shallow, folder / "resnet56.safetensors")]
+        curves = [continue_training(path, options.steps, folder) for path in (shallow, folder / "resnet56.safetensors")]
     record = {
         "command": f"python benchmarks/deepen_published.py --weights {options.weights.name} --steps {options.steps}",
         "versions": {"reslearn": reslearn.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},

@@ -1,8 +1,8 @@
-"""The first iterations of the paper's CIFAR-10 training, ResNet-20 beside plain-20: loss, error, speed, memory.
+"""The first iterations of the paper's CIFAR-10 training for ResNet-20 and plain-20: loss, error, speed, memory.
 
     python benchmarks/first_iterations.py --steps 1200 --out benchmarks/results/first_iterations
 
-Writes OUT.json and OUT.png. Needs CIFAR-10 (RESLEARN_DATA or the cache); about five minutes on two cores.
+Writes OUT.json and OUT.png. Needs CIFAR-10 (RESLEARN_DATA or the cache); takes about five minutes on two cores.
 """
 
 import argparse
@@ -18,19 +18,8 @@ NETS = ("resnet20", "plain20")
 
 
 def train(net: str, steps: int, folder: Path) -> dict:
-    settings = [f"--set=schedule.steps={steps}", "--set=log.every=50"]
-    command = [
-        "reslearn",
-        "train",
-        "cifar10",
-        "--model",
-        net,
-        "--recipe",
-        "cifar10-paper",
-        *settings,
-        "--out",
-        str(folder),
-    ]
+    command = f"reslearn train cifar10 --model {net} --recipe cifar10-paper".split()
+    command += [f"--set=schedule.steps={steps}", "--set=log.every=50", "--out", str(folder)]
     subprocess.run([sys.executable, "-m", *command], check=True)
     result = json.loads((folder / "result.json").read_text())
     facts = json.loads((folder / "recipe.json").read_text())
@@ -57,13 +46,13 @@ def train(net: str, steps: int, folder: Path) -> dict:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Training error dashed, held-out error bold, as in the paper's Figure 6."""
+    """Training error dashed, validation error bold, as in the paper's Figure 6."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="iterations", ylabel="error (%)", title="CIFAR-10, the paper's recipe, first iterations")
     for row, color in zip(rows, ("tab:red", "tab:blue"), strict=True):
         axes.plot(*zip(*((p["step"], p["error"]) for p in row["curve"]), strict=True), "--", lw=1, color=color)
-        held = [(p["step"], p["top1_error"]) for p in row["held_out"]]
-        axes.plot(*zip(*held, strict=True), "o-", lw=2.5, color=color, label=f"{row['net']}: test {row['test_error']:.2f}%")
+        validation = [(p["step"], p["top1_error"]) for p in row["held_out"]]
+        axes.plot(*zip(*validation, strict=True), "o-", lw=2.5, color=color, label=f"{row['net']}: test {row['test_error']:.2f}%")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
