@@ -291,8 +291,8 @@ def test_encodings_of_blobs(tmp_path: Path, legacy: bool, packed: bool) -> None:
 def test_the_old_format_of_layers(tmp_path: Path) -> None:
     layer = message(4, b"conv1") + number(5 << 3) + number(4) + message(6, blob(torch.ones(2, 2), legacy=True))
     (tmp_path / "m").write_bytes(message(1, b"old") + message(2, layer))
-    (found,) = read_caffemodel(tmp_path / "m")
-    assert (found.name, found.type, found.blobs[0].sum().item()) == ("conv1", "4", 4)
+    (result,) = read_caffemodel(tmp_path / "m")
+    assert (result.name, result.type, result.blobs[0].sum().item()) == ("conv1", "4", 4)
 
 
 def test_a_mean_image_is_read_as_rgb_on_0_to_1(tmp_path: Path) -> None:
@@ -422,6 +422,6 @@ def test_blobs_are_little_endian_floats(tmp_path: Path) -> None:
     layer = b"\x0a\x02fc\x12\x0cInnerProduct\x3a\x0e\x3a\x04\x0a\x02\x01\x01\x2a\x04" + struct.pack("<f", 2.5)
     layer = layer.replace(b"\x3a\x0e", b"\x3a\x0c")
     (tmp_path / "m").write_bytes(b"\xa2\x06" + bytes([len(layer)]) + layer)
-    (found,) = read_caffemodel(tmp_path / "m")
-    assert found.name == "fc" and found.type == "InnerProduct"
-    assert np.array_equal(found.blobs[0].numpy(), [[2.5]])
+    (result,) = read_caffemodel(tmp_path / "m")
+    assert result.name == "fc" and result.type == "InnerProduct"
+    assert np.array_equal(result.blobs[0].numpy(), [[2.5]])

@@ -9,9 +9,7 @@ import torch
 from command_line import RunCli
 
 
-def test_published_resnet20_has_its_published_error_and_deepens_exactly(
-    real_data: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_published_resnet20_has_its_published_error_and_deepens_exactly(real_data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     shallow, deep = tmp_path / "resnet20.safetensors", tmp_path / "resnet56.safetensors"
     code, out, _ = run_cli("import", real_data / "weights" / "resnet20-12fca82f.th", "-o", shallow)
     assert code == 0 and "resnet20 with 10 classes" in out

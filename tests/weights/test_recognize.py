@@ -66,7 +66,7 @@ def test_logits_equal_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     extra = {"init_weights": False} if name.startswith(("googlenet", "vgg")) else {}
     theirs = shaken(getattr(torchvision.models, name)(num_classes=7, **extra))
-    known, ours = carried_over(theirs)
+    known, ours = converted(theirs)
     assert known.net == TORCHVISION[name]
     same_logits(ours, theirs, (64, 97))
 
@@ -75,7 +75,7 @@ def test_logits_equal_torchvisions(name: str) -> None:
 def test_logits_equal_timms(name: str) -> None:
     torch.manual_seed(0)
     theirs = shaken(timm.create_model(name, num_classes=7))
-    known, ours = carried_over(theirs)
+    known, ours = converted(theirs)
     assert known.net == TORCHVISION[name]
     same_logits(ours, theirs, (64, 97))
 
