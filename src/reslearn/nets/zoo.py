@@ -74,9 +74,9 @@ def _imagenet(name: str, depth: int, source: str = "DRL Table 1", **change: Any)
 
 def _cifar(name: str, blocks: int | tuple[int, int, int], source: str = "DRL 4.2", **change: Any) -> Spec:
     """Three stages at 32, 16 and 8 px. blocks: number of blocks per stage."""
-    blocks = blocks if isinstance(blocks, tuple) else (blocks,) * 3
+    counts = blocks if isinstance(blocks, tuple) else (blocks,) * 3
     settings = {"widths": (16, 32, 64), "shortcut": "A", "published": _published(name), **change}
-    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=blocks, **settings)
+    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=counts, **settings)
 
 
 def _imagenet_rows() -> Iterator[Spec]:

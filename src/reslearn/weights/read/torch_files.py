@@ -11,6 +11,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -194,7 +195,7 @@ def check_legacy(path: Path) -> None:
             rehearse(one_pickle(file), None, size)
 
 
-def load(path: Path, check: Callable[[Path], None], mmap: bool) -> Any:
+def load(path: Path, *, check: Callable[[Path], None], mmap: bool) -> Any:
     """Checks a file and calls torch.load. Raises Refused for any problem."""
     try:
         check(path)
@@ -207,14 +208,8 @@ def load(path: Path, check: Callable[[Path], None], mmap: bool) -> Any:
         raise Refused(f"is not a complete PyTorch file ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-def load_zip(path: Path) -> Any:
-    """Loads a file of torch.save since 1.6, memory-mapped. Raises Refused."""
-    return load(path, check_zip, mmap=True)
-
-
-def load_legacy(path: Path) -> Any:
-    """Loads a file of torch.save before 1.6. Raises Refused."""
-    return load(path, check_legacy, mmap=False)
+load_zip = partial(load, check=check_zip, mmap=True)
+load_legacy = partial(load, check=check_legacy, mmap=False)
 
 
 def refuse_pickle(path: Path) -> Any:

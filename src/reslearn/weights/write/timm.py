@@ -25,17 +25,15 @@ def timm_name(card: Card) -> str:
     return name
 
 
-def timm_config(card: Card) -> dict[str, Any]:
-    """The content of config.json."""
+def timm_config(card: Card, features: int) -> dict[str, Any]:
+    """The content of config.json. features: inputs of the head."""
     view, name = card.preprocessing, timm_name(card)
     size = [view.channels, *view.size]
     dense = name.startswith("densenet")
-    features = {"resnet18": 512, "resnet34": 512}
-    features |= {"densenet121": 1024, "densenet161": 2208, "densenet169": 1664, "densenet201": 1920}
     return {
         "architecture": name,
         "num_classes": len(card.classes),
-        "num_features": features.get(name, 2048),
+        "num_features": features,
         "global_pool": "avg",
         "model_args": {"in_chans": view.channels} if view.channels != 3 else {},
         "label_names": list(card.classes),
@@ -86,11 +84,11 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 def write(model: nn.Module, card: Card, out: Path) -> Path:
     """Writes a new folder. Raises UserError for a network that timm does not have with the same tensor names."""
-    config = timm_config(card)
+    tensors = cpu_tensors(model)
+    *_, head, _ = tensors.values()
+    config, size = timm_config(card, head.shape[1]), megabytes(tensors)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; the timm format needs a new folder")
-    tensors = cpu_tensors(model)
-    size = megabytes(tensors)
     with writing(out, size), tempfile.TemporaryDirectory(prefix=".timm-", dir=out.parent) as temporary:
         folder = Path(temporary) / "model"  # renamed when complete
         folder.mkdir()
