@@ -77,7 +77,7 @@ def test_above_equals_matching_again(scene: tuple[list[Objects], list[dict[str, 
 
 def test_a_review_is_json_and_lists_the_worst_mistakes(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     _, _, matches = scene
-    result = review(matches, names(matches), most=5)
+    result = review(matches, names(matches), limit=5)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     kept = result["mistakes"]["kept"]
     assert all(kept[kind] <= n for kind, n in result["mistakes"]["all"].items() if kind != "missed")

@@ -23,7 +23,7 @@ class Threshold(NamedTuple):
     f1: float
 
 
-def review(matches: Matches, names: Sequence[str], *, most: int = 12) -> dict[str, Any]:
+def review(matches: Matches, names: Sequence[str], *, limit: int = 12) -> dict[str, Any]:
     """Returns a JSON-compatible dict. Percentages, except scores and IoU in 0..1 and boxes in pixels. names: of the images.
 
     - `curves`: `[{"class", "iou", "precision": [101]}]` at recalls of 0, 1, ..., 100%, without classes that have no objects;
@@ -59,7 +59,7 @@ def review(matches: Matches, names: Sequence[str], *, most: int = 12) -> dict[st
             for label, cut in zip(matches.classes, cuts, strict=True)
         ],
         "mistakes": {"all": count_mistakes(mistakes(matches)), "kept": count_mistakes(mistakes(above(matches, cuts)))},
-        "worst": [describe(mistake, matches, names) for mistake in worst_mistakes(matches, most)],
+        "worst": [describe(mistake, matches, names) for mistake in worst_mistakes(matches, limit)],
     }
 
 
@@ -91,8 +91,8 @@ def above(matches: Matches, cuts: Sequence[Threshold | None]) -> Matches:
     return replace(matches, **{name: getattr(matches, name)[keep] for name in COLUMNS})
 
 
-def worst_mistakes(matches: Matches, most: int = 12) -> list[Mistake]:
-    """The `most` highest-scoring false positives, then the `most` largest missed objects, alternating between classes.
+def worst_mistakes(matches: Matches, limit: int = 12) -> list[Mistake]:
+    """The `limit` highest-scoring false positives, then the `limit` largest missed objects, alternating between classes.
 
     Objects count as missed without a detection above the thresholds, because nearly every object has one below.
     """
@@ -106,7 +106,7 @@ def worst_mistakes(matches: Matches, most: int = 12) -> list[Mistake]:
         label = int(matches.truth[mistake.image].labels[mistake.object])
         turns[label] = turns.get(label, 0) + 1
         missed.append((turns[label], -area, mistake))
-    return false_positives[:most] + [mistake for *_, mistake in sorted(missed, key=lambda entry: entry[:2])[:most]]
+    return false_positives[:limit] + [mistake for *_, mistake in sorted(missed, key=lambda entry: entry[:2])[:limit]]
 
 
 def _area(mistake: Mistake, matches: Matches) -> float:

@@ -104,25 +104,25 @@ def _adapted(shapes: Shapes, first: tuple[int, ...] | None, head: tuple[int, ...
     return shapes
 
 
-def by_name(net: str, options: Mapping[str, Any], found: Shapes) -> Shapes:
+def by_name(net: str, options: Mapping[str, Any], actual: Shapes) -> Shapes:
     """The shapes that the file must have to be this network, for its numbers of classes and channels."""
     shapes = _shapes(net, tuple(sorted(options.items())))
     *_, weight, _ = shapes
     first = next(name for name, shape in shapes.items() if len(shape) == 4)
-    return _adapted(shapes, found.get(first), found.get(weight))
+    return _adapted(shapes, actual.get(first), actual.get(weight))
 
 
-def in_order(net: str, options: Mapping[str, Any], found: Shapes) -> Shapes:
+def in_order(net: str, options: Mapping[str, Any], actual: Shapes) -> Shapes:
     """Like by_name, but assumes that the file's first tensor is the first convolution and its last but one the head."""
-    rows = list(found.values())
+    rows = list(actual.values())
     return _adapted(_shapes(net, tuple(sorted(options.items()))), rows[0], rows[-2] if len(rows) > 1 else None)
 
 
-def candidates(net: str | None, options: Mapping[str, Any], found: Shapes) -> list[tuple[str, dict[str, Any]]]:
+def candidates(net: str | None, options: Mapping[str, Any], actual: Shapes) -> list[tuple[str, dict[str, Any]]]:
     """Possible networks of a file as (name, options): the requested one, or the zoo's, common ones first."""
     names = [net] if net else models()
-    stages = [int(m[1]) for name in found if (m := re.match(r"layer(\d+)\.", name))]
-    blocks = {m[1] for name in found if (m := re.match(r"layer1\.(\d+)\.", name))}
+    stages = [int(m[1]) for name in actual if (m := re.match(r"layer(\d+)\.", name))]
+    blocks = {m[1] for name in actual if (m := re.match(r"layer1\.(\d+)\.", name))}
     if not net and stages and max(stages) == 3 and f"resnet{6 * len(blocks) + 2}" not in names:
         names = [f"resnet{6 * len(blocks) + 2}", *names]  # a CIFAR network of a depth that is not in the table
     common: list[tuple[str, dict[str, Any]]] = []
@@ -136,7 +136,7 @@ def candidates(net: str | None, options: Mapping[str, Any], found: Shapes) -> li
             last_error = error
             continue
         has_v15 = f"{name}-v1.5" in names  # same shapes, and nearly all files are v1.5
-        plausible = row.build is not None or row.depth <= len(found) <= 20 * row.depth  # 1 to 20 tensors per layer
+        plausible = row.build is not None or row.depth <= len(actual) <= 20 * row.depth  # 1 to 20 tensors per layer
         if not net and (has_v15 or not plausible):
             continue
         common.append((name, dict(options)))
@@ -184,12 +184,12 @@ def recognize(content: Any, net: str | None = None, options: Mapping[str, Any] |
     return _with_assumptions(name, chosen, ours, notes, has_linear, net_given=net is not None)
 
 
-def _fits_in_order(net: str, options: Mapping[str, Any], found: Shapes) -> bool:
+def _fits_in_order(net: str, options: Mapping[str, Any], actual: Shapes) -> bool:
     """Whether the file's shapes equal the network's in order, and no name contradicts: 'x.bias' cannot be a weight."""
-    expected = in_order(net, options, found)
-    if list(expected.values()) != list(found.values()):
+    expected = in_order(net, options, actual)
+    if list(expected.values()) != list(actual.values()):
         return False
-    pairs = ((ours.rpartition(".")[2], theirs.rpartition(".")[2]) for ours, theirs in zip(expected, found, strict=True))
+    pairs = ((ours.rpartition(".")[2], theirs.rpartition(".")[2]) for ours, theirs in zip(expected, actual, strict=True))
     return all(theirs == ours or theirs not in ROLES for ours, theirs in pairs)
 
 
@@ -217,20 +217,20 @@ def _with_assumptions(
     return Recognized(net, options, tensors, tensors[head].shape[0], first.shape[1], "; ".join(notes))
 
 
-def _differences(tried: list[tuple[str, dict[str, Any]]], found: Shapes, requested: str | None) -> str:
+def _differences(tried: list[tuple[str, dict[str, Any]]], actual: Shapes, requested: str | None) -> str:
     """Names the nearest network and lists the first differences."""
-    fits = [(name, by_name(name, options, found)) for name, options in tried]
-    similar = [(name, shapes) for name, shapes in fits if shapes.items() & found.items()]
+    fits = [(name, by_name(name, options, actual)) for name, options in tried]
+    similar = [(name, shapes) for name, shapes in fits if shapes.items() & actual.items()]
     if not similar and not requested:
-        shown = ", ".join(f"'{name}' {_size(shape)}" for name, shape in list(found.items())[:3])
+        shown = ", ".join(f"'{name}' {_size(shape)}" for name, shape in list(actual.items())[:3])
         return f"matches no known network: none has tensors such as {shown}"
-    name, expected = min(similar or fits, key=lambda fit: len(fit[1].items() ^ found.items()))
+    name, expected = min(similar or fits, key=lambda fit: len(fit[1].items() ^ actual.items()))
     differing = [
-        f"'{key}' is {_size(found[key])}, not {_size(shape)}" if key in found else f"'{key}' {_size(shape)} is missing"
+        f"'{key}' is {_size(actual[key])}, not {_size(shape)}" if key in actual else f"'{key}' {_size(shape)} is missing"
         for key, shape in expected.items()
-        if found.get(key) != shape
+        if actual.get(key) != shape
     ]
-    extra = [f"'{key}' {_size(shape)} is unexpected" for key, shape in found.items() if key not in expected]
+    extra = [f"'{key}' {_size(shape)} is unexpected" for key, shape in actual.items() if key not in expected]
     shown = [*extra[:2], *differing[:2]]
     more = len(extra) + len(differing) - len(shown)
     start = f"does not fit {name}" if requested else f"matches no known network; the nearest is {name}"
