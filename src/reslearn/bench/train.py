@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,26 +23,6 @@ from reslearn.training.stepper import StepBatch, make_stepper
 from reslearn.training.task import Job
 
 ROUNDS, STEPS, WARM_UP = 7, 12, 4  # rounds; timed steps per round; untimed steps before them
-
-
-@dataclass(frozen=True)
-class Speed:
-    """images_per_s: median over rounds. ratio: median of the paired ratios to the plain loop."""
-
-    what: str
-    images_per_s: float
-    ms_a_step: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Percent of a step's time: batch, forward, backward, and update with the gradient norm."""
-
-    data: float
-    forward: float
-    backward: float
-    update: float
 
 
 class OurLoop:
@@ -70,8 +49,8 @@ class OurLoop:
             self.step()
         return self._now() - started
 
-    def shares(self, steps: int) -> Shares:
-        """Measures the shares of a step's time by waiting for the device after each phase."""
+    def shares(self, steps: int) -> dict[str, float]:
+        """Percent of a step's time per phase, measured by waiting for the device after each; update includes the gradient norm."""
         job, model, optimizer, seconds = self.job, self.state.model, self.state.optimizer, [0.0] * 4
         losses = LossModule(model, job.task.loss(job), autocast(self.precision, self.device))
         for _ in range(steps):
@@ -88,15 +67,19 @@ class OurLoop:
             optimizer.step()
             marks.append(self._now())
             seconds = [total + after - before for total, before, after in zip(seconds, marks, marks[1:], strict=False)]
-        return Shares(*(round(100 * phase / sum(seconds), 1) for phase in seconds))
+        phases = ("data", "forward", "backward", "update")
+        return {name: round(100 * share / sum(seconds), 1) for name, share in zip(phases, seconds, strict=True)}
 
     def _now(self) -> float:
         limits.wait_for(self.device)
         return time.perf_counter()
 
 
-def paired(loops: dict[str, Callable[[int], float]], batch: int, rounds: int, steps: int) -> list[Speed]:
-    """Measures the loops in alternating rounds. loops: name -> function from steps to seconds; the first is the baseline."""
+def paired(loops: dict[str, Callable[[int], float]], batch: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Measures the loops in alternating rounds: medians, and the median of the paired ratios to the first loop's speed.
+
+    loops: name -> function from steps to seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, seconds in loops.items():
@@ -104,12 +87,12 @@ def paired(loops: dict[str, Callable[[int], float]], batch: int, rounds: int, st
             times[name].append(seconds(steps) / steps)
     first = times[next(iter(loops))]
     return [
-        Speed(
-            name,
-            round(batch / statistics.median(seconds), 1),
-            round(1e3 * statistics.median(seconds), 2),
-            round(statistics.median(a / b for a, b in zip(first, seconds, strict=True)), 3),
-        )
+        {
+            "what": name,
+            "images_per_s": round(batch / statistics.median(seconds), 1),
+            "ms_a_step": round(1e3 * statistics.median(seconds), 2),
+            "ratio": round(statistics.median(a / b for a, b in zip(first, seconds, strict=True)), 3),
+        }
         for name, seconds in times.items()
     ]
 
@@ -164,13 +147,13 @@ def bench(
         "machine": runtime.machine(target, ours.precision, mode),
         "versions": runtime.versions(),
         "chose": job.facts["chose"],
-        "speeds": [asdict(speed) for speed in speeds],
-        "shares": asdict(shares),
+        "speeds": speeds,
+        "shares": shares,
         "limit": {
             "multiply_adds_per_s": round(peak),
             "bytes_per_s": round(bandwidth),
             "images_per_s_by_multiply_adds": round(peak / macs, 1),
             "images_per_s_by_bytes": round(bandwidth / (3 * saved), 1),
         },
-        "share_of_matrix_peak": round(100 * speeds[-1].images_per_s * macs / peak, 1),
+        "share_of_matrix_peak": round(100 * speeds[-1]["images_per_s"] * macs / peak, 1),
     }

@@ -1,6 +1,6 @@
 """Transfers weights to a network with other classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ def adapt_head(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[st
     backbone = {name for name in own if name not in (weight, bias) and not name.endswith("num_batches_tracked")}
     for name in own:
         if name in backbone and (name not in tensors or tensors[name].shape != own[name].shape):
-            size = _size(tensors[name]) if name in tensors else "missing"
-            raise UserError(f"the weights do not fit this network: '{name}' is {size}, not {_size(own[name])}")
+            size = shape_text(tensors[name].shape) if name in tensors else "missing"
+            raise UserError(f"the weights do not fit this network: '{name}' is {size}, not {shape_text(own[name].shape)}")
     classes = len(own[bias])
     if weight in tensors and bias in tensors and tensors[weight].shape == own[weight].shape:
         return {name: tensors.get(name, own[name]) for name in own}, f"all weights fit, including the head ({classes} classes)"
@@ -28,5 +28,5 @@ def adapt_head(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[st
     return adapted, f"backbone reused; the file has {head}, so the head for {classes} classes is new and must be trained"
 
 
-def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
+def shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -19,6 +19,7 @@ from torch import Tensor
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError, did_you_mean, naming
 from reslearn.nets import create
+from reslearn.weights.head import shape_text
 from reslearn.weights.read.protobuf import BYTES, FIXED32, VARINT, Malformed, fields, varint
 from reslearn.weights.read.prototxt import check_prototxt, layer_list, units
 
@@ -63,8 +64,7 @@ def _blob(data: memoryview, start: int, end: int) -> Tensor:
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, "<f4")])
     dims = dims or [n for n in legacy if n] or [len(values)]
     if len(dims) > 8 or math.prod(dims) != len(values):
-        shown = "x".join(map(str, dims[:8]))
-        raise Malformed(f"at byte {start}: a blob of {shown} has {len(values):,} values")
+        raise Malformed(f"at byte {start}: a blob of {shape_text(dims[:8])} has {len(values):,} values")
     return torch.from_numpy(values.astype(np.float32)).reshape(dims)
 
 
@@ -119,7 +119,7 @@ def read_mean(path: Path, size: tuple[int, int] = (224, 224)) -> Tensor:
         raise UserError(f"{path} is not a valid .binaryproto: {error}") from error
     mean = mean.squeeze(0) if mean.ndim == 4 else mean
     if tuple(mean.shape) != (3, *size):
-        raise UserError(f"{path} has shape {'x'.join(map(str, mean.shape))}; a mean image must be 3x{size[0]}x{size[1]}")
+        raise UserError(f"{path} has shape {shape_text(mean.shape)}; a mean image must be 3x{size[0]}x{size[1]}")
     if not (mean.isfinite().all() and mean.min() >= 0 and mean.max() <= 255):
         raise UserError(f"{path} is not a mean image: it has values outside 0..255")
     return mean.flip(0) / 255
@@ -191,7 +191,7 @@ def fit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, 
     for name, tensor in tensors.items():
         ours, theirs = [n for n in shapes[name] if n != 1], [n for n in tensor.shape if n != 1]
         if ours != theirs:
-            raise UserError(f"'{name}' is {'x'.join(map(str, tensor.shape))}, not {'x'.join(map(str, shapes[name]))}")
+            raise UserError(f"'{name}' is {shape_text(tensor.shape)}, not {shape_text(shapes[name])}")
         fitted[name] = tensor.reshape(shapes[name])
     return fitted
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reslearn.errors import UserError
 from reslearn.nets import create, models, spec
 from reslearn.nets.options import applies, check_options
+from reslearn.weights.head import shape_text
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -222,23 +223,21 @@ def _differences(tried: list[tuple[str, dict[str, Any]]], actual: Shapes, reques
     fits = [(name, by_name(name, options, actual)) for name, options in tried]
     similar = [(name, shapes) for name, shapes in fits if shapes.items() & actual.items()]
     if not similar and not requested:
-        shown = ", ".join(f"'{name}' {_size(shape)}" for name, shape in list(actual.items())[:3])
+        shown = ", ".join(f"'{name}' {shape_text(shape)}" for name, shape in list(actual.items())[:3])
         return f"matches no known network: none has tensors such as {shown}"
     name, expected = min(similar or fits, key=lambda fit: len(fit[1].items() ^ actual.items()))
     differing = [
-        f"'{key}' is {_size(actual[key])}, not {_size(shape)}" if key in actual else f"'{key}' {_size(shape)} is missing"
+        f"'{key}' is {shape_text(actual[key])}, not {shape_text(shape)}"
+        if key in actual
+        else f"'{key}' {shape_text(shape)} is missing"
         for key, shape in expected.items()
         if actual.get(key) != shape
     ]
-    extra = [f"'{key}' {_size(shape)} is unexpected" for key, shape in actual.items() if key not in expected]
+    extra = [f"'{key}' {shape_text(shape)} is unexpected" for key, shape in actual.items() if key not in expected]
     shown = [*extra[:2], *differing[:2]]
     more = len(extra) + len(differing) - len(shown)
     start = f"does not fit {name}" if requested else f"matches no known network; the nearest is {name}"
     return f"{start}: {', '.join(shown)}" + (f", and {more} more differences" if more else "")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
 
 
 def complete(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
