@@ -9,19 +9,16 @@ average, a learning-rate drop and several epochs.
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from kill_and_resume import make_data, metrics, state
+from kill_and_resume import finish, make_data, metrics, start, state, wait
 
 RANKS, STEPS, MAX_SECONDS = 2, 60, 90
 SETTINGS = (
@@ -30,17 +27,9 @@ SETTINGS = (
 ).split()
 
 
-def start(arguments: list[str], log: Path, cache: Path, restarts: int = 0) -> subprocess.Popen:
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+def start_ranks(arguments: list[str], log: Path, cache: Path, restarts: int = 0) -> subprocess.Popen:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", f"--max-restarts={restarts}"]
-    with log.open("w") as out:
-        command = [sys.executable, *torchrun, "-m", "reslearn", "train", *arguments]
-        return subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-
-
-def wait(process: subprocess.Popen, log: Path) -> None:
-    if process.wait(timeout=600) != 0:
-        sys.exit(f"a job failed:\n{log.read_text()[:6000]}")
+    return start(arguments, log, cache, torchrun)
 
 
 def ranks_of(process: subprocess.Popen) -> dict[int, int]:
@@ -86,12 +75,12 @@ def main() -> None:
         folder = Path(temporary)
         data, cache, log = make_data(folder), folder / "cache", folder / "log"
         command = [data["small"], "--model", "resnet8", "--recipe", "fashion", "--device", "cpu", *(f"--set={s}" for s in settings)]
-        wait(start([*command, "--out", str(folder / "whole")], log, cache), log)
+        wait(start_ranks([*command, "--out", str(folder / "whole")], log, cache), log)
         expected = state(folder / "whole")
         for i in range(options.runs):
             recovery = ("--resume", "--max-restarts")[i % 2]
             run, step, rank = folder / f"run-{i}", times.randrange(1, STEPS - 5), (i + 1) // 2 % RANKS
-            process = start([*command, "--out", str(run)], log, cache, restarts=int(recovery == "--max-restarts"))
+            process = start_ranks([*command, "--out", str(run)], log, cache, restarts=int(recovery == "--max-restarts"))
             number = signal.SIGSTOP if options.hang else signal.SIGKILL
             last_step = signal_rank(process, run, step, rank, number)
             started = time.monotonic()
@@ -103,7 +92,7 @@ def main() -> None:
                 message = rf"rank {rank} has not answered" if options.hang else rf"rank\s*: {rank} .*\n\s*exitcode\s*: -9"
                 row["names_the_rank"], row["says"] = bool(re.search(message, text)), re.findall(r"reslearn: .*", text)
                 row["ended_in_time"] = code != 0 and row["seconds_to_end"] < MAX_SECONDS
-                wait(start(["--resume", str(run)], log, cache), log)
+                wait(start_ranks(["--resume", str(run)], log, cache), log)
             else:
                 wait(process, log)
                 row["names_the_rank"] = not options.hang or f"rank {rank} has not answered" in log.read_text()
@@ -112,13 +101,7 @@ def main() -> None:
             row["identical"] = not row["differs"] and row.get("names_the_rank", True) and row.get("ended_in_time", True)
             rows.append(row)
             print(f"{i + 1:3d}/{options.runs}  {row}", flush=True)
-    same = sum(row["identical"] for row in rows)
-    summary = {"runs": len(rows), "identical": same, "ranks": RANKS, "steps": STEPS, "python": platform.python_version()}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"command": "python " + " ".join(sys.argv), **summary, "rows": rows}, indent=1) + "\n")
-    print(f"{same} of {len(rows)} identical")
-    sys.exit(same != len(rows))
+    finish(rows, options.out, ranks=RANKS, steps=STEPS)
 
 
 if __name__ == "__main__":

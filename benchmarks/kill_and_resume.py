@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import safetensors.numpy
@@ -49,10 +51,11 @@ def make_data(folder: Path) -> dict[str, str]:
     return {kind: str(folder / kind) for kind in ("small", "photos")}
 
 
-def start(arguments: list[str], log: Path, cache: Path) -> subprocess.Popen:
+def start(arguments: list[str], log: Path, cache: Path, launcher: Sequence[str] = ()) -> subprocess.Popen:
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-    with log.open("a") as out:
-        return subprocess.Popen([sys.executable, "-m", "reslearn", "train", *arguments], stdout=out, stderr=out, env=environment)
+    command = [sys.executable, *launcher, "-m", "reslearn", "train", *arguments]
+    with log.open("w") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, env=environment)
 
 
 def metrics(run: Path) -> list[dict]:
@@ -75,8 +78,19 @@ def state(run: Path) -> dict:
 
 
 def wait(process: subprocess.Popen, log: Path) -> None:
-    if process.wait(timeout=300) != 0:
-        sys.exit(f"a run failed:\n{log.read_text()[-3000:]}")
+    if process.wait(timeout=600) != 0:
+        sys.exit(f"a run failed:\n{log.read_text()[-6000:]}")
+
+
+def finish(rows: list[dict], out: Path | None, **facts: object) -> NoReturn:
+    """Writes the results and exits, with status 1 unless all runs are identical."""
+    same = sum(row["identical"] for row in rows)
+    if out:
+        facts = {"command": "python " + " ".join(sys.argv), "runs": len(rows), "identical": same, **facts}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({**facts, "python": platform.python_version(), "rows": rows}, indent=1) + "\n")
+    print(f"{same} of {len(rows)} identical")
+    sys.exit(same != len(rows))
 
 
 def run_killed(new: list[str], run: Path, kill_at: float, log: Path, cache: Path) -> int:
@@ -122,13 +136,7 @@ def main() -> None:
             differs = [key for key in actual if actual[key] != expected[setting][key]]
             rows.append({"setting": setting, "killed_at_step": step, "identical": not differs, "differs": differs})
             print(f"{i + 1:3d}/{options.runs}  {setting:<12} killed after step {step:3d}  {differs or 'identical'}", flush=True)
-    same = sum(row["identical"] for row in rows)
-    summary = {"runs": len(rows), "identical": same, "steps": STEPS, "python": platform.python_version(), "rows": rows}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"command": "python " + " ".join(sys.argv), **summary}, indent=1) + "\n")
-    print(f"{same} of {len(rows)} identical")
-    sys.exit(same != len(rows))
+    finish(rows, options.out, steps=STEPS)
 
 
 if __name__ == "__main__":
