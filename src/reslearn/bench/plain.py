@@ -27,15 +27,13 @@ from reslearn.errors import UserError
 from reslearn.nets import create, spec
 
 WORKERS = 2
-TORCHVISION = {18: "resnet18", 34: "resnet34", 50: "resnet50", 101: "resnet101", 152: "resnet152"}
 
 
 def reference(net: str) -> str | None:
     """The name of torchvision's network of the same depth, or None."""
     row = spec(net)
-    if row.build is not None or row.stem != "imagenet" or row.plain or row.depth not in TORCHVISION:
-        return None
-    return TORCHVISION[row.depth]
+    residual = row.build is None and row.stem == "imagenet" and not row.plain
+    return f"resnet{row.depth}" if residual and row.depth in (18, 34, 50, 101, 152) else None
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
