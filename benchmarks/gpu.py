@@ -1,11 +1,11 @@
-"""reslearn on one GPU, in four parts of at most ten minutes each. No part has run on a GPU yet; on a CPU, --smoke runs them all.
+"""GPU checks and benchmarks in four parts of at most ten minutes each. Not run on a GPU yet; --smoke runs each part on a CPU.
 
-    python benchmarks/gpu.py cifar       the captured step against the eager one, a resumed run, images/s, the paper's schedules
-    python benchmarks/gpu.py table6      Table 6 and Figures 1 and 6 under the paper's protocol; run it again until it is done
-    python benchmarks/gpu.py imagenet    a ResNet-50 step beside torchvision's in a plain loop; --data FOLDER: also on photos
-    python benchmarks/gpu.py detection --data bccd    FPN and C4 beside torchvision's FPN: agreement, training, inference
+    python benchmarks/gpu.py cifar       captured against eager steps, a resumed run, images/s, the paper's schedules
+    python benchmarks/gpu.py table6      Table 6 and Figures 1 and 6 with the paper's protocol; repeat until it is done
+    python benchmarks/gpu.py imagenet    ResNet-50 steps against torchvision's in a plain loop; --data FOLDER: also from photos
+    python benchmarks/gpu.py detection --data bccd    FPN and C4 against torchvision's FPN: agreement, training, inference
 
-Each writes OUT (JSON): the card, the versions and the figures, as soon as each is known. cifar and table6 need CIFAR-10.
+Each part writes the GPU, the versions and its figures to OUT (JSON) as soon as they are measured. cifar and table6 need CIFAR-10.
 """
 
 import argparse
@@ -58,12 +58,12 @@ from reslearn.training.step import LossModule, update
 from reslearn.training.task import Phase
 
 NET = "resnet50-v1.5"  # torchvision's
-SECONDS, GRACE = 540, 30  # of a part; that a stopped run has to save itself
+SECONDS, GRACE = 540, 30  # time limit of a part; time for an interrupted run to save a checkpoint
 Batch = tuple[list[Tensor], list[Target]]
 
 
 class Record:
-    """The figures of one part, written as soon as they are known, and its time."""
+    """The figures of one part, written as soon as they are measured, and its time limit."""
 
     def __init__(self, part: str, out: Path, device: torch.device) -> None:
         self.out, self.end = out, time.monotonic() + SECONDS
@@ -73,7 +73,7 @@ class Record:
         self.facts["figures"] = {}
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the time limit."""
         return self.end - time.monotonic()
 
     def note(self, name: str, figure: Any) -> None:
@@ -87,7 +87,7 @@ def command(*words: object) -> list[str]:
 
 
 def seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Of one step, over so many."""
+    """Seconds per step, measured over `steps` steps."""
     limits.wait_for(device)
     started = time.perf_counter()
     for _ in range(steps):
@@ -97,19 +97,19 @@ def seconds(step: Callable[[], object], steps: int, device: torch.device) -> flo
 
 
 def rounds(cases: dict[str, Callable[[], object]], batch: int, count: int, steps: int, device: torch.device) -> dict[str, float]:
-    """Images/s of steps that take turns in rounds: medians, the first round left out."""
-    took: dict[str, list[float]] = {name: [] for name in cases}
+    """Images/s of each case in alternating rounds: medians without the first round."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(count + 1):
         for name, step in cases.items():
-            took[name].append(seconds(step, steps, device))
-    return {name: round(batch / statistics.median(each[1:]), 2) for name, each in took.items()}
+            times[name].append(seconds(step, steps, device))
+    return {name: round(batch / statistics.median(values[1:]), 2) for name, values in times.items()}
 
 
 # ---- cifar
 
 
 def losses(data: str, recipe_name: str, net: str, mode: str, steps: int, device: torch.device) -> list[float]:
-    """The loss of each step in fp32, at a rate at which roundings do not grow."""
+    """The loss of each step in fp32, at a learning rate low enough that rounding errors do not grow."""
     settings = {"precision": "fp32", "schedule.lr": 0.0003, "execution": mode}
     job = prepare(parse(data, recipe_name, model=net, settings=settings, device=str(device), quiet=True))
     with runtime.deterministic(device):
@@ -121,10 +121,10 @@ def losses(data: str, recipe_name: str, net: str, mode: str, steps: int, device:
     return [(after - before) / job.recipe.batch.size for before, after in pairwise(sums)]
 
 
-def resumed(data: str, recipe: str, net: str, few: list[str], folder: Path, device: str) -> bool:
-    """Whether a run that is killed after a checkpoint and resumed ends with the bits of one that is not."""
-    lengths = ["schedule.steps=60", "schedule.drops=[40]"] if recipe == "cifar10-paper" else ["schedule.steps=60"]
-    settings = [*few, *lengths, "checkpoint.every=10", "log.every=10", "data.val=500", "ema=0.9"]
+def resume_is_exact(data: str, recipe: str, net: str, smoke: list[str], folder: Path, device: str) -> bool:
+    """Whether a run that is killed after a checkpoint and resumed has the same weights as an uninterrupted run."""
+    schedule = ["schedule.steps=60", "schedule.drops=[40]"] if recipe == "cifar10-paper" else ["schedule.steps=60"]
+    settings = [*smoke, *schedule, "checkpoint.every=10", "log.every=10", "data.val=500", "ema=0.9"]
     whole = reslearn.train(data, model=net, recipe=recipe, settings=settings, out=folder / "whole", device=device, quiet=True)
     words = ("train", data, "--model", net, "--recipe", recipe, "--out", folder / "killed", "--device", device)
     process = subprocess.Popen(command(*words, *(f"--set={setting}" for setting in settings)), stdout=subprocess.DEVNULL)
@@ -137,8 +137,8 @@ def resumed(data: str, recipe: str, net: str, few: list[str], folder: Path, devi
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def trained(words: tuple[object, ...], out: Path) -> list[dict[str, Any]]:
-    """The results of a training command's runs, one or several seeds."""
+def train_results(words: tuple[object, ...], out: Path) -> list[dict[str, Any]]:
+    """Runs a training command with one or several seeds and returns the results."""
     subprocess.run(command(*words, "--out", out), check=True, stdout=subprocess.DEVNULL)
     return [json.loads(file.read_text()) for file in sorted([*out.glob("result.json"), *out.glob("seed-*/result.json")])]
 
@@ -148,39 +148,41 @@ def cifar(record: Record, options: argparse.Namespace, folder: Path) -> None:
     data, recipe, nets = ("fashion-sample", "fashion", {"resnet8": 0.0}) if smoke else ("cifar10", "cifar10-paper", {})
     nets = nets or {"resnet20": 8.75, "resnet56": 6.97, "resnet110": 6.43}  # DRL Table 6
     modes = ("eager", "fused") if smoke else ("eager", "captured", "compiled")
-    first, few = next(iter(nets)), ["batch.size=8"] if smoke else []
+    first, smoke_settings = next(iter(nets)), ["batch.size=8"] if smoke else []
     eager, other = (losses(data, recipe, first, mode, 2 if smoke else 50, device) for mode in modes[:2])
     record.note(f"largest difference of a loss, {modes[1]} and eager", max(abs(a - b) for a, b in zip(eager, other, strict=True)))
-    record.note("resumed run identical", resumed(data, recipe, first, few, folder, str(device)))
+    record.note("resumed run identical", resume_is_exact(data, recipe, first, smoke_settings, folder, str(device)))
     speeds: dict[str, dict[str, float]] = {}
     for net in nets:
         for mode in modes[1:]:
-            how = {"settings": [f"execution={mode}"], "device": str(device), "batch": 16 if smoke else 128}
+            arguments = {"settings": [f"execution={mode}"], "device": str(device), "batch": 16 if smoke else 128}
             try:
-                row = bench(net, data, rounds=1 if smoke else 3, steps=1 if smoke else 30, **how)
-            except Exception as error:  # a missing compiler must not cost the rest
+                row = bench(net, data, rounds=1 if smoke else 3, steps=1 if smoke else 30, **arguments)
+            except Exception as error:  # continue without a compiler
                 print(f"{net}, {mode}: {error}", flush=True)
                 continue
             speeds.setdefault(net, {"plain loop": row["speeds"][0]["images_per_s"]})[mode] = row["speeds"][-1]["images_per_s"]
         record.note("images/s", speeds)
     net, steps = ("resnet8", 2) if smoke else ("resnet110", 1000)
-    settings = [f"schedule.steps={steps}", *(few or ["schedule.drops=[]"])]
-    words = ("train", data, "--model", net, "--recipe", recipe, "--device", device, *(f"--set={each}" for each in settings))
-    took = {n: max(r["seconds"] for r in trained((*words, "--seeds", n), folder / f"{n}-seeds")) for n in (1, 2 if smoke else 5)}
-    record.note(f"seconds of {steps} steps of {net}, by seeds trained side by side", took)
+    settings = [f"schedule.steps={steps}", *(smoke_settings or ["schedule.drops=[]"])]
+    words = ("train", data, "--model", net, "--recipe", recipe, "--device", device, *(f"--set={setting}" for setting in settings))
+    times = {}
+    for n in (1, 2 if smoke else 5):
+        times[n] = max(result["seconds"] for result in train_results((*words, "--seeds", n), folder / f"{n}-seeds"))
+    record.note(f"seconds of {steps} steps of {net}, by seeds trained side by side", times)
     for net, published in ({} if smoke else nets).items():
         expected = 64_000 * 128 / speeds[net]["captured"]
         if 1.15 * expected + 15 > record.left():
             record.note(f"{net}, 64,000 steps", {"expected_seconds": round(expected), "published_error": published})
             continue
-        [result] = trained(("train", data, "--model", net, "--recipe", recipe, "--set", "batch.micro=null"), folder / net)
+        [result] = train_results(("train", data, "--model", net, "--recipe", recipe, "--set", "batch.micro=null"), folder / net)
         error = {key: result["last"]["test"][key] for key in ("top1_error", "top1_interval")}
         record.note(f"{net}, 64,000 steps", {"seconds": result["seconds"], **error, "published_error": published})
 
 
 # ---- table6
 
-WORK = [  # (experiment, network, seeds), the short ones first
+WORK = [  # (experiment, network, seeds), short runs first
     *[("table6", f"resnet{depth}", 3) for depth in (20, 32, 44, 56)],
     *[("figure1", net, 3) for net in ("plain20", "plain56")],
     ("table6", "resnet110", 5),
@@ -189,7 +191,7 @@ WORK = [  # (experiment, network, seeds), the short ones first
 
 
 def table6(record: Record, options: argparse.Namespace, folder: Path) -> None:
-    """The runs and the page are in --work and stay there."""
+    """Keeps its runs and the page in --work."""
     scale, work = ("smoke", [("figure1", "plain20", 1)]) if options.smoke else ("paper", WORK)
     pages = {"figure1": 1} if options.smoke else {"table6": 5, "figure1": 3, "figure6": 3}
     out = folder if options.smoke else options.work
@@ -214,7 +216,7 @@ def table6(record: Record, options: argparse.Namespace, folder: Path) -> None:
 
 
 def imagenet(record: Record, options: argparse.Namespace, folder: Path) -> None:
-    """Steps on images that are on the device; with --data also on random crops of photos that threads prepare."""
+    """Steps on images resident on the device; with --data also on random crops of photos, prepared by threads."""
     device, (images, classes) = options.device, (4, 10) if options.smoke else (256, 1000)
     cast, generator = autocast(pick_precision("auto", device), device), torch.Generator().manual_seed(0)
     for size in (64,) if options.smoke else (224, 160):
@@ -257,7 +259,7 @@ def imagenet(record: Record, options: argparse.Namespace, folder: Path) -> None:
 
 
 class Files(Dataset[tuple[Tensor, Target]]):
-    """Files as torchvision's references read them: Pillow, float32; without their flip."""
+    """Images read with Pillow as float32, like in torchvision's references, but without flips."""
 
     def __init__(self, split: BoxSet) -> None:
         self.images = split.images
@@ -276,11 +278,11 @@ def as_lists(batch: list[tuple[Tensor, Target]]) -> Batch:
     return list(images), list(targets)
 
 
-def torchvisions(split: BoxSet, batch_norm: str, sizes: dict[str, int], regions: int, device: torch.device) -> nn.Module:
-    """torchvision's FPN from scratch, with BN statistics of some images, scores that differ, and boxes near their anchors."""
+def torchvision_fpn(split: BoxSet, batch_norm: str, sizes: dict[str, int], regions: int, device: torch.device) -> nn.Module:
+    """torchvision's FPN from scratch, with the BN statistics of some images, varied scores, and boxes near their anchors."""
     torch.manual_seed(0)
-    classes, usual = len(split.classes) + 1, {"box_batch_size_per_image": regions}
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, **sizes, **usual).to(device)
+    options = {"num_classes": len(split.classes) + 1, "box_batch_size_per_image": regions, **sizes}
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, **options).to(device)
     rpn, boxes = model.rpn.head, model.roi_heads.box_predictor
     for layer, std in ((rpn.cls_logits, 0.1), (boxes.cls_score, 0.1), (rpn.bbox_pred, 0.001), (boxes.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
@@ -289,55 +291,57 @@ def torchvisions(split: BoxSet, batch_norm: str, sizes: dict[str, int], regions:
     for parent in list(model.modules()) if batch_norm == "frozen" else ():
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(device)
-                fixed.load_state_dict(child.state_dict())
-                setattr(parent, name, fixed)
+                frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(device)
+                frozen.load_state_dict(child.state_dict())
+                setattr(parent, name, frozen)
     return model
 
 
 def with_weights(own: nn.Module, theirs: nn.Module) -> Any:
-    """Our model with the weights of theirs, whose frozen BN counts no batches."""
+    """Our model with the weights of theirs; their frozen BN has no batch counter."""
     own.load_state_dict({name: tensor for name, tensor in theirs.state_dict().items() if name in own.state_dict()})
     return own
 
 
 def agreement(own: nn.Module, theirs: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Differences of ours from torchvision's in fp32: boxes of two images, the losses, and the norm of the gradient."""
+    """Differences between the models in fp32: boxes of two images, losses, and gradient norm."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        apart: list[float] = []
+        distances: list[float] = []  # px, per box of theirs to the nearest of ours
         for image in batch[0]:
             with torch.no_grad():
-                mine, expected = (model.eval()([image])[0] for model in (own, theirs))
-            far = (mine["boxes"][None] - expected["boxes"][:, None]).abs().amax(2)
-            far = far.masked_fill(mine["labels"][None] != expected["labels"][:, None], math.inf)
-            apart += far.amin(1).tolist() if far.numel() else [math.inf] * len(far)
-        found = []
+                actual, expected = (model.eval()([image])[0] for model in (own, theirs))
+            distance = (actual["boxes"][None] - expected["boxes"][:, None]).abs().amax(2)
+            distance = distance.masked_fill(actual["labels"][None] != expected["labels"][:, None], math.inf)
+            distances += distance.amin(1).tolist() if distance.numel() else [math.inf] * len(distance)
+        rows = []
         for model in (theirs, own):
             torch.manual_seed(1)
-            parts: dict[str, Tensor] = model.train()(*batch)
-            sum(parts.values(), torch.zeros((), device=batch[0][0].device)).backward()
+            losses: dict[str, Tensor] = model.train()(*batch)
+            sum(losses.values(), torch.zeros((), device=batch[0][0].device)).backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            found.append({name: value.item() for name, value in parts.items()} | {"gradient": norm.item()})
-    differences = {name: abs(found[1][name] - value) / max(abs(value), 1.0) for name, value in found[0].items()}
-    return {"boxes": len(apart), "within_0.001_px": sum(d <= 1e-3 for d in apart), "losses": found[0], "differences": differences}
+            rows.append({name: value.item() for name, value in losses.items()} | {"gradient": norm.item()})
+    reference, ours = rows
+    differences = {name: abs(ours[name] - value) / max(abs(value), 1.0) for name, value in reference.items()}
+    close = sum(distance <= 1e-3 for distance in distances)
+    return {"boxes": len(distances), "within_0.001_px": close, "losses": reference, "differences": differences}
 
 
 def plain_steps(model: nn.Module, split: BoxSet, batch: int, workers: int, device: torch.device) -> Callable[[], object]:
-    """Steps as torchvision's references take them with --amp, but in bf16."""
+    """The training steps of torchvision's references with --amp, but in bf16."""
     sgd = torch.optim.SGD([p for p in model.train().parameters() if p.requires_grad], 1e-8, momentum=0.9, weight_decay=1e-4)
     loader = DataLoader(Files(split), batch, shuffle=True, num_workers=workers, collate_fn=as_lists, drop_last=True)
 
-    def endless() -> Iterator[Batch]:
+    def repeat() -> Iterator[Batch]:
         while True:
             yield from loader
 
-    batches = endless()
+    batches = repeat()
 
     def step() -> None:
         images, targets = to_device(device, *next(batches))
         with torch.autocast(device.type, torch.bfloat16):
-            parts: dict[str, Tensor] = model(images, targets)
-            loss = sum(parts.values(), torch.zeros((), device=device))
+            losses: dict[str, Tensor] = model(images, targets)
+            loss = sum(losses.values(), torch.zeros((), device=device))
         sgd.zero_grad()
         loss.backward()
         sgd.step()
@@ -347,34 +351,34 @@ def plain_steps(model: nn.Module, split: BoxSet, batch: int, workers: int, devic
 
 
 def inference(own: Any, theirs: nn.Module, split: BoxSet, images: int, folder: Path, device: torch.device) -> dict[str, float]:
-    """Milliseconds of an image from pixels in memory to boxes in memory, medians, in the device's precision."""
+    """Median milliseconds per image, from pixels to boxes in main memory, in the device's precision."""
     options = TestOptions((load_detector(save_detector(own, folder / "model.safetensors"), device),))
-    files, took = Files(split), []
+    files, times = Files(split), []
     chosen = [split.images[i % len(split)] for i in range(images)]
     with autocast(pick_precision("auto", device), device), torch.no_grad():
         find(chosen[:2], [options])
         ours = find(chosen, [options])[0].seconds
         theirs.eval()([files[0][0].to(device)])
         for i in range(images):
-            image, began = files[i % len(split)][0], time.perf_counter()
+            image, started = files[i % len(split)][0], time.perf_counter()
             _ = {key: value.cpu() for key, value in theirs([image.to(device)])[0].items()}
-            took.append(time.perf_counter() - began)
-    return {"torchvision": round(1e3 * statistics.median(took), 2), "reslearn": round(1e3 * ours, 2)}
+            times.append(time.perf_counter() - started)
+    return {"torchvision": round(1e3 * statistics.median(times), 2), "reslearn": round(1e3 * ours, 2)}
 
 
 def detection(record: Record, options: argparse.Namespace, folder: Path) -> None:
     smoke, device = options.smoke, options.device
     if options.data is None:
-        sys.exit("detection needs a set with boxes: give one with --data")
+        sys.exit("detection needs a data set with boxes: pass one with --data")
     size, regions, batch, steps, workers = (48, 4, 1, 1, 0) if smoke else (800, 512, 8, 100, options.workers)
     sizes = {"min_size": size, "max_size": round(size * 1333 / 800)}
     splits = open_boxes(options.data, bad="drop")
     split = splits.get("train") or next(iter(splits.values()))
     two = to_device(device, *as_lists([BoxSource(split)[i] for i in range(2)]))
     for batch_norm in ("live", "frozen"):
-        theirs = torchvisions(split, batch_norm, sizes, regions, device)
-        how = {"kind": "fpn", "batch_norm": batch_norm, **sizes, "regions": regions}
-        own = with_weights(create_detector(NET, split.classes, **how).to(device), theirs)
+        theirs = torchvision_fpn(split, batch_norm, sizes, regions, device)
+        own = create_detector(NET, split.classes, kind="fpn", batch_norm=batch_norm, **sizes, regions=regions)
+        own = with_weights(own.to(device), theirs)
         record.note(f"inference, FPN, BN {batch_norm}, ms", inference(own, theirs, split, 2 if smoke else 24, folder, device))
         record.note(f"agreement, FPN, BN {batch_norm}", agreement(own, theirs, two))
         plain = {"torchvision": plain_steps(theirs, split, batch, workers, device)}
@@ -385,10 +389,10 @@ def detection(record: Record, options: argparse.Namespace, folder: Path) -> None
         settings = [f"detector.kind={kind}", f"detector.batch_norm={batch_norm}", *(f"detector.{k}={v}" for k, v in sizes.items())]
         settings += [f"schedule.steps={steps}", f"evaluate.every={steps}", f"batch.size={batch}", "data.bad=drop"]
         settings += [f"data.workers={max(1, workers)}"] + (["detector.regions=4"] if smoke else [])
-        how = {"out": folder / f"{kind}-{batch_norm}", "device": str(device), "task": "detect", "quiet": True}
-        result = reslearn.train(options.data, model=NET, settings=settings, seed=0, **how).result
+        out, common = folder / f"{kind}-{batch_norm}", {"device": str(device), "task": "detect", "quiet": True}
+        result = reslearn.train(options.data, model=NET, settings=settings, seed=0, out=out, **common).result
         numbers = {key: result[key] for key in ("step", "seconds", "images_per_s", "peak_memory_mb")}
-        numbers |= {name: each["AP50"] for name, each in result["last"].items() if name in ("val", "test")}
+        numbers |= {name: metrics["AP50"] for name, metrics in result["last"].items() if name in ("val", "test")}
         record.note(f"training, {kind}, BN {batch_norm}", numbers)
 
 
@@ -398,18 +402,18 @@ PARTS = {"cifar": cifar, "table6": table6, "imagenet": imagenet, "detection": de
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--data", help="imagenet: a folder of photos; detection: a set with boxes")
+    parser.add_argument("--data", help="imagenet: folder of photos; detection: data set with boxes")
     parser.add_argument("--out", type=Path, help="[default: benchmarks/results/gpu_PART.json]")
-    parser.add_argument("--work", type=Path, default=Path("reproduction"), help="table6: folder of runs, kept between calls")
+    parser.add_argument("--work", type=Path, default=Path("reproduction"), help="table6: folder of the runs, kept between calls")
     parser.add_argument("--workers", type=int, default=8, help="threads or processes that prepare batches")
-    parser.add_argument("--smoke", action="store_true", help="run to the end with tiny settings, on a CPU")
+    parser.add_argument("--smoke", action="store_true", help="run with tiny settings on a CPU")
     options = parser.parse_args()
     options.device = pick_device("cpu" if options.smoke else "cuda")
     record = Record(options.part, options.out or Path(f"benchmarks/results/gpu_{options.part}.json"), options.device)
     record.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         PARTS[options.part](record, options, Path(folder))
-    print(f"written {record.out}")
+    print(f"wrote {record.out}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Mask R-CNN on two CPU cores: clothes on photos (tests/pasting.py), to mask AP and a picture of what it finds.
+"""Trains a Mask R-CNN on two CPU cores on clothes pasted onto photos (tests/pasting.py); reports mask AP and saves a figure.
 
     reslearn train cifar10 --model resnet18 --recipe cifar10-fast --set schedule.steps=2000 --out backbone
     python benchmarks/masks.py FOLDER-OF-PHOTOS --init backbone --work masks
 
-Photos are those of class folders, FOLDER/*/*.jpg. Train, val and test share neither items nor photos. A run that was interrupted
-goes on where it was.
+Photos are read from class folders, FOLDER/*/*.jpg. Train, val and test share neither clothes nor photos. With --work, an
+interrupted run is resumed.
 """
 
 import argparse
@@ -53,33 +53,34 @@ SETTINGS = [
     "evaluate.every=200",
 ]
 COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-SHOWN, SURE = 15, 0.5  # test images in the picture, and the least score of what is drawn
+SHOWN, MIN_SCORE = 15, 0.5  # test images in the figure; minimum score of the detections shown
 
 
 def fit(data: Path, folder: Path, init: Path | None) -> dict[str, Any]:
-    """Train, or go on with training, in a folder. Returns the result, with the CPU seconds of all its processes."""
-    spent, before = folder.with_name("cpu_seconds"), time.process_time()
-    earlier = float(spent.read_text()) if spent.exists() else 0.0
+    """Trains in a folder, or resumes its run. Returns the result, with the CPU seconds of all processes."""
+    file, started = folder.with_name("cpu_seconds"), time.process_time()
+    earlier = float(file.read_text()) if file.exists() else 0.0
     try:
-        how = {"model": "resnet18"} if init is None else {"init": init}
-        run = resume(folder) if folder.exists() else train(data, settings=SETTINGS, out=folder, task="detect", **how)
+        source = {"model": "resnet18"} if init is None else {"init": init}
+        run = resume(folder) if folder.exists() else train(data, settings=SETTINGS, out=folder, task="detect", **source)
     finally:
-        spent.write_text(str(earlier + time.process_time() - before))
-    return {**run.result, "cpu_seconds": round(float(spent.read_text()))}
+        file.write_text(str(earlier + time.process_time() - started))
+    return {**run.result, "cpu_seconds": round(float(file.read_text()))}
 
 
 def picture(split: BoxSet, model: Path, file: Path, dpi: int = 100) -> None:
-    """The first images of a split with what the model is sure of: masks, boxes, classes and scores."""
+    """Draws the first images of a split with the masks, boxes, classes and scores of confident detections."""
     detector = load_detector(model).eval()
     figure, axes = plt.subplots(3, SHOWN // 3, figsize=(15, 9.3), layout="constrained")
     for axis, image in zip(axes.flat, split.images[:SHOWN], strict=True):
         shown = to_tensor(image.pixels())
         with torch.no_grad():
-            (found,) = detect(detector, [shown])
+            (detections,) = detect(detector, [shown])
         axis.imshow(shown.permute(1, 2, 0), interpolation="bicubic", extent=(0, image.width, image.height, 0))
         axis.axis("off")
-        for box, label, score, mask in zip(*(found[key].cpu() for key in ("boxes", "labels", "scores", "masks")), strict=True):
-            if score < SURE:
+        columns = (detections[key].cpu() for key in ("boxes", "labels", "scores", "masks"))
+        for box, label, score, mask in zip(*columns, strict=True):
+            if score < MIN_SCORE:
                 continue
             color = COLORS[int(label) - 1]
             layer = np.zeros((image.height, image.width, 4))
@@ -96,28 +97,24 @@ def picture(split: BoxSet, model: Path, file: Path, dpi: int = 100) -> None:
 
 
 def short(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a split's numbers."""
-    kept = ("n", "objects", "AP", "AP50", "AP75", "intervals", "per_class")
-    return {key: numbers[key] for key in kept} | ({"masks": short(numbers["masks"])} if "masks" in numbers else {})
+    """The metrics of a split that are saved."""
+    keys = ("n", "objects", "AP", "AP50", "AP75", "intervals", "per_class")
+    return {key: numbers[key] for key in keys} | ({"masks": short(numbers["masks"])} if "masks" in numbers else {})
 
 
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [rounded(each) for each in value]
+        return [rounded(item) for item in value]
     return round(value, 2) if isinstance(value, float) else value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument(
-        "--init",
-        type=Path,
-        help="a ResNet-18 for classification to start the backbone from; from scratch without",
-    )
-    parser.add_argument("--work", type=Path, help="a folder for the set and the run; else they are not kept")
+    parser.add_argument("--init", type=Path, help="ResNet-18 classifier for the backbone [default: from scratch]")
+    parser.add_argument("--work", type=Path, help="folder for the data set and the run [default: a temporary folder]")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/masks.jpg"))
     options = parser.parse_args()
@@ -127,16 +124,16 @@ def main() -> None:
         if not data.exists():
             photos = sorted(options.photos.glob("*/*.jpg"))
             if len(photos) < 4:
-                sys.exit(f"{options.photos}: {len(photos)} photos in class folders, at least 4 are needed")
+                sys.exit(f"{options.photos}: {len(photos)} photos in class folders; at least 4 are needed")
             pasting.paste(data, photos, IMAGES, side=SIDE)
         result = fit(data, work / "run", options.init)
-        about = json.loads((work / "run" / "recipe.json").read_text())
+        facts = json.loads((work / "run" / "recipe.json").read_text())
         record = {
             "command": f"python benchmarks/masks.py FOLDER-OF-PHOTOS{' --init backbone' if options.init else ''}",
             "settings": SETTINGS,
             "images": IMAGES,
-            "training_objects": about["data"]["objects"],
-            "machine": {key: about["machine"][key] for key in ("device", "precision", "torch") if key in about["machine"]},
+            "training_objects": facts["data"]["objects"],
+            "machine": {key: facts["machine"][key] for key in ("device", "precision", "torch") if key in facts["machine"]},
             "threads": torch.get_num_threads(),
             "seconds": result["seconds"],
             "cpu_seconds": result["cpu_seconds"],

@@ -1,8 +1,8 @@
-"""What recompute=true saves and costs: memory and time of training steps, each case in a process of its own.
+"""Memory and time of training steps with and without activation checkpointing (recompute=true), each case in its own process.
 
     python benchmarks/recompute.py --out benchmarks/results/recompute.json
 
-Needs no data: the images are noise. About two minutes on two cores.
+Needs CIFAR-10 (RESLEARN_DATA or the cache); takes about two minutes on two cores.
 """
 
 import argparse
@@ -18,7 +18,7 @@ STEPS = 3
 
 
 def measure(net: str, batch: int, recompute: bool) -> dict:
-    """Seconds of a step, and the process's largest memory above what it had before the first one."""
+    """Seconds per step, and the increase of the process's peak memory since before the first step."""
     from reslearn.bench.train import OurLoop
     from reslearn.training import runtime
     from reslearn.training.request import parse
@@ -28,15 +28,15 @@ def measure(net: str, batch: int, recompute: bool) -> dict:
     settings = {"recompute": recompute, "batch.size": batch, "schedule.lr": 0.001}
     loop = OurLoop(prepare(parse("cifar10", "default", model=net, settings=settings, quiet=True)))
     batches: list[StepBatch] = [loop.stepper.prepare(step) for step in range(STEPS)]
-    before, took = runtime.peak_memory_mb(loop.device), []
+    before, seconds = runtime.peak_memory_mb(loop.device), []
     for prepared in batches:
         started = time.perf_counter()
         loop.step(prepared)
         loop.stepper.collect()
-        took.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
     after = runtime.peak_memory_mb(loop.device)
     machine = loop.job.facts["machine"]
-    return {"seconds_a_step": round(statistics.median(took), 3), "memory_mb": round(after - before), "machine": machine}
+    return {"seconds_a_step": round(statistics.median(seconds), 3), "memory_mb": round(after - before), "machine": machine}
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def main() -> None:
     rows = []
     for net, batch in CASES:
         row: dict = {"net": net, "batch": batch}
-        for name, how in (("kept", "no"), ("recomputed", "yes")):
-            command = [sys.executable, __file__, "--one", net, str(batch), how]
+        for name, recompute in (("kept", "no"), ("recomputed", "yes")):
+            command = [sys.executable, __file__, "--one", net, str(batch), recompute]
             row[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         row["memory_ratio"] = round(row["recomputed"]["memory_mb"] / row["kept"]["memory_mb"], 3)
         row["time_ratio"] = round(row["recomputed"]["seconds_a_step"] / row["kept"]["seconds_a_step"], 3)

@@ -287,7 +287,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     "a network that is none": (lambda t: ["summary", "resnt50"], "did you mean 'resnet50'"),
     "an input that is none": (lambda t: ["summary", "resnet20", "--input", "32x32"], "CHANNELSxHEIGHTxWIDTH"),
-    "an input that does not fit": (lambda t: ["summary", "vgg11", "--input", "3x8x8"], "cannot take an input of 3x8x8"),
+    "an input that does not fit": (lambda t: ["summary", "vgg11", "--input", "3x8x8"], "does not support an input of 3x8x8"),
     "a pattern that matches nothing": (lambda t: ["models", "resnext*"], "no network matches 'resnext*'"),
     "report what is no run": (lambda t: ["report", str(t)], "recipe.json"),
     "report several runs nowhere": (lambda t: ["report", str(t), str(t)], "-o PAGE.html"),

@@ -1,4 +1,4 @@
-"""bench train: what it prints and writes; the numbers themselves are the machine's."""
+"""bench train: output and JSON; the values depend on the machine."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ from reslearn.bench.train import bench
 SHORT: dict[str, Any] = {"rounds": 1, "steps": 1}
 
 
-def test_a_faster_loop_is_seen_as_faster() -> None:
+def test_a_faster_loop_has_a_higher_rate() -> None:
     device = torch.device("cpu")
     assert limits.rate(lambda: sum(range(1000)), device, 0.1) > limits.rate(lambda: sum(range(100_000)), device, 0.1)
 
 
-def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SECONDS", 0.05)
     row = bench("resnet8", "fashion-sample", batch=16, **SHORT)
     assert [speed["what"].split(",")[0] for speed in row["speeds"]] == ["plain loop", "reslearn"]
@@ -31,11 +31,11 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["limit"]["images_per_s_by_bytes"] > 0
 
 
-def test_torchvisions_network_stands_beside_ours_where_it_has_one() -> None:
+def test_torchvisions_network_of_the_same_depth() -> None:
     assert [reference(net) for net in ("resnet20", "plain34", "resnet50")] == [None, None, "resnet50"]
 
 
-def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
+def test_a_killed_plain_loop_raises_a_user_error() -> None:
     plain = PlainProcess("fashion-sample", "resnet8", {}, 8, torch.device("cpu"), threads=1, seed=0)
     try:
         assert plain.seconds(1) > 0
@@ -49,12 +49,12 @@ def test_the_plain_loop_ends_by_a_line_when_its_process_is_killed() -> None:
 def test_the_command(tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SECONDS", 0.05)
     words = ["bench", "train", "resnet8", "--data", "fashion-sample", "--batch", "8", "--rounds", "1", "--steps", "1"]
-    code, said, _ = run_cli(*words, "--set", "execution=eager", "--out", tmp_path / "speeds.json")
+    code, text, _ = run_cli(*words, "--set", "execution=eager", "--out", tmp_path / "speeds.json")
     assert code == 0
-    assert "plain loop" in said and "of the first is reached" in said and "reslearn, eager" in said
+    assert "plain loop" in text and "reslearn, eager" in text and "limits: " in text
     assert json.loads((tmp_path / "speeds.json").read_text())[0]["net"] == "resnet8"
 
 
-def test_photos_are_refused(photos: Path) -> None:
-    with pytest.raises(UserError, match="bench train takes small images"):
+def test_photos_are_rejected(photos: Path) -> None:
+    with pytest.raises(UserError, match="bench train needs small images"):
         bench("resnet18", str(photos), **SHORT)

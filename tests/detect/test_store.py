@@ -57,7 +57,7 @@ def test_each_kind_of_file_is_opened_by_its_own(tmp_path: Path) -> None:
 
 def test_predict_takes_no_detector_and_train_no_unknown_task(tmp_path: Path) -> None:
     model = load_detector(save_detector(create_detector("resnet8", 2), tmp_path / "d.safetensors"))
-    with pytest.raises(UserError, match="the model holds a detector, not a classification network: take reslearn detect"):
+    with pytest.raises(UserError, match="the model holds a detector, not a classification network: use reslearn detect"):
         reslearn.predict(model, tmp_path / "a.png")
     with pytest.raises(UserError, match=r"^no task 'detekt'; did you mean 'detect'\?$"):
         reslearn.train("fashion-sample", model="resnet8", out=tmp_path / "run", task="detekt")

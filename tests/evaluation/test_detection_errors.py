@@ -1,4 +1,4 @@
-"""Each kind of mistake from a picture of it."""
+"""Each kind of detection mistake."""
 
 import numpy as np
 
@@ -23,22 +23,22 @@ def test_kinds() -> None:
     }
     rows = list(boxes.values())
     given = {"boxes": [row[0] for row in rows], "labels": [row[1] for row in rows], "scores": [row[2] for row in rows]}
-    found = mistakes(match([truth], [given], ["cell", "plate"]))
+    errors = mistakes(match([truth], [given], ["cell", "plate"]))
     expected = [("duplicate", 1, 0), ("class", 2, 1), ("location", 3, 0), ("both", 4, 1), ("background", 5, None)]
-    assert [(m.kind, m.detection, m.object) for m in found] == [*expected, ("missed", None, 2)]
-    assert [round(m.iou, 6) for m in found] == [0.9, 0.9, 0.3, 0.3, 0, 0] and [m.score for m in found][:2] == [0.8, 0.7]
-    assert count_mistakes(found) == dict.fromkeys(("class", "location", "both", "duplicate", "background", "missed"), 1)
+    assert [(m.kind, m.detection, m.object) for m in errors] == [*expected, ("missed", None, 2)]
+    assert [round(m.iou, 6) for m in errors] == [0.9, 0.9, 0.3, 0.3, 0, 0] and [m.score for m in errors][:2] == [0.8, 0.7]
+    assert count_mistakes(errors) == dict.fromkeys(("class", "location", "both", "duplicate", "background", "missed"), 1)
 
 
 def test_every_wrong_detection_has_one_kind() -> None:
     truth, given = oracles.scene(np.random.default_rng(1), images=20, crowds=0.1, hard=0.1)
     matches = match(truth, given, "abc")
-    found = mistakes(matches)
+    errors = mistakes(matches)
     wrong = ~matches.hit[:, 0, 0] & ~matches.ignored[:, 0, 0]
-    alarms = {(m.image, m.detection) for m in found if m.detection is not None}
+    alarms = {(m.image, m.detection) for m in errors if m.detection is not None}
     assert alarms == {*zip(matches.image[wrong].tolist(), matches.index[wrong].tolist(), strict=True)}
-    assert len(alarms) == wrong.sum() and all(count_mistakes(found).values())
-    for m in found:
+    assert len(alarms) == wrong.sum() and all(count_mistakes(errors).values())
+    for m in errors:
         objects = truth[m.image]
         assert m.object is None or not (objects.difficult[m.object] or objects.crowd[m.object])
         if m.detection is None or m.object is None:
@@ -48,7 +48,7 @@ def test_every_wrong_detection_has_one_kind() -> None:
         assert m.iou == float(oracles.exact_iou(given[m.image]["boxes"][m.detection], objects.boxes[m.object]))
 
 
-def test_an_object_found_or_nearly_found_is_not_missed() -> None:
+def test_an_object_detected_or_nearly_detected_is_not_missed() -> None:
     truth = [Objects.of([CELL], [1])] * 3
     seen = [{"boxes": [box], "labels": [1], "scores": [0.5]} for box in (CELL, (0, 0, 100, 40), (0, 0, 100, 5))]
     assert [(m.kind, m.image) for m in mistakes(match(truth, seen, "a"))] == [("location", 1), ("background", 2), ("missed", 2)]

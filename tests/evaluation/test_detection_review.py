@@ -1,4 +1,4 @@
-"""What a report shows of a detector, against pycocotools and against matching again."""
+"""The review of a detector against pycocotools and against matching again."""
 
 import json
 from typing import Any
@@ -24,19 +24,19 @@ def names(matches: Matches) -> list[str]:
     return [f"{i}.jpg" for i in range(len(matches.truth))]
 
 
-def test_curves_are_those_of_pycocotools(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
+def test_curves_match_pycocotools(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     truth, given, matches = scene
     theirs = oracles.evaluated(truth, given, 3).eval["precision"]  # IoU, recall, class, area, limit
-    found = review(matches, names(matches))
-    assert [(curve["class"], curve["iou"]) for curve in found["curves"]] == [(c, iou) for c in "abc" for iou in (0.5, 0.75)]
-    for curve in found["curves"]:
+    result = review(matches, names(matches))
+    assert [(curve["class"], curve["iou"]) for curve in result["curves"]] == [(c, iou) for c in "abc" for iou in (0.5, 0.75)]
+    for curve in result["curves"]:
         expected = 100 * theirs[{0.5: 0, 0.75: 5}[curve["iou"]], :, "abc".index(curve["class"]), 0, 2]
         assert np.allclose(curve["precision"], expected, atol=6e-4)
     ap = 100 * class_ap(matches, "coco", ious=(0, 5))[0]
-    assert np.allclose([np.mean(curve["precision"]) for curve in found["curves"]], ap.T.ravel(), atol=6e-4)
+    assert np.allclose([np.mean(curve["precision"]) for curve in result["curves"]], ap.T.ravel(), atol=6e-4)
 
 
-def test_sizes_average_to_cocos_numbers(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
+def test_ap_by_size_averages_to_cocos_metrics(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     _, _, matches = scene
     rows = review(matches, names(matches))["by_size"]
     for area, key in (("all", "AP"), ("small", "AP_small"), ("medium", "AP_medium"), ("large", "AP_large")):
@@ -45,7 +45,7 @@ def test_sizes_average_to_cocos_numbers(scene: tuple[list[Objects], list[dict[st
         assert all((row[area] is None) == (row["objects"][area] == 0) for row in rows)
 
 
-def test_thresholds_have_the_highest_f1_of_all(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
+def test_thresholds_have_the_highest_f1(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     truth, given, matches = scene
     for k, cut in enumerate(thresholds(matches)):
         best: tuple[float, float] = (0.0, 0.0)
@@ -64,40 +64,40 @@ def only(given: dict[str, Any], score: float, label: int | None = None) -> dict[
     return {key: np.array(given[key])[keep] for key in ("boxes", "labels", "scores")}
 
 
-def test_above_is_what_matching_again_would_give(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
+def test_above_equals_matching_again(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     truth, given, matches = scene
     cut = above(matches, [Threshold(0.5, 0, 0, 0)] * 3)
     again = match(truth, [only(one, 0.5) for one in given], "abc")
     assert 0 < len(cut.score) < len(matches.score)
-    for name in ("image", "label", "rank", "score", "hit", "ignored", "taken", "voc_hit"):
+    for name in ("image", "label", "rank", "score", "hit", "ignored", "matched", "voc_hit"):
         assert np.array_equal(getattr(cut, name), getattr(again, name)), name
     assert count_mistakes(mistakes(cut)) == count_mistakes(mistakes(again))
     assert len(above(matches, [None] * 3).score) == 0
 
 
-def test_a_review_is_json_and_names_the_worst(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
+def test_a_review_is_json_and_lists_the_worst_mistakes(scene: tuple[list[Objects], list[dict[str, Any]], Matches]) -> None:
     _, _, matches = scene
-    found = review(matches, names(matches), most=5)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    kept = found["mistakes"]["kept"]
-    assert all(kept[kind] <= n for kind, n in found["mistakes"]["all"].items() if kind != "missed")
-    alarms = [row for row in found["worst"] if row["kind"] != "missed"]
-    assert len(alarms) == 5 and len(found["worst"]) == 5 + min(5, kept["missed"])
+    result = review(matches, names(matches), limit=5)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    kept = result["mistakes"]["kept"]
+    assert all(kept[kind] <= n for kind, n in result["mistakes"]["all"].items() if kind != "missed")
+    alarms = [row for row in result["worst"] if row["kind"] != "missed"]
+    assert len(alarms) == 5 and len(result["worst"]) == 5 + min(5, kept["missed"])
     assert [row["score"] for row in alarms] == [m.score for m in mistakes(matches)[:5]]
-    for row, mistake in zip(found["worst"], worst_mistakes(matches, 5), strict=True):
+    for row, mistake in zip(result["worst"], worst_mistakes(matches, 5), strict=True):
         assert row["name"] == f"{mistake.image}.jpg" and (row["label"] is None) == (row["kind"] == "missed")
         assert (row["truth"] is None) == (row["kind"] == "background") and (row["box"] is None) == (row["score"] is None)
 
 
-def test_the_largest_missed_of_each_class_comes_first() -> None:
+def test_the_largest_missed_object_of_each_class_comes_first() -> None:
     truth = [Objects.of([(0, 0, 9, 9), (0, 0, 50, 50), (60, 60, 80, 80), (0, 60, 30, 90)], [1, 1, 2, 1])]
     nothing = {"boxes": [], "labels": [], "scores": []}
     matches = match(truth, [nothing], ["cell", "plate"])
     assert thresholds(matches) == [None, None]
     assert [m.object for m in worst_mistakes(matches)] == [1, 2, 3, 0]
-    found = review(matches, ["x"])
-    assert found["thresholds"][0] == {"class": "cell", "score": None, "precision": None, "recall": None, "f1": None}
-    assert found["curves"][0]["precision"] == [0] * 101
+    result = review(matches, ["x"])
+    assert result["thresholds"][0] == {"class": "cell", "score": None, "precision": None, "recall": None, "f1": None}
+    assert result["curves"][0]["precision"] == [0] * 101
 
 
 def test_equal_scores_are_kept_or_dropped_together() -> None:

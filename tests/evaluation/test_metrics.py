@@ -1,4 +1,4 @@
-"""Metrics against plain loops, invariances, and a bootstrap that really resamples."""
+"""Metrics against plain loops, invariances, and a bootstrap that resamples images."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def outputs(n: int, k: int, seed: int, sharpness: float = 2.0) -> tuple[torch.Te
 
 
 def by_hand(logits: list[list[float]], labels: list[int], k: int) -> dict:
-    """The definitions, one image at a time, in Python's own floats."""
+    """The definitions, one image at a time, in Python floats."""
     losses, wrong, wrong5, sums = [], 0, 0, [[0, 0.0, 0] for _ in range(15)]
     confusion = [[0] * k for _ in range(k)]
     for row, label in zip(logits, labels, strict=True):
@@ -50,7 +50,7 @@ def by_hand(logits: list[list[float]], labels: list[int], k: int) -> dict:
 
 
 @pytest.mark.parametrize(("n", "k", "seed"), [(1, 7, 0), (97, 3, 1), (200, 10, 2), (50, 60, 3)])
-def test_agrees_with_the_definitions(n: int, k: int, seed: int) -> None:
+def test_metrics_match_the_definitions(n: int, k: int, seed: int) -> None:
     logits, labels, classes = outputs(n, k, seed)
     ours, oracle = metrics(logits, labels, classes), by_hand(logits.tolist(), labels.tolist(), k)
     assert ours["n"] == n
@@ -65,15 +65,15 @@ def test_agrees_with_the_definitions(n: int, k: int, seed: int) -> None:
         assert row["accuracy"] == (pytest.approx(100 * oracle["confusion"][i][i] / total) if total else None)
 
 
-def test_a_case_that_can_be_done_in_the_head() -> None:
+def test_a_case_computed_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
-    found = metrics(logits, torch.tensor([0, 1, 1, 0]), ["cat", "dog"])
+    result = metrics(logits, torch.tensor([0, 1, 1, 0]), ["cat", "dog"])
     confidence = 1 / (1 + math.exp(-2))
-    assert found["top1_error"] == 25
-    assert found["confusion"] == [[2, 0], [1, 1]]
-    assert found["loss"] == pytest.approx((3 * -math.log(confidence) - math.log(1 - confidence)) / 4)
-    assert found["calibration_error"] == pytest.approx(100 * (confidence - 0.75))  # all in one bin
-    assert found["per_class"][1] == {"class": "dog", "n": 2, "accuracy": 50.0}
+    assert result["top1_error"] == 25
+    assert result["confusion"] == [[2, 0], [1, 1]]
+    assert result["loss"] == pytest.approx((3 * -math.log(confidence) - math.log(1 - confidence)) / 4)
+    assert result["calibration_error"] == pytest.approx(100 * (confidence - 0.75))  # all in one bin
+    assert result["per_class"][1] == {"class": "dog", "n": 2, "accuracy": 50.0}
 
 
 @settings(deadline=None, max_examples=40)
@@ -81,50 +81,50 @@ def test_a_case_that_can_be_done_in_the_head() -> None:
 def test_invariances(n: int, k: int, seed: int, ties: bool) -> None:
     logits, labels, classes = outputs(n, k, seed)
     logits = logits.round() if ties else logits
-    found = metrics(logits, labels, classes)
-    low, high = found["top1_interval"]
-    assert [sum(row) for row in found["confusion"]] == torch.bincount(labels, minlength=k).tolist()
-    assert sum(found["confusion"][i][i] for i in range(k)) == n - round(found["top1_error"] * n / 100)
-    assert 0 <= low <= found["top1_error"] + 1e-9 and found["top1_error"] <= high + 1e-9 and high <= 100
-    assert sum(bin["n"] for bin in found["calibration_bins"]) == n
-    for bin in found["calibration_bins"]:
+    result = metrics(logits, labels, classes)
+    low, high = result["top1_interval"]
+    assert [sum(row) for row in result["confusion"]] == torch.bincount(labels, minlength=k).tolist()
+    assert sum(result["confusion"][i][i] for i in range(k)) == n - round(result["top1_error"] * n / 100)
+    assert 0 <= low <= result["top1_error"] + 1e-9 and result["top1_error"] <= high + 1e-9 and high <= 100
+    assert sum(bin["n"] for bin in result["calibration_bins"]) == n
+    for bin in result["calibration_bins"]:
         assert bin["n"] == 0 or bin["low"] - 1e-9 <= bin["confidence"] <= bin["high"] + 1e-9
-    assert ("top5_error" in found) == (k > 5)
-    assert found.get("top5_error", 0) <= found["top1_error"]
-    shifted = metrics(logits + 3, labels, classes)  # a softmax does not see a constant
-    assert shifted["loss"] == pytest.approx(found["loss"], abs=1e-5)
+    assert ("top5_error" in result) == (k > 5)
+    assert result.get("top5_error", 0) <= result["top1_error"]
+    shifted = metrics(logits + 3, labels, classes)  # softmax is invariant to a constant
+    assert shifted["loss"] == pytest.approx(result["loss"], abs=1e-5)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed % 1000))
-    assert metrics(logits[order], labels[order], classes)["confusion"] == found["confusion"]
-    json.dumps(found, allow_nan=False)
+    assert metrics(logits[order], labels[order], classes)["confusion"] == result["confusion"]
+    json.dumps(result, allow_nan=False)
 
 
-def test_interval_is_that_of_resampled_images() -> None:
+def test_the_interval_matches_resampled_images() -> None:
     logits, labels, classes = outputs(400, 10, 5)
-    found = metrics(logits, labels, classes, seed=7)
+    result = metrics(logits, labels, classes, seed=7)
     wrong = (logits.argmax(dim=1) != labels).numpy()
     generator = np.random.default_rng(1)
     errors = [100 * wrong[generator.integers(0, 400, 400)].mean() for _ in range(10_000)]
-    assert found["top1_interval"] == pytest.approx(np.percentile(errors, [2.5, 97.5]), abs=0.5)  # two images of 400
-    assert found["top1_interval"][0] < found["top1_error"] - 3 and found["top1_interval"][1] > found["top1_error"] + 3
-    assert metrics(logits, labels, classes, seed=7) == found
+    assert result["top1_interval"] == pytest.approx(np.percentile(errors, [2.5, 97.5]), abs=0.5)  # two images of 400
+    assert result["top1_interval"][0] < result["top1_error"] - 3 and result["top1_interval"][1] > result["top1_error"] + 3
+    assert metrics(logits, labels, classes, seed=7) == result
 
 
 def test_extreme_logits_and_other_precisions() -> None:
     logits = torch.tensor([[0.0, 5000.0, -5000.0], [80.0, 0.0, 0.0]])
-    found = metrics(logits, torch.tensor([0, 0]), list("abc"))
-    assert found["loss"] == pytest.approx(2500)
-    assert found["calibration_error"] == pytest.approx(50)
+    result = metrics(logits, torch.tensor([0, 0]), list("abc"))
+    assert result["loss"] == pytest.approx(2500)
+    assert result["calibration_error"] == pytest.approx(50)
     half = metrics(logits.to(torch.bfloat16).requires_grad_(), torch.tensor([0, 0]), list("abc"))
     assert half["top1_error"] == 50
 
 
 def test_ties_go_to_the_first_class() -> None:
-    found = metrics(torch.zeros(8, 8), torch.arange(8), [str(i) for i in range(8)])
-    assert [row[0] for row in found["confusion"]] == [1] * 8
-    assert (found["top1_error"], found["top5_error"]) == (87.5, 37.5)
+    result = metrics(torch.zeros(8, 8), torch.arange(8), [str(i) for i in range(8)])
+    assert [row[0] for row in result["confusion"]] == [1] * 8
+    assert (result["top1_error"], result["top5_error"]) == (87.5, 37.5)
 
 
-def test_what_a_user_can_mend_is_said_in_a_line() -> None:
+def test_no_images_and_non_finite_logits_are_rejected() -> None:
     with pytest.raises(UserError, match="no images"):
         metrics(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), list("abc"))
     logits = torch.zeros(4, 3)
@@ -145,7 +145,7 @@ def test_what_a_user_can_mend_is_said_in_a_line() -> None:
         (torch.zeros(4, 3), torch.full((4,), -1), "abc"),
     ],
 )
-def test_what_a_programmer_can_mend(logits: torch.Tensor, labels: torch.Tensor, classes: str) -> None:
+def test_inconsistent_arguments_raise_value_error(logits: torch.Tensor, labels: torch.Tensor, classes: str) -> None:
     with pytest.raises(ValueError) as error:
         metrics(logits, labels, list(classes))
     assert not isinstance(error.value, UserError)

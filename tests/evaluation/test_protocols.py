@@ -1,4 +1,4 @@
-"""Views in evaluation."""
+"""Evaluation on a single view."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from reslearn.evaluation.protocols import single_view
 
 
 class Source:
-    """Four images that differ from their mirrors."""
+    """Four images that differ from their flips."""
 
     holes: set[int] = set()  # noqa: RUF012
     labels = torch.arange(4)
@@ -19,7 +19,7 @@ class Source:
         return torch.arange(4 * 3 * 2 * 5, dtype=torch.float32).reshape(4, 3, 2, 5)[start:stop]
 
 
-def test_flip_is_the_mean_of_the_logits_of_both_sides() -> None:
+def test_flip_averages_the_logits_of_image_and_flip() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(30, 4))
     images = Source().eval_batch(0, 4)

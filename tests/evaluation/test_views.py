@@ -1,4 +1,4 @@
-"""Ten crops, dense and multi-scale tests equal slow, direct ones, made of Pillow's and torch's plain operations."""
+"""The 10crop, dense and multiscale protocols against direct implementations with Pillow and torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +24,13 @@ from small_nets import network
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def look(side: int, **change: object) -> Preprocessing:
+def preprocessing(side: int, **change: object) -> Preprocessing:
     return Preprocessing(**{"channels": 3, "size": (side, side), "crop_ratio": 0.875, "mean": MEAN, "std": STD, **change})  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=["drawn", "photos"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Two classes of images of several sizes; photos where real data is."""
+    """Classes of images of several sizes: drawn, and real photos if available."""
     if request.param == "drawn":
         for name, size in (("a", (90, 120)), ("b", (130, 75)), ("c", (66, 67))):
             draw_images(tmp_path / "drawn", name, each=2, size=size)
@@ -44,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def resized(path: Path, shorter: int) -> Tensor:
-    """A photo with its shorter side so long: float32 (3, H, W) on [0, 1]."""
+    """A photo resized by its shorter side: float32 (3, H, W) on [0, 1]."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     scale = shorter / min(image.size)
@@ -65,14 +65,14 @@ def slow_ten_crop(net: nn.Module, path: Path, side: int) -> Tensor:
 
 
 def slow_map(net: nn.Module, image: Tensor, window: int) -> Tensor:
-    """Mean softmax over places of a residual net's map, one place after the other."""
+    """Mean softmax over the positions of a residual network's map, one position at a time."""
     features = nn.Sequential(*[*net.children()][:-2])(normalized(image))[0]
-    found = []
+    scores = []
     for top in range(features.shape[1] - window + 1):
         for left in range(features.shape[2] - window + 1):
             pooled = features[:, top : top + window, left : left + window].mean((1, 2))
-            found.append((net.fc.weight @ pooled + net.fc.bias).softmax(0))  # type: ignore[operator, union-attr]
-    return torch.stack(found).mean(0)
+            scores.append((net.fc.weight @ pooled + net.fc.bias).softmax(0))  # type: ignore[operator, union-attr]
+    return torch.stack(scores).mean(0)
 
 
 def slow_multiscale(net: nn.Module, path: Path, scales: tuple[int, ...], window: int, mirror: bool = True) -> Tensor:
@@ -82,28 +82,27 @@ def slow_multiscale(net: nn.Module, path: Path, scales: tuple[int, ...], window:
 
 
 @torch.inference_mode()
-def check(folder: Path, name: str, side: int, slow: Callable[[nn.Module, Path], Tensor], **how: object) -> None:
+def check(folder: Path, name: str, side: int, slow: Callable[[nn.Module, Path], Tensor], **options: object) -> None:
     net = network("resnet18", seed=3)
     with torch.no_grad():
         net.fc.weight.mul_(8)  # type: ignore[union-attr, operator]  # so that scores differ between views
     split = datasets.open(folder).splits["all"]
-    view = look(side)
-    seen = many_views(net, Pictures(split, view), protocol(name, view, **how))  # type: ignore[arg-type]
-    assert split.files is not None and torch.equal(seen.indices, torch.arange(len(split)))
+    view = preprocessing(side)
+    predictions = many_views(net, Pictures(split, view), protocol(name, view, **options))  # type: ignore[arg-type]
+    assert split.files is not None and torch.equal(predictions.indices, torch.arange(len(split)))
     expected = torch.stack([slow(net, path) for path in split.files])
-    found = seen.logits.softmax(1)
-    assert (found - expected).abs().max() < 1e-5
+    assert (predictions.logits.softmax(1) - expected).abs().max() < 1e-5
     single = torch.stack([net(view.normalizer()(view.fit(Pictures(split, view).image(i))[None]))[0] for i in range(len(split))])
-    assert (single.softmax(1) - expected).abs().max() > 1e-3, "another protocol gives something else"
+    assert (single.softmax(1) - expected).abs().max() > 1e-3, "the protocol differs from a single view"
 
 
-def test_ten_crops(folder: Path) -> None:
+def test_10crop(folder: Path) -> None:
     check(folder, "10crop", 64, lambda net, path: slow_ten_crop(net, path, 64))
 
 
-def test_many_scales(folder: Path) -> None:
+def test_multiscale(folder: Path) -> None:
     scales = (64, 73, 110, 137, 183)
-    assert protocol("multiscale", look(64)).scales == scales, "the paper's, in proportion"
+    assert protocol("multiscale", preprocessing(64)).scales == scales, "the paper's, in proportion"
     check(folder, "multiscale", 64, lambda net, path: slow_multiscale(net, path, scales, 2))
 
 
@@ -115,17 +114,17 @@ def test_dense(folder: Path) -> None:
 def test_at_the_papers_sizes(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "d" / "a").mkdir(parents=True)
     (tmp_path / "d" / "a" / "tench.jpg").symlink_to(real_data / "imagenet-sample" / "n01440764" / "tench.jpg")
-    assert protocol("multiscale", look(224)).scales == SCALES
+    assert protocol("multiscale", preprocessing(224)).scales == SCALES
     check(tmp_path / "d", "10crop", 224, lambda net, path: slow_ten_crop(net, path, 224))
     check(tmp_path / "d", "multiscale", 224, lambda net, path: slow_multiscale(net, path, SCALES, 7))
 
 
 def write_model(path: Path, side: int, net: str = "resnet18", seed: int = 3, **change: object) -> Path:
     model = network(net, seed=seed)
-    return save(model, path, Card(net=net, classes=("a", "b", "c", "d"), preprocessing=look(side, **change)))
+    return save(model, path, Card(net=net, classes=("a", "b", "c", "d"), preprocessing=preprocessing(side, **change)))
 
 
-def test_dense_at_the_nets_own_size_is_the_center(tmp_path: Path) -> None:
+def test_dense_at_the_input_size_equals_center(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "square", "abc", each=4, size=(80, 80))
     model = write_model(tmp_path / "m.safetensors", 64, crop_ratio=1.0)
     for name in ("center", "dense"):
@@ -135,75 +134,76 @@ def test_dense_at_the_nets_own_size_is_the_center(tmp_path: Path) -> None:
     torch.testing.assert_close(dense.scores, center.scores, rtol=1e-5, atol=1e-6)
 
 
-def test_a_mean_for_each_pixel_is_a_color_on_maps() -> None:
+def test_whole_images_use_the_mean_color_of_a_mean_image() -> None:
     mean = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    view = look(64, pixel_mean=Preprocessing.encode_pixel_mean(mean))
+    view = preprocessing(64, pixel_mean=Preprocessing.encode_pixel_mean(mean))
     pixels = torch.full((1, 3, 90, 70), 51, dtype=torch.uint8)
     expected = T.normalize(pixels.float() / 255, mean.mean((1, 2)).tolist(), list(STD))
-    torch.testing.assert_close(views.normalizer(view, as_map=True)(pixels), expected)
-    crop = views.normalizer(view, as_map=False)(pixels[:, :, :64, :64])
+    torch.testing.assert_close(views.normalizer(view, fully_convolutional=True)(pixels), expected)
+    crop = views.normalizer(view, fully_convolutional=False)(pixels[:, :, :64, :64])
     torch.testing.assert_close(crop, (0.2 - mean) / torch.tensor(STD)[:, None, None].expand(1, -1, -1, -1))
 
 
-def test_views_of_one_size_go_together_and_little_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_batched_by_size_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = np.zeros((2, 3, 1), np.uint8), np.ones((4, 5, 1), np.uint8)
-    seen = [(i, [small + i, large]) for i in range(7)]
-    batches = [(places.tolist(), tuple(pixels.shape)) for places, pixels in of_one_size(seen, 19)]
+    images = [(i, [small + i, large]) for i in range(7)]
+    batches = [(indices.tolist(), tuple(pixels.shape)) for indices, pixels in of_one_size(images, 19)]
     assert [b for b in batches if b[1][1] == 2] == [([0, 1, 2], (3, 2, 3, 1)), ([3, 4, 5], (3, 2, 3, 1)), ([6], (1, 2, 3, 1))]
-    assert [b for b in batches if b[1][1] == 4] == [([i], (1, 4, 5, 1)) for i in range(7)], "one view is always taken"
-    monkeypatch.setattr(views, "WAITING", 40)
-    taken = 0
+    assert [b for b in batches if b[1][1] == 4] == [([i], (1, 4, 5, 1)) for i in range(7)], "a batch has at least one view"
+    monkeypatch.setattr(views, "MAX_WAITING", 40)
+    count = 0
 
     def counted() -> object:
-        nonlocal taken
-        for one in seen:
-            taken += 1
-            yield one
+        nonlocal count
+        for image in images:
+            count += 1
+            yield image
 
     first = next(of_one_size(counted(), PIXELS))  # type: ignore[arg-type]
-    assert taken == 2 and tuple(first[1].shape) == (2, 4, 5, 1), "52 pixels wait: the largest go first"
+    assert count == 2 and tuple(first[1].shape) == (2, 4, 5, 1), "52 pixels wait: the largest views go first"
 
 
-def test_files_that_cannot_be_read_or_are_too_long(tmp_path: Path) -> None:
+def test_unreadable_and_elongated_images(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "d", "abc", each=2, size=(80, 90))
     model = write_model(tmp_path / "m.safetensors", 64)
     Image.fromarray(np.zeros((2, 5000, 3), np.uint8)).save(data / "a" / "long.png")
-    with pytest.raises(UserError, match=r"a/long\.png: 5000 x 2 px is too long a shape for scale 73"):
+    with pytest.raises(UserError, match=r"a/long\.png: 5000 x 2 px is too elongated for scale 73"):
         evaluate(model, data, protocol="dense")
     (data / "b" / "1.png").write_bytes((data / "b" / "1.png").read_bytes()[:200])
-    found = evaluate(model, data, protocol="multiscale", on_bad="skip", scores=tmp_path / "s.npz")
-    assert sorted(found["unreadable"]) == ["a/long.png", "b/1.png"] and found["n"] == 5
+    result = evaluate(model, data, protocol="multiscale", on_bad="skip", scores=tmp_path / "s.npz")
+    assert sorted(result["unreadable"]) == ["a/long.png", "b/1.png"] and result["n"] == 5
     assert load_scores(tmp_path / "s.npz").names == ("a/0.png", "a/1.png", "b/0.png", "c/0.png", "c/1.png")
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "said"),
+    ("name", "options", "message"),
     [
         ("10crops", {}, "no protocol '10crops'; did you mean '10crop'?"),
         ("center", {"scales": (64,)}, "scales do not apply to protocol center"),
         ("10crop", {"scales": (64,)}, "scales do not apply to protocol 10crop"),
-        ("10crop", {"flip": True}, "protocol 10crop has the mirror of each view already"),
-        ("multiscale", {"flip": True}, "protocol multiscale has the mirror of each view already"),
+        ("10crop", {"flip": True}, "protocol 10crop already flips each view"),
+        ("multiscale", {"flip": True}, "protocol multiscale already flips each view"),
         ("multiscale", {"scales": (64, 80, 64)}, "scale 64 is given twice"),
-        ("multiscale", {"scales": (80, 63)}, "scale 63: must be from 64 (what the model sees) to 4096 px"),
-        ("dense", {"scales": (64, 80)}, "dense takes one scale, not 2: for several, take multiscale"),
+        ("multiscale", {"scales": (80, 63)}, "scale 63: must be from 64 (the model's input) to 4096 px"),
+        ("dense", {"scales": (64, 80)}, "protocol dense has one scale, not 2; use multiscale for several"),
+        ("dense", {"scales": ()}, "protocol dense needs at least one scale"),
     ],
 )
-def test_what_does_not_apply(name: str, how: dict, said: str) -> None:
+def test_invalid_options_are_rejected(name: str, options: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
-        protocol(name, look(64), **how)
-    assert str(error.value).startswith(said)
+        protocol(name, preprocessing(64), **options)
+    assert str(error.value).startswith(message)
 
 
-def test_small_images_have_one_view(tmp_path: Path) -> None:
+def test_protocols_that_do_not_apply_to_small_images(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "d", "abc", each=2, size=(32, 32))
     model = write_model(tmp_path / "m.safetensors", 32, "resnet8", crop_ratio=1.0)
-    with pytest.raises(UserError, match=r"10crop does not apply: the model sees images whole, at 32 x 32 px \(crop_ratio 1\)"):
+    with pytest.raises(UserError, match=r"10crop does not apply: the model's input is the whole image, 32 x 32 px"):
         evaluate(model, data, protocol="10crop")
     for name in ("dense", "multiscale"):
-        with pytest.raises(UserError, match=f"{name} does not apply to 'd': the model sees its 32 x 32 px images whole"):
+        with pytest.raises(UserError, match=f"{name} does not apply to 'd': the model's input already covers its 32 x 32 px"):
             evaluate(model, data, protocol=name)
-    larger = draw_images(tmp_path / "e", "abc", each=2, size=(48, 48))  # in memory, too, but there is more to see
+    larger = draw_images(tmp_path / "e", "abc", each=2, size=(48, 48))  # in memory, too, but larger than the input
     model = write_model(tmp_path / "n.safetensors", 32, "resnet8")
     assert evaluate(model, larger, protocol="dense", scales=[48])["protocol"] == "dense 48"
     assert evaluate(model, larger, protocol="10crop")["n"] == 6

@@ -1,4 +1,4 @@
-"""Our own kernels against the same written out in double precision; fused networks against their originals."""
+"""The kernels against the same operations in double precision; fused networks against the originals."""
 
 import copy
 from typing import Any
@@ -15,13 +15,13 @@ from reslearn.kernels.fuse import WEIGHT_GRADIENT, FusedConv2d, FusedStage, Fuse
 
 @pytest.fixture
 def kernels_on() -> None:
-    if why_not := unavailable():
-        pytest.skip(why_not)
+    if reason := unavailable():
+        pytest.skip(reason)
 
 
 def tensor(*shape: int, dtype: torch.dtype, scale: float = 1, shift: float = 0) -> Tensor:
-    made = (torch.randn(shape) * scale + shift).to(dtype)
-    return made.contiguous(memory_format=torch.channels_last).requires_grad_()
+    values = (torch.randn(shape) * scale + shift).to(dtype)
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 def norm(channels: int, double: bool = False) -> nn.BatchNorm2d:
@@ -33,7 +33,7 @@ def norm(channels: int, double: bool = False) -> nn.BatchNorm2d:
     return bn
 
 
-# of the largest number
+# relative to the largest absolute value
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
 
 
@@ -49,12 +49,12 @@ def test_against_double_precision(
     out_grad = torch.randn(x.shape).to(dtype)
     bn, exact = norm(channels), norm(channels, double=True)
     out = bn_relu(bn, x, shortcut)[0]
-    assert out.grad_fn is not None and "BnRelu" in type(out.grad_fn).__name__, "our kernels were used"
+    assert out.grad_fn is not None and "BnRelu" in type(out.grad_fn).__name__, "the kernels were used"
     out.backward(out_grad)
     x64 = x.detach().double().requires_grad_()
     s64 = None if shortcut is None else shortcut.detach().double().requires_grad_()
     before = exact(x64) if s64 is None else exact(x64) + s64
-    # where ReLU opens is decided by the rounded output: a zero there is closed
+    # ReLU's mask depends on the rounded output
     expected = before * (out > 0)
     expected.backward(out_grad.double())
     pairs = [(out, expected), (x.grad, x64.grad), (bn.weight.grad, exact.weight.grad), (bn.bias.grad, exact.bias.grad)]
@@ -67,7 +67,7 @@ def test_against_double_precision(
     assert ((before < -0.05) & (out > 0)).sum() == 0 and ((before > 0.05) & (out <= 0)).sum() == 0
 
 
-def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(kernels_on: None) -> None:
     results = []
     for threads in (1, 2, 3):
         torch.manual_seed(0)
@@ -84,36 +84,36 @@ def test_the_number_of_threads_changes_no_bit(kernels_on: None) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_second_derivative_is_refused_rather_than_wrong(kernels_on: None) -> None:
+def test_a_second_derivative_raises(kernels_on: None) -> None:
     x, bn = tensor(4, 16, 8, 8, dtype=torch.float32), norm(16)
     grad = torch.autograd.grad((bn_relu(bn, x)[0] ** 2).sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
 
 
-def test_what_is_not_finite_stays_so(kernels_on: None) -> None:
+def test_nan_and_infinity_propagate(kernels_on: None) -> None:
     for dtype in TOLERANCE:
-        for poison in (float("nan"), float("inf"), -float("inf")):
+        for value in (float("nan"), float("inf"), -float("inf")):
             x = torch.randn(4, 16, 4, 4).to(dtype)
-            x[1, 3, 2, 2] = poison
+            x[1, 3, 2, 2] = value
             out, _ = bn_relu(norm(16), x.contiguous(memory_format=torch.channels_last))
             assert not out[:, 3].isfinite().any() and out[:, 4].isfinite().all()
 
 
 @pytest.mark.parametrize(
     "change",
-    ["48 channels", "one value a channel", "nchw", "evaluation", "float64", "another dtype", "no statistics", "cumulative"],
+    ["48 channels", "one value per channel", "nchw", "evaluation", "float64", "another dtype", "no statistics", "cumulative"],
 )
-def test_what_does_not_fit_goes_pytorchs_way(kernels_on: None, change: str) -> None:
+def test_unsupported_inputs_use_pytorch(kernels_on: None, change: str) -> None:
     channels = 48 if change == "48 channels" else 64
-    size = 1 if change == "one value a channel" else 4
+    size = 1 if change == "one value per channel" else 4
     x = torch.randn(1, channels, size, size, dtype=torch.float64 if change == "float64" else torch.float32)
     x = x if change == "nchw" else x.contiguous(memory_format=torch.channels_last)
     bn = nn.BatchNorm2d(channels, dtype=x.dtype, track_running_stats=change != "no statistics")
     bn.momentum = None if change == "cumulative" else 0.1
     bn.train(change != "evaluation")
     shortcut = torch.randn(x.shape, dtype=torch.float64) if change == "another dtype" else None
-    if change == "one value a channel":
+    if change == "one value per channel":
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             bn_relu(bn, x, shortcut)
         return
@@ -121,7 +121,7 @@ def test_what_does_not_fit_goes_pytorchs_way(kernels_on: None, change: str) -> N
     assert out.grad_fn is not None and "BnRelu" not in type(out.grad_fn).__name__
 
 
-def test_a_library_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_a_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.cache_clear()
     if unavailable():
@@ -132,34 +132,36 @@ def test_a_library_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: objec
     assert {p: p.stat().st_mtime_ns for p in (cache_folder() / "kernels").iterdir()} == first
 
 
-def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_a_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     library.cache_clear()
-    why = unavailable()
-    assert why is not None and why.endswith("cannot compile them")
+    reason = unavailable()
+    assert reason is not None and reason.endswith("false cannot compile fused.cpp")
+    with pytest.raises(CannotCompile, match=r"cannot compile fused\.cpp"):
+        fuse(create("resnet8", 2))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("with_shortcut", [False, True])
-def test_a_gradient_that_comes_by_the_shortcut_is_added(kernels_on: None, dtype: torch.dtype, with_shortcut: bool) -> None:
+def test_the_gradient_of_the_twin_is_added(kernels_on: None, dtype: torch.dtype, with_shortcut: bool) -> None:
     torch.manual_seed(0)
     x, shortcut = tensor(4, 16, 8, 8, dtype=dtype), tensor(4, 16, 8, 8, dtype=dtype)
     one, two = torch.randn(x.shape).to(dtype), torch.randn(x.shape).to(dtype)
     grads = []
-    for apart in (False, True):
+    for use_twin in (False, True):
         x.grad = shortcut.grad = None
         out, twin = bn_relu(norm(16), x, shortcut if with_shortcut else None)
-        (out * one + (twin if apart else out) * two).sum().backward()
+        (out * one + (twin if use_twin else out) * two).sum().backward()
         assert x.grad is not None
         grads.append([x.grad, *([shortcut.grad] if with_shortcut else [])])
-    for together, apart in zip(*grads, strict=True):
-        assert together is not None and apart is not None
-        assert (together - apart).abs().max() <= TOLERANCE[dtype] * together.abs().max()
+    for expected, grad in zip(*grads, strict=True):
+        assert expected is not None and grad is not None
+        assert (expected - grad).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
     x.grad = None
     _, twin = bn_relu(norm(16), x, shortcut if with_shortcut else None)
     (twin * two).sum().backward()
-    assert x.grad is not None and x.grad.any(), "and where nothing else asks for it"
+    assert x.grad is not None and x.grad.any(), "also if only the twin is used"
 
 
 CONVOLUTIONS = [(3, 16, 16, 8), (9, 32, 16, 12), (1, 16, 64, 8), (17, 64, 64, 8), (2, 48, 32, 9)]
@@ -170,20 +172,20 @@ def has_bf16() -> bool:
 
 
 @pytest.mark.parametrize(("n", "inputs", "outputs", "size"), CONVOLUTIONS)
-def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs: int, size: int) -> None:
+def test_gradients_of_a_convolution(kernels_on: None, n: int, inputs: int, outputs: int, size: int) -> None:
     if not has_bf16():
-        pytest.skip("this processor does not multiply in bf16")
+        pytest.skip("this processor has no bf16 multiplication")
     torch.manual_seed(0)
     module = FusedConv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     height, width = size, size + size % 2 + 2  # not square
     x = tensor(n, inputs, height, width, dtype=torch.bfloat16)
     grad = torch.randn(n, outputs, height, width).bfloat16()
     out = module(x)
-    assert "Conv3x3" in type(out.grad_fn).__name__, "our kernel was used"
+    assert "Conv3x3" in type(out.grad_fn).__name__, "the kernel was used"
     out.backward(grad)
     assert module.weight.grad is not None and x.grad is not None
     exact = torch.nn.grad.conv2d_weight(x.detach().double(), module.weight.shape, grad.double(), padding=1)
-    assert (module.weight.grad - exact).abs().max() < 2e-6 * exact.abs().max(), "of bf16 numbers, summed in fp32"
+    assert (module.weight.grad - exact).abs().max() < 2e-6 * exact.abs().max(), "bf16 products are summed in fp32"
     back = torch.nn.grad.conv2d_input(x.shape, module.weight.detach().bfloat16().double(), grad.double(), padding=1)
     assert (x.grad - back).abs().max() < 2**-7 * back.abs().max()
     first = module.weight.grad.clone()
@@ -192,12 +194,12 @@ def test_a_convolutions_gradients(kernels_on: None, n: int, inputs: int, outputs
         torch.set_num_threads(number)
         module.weight.grad = None
         module(x).backward(grad)
-        assert torch.equal(first, module.weight.grad), "the number of threads changes no bit"
+        assert torch.equal(first, module.weight.grad), "the result does not depend on the number of threads"
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("change", ["stride", "bias", "odd", "narrow", "fp32", "eval", "kernel", "frozen", "small", "circular"])
-def test_other_convolutions_go_pytorchs_way(kernels_on: None, change: str) -> None:
+def test_other_convolutions_use_pytorch(kernels_on: None, change: str) -> None:
     inputs = 3 if change == "narrow" else 16
     padding = "circular" if change == "circular" else "zeros"
     options = {"padding_mode": padding, "stride": 2 if change == "stride" else 1, "bias": change == "bias"}
@@ -222,7 +224,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_fused_network_is_the_same_network(kernels_on: None, name: str) -> None:
+def test_a_fused_network_has_the_same_modules_outputs_and_gradients(kernels_on: None, name: str) -> None:
     torch.manual_seed(0)
     plain: Any = create(name, 10, **NETS[name]).to(memory_format=torch.channels_last)
     net, x = copy.deepcopy(plain), torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -232,7 +234,7 @@ def test_a_fused_network_is_the_same_network(kernels_on: None, name: str) -> Non
     assert {key: id(tensor) for key, tensor in net.state_dict(keep_vars=True).items()} == before
     assert list(before) == list(plain.state_dict()) and list(net.named_modules()) == modules
     with torch.no_grad():
-        assert torch.equal(net.eval()(x), plain.eval()(x)), "evaluation is PyTorch's"
+        assert torch.equal(net.eval()(x), plain.eval()(x)), "evaluation uses PyTorch"
     grads = []
     for model in (plain, copy.deepcopy(net)):
         torch.manual_seed(1)
@@ -241,7 +243,7 @@ def test_a_fused_network_is_the_same_network(kernels_on: None, name: str) -> Non
     assert (grads[0] - grads[1]).norm() < 1e-3 * grads[0].norm()
 
 
-def test_parts_of_a_network_are_fused_where_they_stand(kernels_on: None) -> None:
+def test_parts_of_a_network_are_fused_in_place(kernels_on: None) -> None:
     backbone = pytest.importorskip("reslearn.detect.backbone")
     net = create("resnet18", 10).to(memory_format=torch.channels_last)
     backbone.freeze_batch_norm(net.layer2)  # type: ignore[arg-type]
@@ -253,11 +255,3 @@ def test_parts_of_a_network_are_fused_where_they_stand(kernels_on: None) -> None
         assert isinstance(both.get_submodule(stage), FusedStage)
     both[1](both[0](x)["0"]).sum().backward()
     assert halves.shared.layer1[0].conv1.weight.grad is not None  # type: ignore[union-attr,index]
-
-
-def test_without_a_compiler_it_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "false")
-    library.cache_clear()
-    with pytest.raises(CannotCompile, match="cannot compile them"):
-        fuse(create("resnet8", 2))

@@ -1,4 +1,4 @@
-"""Every order and merge of Identity Mappings against its figure, written out; stochastic depth; the shortcuts of option A."""
+"""Blocks: every order and merge of Identity Mappings against its figure, stochastic depth, option A shortcuts, baselines."""
 
 from typing import Any
 
@@ -13,12 +13,13 @@ from reslearn.nets.options import NetOptions
 from reslearn.nets.shortcuts import make_shortcut
 from reslearn.nets.variants import StochasticDepth, make_block
 
-PARAMETERS = {  # computed in the papers' facts, or printed there to two digits
+PARAMETERS = {
     "preact-resnet164": 1_703_258,
     "preact-resnet1001": 10_327_706,
     "resnet200": 64_673_832,
     "vgg16": 138_357_544,
 }
+# as printed in the papers
 ROUNDED = {"densenet-40-12": 1.0e6, "densenet-bc-100-12": 0.8e6, "highway-19": 2.3e6, "highway-32": 1.25e6, "resnet164": 1.7e6}
 
 
@@ -42,7 +43,7 @@ def make(in_channels: int = 8, width: int = 8, stride: int = 1, *, first: bool =
 
 
 def figure_4(b: Any, x: Tensor, order: str) -> Tensor:
-    """IM Figure 4, one line an order."""
+    """IM Figure 4, one line per order."""
     r = F.relu
     if order == "original":
         return r(x + b.bn2(b.conv2(r(b.bn1(b.conv1(x))))))
@@ -57,25 +58,25 @@ def figure_4(b: Any, x: Tensor, order: str) -> Tensor:
 
 
 @pytest.mark.parametrize("order", ["original", "bn-after-addition", "relu-before-addition", "relu-only", "full"])
-def test_orders_are_figure_4(order: str) -> None:
+def test_orders_match_figure_4(order: str) -> None:
     block, x = make(order=order), torch.randn(2, 8, 6, 6)
-    given = x.clone()
-    torch.testing.assert_close(block(x), figure_4(block, given, order))
-    assert torch.equal(x, given), "the input is the shortcut: nothing may change it in place"
+    original = x.clone()
+    torch.testing.assert_close(block(x), figure_4(block, original, order))
+    assert torch.equal(x, original), "the input is also the shortcut, so it must not be modified in place"
 
 
-def test_pre_activation_is_shared_where_the_shape_changes_and_absent_in_the_first_block() -> None:
+def test_pre_activation_is_shared_if_the_shape_changes_and_absent_in_the_first_block() -> None:
     block, x = make(8, 16, 2, order="full", shortcut="B"), torch.randn(2, 8, 6, 6)
-    active = F.relu(block.bn1(x))
-    assert len(block.downsample) == 1, "the projection has no BN of its own"
-    torch.testing.assert_close(block(x), block.downsample(active) + block.conv2(F.relu(block.bn2(block.conv1(active)))))
+    activated = F.relu(block.bn1(x))
+    assert len(block.downsample) == 1, "the projection has no BN"
+    torch.testing.assert_close(block(x), block.downsample(activated) + block.conv2(F.relu(block.bn2(block.conv1(activated)))))
     first = make(order="full", first=True)
     assert not hasattr(first, "bn1")
     torch.testing.assert_close(first(x), x + first.conv2(F.relu(first.bn2(first.conv1(x)))))
 
 
 @pytest.mark.parametrize("merge", ["constant", "exclusive-gate", "shortcut-gate", "dropout"])
-def test_merges_are_figure_2(merge: str) -> None:
+def test_merges_match_figure_2(merge: str) -> None:
     block, x = make(merge=merge, gate_bias=-1.0), torch.randn(2, 8, 6, 6)
     branch = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     if merge in ("exclusive-gate", "shortcut-gate"):
@@ -90,7 +91,7 @@ def test_merges_are_figure_2(merge: str) -> None:
     torch.testing.assert_close(block(x), F.relu(expected))
 
 
-def test_gates_start_at_their_bias_and_dropout_drops_half_of_the_shortcut() -> None:
+def test_gates_start_with_their_bias_and_dropout_drops_half_of_the_shortcut() -> None:
     net = reslearn.create("resnet20", merge="exclusive-gate", gate_bias=-7.0)
     assert all((m.merge.gate.bias == -7).all() for m in net.modules() if isinstance(m, Block))
     block = make(merge="dropout").train()
@@ -112,7 +113,7 @@ def test_stochastic_depth_decays_linearly_and_gates_the_batch() -> None:
     assert 260 < dropped < 340
 
 
-def test_stochastic_depth_by_sample() -> None:
+def test_stochastic_depth_per_sample() -> None:
     block, x = make(survival=0.5, per_sample=True).train(), torch.rand(300, 8, 4, 4) + 0.1
     same = (block(x) == x).flatten(1).all(1).sum().item()
     assert 110 < same < 190
@@ -131,7 +132,7 @@ def test_option_a_conventions(kind: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg16-bn", "alexnet", "googlenet", "densenet121"])
-def test_baselines_are_torchvisions_behind_the_same_face(name: str) -> None:
+def test_baselines_are_torchvisions(name: str) -> None:
     import torchvision
 
     extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
@@ -143,14 +144,14 @@ def test_baselines_are_torchvisions_behind_the_same_face(name: str) -> None:
     assert next(m for m in gray.modules() if isinstance(m, nn.Conv2d)).in_channels == 1
 
 
-def test_ceil_pooling_is_caffes() -> None:
+def test_ceil_pooling_matches_caffe() -> None:
     with torch.device("meta"):
         pool = reslearn.create("resnet50", pool="ceil").maxpool
     assert (pool.padding, pool.ceil_mode) == (0, True)
     assert pool(torch.zeros(1, 1, 112, 112)).shape[-1] == 56
 
 
-def test_highways_block_is_its_formula() -> None:
+def test_highway_block_matches_its_formula() -> None:
     torch.manual_seed(0)
     options = NetOptions(merge="exclusive-gate", gate_bias=-1.0)
     block: Any = make_block(8, 8, block="highway", options=options)

@@ -1,4 +1,4 @@
-"""A network as a map gives its own logits at each place of its view."""
+"""A fully convolutional network gives the classifier's logits at each position."""
 
 import pytest
 import torch
@@ -15,25 +15,25 @@ SMALL = [name for name in models() if not name.startswith("vgg") and not name.en
 
 
 @pytest.mark.parametrize("name", [*SMALL, "vgg11", "vgg16-bn"])
-def test_at_its_own_size_it_is_the_network(name: str) -> None:
+def test_at_the_classifiers_size_the_logits_are_equal(name: str) -> None:
     side = 32 if spec(name).stem == "cifar" else 96
     net = network(name)
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, found = net(images), convolutional(net, (side, side))(images)
-    assert found.shape == (2, 4, 1, 1)
-    torch.testing.assert_close(found[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        expected, logits = net(images), convolutional(net, (side, side))(images)
+    assert logits.shape == (2, 4, 1, 1)
+    torch.testing.assert_close(logits[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("options", [{"pool": "ceil"}, {"order": "full"}, {"shortcut": "A"}], ids=str)
-def test_options_of_the_papers_nets(options: dict[str, str]) -> None:
+def test_options_of_residual_networks(options: dict[str, str]) -> None:
     net = network("resnet18", **options)
     images = torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(convolutional(net, (64, 80))(images)[:, :, 0, 0], net(images))
 
 
-def test_a_converted_vgg16_is_the_original_at_224() -> None:
+def test_converted_vgg16_equals_the_original_at_224() -> None:
     torch.manual_seed(0)
     original = torchvision.models.vgg16(num_classes=1000).eval()
     ours = create("vgg16").eval()
@@ -41,9 +41,9 @@ def test_a_converted_vgg16_is_the_original_at_224() -> None:
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, net = original(images), convolutional(ours, (224, 224))
-        found = net(images)
+        logits = net(images)
         larger = net(torch.randn(1, 3, 256, 320))
-    torch.testing.assert_close(found[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(logits[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert larger.shape == (1, 1000, 2, 4)
     kinds = [(m.in_channels, m.out_channels, m.kernel_size) for m in net[1:] if isinstance(m, nn.Conv2d)]
     assert kinds == [(512, 4096, (7, 7)), (4096, 4096, (1, 1)), (4096, 1000, (1, 1))]
@@ -51,7 +51,7 @@ def test_a_converted_vgg16_is_the_original_at_224() -> None:
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet18", 64), ("vgg11", 96), ("alexnet", 96), ("densenet121", 64)])
-def test_each_place_is_the_networks_view_of_its_features(name: str, side: int) -> None:
+def test_each_position_is_the_head_applied_to_its_window_of_features(name: str, side: int) -> None:
     net = network(name)
     features = nn.Sequential(*[*net.children()][: -2 if hasattr(net, "avgpool") else -1])
     if name == "densenet121":
@@ -62,13 +62,13 @@ def test_each_place_is_the_networks_view_of_its_features(name: str, side: int) -
     with torch.inference_mode():
         h, w = features(torch.zeros(1, 3, side, side)).shape[2:]
         map = features(images)
-        places = F.unfold(map, (h, w)).unflatten(1, (-1, h, w))  # (1, C, h, w, places)
-        expected = torch.stack([tail(torch.flatten(pool(places[..., i]), 1)) for i in range(places.shape[-1])], -1)
-        found = convolutional(net, (side, side))(images)
-    assert found.shape[2:] == (map.shape[2] - h + 1, map.shape[3] - w + 1) and found[0, 0].numel() > 2
-    torch.testing.assert_close(found.flatten(2), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        windows = F.unfold(map, (h, w)).unflatten(1, (-1, h, w))  # (1, C, h, w, positions)
+        expected = torch.stack([tail(torch.flatten(pool(windows[..., i]), 1)) for i in range(windows.shape[-1])], -1)
+        logits = convolutional(net, (side, side))(images)
+    assert logits.shape[2:] == (map.shape[2] - h + 1, map.shape[3] - w + 1) and logits[0, 0].numel() > 2
+    torch.testing.assert_close(logits.flatten(2), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_what_is_no_backbone_with_a_head() -> None:
+def test_unsupported_networks_are_rejected() -> None:
     with pytest.raises(UserError, match="Sequential cannot be applied to larger images"):
         convolutional(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)), (32, 32))

@@ -1,4 +1,4 @@
-"""The constructed solution: the same function, exactly for residual nets, to rounding for plain ones; and it trains on."""
+"""Deepening keeps the function: exactly for residual networks, up to rounding for plain ones."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from reslearn.nets.deepen import check_family, deepen, places
 
 
 def trained(name: str, **options: object) -> nn.Module:
-    """A net whose BN statistics and parameters are no longer those of the start."""
+    """A network with BN statistics and parameters other than the initial ones."""
     torch.manual_seed(0)
     net = reslearn.create(name, 10, **options)
     for module in net.modules():
@@ -37,20 +37,20 @@ CASES = [
 
 @pytest.mark.parametrize("where", ["spread", "append"])
 @pytest.mark.parametrize(("shallow", "deep", "options"), CASES)
-def test_a_residual_net_keeps_its_function_exactly(shallow: str, deep: str, options: dict, where: str) -> None:
+def test_a_residual_network_keeps_its_function_exactly(shallow: str, deep: str, options: dict, where: str) -> None:
     check_family(shallow, deep)
     small = trained(shallow, **options)
     torch.manual_seed(1)
     large = reslearn.create(deep, 10, **options)
     deepen(small, large, where)  # type: ignore[arg-type]
     x = torch.randn(8, 3, 32, 32)
-    for mode in (False, True):  # in training, too: a silent branch is zero whatever the batch
+    for mode in (False, True):  # the added branches are zero in training, too
         with torch.no_grad():
             assert torch.equal(small.train(mode)(x), large.train(mode)(x))
 
 
 @pytest.mark.parametrize("where", ["spread", "append"])
-def test_a_plain_net_keeps_its_function_to_rounding_in_evaluation_and_nearly_in_training(where: str) -> None:
+def test_a_plain_network_keeps_its_function_up_to_rounding_in_evaluation_and_nearly_in_training(where: str) -> None:
     small = trained("plain20")
     large = reslearn.create("plain32", 10)
     generator = torch.Generator().manual_seed(2)
@@ -62,7 +62,7 @@ def test_a_plain_net_keeps_its_function_to_rounding_in_evaluation_and_nearly_in_
     assert difference < 0.05
 
 
-def test_a_deepened_net_trains_on() -> None:
+def test_a_deepened_network_can_be_trained() -> None:
     small = trained("resnet8")
     large = reslearn.create("resnet20", 10)
     deepen(small, large)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_a_deepened_net_trains_on() -> None:
         losses.append(loss.item())
         optimizer.step()
     assert losses[-1] < losses[0]
-    assert any(block.bn2.weight.abs().max() > 0 for block in [large.layer1[1], large.layer1[2]]), "new branches wake up"
+    assert any(block.bn2.weight.abs().max() > 0 for block in [large.layer1[1], large.layer1[2]]), "the added branches learn"
 
 
 def test_places() -> None:
@@ -90,7 +90,7 @@ def test_places() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shallow", "deep", "said"),
+    ("shallow", "deep", "message"),
     [
         ("resnet56", "resnet20", "no stage may shrink"),
         ("resnet20", "resnet20", "one must grow"),
@@ -102,13 +102,13 @@ def test_places() -> None:
         ("resnet34", "resnet50", "differs in block"),
     ],
 )
-def test_what_is_no_family_is_said_in_a_line(shallow: str, deep: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_other_pairs_of_networks_are_rejected(shallow: str, deep: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         check_family(shallow, deep)
 
 
 @pytest.mark.parametrize(
-    ("shallow", "deep", "options", "said"),
+    ("shallow", "deep", "options", "message"),
     [
         ("resnet8", "resnet14", {"shortcut": "C"}, "projections in every block"),
         ("resnet8", "resnet14", {"merge": "constant"}, "can be the identity"),
@@ -119,7 +119,7 @@ def test_what_is_no_family_is_said_in_a_line(shallow: str, deep: str, said: str)
         ("plain8", "plain14", {"order": "bn-after-addition"}, "can be the identity"),
     ],
 )
-def test_options_that_leave_no_identity_are_refused(shallow: str, deep: str, options: dict, said: str) -> None:
+def test_options_without_an_identity_block_are_rejected(shallow: str, deep: str, options: dict, message: str) -> None:
     check_family(shallow, deep)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_family(shallow, deep, options)

@@ -1,4 +1,4 @@
-"""The whole table against the papers' numbers and torchvision's modules."""
+"""The zoo's table against the papers' numbers and torchvision's modules."""
 
 import re
 
@@ -47,14 +47,14 @@ def test_cifar_parameters(depth: int) -> None:
             assert parameters(create(f"plain{depth}")) == CIFAR[depth]
 
 
-def test_any_depth_6n_plus_2_is_a_cifar_net() -> None:
+def test_any_depth_6n_plus_2_is_a_cifar_network() -> None:
     assert spec("resnet26").blocks == (4, 4, 4)
     assert spec("plain14").blocks == (2, 2, 2)
     assert spec("resnet50").stem == "imagenet", "50 = 6 * 8 + 2 too, but the table's name wins"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50-v1.5", "resnet101-v1.5", "resnet152-v1.5"])
-def test_state_dict_names_are_torchvisions(name: str) -> None:
+def test_state_dict_names_match_torchvision(name: str) -> None:
     with torch.device("meta"):
         ours = create(name).state_dict()
         theirs = getattr(torchvision.models, name.removesuffix("-v1.5"))().state_dict()
@@ -81,7 +81,7 @@ def test_the_papers_resnet50_strides_in_the_1x1() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in TABLE if not re.search("1202|1001|152|101|200|201|vgg1[369]", n)])
-def test_every_net_runs_forward_and_backward(name: str) -> None:
+def test_every_network_runs_forward_and_backward(name: str) -> None:
     size = 64 if TABLE[name].stem == "imagenet" else 32
     size = 96 if name == "alexnet" else size
     torch.manual_seed(0)
@@ -90,17 +90,17 @@ def test_every_net_runs_forward_and_backward(name: str) -> None:
     assert logits.shape == (2, 7)
     logits.sum().backward()
     grads = [p.grad for p in net.parameters()]
-    if not name.startswith("stochastic"):  # whose dropped branches have none
+    if not name.startswith("stochastic"):  # dropped branches have no gradients
         assert all(g is not None for g in grads)
     assert all(g.isfinite().all() for g in grads if g is not None)
 
 
-def test_stage_sizes_are_table_1s() -> None:
-    net, seen = create("resnet18", 2).eval(), {}
+def test_stage_sizes_match_table_1() -> None:
+    net, sizes = create("resnet18", 2).eval(), {}
     for name in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
-        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.shape[1:]}))
+        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: sizes.update({name: o.shape[1:]}))
     net(torch.zeros(1, 3, 224, 224))
-    assert seen == {
+    assert sizes == {
         "maxpool": (64, 56, 56),
         "layer1": (64, 56, 56),
         "layer2": (128, 28, 28),
@@ -136,7 +136,7 @@ def test_he_initialization() -> None:
     assert weight.mean().abs().item() < 1e-3
 
 
-def test_zero_init_makes_every_branch_silent() -> None:
+def test_zero_init_makes_every_branch_zero() -> None:
     blocks = [m for m in create("resnet50", zero_init_last_gamma=True).modules() if isinstance(m, Block)]
     assert len(blocks) == 16
     assert all(not block.bn3.weight.any() for block in blocks)
@@ -149,7 +149,7 @@ def test_models_filters_by_pattern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("resnt20", {}, "did you mean 'resnet20'"),
         ("resnet21", {}, "no network called 'resnet21'"),
@@ -159,17 +159,17 @@ def test_models_filters_by_pattern() -> None:
         ("resnet20", {"channels": 0}, "at least 1 channel"),
         ("resnet20", {"stride_in": "3x3"}, "stride_in does not apply"),
         ("resnet20", {"gate_bias": 1}, "its merge has no gate"),
-        ("resnet20", {"per_sample": True}, "set last_survival below 1"),
+        ("resnet20", {"per_sample": True}, "stochastic depth is off: set last_survival below 1"),
         ("resnet20", {"last_survival": 2}, "a number from 0 to 1"),
         ("resnet20", {"pool": "ceil"}, "it has no max pool"),
         ("preact-resnet110", {"zero_init_last_gamma": True}, "do not end in BN"),
         ("vgg16", {"shortcut": "A"}, "a baseline as published"),
         ("highway-19", {"order": "full"}, "a highway network"),
         ("plain20", {"shortcut": "A"}, "has no shortcuts"),
-        ("plain20", {"zero_init_last_gamma": True}, "its signal would stop"),
+        ("plain20", {"zero_init_last_gamma": True}, "its output would be constant"),
     ],
 )
-def test_what_cannot_be_made_is_said_in_a_line(name: str, options: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+def test_invalid_names_and_options_give_a_one_line_error(name: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         create(name, **options)
     assert "\n" not in str(caught.value)

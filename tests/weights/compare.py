@@ -1,11 +1,11 @@
-"""Networks with untrained weights, compared."""
+"""Comparison of networks with random weights."""
 
 import torch
 from torch import nn
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """The model with BN statistics and scales away from 0 and 1, in evaluation mode."""
+    """Randomizes the BN statistics and parameters of a model and returns it in evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):

@@ -1,4 +1,4 @@
-"""reslearn import and reslearn export as commands: the published CIFAR-10 nets, and there and back."""
+"""The commands import, export and deepen: published CIFAR-10 weights, and a round trip."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_the_published_resnet20_deepens_exactly(real_data: Path, tmp_path: Path,
     assert code == 0 and "is 0; 0 predictions differ" in said
 
 
-def test_torchvision_there_and_back(tmp_path: Path, run_cli: RunCli) -> None:
+def test_torchvision_round_trip(tmp_path: Path, run_cli: RunCli) -> None:
     import torchvision
 
     torch.manual_seed(0)
@@ -24,15 +24,15 @@ def test_torchvision_there_and_back(tmp_path: Path, run_cli: RunCli) -> None:
     torch.save(weights, tmp_path / "theirs.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\nwasp\n")
     words = ["import", tmp_path / "theirs.pth", "--classes", tmp_path / "names.txt", "--mean", "0.5,0.5,0.5"]
-    code, said, _ = run_cli(*words, "--std", "0.2,0.2,0.2", "-o", tmp_path / "m.safetensors")
-    assert code == 0 and "resnet18 with 3 classes" in said
+    code, out, _ = run_cli(*words, "--std", "0.2,0.2,0.2", "-o", tmp_path / "m.safetensors")
+    assert code == 0 and "resnet18 with 3 classes" in out
     code, *_ = run_cli("export", tmp_path / "m.safetensors", "--format", "torchvision", "-o", tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert code == 0 and all(torch.equal(weights[name], back[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["import", "none.pth", "-o", "m.safetensors"], "no weights file called"),
         (["import", "m.pth", "--mean", "a,b", "-o", "m.safetensors"], "write numbers with commas between"),
@@ -40,9 +40,9 @@ def test_torchvision_there_and_back(tmp_path: Path, run_cli: RunCli) -> None:
         (["export", "none", "--format", "tim", "-o", "x"], "tim"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli, tmp_path: Path
+def test_invalid_input_gives_a_one_line_error(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, text = run_cli(*words)
-    assert code == 2 and text.count("\n") == 1 and said in text and not list(tmp_path.iterdir())
+    code, _, err = run_cli(*words)
+    assert code == 2 and err.count("\n") == 1 and message in err and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Model files for torchvision and timm: they load strictly and give the same logits; what they do not have is refused."""
+"""Exports to torchvision and timm load strictly and give the same logits; networks without an equivalent are rejected."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ TORCHVISION = ["resnet18", "resnet34", "resnet50-v1.5", "alexnet", "googlenet", 
 
 
 @pytest.mark.parametrize("net", TORCHVISION)
-def test_torchvision_loads_what_is_exported(tmp_path: Path, net: str) -> None:
+def test_torchvision_loads_exports(tmp_path: Path, net: str) -> None:
     ours = made(tmp_path / "m.safetensors", net)
     path = export(tmp_path / "m.safetensors", "torchvision", tmp_path / "theirs.pth")
     extra: dict[str, Any] = {"aux_logits": False, "init_weights": False} if net == "googlenet" else {}
@@ -53,7 +53,7 @@ def test_torchvision_as_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("net", "channels"), [("resnet18", 1), ("resnet50-v1.5", 3), ("densenet121", 3)])
-def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) -> None:
+def test_timm_loads_exports(tmp_path: Path, net: str, channels: int) -> None:
     ours = made(tmp_path / "m.safetensors", net, channels=channels)
     folder = export(tmp_path / "m.safetensors", "timm", tmp_path / "timm")
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -62,12 +62,11 @@ def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) ->
     theirs = timm.create_model(config["architecture"], checkpoint_path=folder / "model.safetensors", **arguments).eval()
     same_logits(ours, theirs, (64,), channels)
     assert config["num_features"] == theirs.num_features
-    # as timm.create_model("local-dir:FOLDER") does, which needs no network either
     local = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     same_logits(ours, local, (64,), channels)
-    seen = timm.data.resolve_model_data_config(local)
-    assert list(seen["input_size"]) == [channels, 64, 64] and seen["crop_pct"] == 0.875 and seen["interpolation"] == "bilinear"
-    assert list(seen["mean"]) == [0.4] * channels and list(seen["std"]) == [0.2] * channels
+    view = timm.data.resolve_model_data_config(local)
+    assert list(view["input_size"]) == [channels, 64, 64] and view["crop_pct"] == 0.875 and view["interpolation"] == "bilinear"
+    assert list(view["mean"]) == [0.4] * channels and list(view["std"]) == [0.2] * channels
     assert local.pretrained_cfg["label_names"] == [f"ü{i}" for i in range(5)]
     assert local.get_classifier() is local.get_submodule(config["pretrained_cfg"]["classifier"])
     assert local.get_submodule(config["pretrained_cfg"]["first_conv"]).in_channels == channels
@@ -76,52 +75,41 @@ def test_timm_loads_what_is_exported(tmp_path: Path, net: str, channels: int) ->
     same_logits(reslearn.load(again), ours, (64,), channels)
 
 
-@pytest.mark.parametrize("depth", [121, 161, 169, 201])
-def test_timms_features_of_densenets(tmp_path: Path, depth: int) -> None:
-    from reslearn.weights.write.timm import timm_config
-
-    view = Preprocessing(channels=3, size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
-    with torch.device("meta"):
-        theirs = timm.create_model(f"densenet{depth}")
-    config = timm_config(Card(net=f"densenet{depth}", classes=("a", "b"), preprocessing=view))
-    assert config["num_features"] == theirs.num_features
-
-
-REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "the paper's stride": ("resnet50", {}, "torchvision", "stride_in is '1x1', and theirs '3x3'; train resnet50-v1.5"),
-    "timm, the paper's stride": ("resnet50", {}, "timm", "stride_in is '1x1', and theirs '3x3'"),
-    "Caffe's pool": ("resnet18", {"pool": "ceil"}, "torchvision", "its pool is 'ceil', and theirs 'padded'"),
-    "shortcut": ("resnet18", {"shortcut": "A"}, "timm", "its shortcut is 'A', and theirs 'B'"),
-    "order": ("resnet18", {"order": "full"}, "torchvision", "its order is 'full', and theirs 'original'"),
-    "survival": ("resnet18", {"last_survival": 0.5}, "torchvision", "its last_survival is 0.5, and theirs 1.0"),
-    "CIFAR": ("resnet20", {}, "torchvision", "have no network like 'resnet20'"),
-    "plain": ("plain18", {}, "timm", "have no network like 'plain18'"),
-    "pre-activation": ("preact-resnet18", {}, "timm", "have no network like 'preact-resnet18'"),
-    "CIFAR DenseNet": ("densenet-40-12", {}, "torchvision", "have no network like 'densenet-40-12'"),
-    "gray": ("resnet18", {"channels": 1}, "torchvision", "take 3 channels, and this one 1"),
-    "mean image": ("resnet18", {"pixel_mean": True}, "timm", "subtracts one mean a channel"),
+UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "the paper's stride": ("resnet50", {}, "torchvision", "stride_in is '1x1', theirs is '3x3'; train resnet50-v1.5"),
+    "timm, the paper's stride": ("resnet50", {}, "timm", "stride_in is '1x1', theirs is '3x3'"),
+    "Caffe's pool": ("resnet18", {"pool": "ceil"}, "torchvision", "pool is 'ceil', theirs is 'padded'"),
+    "shortcut": ("resnet18", {"shortcut": "A"}, "timm", "shortcut is 'A', theirs is 'B'"),
+    "order": ("resnet18", {"order": "full"}, "torchvision", "order is 'full', theirs is 'original'"),
+    "survival": ("resnet18", {"last_survival": 0.5}, "torchvision", "last_survival is 0.5, theirs is 1.0"),
+    "CIFAR": ("resnet20", {}, "torchvision", "have no equivalent of 'resnet20'"),
+    "plain": ("plain18", {}, "timm", "have no equivalent of 'plain18'"),
+    "pre-activation": ("preact-resnet18", {}, "timm", "have no equivalent of 'preact-resnet18'"),
+    "CIFAR DenseNet": ("densenet-40-12", {}, "torchvision", "have no equivalent of 'densenet-40-12'"),
+    "gray": ("resnet18", {"channels": 1}, "torchvision", "take 3 channels, but this model takes 1"),
+    "mean image": ("resnet18", {"pixel_mean": True}, "timm", "supports per-channel means only"),
     "format": ("resnet18", {}, "tim", "format 'tim': must be one of torchvision, timm; did you mean 'timm'?"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_they_do_not_have_is_refused(tmp_path: Path, case: str) -> None:
-    net, options, format, said = REFUSED[case]
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_unsupported_exports_are_rejected(tmp_path: Path, case: str) -> None:
+    net, options, format, message = UNSUPPORTED[case]
     made(tmp_path / "m.safetensors", net, **options)
     with pytest.raises(UserError) as caught:
         export(tmp_path / "m.safetensors", format, tmp_path / "out.pth")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+def test_invalid_output_paths_are_rejected(tmp_path: Path) -> None:
     made(tmp_path / "m.safetensors", "resnet18")
-    for format, name, said in [
+    for format, name, message in [
         ("torchvision", "m.onnx", "ends in .pth, .pt or .safetensors"),
         ("torchvision", "none/m.pth", "there is no folder"),
-        ("timm", ".", "exists; timm's format is a new folder"),
-        ("timm", "m.safetensors", "exists; timm's format is a new folder"),
+        ("timm", ".", "exists; the timm format needs a new folder"),
+        ("timm", "m.safetensors", "exists; the timm format needs a new folder"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             export(tmp_path / "m.safetensors", format, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]

@@ -1,4 +1,4 @@
-"""Model files: round trip, and everything that can be wrong with one."""
+"""Model files: round trip, and invalid files."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def make(path: Path, net: str = "resnet8", **options: object) -> torch.nn.Module
 
 
 @pytest.mark.parametrize(("net", "options"), [("resnet8", {}), ("resnet8", {"shortcut": "B"}), ("resnet50", {"stride_in": "3x3"})])
-def test_a_model_comes_back_the_same_with_its_card(tmp_path: Path, net: str, options: dict) -> None:
+def test_save_and_load_keep_weights_and_card(tmp_path: Path, net: str, options: dict) -> None:
     model = make(tmp_path / "m.safetensors", net, **options)
     loaded = reslearn.load(tmp_path / "m.safetensors")
     x = torch.randn(2, 3, 64, 64)
@@ -37,15 +37,15 @@ def test_a_model_comes_back_the_same_with_its_card(tmp_path: Path, net: str, opt
     assert loaded.card.options == options
     assert not loaded.training
     again = reslearn.save(loaded, tmp_path / "again.safetensors")
-    assert again.read_bytes() == (tmp_path / "m.safetensors").read_bytes(), "a loaded model saves without a card given"
+    assert again.read_bytes() == (tmp_path / "m.safetensors").read_bytes(), "a loaded model is saved with its card"
 
 
-def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+def test_a_run_folder_resolves_to_its_model(tmp_path: Path) -> None:
     make(tmp_path / "model.safetensors")
     assert read_card(tmp_path).net == "resnet8"
 
 
-def test_the_pixel_mean_travels_in_the_card(tmp_path: Path) -> None:
+def test_the_card_holds_the_mean_image(tmp_path: Path) -> None:
     mean = torch.rand(3, 32, 32)
     view = PREPROCESSING.model_copy(update={"pixel_mean": Preprocessing.encode_pixel_mean(mean), "std": (1.0,) * 3})
     card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
@@ -56,12 +56,12 @@ def test_the_pixel_mean_travels_in_the_card(tmp_path: Path) -> None:
 
 
 def change_card(**change: object) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
+    def corrupt(path: Path) -> None:
         tensors = safetensors.torch.load_file(path)
         card = json.loads(read_card(path).model_dump_json()) | change
         safetensors.torch.save_file(tensors, path, {"reslearn": json.dumps(card)})
 
-    return spoil
+    return corrupt
 
 
 def drop_card(path: Path) -> None:
@@ -76,9 +76,9 @@ def drop_tensor(path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: p.unlink(), "no model file or run folder"),
-    "empty": (lambda p: p.write_bytes(b""), "not a whole safetensors file"),
-    "text": (lambda p: p.write_text("hello, world, this is no model"), "not a whole safetensors file"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "not a whole safetensors file"),
+    "empty": (lambda p: p.write_bytes(b""), "not a complete safetensors file"),
+    "text": (lambda p: p.write_text("hello, world, this is no model"), "not a complete safetensors file"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "not a complete safetensors file"),
     "a folder without a model": (lambda p: (p.unlink(), p.mkdir()), "no model.safetensors in"),
     "no card": (drop_card, "no reslearn card"),
     "unknown net": (change_card(net="resnt8"), "no network called 'resnt8'"),
@@ -95,17 +95,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_one_clear_line(tmp_path: Path, case: str) -> None:
+def test_a_broken_file_gives_a_one_line_error(tmp_path: Path, case: str) -> None:
     path = tmp_path / "m.safetensors"
     make(path)
-    spoil, said = BROKEN[case]
-    spoil(path)
+    corrupt, message = BROKEN[case]
+    corrupt(path)
     with pytest.raises(UserError) as caught:
         reslearn.load(path)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_nothing_is_left_where_a_model_cannot_be_written(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path) -> None:
     model = reslearn.create("resnet8", 2)
     with pytest.raises(UserError, match="needs a card"):
         reslearn.save(model, tmp_path / "m.safetensors")
@@ -117,12 +117,12 @@ def test_nothing_is_left_where_a_model_cannot_be_written(tmp_path: Path) -> None
 
 def test_a_card_that_does_not_fit_the_model_is_never_written(tmp_path: Path) -> None:
     card = Card(net="resnet14", classes=("a", "b", "c"), preprocessing=PREPROCESSING)
-    with pytest.raises(UserError, match=r"the card says resnet14 with 3 classes, which does not fit the model: 'layer1\.1"):
+    with pytest.raises(UserError, match=r"the card \(resnet14 with 3 classes\) does not fit the model: 'layer1\.1"):
         reslearn.save(reslearn.create("resnet8", 3), tmp_path / "m.safetensors", card)
     assert not list(tmp_path.iterdir())
 
 
-def test_half_precision_loads_as_float32_and_integers_are_refused(tmp_path: Path) -> None:
+def test_half_precision_loads_as_float32_and_integers_are_rejected(tmp_path: Path) -> None:
     model = make(tmp_path / "m.safetensors")
     for dtype in (torch.float16, torch.int32):
         changed = reslearn.create("resnet8", 3)
@@ -139,7 +139,7 @@ def test_half_precision_loads_as_float32_and_integers_are_refused(tmp_path: Path
             assert all(t.dtype == torch.float32 for t in loaded.parameters())
 
 
-def test_options_in_a_card_that_are_none_are_one_line(tmp_path: Path) -> None:
+def test_unknown_options_in_a_card_are_rejected(tmp_path: Path) -> None:
     make(tmp_path / "m.safetensors")
     tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
     card = read_card(tmp_path / "m.safetensors").model_copy(update={"options": {"classes": 5}})
@@ -148,7 +148,7 @@ def test_options_in_a_card_that_are_none_are_one_line(tmp_path: Path) -> None:
         reslearn.load(tmp_path / "m.safetensors")
 
 
-def test_others_can_read_a_model_file(tmp_path: Path) -> None:
+def test_model_files_are_readable_by_others(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
         make(tmp_path / "m.safetensors")
@@ -157,7 +157,7 @@ def test_others_can_read_a_model_file(tmp_path: Path) -> None:
     assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_networks_name_is_that_network_whatever_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_names_take_precedence_over_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet20").mkdir()
     assert network("resnet20")[1] == (3, 32, 32)
@@ -165,16 +165,16 @@ def test_a_networks_name_is_that_network_whatever_lies_there(tmp_path: Path, mon
         network("x" * 300)
 
 
-def test_weights_that_are_not_finite_are_damaged(tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected(tmp_path: Path) -> None:
     make(tmp_path / "m.safetensors")
     data = bytearray((tmp_path / "m.safetensors").read_bytes())
     data[-5000:-4994] = b"\xff" * 6
     (tmp_path / "m.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match=r"m\.safetensors is damaged: '.*' has values that are not finite"):
+    with pytest.raises(UserError, match=r"m\.safetensors is damaged: '.*' has non-finite values"):
         reslearn.load(tmp_path / "m.safetensors")
 
 
-def test_foreign_weights_are_to_be_imported(tmp_path: Path) -> None:
+def test_foreign_weights_must_be_imported(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "m.pth")
-    with pytest.raises(UserError, match=r"m\.pth has to be imported first: reslearn import"):
+    with pytest.raises(UserError, match=r"m\.pth must be imported first: reslearn import"):
         reslearn.load(tmp_path / "m.pth")

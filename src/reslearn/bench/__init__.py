@@ -1,1 +1,1 @@
-"""Speed, measured beside common PyTorch programs and the limits of the machine."""
+"""Speed benchmarks against common PyTorch code and the limits of the machine."""

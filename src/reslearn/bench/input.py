@@ -1,4 +1,4 @@
-"""`reslearn bench input`: photos decoded, cropped at random to 224 px and batched, beside what people use."""
+"""`reslearn bench input`: decoding, random crops to 224 px and batching of photos, compared with torchvision."""
 
 import os
 import resource
@@ -31,21 +31,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Files = list[str]
 
 
-class Theirs(Dataset[torch.Tensor]):
-    """A data set as torchvision's references make it: `see` reads and augments one file."""
+class TransformedFiles(Dataset[torch.Tensor]):
+    """A map-style data set; `load` reads and augments one file."""
 
-    def __init__(self, files: Files, see: Callable[[str], torch.Tensor]) -> None:
-        self.files, self.see = files, see
+    def __init__(self, files: Files, load: Callable[[str], torch.Tensor]) -> None:
+        self.files, self.load = files, load
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return self.see(self.files[i])
+        return self.load(self.files[i])
 
 
 class PillowV1:
-    """Pillow, torchvision's transforms of the first version."""
+    """Pillow and torchvision's transforms v1."""
 
     def __init__(self) -> None:
         from torchvision import transforms
@@ -61,7 +61,7 @@ class PillowV1:
 
 
 class IoV2:
-    """torchvision.io, torchvision's transforms of the second version."""
+    """torchvision.io and torchvision's transforms v2."""
 
     def __init__(self) -> None:
         from torchvision.transforms import v2
@@ -75,20 +75,19 @@ class IoV2:
         return self.transform(decode_image(file, ImageReadMode.RGB))
 
 
-def their_round(see: Callable[[str], torch.Tensor], files: Files, images: int) -> None:
-    """One pass over the files as often as it takes, in worker processes."""
+def data_loader_round(load: Callable[[str], torch.Tensor], files: Files, images: int) -> None:
+    """Loads `images` images, repeating the files as needed, with a DataLoader's worker processes."""
     torch.manual_seed(0)
-    loader = DataLoader(
-        Theirs((files * (images // len(files) + 1))[:images], see), BATCH, shuffle=True, num_workers=WORKERS, prefetch_factor=2
-    )
+    dataset = TransformedFiles((files * (images // len(files) + 1))[:images], load)
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS, prefetch_factor=2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forking beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn about forking a process with threads
         for _ in loader:
             pass
 
 
 def our_round(source: Photos, images: int, normalized: bool) -> None:
-    """The same by our threads, as `reslearn train` has them. normalized: else bytes are made, which a GPU would normalize."""
+    """Loads `images` images with threads, like `reslearn train`. normalized: False: uint8 batches, to be normalized on a GPU."""
     order = SampleOrder(0, len(source), BATCH)
     if not normalized:
         source.normalize = lambda pixels: pixels  # type: ignore[assignment]
@@ -101,7 +100,7 @@ def our_round(source: Photos, images: int, normalized: bool) -> None:
 
 
 def cpu_seconds() -> float:
-    """That this process and its ended children have used."""
+    """CPU time of this process and its finished children."""
     return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
@@ -111,49 +110,48 @@ def _photos(split: Split) -> Photos:
 
 
 def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Progress = silent) -> dict[str, Any]:
-    """Images a CPU-second of each way, in rounds that alternate; ready for JSON.
+    """Measures all input pipelines in alternating rounds. Returns a JSON-compatible dict.
 
-    folder: of image files, about which `ways` says: images_per_cpu_s and images_per_s (medians over rounds), and `ratio`, the
-    median of the paired ratios of CPU time to the first way's. images: of a round. Decoded are random crops of 8% to 100% of
-    the area, 224 px, half of them mirrored, in batches of 50, by two threads or processes.
+    folder: image files. images: per round. Each pipeline makes random crops of 8% to 100% of the area, 224 px, half of them
+    flipped, in batches of 50, with two threads or processes. `ways` holds, per pipeline, images_per_cpu_s and images_per_s
+    (medians over rounds) and `ratio`, the median of the paired ratios of the first pipeline's CPU time to its own.
     """
     if images < BATCH:
-        raise UserError(f"--images {images}: a round takes at least {BATCH}")
+        raise UserError(f"--images {images}: must be at least {BATCH}")
     opened = datasets.open(folder)
     if opened.resident or opened.packed:
-        raise UserError(f"bench input takes a folder or list of photos; '{folder}' is none")
+        raise UserError(f"bench input needs a folder or list of photos; '{folder}' is not one")
     split = next(iter(opened.splits.values()))
     files = [str(file) for file in split.files or ()]
     images -= images % BATCH
     threads = torch.get_num_threads()
-    runtime.keep_freed_memory()  # as training does; the DataLoader's workers inherit it
+    runtime.keep_freed_memory()  # as in training; inherited by the DataLoader's workers
     torch.set_num_threads(1)  # as in a DataLoader's workers
     try:
-        with tempfile.TemporaryDirectory() as place:
-            packed = pack(folder, Path(place) / "packed", PackFormat(256, 90), progress=progress)
-            small = datasets.open(packed.folder)
-            shard = next(iter(small.splits.values()))
-            ways: dict[str, Callable[[], None]] = {
-                "Pillow + torchvision v1, DataLoader": partial(their_round, PillowV1(), files, images),
-                "torchvision.io + v2, DataLoader": partial(their_round, IoV2(), files, images),
+        with tempfile.TemporaryDirectory() as temporary:
+            packed = pack(folder, Path(temporary) / "packed", PackFormat(256, 90), progress=progress)
+            packed_split = next(iter(datasets.open(packed.folder).splits.values()))
+            pipelines: dict[str, Callable[[], None]] = {
+                "Pillow + torchvision v1, DataLoader": partial(data_loader_round, PillowV1(), files, images),
+                "torchvision.io + v2, DataLoader": partial(data_loader_round, IoV2(), files, images),
                 "reslearn": partial(our_round, _photos(split), images, True),
                 "reslearn, uint8": partial(our_round, _photos(split), images, False),
-                "reslearn, packed": partial(our_round, _photos(shard), images, True),
-                "reslearn, packed, uint8": partial(our_round, _photos(shard), images, False),
+                "reslearn, packed": partial(our_round, _photos(packed_split), images, True),
+                "reslearn, packed, uint8": partial(our_round, _photos(packed_split), images, False),
             }
-            cpu, wall = ({name: [] for name in ways} for _ in range(2))
-            for done in range(-1, rounds):  # the first is not counted
-                for name in (*ways,) if done % 2 else (*reversed(ways),):
-                    used, started = cpu_seconds(), time.perf_counter()
-                    ways[name]()
+            cpu, wall = ({name: [] for name in pipelines} for _ in range(2))
+            for done in range(-1, rounds):  # the first round warms up
+                for name in (*pipelines,) if done % 2 else (*reversed(pipelines),):
+                    cpu_started, started = cpu_seconds(), time.perf_counter()
+                    pipelines[name]()
                     if done >= 0:
-                        cpu[name].append(cpu_seconds() - used)
+                        cpu[name].append(cpu_seconds() - cpu_started)
                         wall[name].append(time.perf_counter() - started)
                 progress("rounds", done + 1, rounds)
             sizes = [sum(s.stat().st_size for s in map(Path, files)) / len(files), sum(packed.index["bytes"].tolist()) / len(files)]
     finally:
         torch.set_num_threads(threads)
-    first = cpu[next(iter(ways))]
+    first = cpu[next(iter(pipelines))]
     return {
         "command": f"reslearn bench input {opened.name} --rounds {rounds} --images {images}",
         "folder": opened.name,
@@ -174,6 +172,6 @@ def bench(folder: str | Path, rounds: int = 7, images: int = 1000, progress: Pro
                 "images_per_s": round(images / statistics.median(wall[name]), 1),
                 "ratio": round(statistics.median(a / b for a, b in zip(first, cpu[name], strict=True)), 3),
             }
-            for name in ways
+            for name in pipelines
         ],
     }

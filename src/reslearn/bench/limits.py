@@ -1,15 +1,15 @@
-"""What a device can do at most: multiply-adds and bytes a second, as measured here."""
+"""Measured limits of a device: multiply-adds and bytes per second."""
 
 import time
 from collections.abc import Callable
 
 import torch
 
-SECONDS = 1.0  # for each measurement
+SECONDS = 1.0  # per measurement
 
 
 def wait_for(device: torch.device) -> None:
-    """Until all that was asked of a device is done."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -17,7 +17,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def rate(work: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
-    """The highest number of times a second that `work` was done, over rounds of about a tenth of `seconds`."""
+    """Calls of `work` per second: the best of rounds that take about a tenth of `seconds`."""
     work()
     wait_for(device)
     best, end = 0.0, time.perf_counter() + seconds
@@ -27,14 +27,14 @@ def rate(work: Callable[[], object], device: torch.device, seconds: float = SECO
         for _ in range(calls):
             work()
         wait_for(device)
-        took = time.perf_counter() - started
-        best = max(best, calls / took)
-        calls = max(1, round(calls * min(10.0, seconds / 10 / took)))
+        elapsed = time.perf_counter() - started
+        best = max(best, calls / elapsed)
+        calls = max(1, round(calls * min(10.0, seconds / 10 / elapsed)))
     return best
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds a second of a product of two large matrices."""
+    """Multiply-adds per second of a product of two large matrices."""
     n = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
@@ -42,7 +42,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second read and written by a copy of more than the caches hold."""
+    """Bytes per second, read and written, of a copy larger than the caches."""
     n = 1 << 30 if device.type == "cuda" else 1 << 28
     source = torch.zeros(n, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

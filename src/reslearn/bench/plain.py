@@ -1,6 +1,7 @@
-"""A plain training loop as popular CIFAR repositories have it: worker processes, torchvision's transforms on each image, eager
-float32. It is what `bench train` compares with, so it is written the usual way and no worse, and runs in a process of its own,
-which nothing that we set for ours can slow or help.
+"""The baseline of `bench train`: a training loop like those of popular CIFAR repositories.
+
+It uses worker processes, torchvision's transforms per image, and eager float32. It runs in its own process, so that none of
+our settings can affect it.
 """
 
 import multiprocessing
@@ -26,19 +27,17 @@ from reslearn.errors import UserError
 from reslearn.nets import create, spec
 
 WORKERS = 2
-TORCHVISION = {18: "resnet18", 34: "resnet34", 50: "resnet50", 101: "resnet101", 152: "resnet152"}
 
 
 def reference(net: str) -> str | None:
-    """The name of torchvision's own network of the same depth, where there is one."""
+    """The name of torchvision's network of the same depth, or None."""
     row = spec(net)
-    if row.build is not None or row.stem != "imagenet" or row.plain or row.depth not in TORCHVISION:
-        return None
-    return TORCHVISION[row.depth]
+    residual = row.build is None and row.stem == "imagenet" and not row.plain
+    return f"resnet{row.depth}" if residual and row.depth in (18, 34, 50, 101, 152) else None
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
-    """Images in memory, one at a time through the transforms."""
+    """Images in memory with torchvision's transforms."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], pad: int) -> None:
         self.images = [image.squeeze(2) if image.shape[2] == 1 else image for image in pixels.permute(0, 2, 3, 1).numpy()]
@@ -61,7 +60,7 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
 
 
 class PlainLoop:
-    """One step at a time of the plain loop; the loader runs on between steps, as it does there."""
+    """The baseline loop. The loader's workers continue between steps."""
 
     def __init__(
         self, model: nn.Module, images: TransformedImages, batch: int, lr: float, device: torch.device, seed: int = 0
@@ -69,9 +68,9 @@ class PlainLoop:
         self.model, self.images, self.batch, self.device = model.to(device).train(), images, batch, device
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
         self.seed = seed
-        self.batches = self._endless()
+        self.batches = self._repeat()
 
-    def _endless(self) -> Generator[list[Tensor]]:
+    def _repeat(self) -> Generator[list[Tensor]]:
         epoch = 0
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
@@ -87,11 +86,11 @@ class PlainLoop:
             epoch += 1
 
     def close(self) -> None:
-        """End the workers."""
+        """Stops the workers."""
         self.batches.close()
 
     def step(self) -> float:
-        """Train on one batch. Returns its loss."""
+        """Trains on one batch and returns its loss."""
         images, labels = next(self.batches)
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad()
@@ -104,7 +103,7 @@ class PlainLoop:
 def plain_loop(
     data: datasets.DataSet, net: str, options: dict[str, Any], batch: int, device: torch.device, seed: int, *, theirs: bool = False
 ) -> PlainLoop:
-    """The loop on the training images of a data set in memory. theirs: with torchvision's network of the same depth."""
+    """The loop on the training images of a data set in memory. theirs: use torchvision's network of the same depth."""
     torch.manual_seed(seed)
     classes = len(data.classes)
     model = getattr(torchvision.models, reference(net) or "")(num_classes=classes) if theirs else None
@@ -117,25 +116,25 @@ def plain_loop(
 
 
 class PlainProcess:
-    """A plain loop in a process of its own. Takes plain_loop's arguments, with a data set's name."""
+    """A plain loop in its own process. Takes plain_loop's arguments, but the name of the data set."""
 
     def __init__(self, data: str, *arguments: Any, threads: int, **options: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, threads, data, *arguments), kwargs=options)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_pipe, threads, data, *arguments), kwargs=options)
         self.process.start()
-        other.close()
+        child_pipe.close()
 
     def seconds(self, steps: int) -> float:
-        """Train so many steps. Returns how long they took. Raises UserError where the process has ended."""
+        """Trains `steps` steps and returns their time. Raises UserError if the process has ended."""
         try:
             self.pipe.send(steps)
             return self.pipe.recv()
         except (EOFError, OSError):
-            raise UserError("the plain loop's process has ended; what it said is above") from None
+            raise UserError("the plain loop's process has ended; see its output above") from None
 
     def close(self) -> None:
-        """End the process and its workers."""
+        """Ends the process and its workers."""
         with suppress(OSError):
             self.pipe.send(None)
         self.process.join()
@@ -144,7 +143,7 @@ class PlainProcess:
 def _serve(
     pipe: Connection, threads: int, data: str, net: str, options: dict[str, Any], batch: int, device: torch.device, **more: Any
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked gets it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well and ends this process
     torch.set_num_threads(threads)
     loop = plain_loop(datasets.open(data), net, options, batch, device, **more)
     try:
@@ -154,7 +153,7 @@ def _serve(
                 loop.step()
             limits.wait_for(device)
             pipe.send(time.perf_counter() - started)
-    except (EOFError, OSError):  # whoever asked has gone
+    except (EOFError, OSError):  # the parent has ended
         pass
     finally:
         loop.close()

@@ -1,4 +1,4 @@
-"""Predictions for image files from a model file alone."""
+"""Predictions for image files from a model file."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ Image = str | Path | IO[bytes]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one file, best first, with probabilities in [0, 1]; or why it cannot be read."""
+    """The most probable classes of one file, best first, with probabilities in [0, 1]; or the error if it cannot be read."""
 
     file: str
     classes: tuple[tuple[str, float], ...] = ()
@@ -40,7 +40,7 @@ def _name(image: Image) -> str:
 
 
 def _read(image: Image, channels: int) -> np.ndarray:
-    """The pixels of a file, or of what an open binary file holds, uint8 (H, W, channels)."""
+    """The pixels of a path or open binary file, uint8 (H, W, channels)."""
     if isinstance(image, str | Path):
         return read(image, channels)
     with tempfile.NamedTemporaryFile() as copy:
@@ -53,38 +53,38 @@ def _read(image: Image, channels: int) -> np.ndarray:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are, folders as the images below them in sorted order. Hidden files are left out.
+    """Expands folders to the images in them, recursively and sorted, without hidden files.
 
-    Raises UserError for a folder without images. A path that is not there stays, for its prediction to say so.
+    Raises UserError for a folder without images. Missing files are kept; their Prediction holds the error.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
-            if not inside:
+            images = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+            if not images:
                 raise UserError(f"no images in {path} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-            found += inside
+            files += images
         else:
-            found.append(path)
-    return found
+            files.append(path)
+    return files
 
 
 def predict(model: nn.Module | str | Path, images: Image | Sequence[Image], top: int = 5) -> list[Prediction]:
-    """The `top` most probable classes of each image file (or open binary file), in order.
+    """Returns the `top` most probable classes of each image (path or open binary file), in order.
 
-    model: of `load`, or a model file or run folder. A file that cannot be read gives a Prediction with its error; the others go on.
+    model: from `load`, or a model file or run folder. An unreadable image gives a Prediction with an error.
     """
     model = model if isinstance(model, nn.Module) else load(model)
-    several = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images
-    return list(stream(model, several, top))  # type: ignore[arg-type]
+    images = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images  # type: ignore[list-item,assignment]
+    return list(stream(model, images, top))  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
 def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[Prediction]:
-    """`predict`, as the results come, BATCH images at a time."""
+    """Like `predict`, but yields the results as they are computed, BATCH images at a time."""
     card = getattr(model, "card", None)
     if not isinstance(card, Card):
-        raise UserError("predict needs a model with a card: one that reslearn.load() made")
+        raise UserError("predict needs a model with a card, such as one from reslearn.load()")
     with naming(Path("the model")):
         check_classifies(card)
     if top < 1:
@@ -102,18 +102,15 @@ def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[
     with ThreadPoolExecutor(THREADS) as pool:
         while batch := list(islice(remaining, BATCH)):
             views = list(pool.map(attempt, batch))
-            good = [view for view in views if isinstance(view, Tensor)]
-            rows: list[tuple[tuple[str, float], ...]] = []
-            if good:
-                pixels = normalize(torch.stack(good).to(device)).contiguous(memory_format=torch.channels_last)
+            readable = [view for view in views if isinstance(view, Tensor)]
+            rows: Iterator[tuple[list[int], list[float]]] = iter(())
+            if readable:
+                pixels = normalize(torch.stack(readable).to(device)).contiguous(memory_format=torch.channels_last)
                 best = model(pixels).float().softmax(1).topk(min(top, len(card.classes)), 1)
-                rows = [
-                    tuple((card.classes[i], p) for i, p in zip(indices, values, strict=True))
-                    for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                ]
-            following = iter(rows)
+                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             for image, view in zip(batch, views, strict=True):
                 if isinstance(view, str):
                     yield Prediction(_name(image), error=view)
                 else:
-                    yield Prediction(_name(image), next(following))
+                    indices, values = next(rows)
+                    yield Prediction(_name(image), tuple((card.classes[i], p) for i, p in zip(indices, values, strict=True)))

@@ -60,7 +60,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def _near(image: BoxImage, mistake: Mistake, kept: Matches) -> Image.Image:
     """A square around a mistake, with twice its size of the image where there is so much."""
-    found, objects = kept.found[mistake.image], kept.truth[mistake.image]
+    found, objects = kept.detections[mistake.image], kept.truth[mistake.image]
     about = [] if mistake.detection is None else [found.boxes[mistake.detection]]
     about += [] if mistake.object is None else [objects.boxes[mistake.object]]
     low, high = np.min(about, axis=0)[:2], np.max(about, axis=0)[2:]
@@ -76,7 +76,7 @@ def _all(image: BoxImage, i: int, wrong: Sequence[Mistake], kept: Matches) -> Im
 
 def _drawn(image: BoxImage, i: int, wrong: Sequence[Mistake], kept: Matches, view: tuple[float, ...], longer: int) -> Image.Image:
     """The part `view` (x1, y1, x2, y2) of an image with its boxes; the longer side gets so many pixels."""
-    objects, found = kept.truth[i], kept.found[i]
+    objects, found = kept.truth[i], kept.detections[i]
     detections = set(kept.index[kept.image == i].tolist())
     wrong_found = {mistake.detection for mistake in wrong if mistake.detection is not None}
     wrong_truth = {mistake.object for mistake in wrong if mistake.detection is None}

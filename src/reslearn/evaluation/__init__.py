@@ -1,1 +1,1 @@
-"""Testing: protocols, and the numbers that come of them."""
+"""Test protocols and metrics."""

@@ -1,7 +1,7 @@
-"""Average precision: VOC's two and COCO's twelve numbers from one run of `match`, with intervals over the images.
+"""Average precision: VOC's two and COCO's twelve metrics from one call of `match`, with bootstrap intervals over the images.
 
-Percent everywhere. VOC07's AP is the mean of the best precision at 11 recalls, VOC10's the area below the curve of it
-(Everingham et al. 2015, section 2.2); on the same detections they differ by points. COCO's is the mean at 101 recalls.
+All values are percentages. VOC07's AP is the mean of the interpolated precision at 11 recalls, VOC10's the area below its curve
+(Everingham et al. 2015, section 2.2); they can differ by several points. COCO's is the mean at 101 recalls.
 """
 
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reslearn.evaluation.matching import AREAS, IOUS, Matches
+from reslearn.evaluation.matching import ALL_IOUS, AREAS, IOUS, Matches
 
 Rule = Literal["coco", "voc-11", "voc-area"]
 RESAMPLES = 1000
 _RECALLS = np.linspace(0, 1, 101)
-_CHUNK = 4_000_000  # numbers in memory at a time
+_CHUNK = 4_000_000  # values in memory at a time
 
 
 def class_ap(
     matches: Matches, rule: Rule, *, ious: tuple[int, ...] = (0,), area: str = "all", weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """AP in 0..1 of each class: float64 (B, len(ious), K), NaN for a class without objects to be found.
+    """AP per class in 0..1: float64 (B, len(ious), K), NaN for a class without objects.
 
-    ious: which of matching.IOUS. area: of COCO's ranges. weights: (B, I), how often each image is there in each of B
-    resamples; without it, once (B = 1). COCO's rule counts the best 100 detections of an image and class; VOC's, all.
+    ious: indices into matching.IOUS. area: key of matching.AREAS. weights: (B, I), count of each image in each of B resamples;
+    default: ones (B = 1). COCO's rule counts the best 100 detections per image and class; VOC's counts all.
     """
     weights = np.ones((1, len(matches.truth))) if weights is None else weights
     result = np.full((len(weights), len(ious), len(matches.classes)), np.nan)
@@ -34,30 +34,32 @@ def class_ap(
             continue
         rows = max(1, _CHUNK // max(1, len(order)))
         for start in range(0, len(weights), rows):
-            some = weights[start : start + rows]
-            each, total = some[:, matches.image[order]], some @ positives
+            chunk = weights[start : start + rows]
+            detection_weights, total = chunk[:, matches.image[order]], chunk @ positives
             for j, t in enumerate(ious):
                 if rule == "coco":
                     hit, counted = matches.hit[order, column, t], ~matches.ignored[order, column, t]
                 else:
                     hit, counted = matches.voc_hit[order, t], ~matches.voc_ignored[order, t]
-                result[start : start + rows, j, k] = _ap(hit & counted, counted, each, total, rule)
+                result[start : start + rows, j, k] = _ap(hit & counted, counted, detection_weights, total, rule)
     return result
 
 
 def class_recall(matches: Matches, *, limit: int = 100, area: str = "all") -> np.ndarray:
-    """The part of the objects that the best `limit` detections of each image and class find: float64 (T, K) in 0..1 or NaN."""
+    """Recall of the best `limit` detections per image and class: float64 (T, K) in 0..1, NaN for a class without objects."""
     column = list(AREAS).index(area)
     right = (matches.hit & ~matches.ignored)[:, column][matches.rank < limit]
-    found = np.zeros((len(matches.classes), len(IOUS)))
-    np.add.at(found, matches.label[matches.rank < limit] - 1, right)
+    hits = np.zeros((len(matches.classes), len(IOUS)))
+    np.add.at(hits, matches.label[matches.rank < limit] - 1, right)
     positives = matches.positives[:, :, column].sum(axis=0)[:, None]
-    return np.divide(found, positives, out=np.full(found.shape, np.nan), where=positives > 0).T
+    return np.divide(hits, positives, out=np.full(hits.shape, np.nan), where=positives > 0).T
 
 
 def class_curves(matches: Matches, *, ious: tuple[int, ...] = (0, 5)) -> np.ndarray:
-    """The best precision at each of COCO's 101 recalls or above, in 0..1: float64 (K, len(ious), 101), 0 at a recall that is not
-    reached, NaN for a class without objects. Their means are `class_ap` by COCO's rule."""
+    """Interpolated precision at COCO's 101 recalls, in 0..1: float64 (K, len(ious), 101).
+
+    0 for a recall that is not reached, NaN for a class without objects. The means over recalls equal COCO's `class_ap`.
+    """
     result = np.full((len(matches.classes), len(ious), len(_RECALLS)), np.nan)
     for k, order in enumerate(_orders(matches, 100)):
         positives = matches.positives[:, k, 0].sum(keepdims=True)
@@ -72,39 +74,39 @@ def class_curves(matches: Matches, *, ious: tuple[int, ...] = (0, 5)) -> np.ndar
 
 
 def _orders(matches: Matches, limit: int | None) -> Iterator[np.ndarray]:
-    """By class, its detections by falling score; those of equal score stay in the order of the images."""
+    """Yields, per class, the indices of its detections by descending score; ties keep the order of the images."""
     for label in range(1, len(matches.classes) + 1):
-        these = np.flatnonzero((matches.label == label) & (matches.rank < (limit or np.inf)))
-        yield these[np.argsort(-matches.score[these], kind="stable")]
+        indices = np.flatnonzero((matches.label == label) & (matches.rank < (limit or np.inf)))
+        yield indices[np.argsort(-matches.score[indices], kind="stable")]
 
 
 def _ap(right: np.ndarray, counted: np.ndarray, weights: np.ndarray, positives: np.ndarray, rule: Rule) -> np.ndarray:
-    """(B,) from detections in order: `right` and `counted` bool (D,), weights (B, D), positives (B,).
+    """AP (B,) from sorted detections: `right` and `counted` bool (D,), weights (B, D), positives (B,).
 
-    Only detections that are right raise the recall, so the curve is needed at those alone. Recalls are compared as counts
-    of objects, which are whole numbers.
+    Only true positives raise the recall, so the curve is computed at those alone. Recalls are compared as integer counts of
+    objects.
     """
     hits = np.flatnonzero(right)
-    so_far = np.cumsum(weights * counted, axis=1)[:, hits]
-    found = np.cumsum(weights[:, hits], axis=1)
-    precision = found / np.maximum(so_far, 1)
+    detected = np.cumsum(weights * counted, axis=1)[:, hits]
+    recalled = np.cumsum(weights[:, hits], axis=1)
+    precision = recalled / np.maximum(detected, 1)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or above
     with np.errstate(divide="ignore", invalid="ignore"):
         if rule == "voc-area":
             result = (weights[:, hits] * best).sum(axis=1) / positives
         else:
             need = _at_least(positives) if rule == "coco" else np.ceil(np.arange(11) * positives[:, None] / 10)
-            step = positives.max() + 2  # every row of `found` above the one before, so that one search does for all
-            rows = step * np.arange(len(found))[:, None]
-            at = np.searchsorted((found + rows).ravel(), (need + rows).ravel()).reshape(need.shape)
-            at -= len(hits) * np.arange(len(found))[:, None]
+            step = positives.max() + 2  # offset between the rows of `recalled`, so that one search serves all
+            rows = step * np.arange(len(recalled))[:, None]
+            at = np.searchsorted((recalled + rows).ravel(), (need + rows).ravel()).reshape(need.shape)
+            at -= len(hits) * np.arange(len(recalled))[:, None]
             best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
             result = np.take_along_axis(best, at, axis=1).mean(axis=1)
     return np.where(positives > 0, result, np.nan)
 
 
 def _at_least(positives: np.ndarray) -> np.ndarray:
-    """(B, 101): the fewest objects k with k / positives >= each recall, in floating point as COCO compares them."""
+    """(B, 101): the smallest count k with k / positives >= each recall, compared in floating point like pycocotools."""
     total = np.maximum(positives, 1)[:, None]
     k = np.ceil(_RECALLS * total)
     k -= (k > 0) & ((k - 1) / total >= _RECALLS)
@@ -112,56 +114,57 @@ def _at_least(positives: np.ndarray) -> np.ndarray:
 
 
 def coco(matches: Matches) -> dict[str, float | None]:
-    """COCO's twelve numbers, percent; None (there: -1) where no object is in the range.
+    """COCO's twelve metrics in percent; None (pycocotools: -1) if no object is in the area range.
 
-    AP over all ten thresholds, at 0.5 and 0.75, and by area; the average recall of 1, 10 and 100 detections, and by area.
+    AP over all ten IoU thresholds, at 0.5 and 0.75, and by area; average recall of 1, 10 and 100 detections, and by area.
     """
-    every = tuple(range(len(IOUS)))
-    ap = class_ap(matches, "coco", ious=every)
+    ap = class_ap(matches, "coco", ious=ALL_IOUS)
     result = {"AP": _mean(ap), "AP50": _mean(ap[:, 0]), "AP75": _mean(ap[:, 5])}
     ranges = [area for area in AREAS if area != "all"]
-    result |= {f"AP_{area}": _mean(class_ap(matches, "coco", ious=every, area=area)) for area in ranges}
+    result |= {f"AP_{area}": _mean(class_ap(matches, "coco", ious=ALL_IOUS, area=area)) for area in ranges}
     result |= {f"AR{limit}": _mean(class_recall(matches, limit=limit)) for limit in (1, 10, 100)}
     return result | {f"AR_{area}": _mean(class_recall(matches, area=area)) for area in ranges}
 
 
 def voc(matches: Matches) -> dict[str, float | None]:
-    """VOC's mean AP at IoU 0.5, percent: `VOC07`, at 11 recalls, and `VOC10`, the area."""
+    """VOC's mean AP at IoU 0.5 in percent: `VOC07` (11 recalls) and `VOC10` (area)."""
     return {"VOC07": _mean(class_ap(matches, "voc-11")), "VOC10": _mean(class_ap(matches, "voc-area"))}
 
 
 def detection_metrics(matches: Matches, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Everything, ready for JSON.
+    """All metrics as a JSON-compatible dict.
 
-    `n` images and `objects`; the numbers of `coco` and `voc`; `intervals`, `{name: [low, high]}` for AP, AP50, AP75, VOC07
-    and VOC10: 95% percentile bootstrap over the images (Efron and Tibshirani 1993, section 13.3), None where there is no
-    number; `per_class`, `[{"class", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10"}]`.
+    - `n`, `objects`: numbers of images and objects;
+    - the metrics of `coco` and `voc`;
+    - `intervals`: `{name: [low, high]}` for AP, AP50, AP75, VOC07 and VOC10: 95% percentile bootstrap over the images (Efron and
+      Tibshirani 1993, section 13.3), None if undefined;
+    - `per_class`: `[{"class", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10"}]`.
     """
-    numbers = coco(matches) | voc(matches)
-    means, each = _headline(matches)
-    drawn = _headline(matches, _draws(len(matches.truth), seed, resamples))[0]
+    means, per_class = _headline(matches)
+    resampled = _headline(matches, _resamples(len(matches.truth), seed, resamples))[0]
     objects = matches.voc_positives.sum(axis=0).tolist()
     return {
         "n": len(matches.truth),
         "objects": sum(objects),
-        **numbers,
-        "intervals": {name: _interval(values) for name, values in drawn.items()},
+        **coco(matches),
+        **voc(matches),
+        "intervals": {name: _interval(values) for name, values in resampled.items()},
         "per_class": [
-            {"class": label, "objects": objects[k], **{name: _mean(each[name][0, k : k + 1]) for name in means}}
+            {"class": label, "objects": objects[k], **{name: _mean(per_class[name][0, k : k + 1]) for name in means}}
             for k, label in enumerate(matches.classes)
         ],
     }
 
 
 def compare(one: Matches, other: Matches, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
-    """`{name: {"one", "other", "difference", "interval"}}` in percent for AP, AP50, AP75, VOC07, VOC10: other - one.
+    """Compares two models: `{name: {"one", "other", "difference", "interval"}}` in percent for AP, AP50, AP75, VOC07, VOC10.
 
-    The bootstrap is paired: every resample takes the same images for both. Raises ValueError unless both are of the same
-    images, objects and classes.
+    difference: other - one. The bootstrap is paired: a resample has the same images for both. Raises ValueError unless images,
+    objects and classes are the same.
     """
     if one.classes != other.classes or not np.array_equal(one.positives, other.positives):
-        raise ValueError("two models can be compared on the same images and classes only")
-    weights = _draws(len(one.truth), seed, resamples)
+        raise ValueError("two models can be compared only on the same images and classes")
+    weights = _resamples(len(one.truth), seed, resamples)
     (a, _), (b, _) = _headline(one), _headline(other)
     (many_a, _), (many_b, _) = _headline(one, weights), _headline(other, weights)
     return {
@@ -176,21 +179,21 @@ def compare(one: Matches, other: Matches, *, seed: int = 0, resamples: int = RES
 
 
 def _headline(matches: Matches, weights: np.ndarray | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The five numbers in 0..1, (B,) over all classes and (B, K) by class."""
-    ap = class_ap(matches, "coco", ious=tuple(range(len(IOUS))), weights=weights)
-    each = {"AP": ap.mean(axis=1), "AP50": ap[:, 0], "AP75": ap[:, 5]}
-    each["VOC07"] = class_ap(matches, "voc-11", weights=weights)[:, 0]
-    each["VOC10"] = class_ap(matches, "voc-area", weights=weights)[:, 0]
+    """The five headline metrics in 0..1: means over the classes (B,), and values per class (B, K)."""
+    ap = class_ap(matches, "coco", ious=ALL_IOUS, weights=weights)
+    per_class = {"AP": ap.mean(axis=1), "AP50": ap[:, 0], "AP75": ap[:, 5]}
+    per_class["VOC07"] = class_ap(matches, "voc-11", weights=weights)[:, 0]
+    per_class["VOC10"] = class_ap(matches, "voc-area", weights=weights)[:, 0]
     means = {}
-    for name, values in each.items():
+    for name, values in per_class.items():
         present = ~np.isnan(values)
         total, n = np.where(present, values, 0).sum(axis=1), present.sum(axis=1)
         means[name] = np.divide(total, n, out=np.full(len(values), np.nan), where=n > 0)
-    return means, each
+    return means, per_class
 
 
-def _draws(images: int, seed: int, resamples: int) -> np.ndarray:
-    """(resamples, images): how often each image is drawn."""
+def _resamples(images: int, seed: int, resamples: int) -> np.ndarray:
+    """(resamples, images): count of each image in each resample."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 
 

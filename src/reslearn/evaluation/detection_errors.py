@@ -1,19 +1,22 @@
-"""Why a detector is wrong: each false alarm and each object that was not found, by kind, after TIDE (Bolya et al. 2020)."""
+"""Detection error analysis: classifies false positives and missed objects by kind, as in TIDE (Bolya et al. 2020)."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from reslearn.evaluation.matching import IOUS, Matches, overlaps
 
 Kind = Literal["class", "location", "both", "duplicate", "background", "missed"]
-_HIGH, _LOW = float(IOUS[0]), 0.1  # tf and tb of the paper
+_HIGH, _LOW = float(IOUS[0]), 0.1  # t_f and t_b of the paper
 
 
 class Mistake(NamedTuple):
-    """A wrong detection (`detection`, its index in the image; `object`, the index of the one it is nearest to, if any) or a
-    missed object (`detection` None, score 0). `iou` is of the two, 0 without an object."""
+    """A false positive or a missed object.
+
+    image: index of the image. detection: index in the image, None for a missed object (score 0). object: index of the missed
+    or nearest object, None for "background". iou: of detection and object, else 0.
+    """
 
     kind: Kind
     image: int
@@ -24,42 +27,42 @@ class Mistake(NamedTuple):
 
 
 def mistakes(matches: Matches) -> list[Mistake]:
-    """The mistakes at IoU 0.5 of boxes by COCO's rule, false alarms by falling score, then missed objects.
+    """Mistakes at IoU 0.5 by COCO's rule for boxes: false positives by descending score, then missed objects.
 
-    A false alarm is of (section 2.2, in the order of the authors' program) "location": 0.1 <= IoU < 0.5 with an object of
-    its class; "class": IoU >= 0.5 with one of another; "duplicate": IoU >= 0.5 with one of its class, which another
-    detection has; "background": IoU < 0.1 with all; "both": the rest, 0.1 <= IoU < 0.5 with one of another class. "Missed"
-    is an object that no detection took, and that no mistake of class or location is about. Difficult objects and crowds
-    are no part of this, nor are detections that count neither way.
+    Kinds of false positives (section 2.2, checked in the order of the authors' program):
+    "location": 0.1 <= IoU < 0.5 with an object of its class; "class": IoU >= 0.5 with an object of another class;
+    "duplicate": IoU >= 0.5 with an object of its class that another detection has matched; "background": IoU < 0.1 with all
+    objects; "both": the rest, 0.1 <= IoU < 0.5 with an object of another class. "missed": an object without a match or a
+    class or location mistake. Difficult objects, crowds and ignored detections are excluded.
     """
     false = ~matches.hit[:, 0, 0] & ~matches.ignored[:, 0, 0] & (matches.rank < 100)
-    alarms: list[Mistake] = []
+    false_positives: list[Mistake] = []
     missed: list[Mistake] = []
-    for i, (objects, found) in enumerate(zip(matches.truth, matches.found, strict=True)):
+    for i, (objects, detections) in enumerate(zip(matches.truth, matches.detections, strict=True)):
         here = matches.image == i
         real = np.flatnonzero(~(objects.difficult | objects.crowd))
         labels = objects.labels[real]
-        excused = set(matches.taken[here & (matches.rank < 100), 0].tolist())
+        explained = set(matches.matched[here & (matches.rank < 100), 0].tolist())
         wrong = matches.index[here & false]
-        iou = overlaps(found.boxes[wrong], objects.boxes[real], np.zeros(len(real), bool))[0]
+        iou = overlaps(detections.boxes[wrong], objects.boxes[real], np.zeros(len(real), bool))[0]
         for d, row in zip(wrong, iou, strict=True):
-            kind, nearest, value = _kind(row, labels == found.labels[d])
-            whom = None if nearest is None else int(real[nearest])
+            kind, nearest, value = _kind(row, labels == detections.labels[d])
+            target = None if nearest is None else int(real[nearest])
             if kind in ("class", "location"):
-                excused.add(whom)
-            alarms.append(Mistake(kind, i, int(d), whom, float(found.scores[d]), value))
-        missed += [Mistake("missed", i, None, int(g), 0.0, 0.0) for g in real if g not in excused]
-    return sorted(alarms, key=lambda mistake: -mistake.score) + missed
+                explained.add(target)
+            false_positives.append(Mistake(kind, i, int(d), target, float(detections.scores[d]), value))
+        missed += [Mistake("missed", i, None, int(g), 0.0, 0.0) for g in real if g not in explained]
+    return sorted(false_positives, key=lambda mistake: -mistake.score) + missed
 
 
-def count_mistakes(found: list[Mistake]) -> dict[str, int]:
-    """How many there are of each kind."""
-    counts = Counter(mistake.kind for mistake in found)
-    return {kind: counts[kind] for kind in ("class", "location", "both", "duplicate", "background", "missed")}
+def count_mistakes(mistakes: list[Mistake]) -> dict[str, int]:
+    """Number of mistakes of each kind."""
+    counts = Counter(mistake.kind for mistake in mistakes)
+    return {kind: counts[kind] for kind in get_args(Kind)}
 
 
 def _kind(iou: np.ndarray, same: np.ndarray) -> tuple[Kind, int | None, float]:
-    """(kind, nearest object, IoU with it) of a false alarm; `iou` (G,) with each object, `same` (G,) marks its class's."""
+    """(kind, nearest object, IoU with it) of a false positive. iou: (G,) with each object. same: (G,), objects of its class."""
     own, others = np.where(same, iou, -1), np.where(same, -1, iou)
     best_own, best_other = own.max(initial=-1), others.max(initial=-1)
     if _LOW <= best_own < _HIGH:

@@ -1,9 +1,10 @@
-"""Detections to objects: one run that keeps what VOC's and what COCO's rules say of each detection at every threshold.
+"""Matches detections to objects by the rules of VOC and COCO, at every IoU threshold, in one pass.
 
-VOC (Everingham et al. 2010, section 4.2): by falling score, a detection takes the object of its class that it overlaps
-most; it is right where IoU >= the threshold and the object is not taken yet, wrong where it is (a duplicate); on a
-difficult object it counts neither way. COCO (cocoeval.py): it takes the object of those still free that it overlaps most;
-crowds and objects outside the area range are taken only where nothing else fits, and then it counts neither way.
+VOC (Everingham et al. 2010, section 4.2): detections are processed by descending score. Each is compared with the object of its
+class that it overlaps most: it is a true positive if IoU >= threshold and the object is unmatched, a duplicate (false positive)
+if it is matched already, and ignored if the object is difficult. COCO (cocoeval.py): each is matched to the unmatched object
+that it overlaps most; crowds and objects outside the area range are used only if nothing else fits, and the detection is then
+ignored.
 """
 
 import math
@@ -19,19 +20,22 @@ from reslearn.data.boxes.masks import draw
 from reslearn.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)
-"""COCO's thresholds of IoU; VOC's is the first."""
+"""COCO's IoU thresholds; VOC's is the first."""
+
+ALL_IOUS = tuple(range(len(IOUS)))
+"""Their indices."""
 
 AREAS = {"all": (0, 1e5**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
-"""COCO's ranges of area in pixels, both ends inside."""
+"""COCO's area ranges in pixels, inclusive."""
 
 _LOW, _HIGH = np.array(list(AREAS.values()), np.float64).T
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """N detections in one image: `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores` float64 (N,), any order.
+    """N detections in one image, in any order: boxes float64 (N, 4), labels int64 (N,) from 1, scores float64 (N,).
 
-    `masks` bool (N, H, W), where there are any: of the image's height and width.
+    masks: bool (N, H, W) at the size of the image, or None.
     """
 
     boxes: np.ndarray
@@ -41,10 +45,10 @@ class Detections:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], image: int = 0, classes: int | None = None) -> "Detections":
-        """From torchvision's dict of boxes, labels and scores (tensors on any device, arrays or lists).
+        """Converts a dict of torchvision's format with boxes, labels and scores (tensors on any device, arrays or lists).
 
-        Its masks, (N, H, W) or (N, 1, H, W), are taken where they are above 0.5.
-        Raises UserError, naming the image, for numbers that are not finite, and ValueError for what does not fit together.
+        Masks, (N, H, W) or (N, 1, H, W), are thresholded at 0.5.
+        Raises UserError with the image for non-finite values, and ValueError for inconsistent shapes or labels.
         """
         boxes, labels, scores = (_array(given[key]) for key in ("boxes", "labels", "scores"))
         boxes, labels, scores = boxes.astype(np.float64).reshape(-1, 4), labels.astype(np.int64), scores.astype(np.float64)
@@ -71,17 +75,18 @@ def _array(values: Any) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What became of D detections in I images of K classes, at A = 4 ranges of area and T = 10 thresholds.
+    """Matches of D detections in I images of K classes, for A = 4 area ranges and T = 10 IoU thresholds.
 
-    By detection, images in order: `image`, `index` (in its image's detections), `label`, `rank` (by score in its image and
-    class, from 0) int64 (D,); `score` float64 (D,); `hit` and `ignored` bool (D, A, T), COCO's: right where hit and not
-    ignored, wrong where neither; `taken` int64 (D, T), the object that it took in the range "all", or -1; `voc_hit` and
-    `voc_ignored` bool (D, T). By image: `positives` int64 (I, K, A) and `voc_positives` (I, K), the objects to be found.
+    Per detection, in the order of the images:
+    image, index (in its image's detections), label, rank (by score within its image and class, from 0): int64 (D,);
+    score: float64 (D,); hit, ignored: COCO's, bool (D, A, T): a true positive is a hit and not ignored, a false positive
+    neither; matched: int64 (D, T), the matched object in the area range "all", or -1; voc_hit, voc_ignored: bool (D, T).
+    Per image: positives: int64 (I, K, A), voc_positives: (I, K), the number of objects to detect.
     """
 
     classes: tuple[str, ...]
     truth: tuple[Objects, ...]
-    found: tuple[Detections, ...]
+    detections: tuple[Detections, ...]
     image: np.ndarray
     index: np.ndarray
     label: np.ndarray
@@ -89,70 +94,73 @@ class Matches:
     score: np.ndarray
     hit: np.ndarray
     ignored: np.ndarray
-    taken: np.ndarray
+    matched: np.ndarray
     voc_hit: np.ndarray
     voc_ignored: np.ndarray
     positives: np.ndarray
     voc_positives: np.ndarray
 
 
-def match(truth: Sequence[Objects], found: Iterable[Mapping[str, Any]], classes: Sequence[str], *, masks: bool = False) -> Matches:
-    """Match the detections of each image with its objects, by their boxes or their masks.
+COLUMNS = ("image", "index", "label", "rank", "score", "hit", "ignored", "matched", "voc_hit", "voc_ignored")
+"""The fields of Matches with a row per detection."""
 
-    `found` gives a dict of boxes, labels, scores (and masks) for each image in turn (see Detections.of); masks are let go
-    with their image. Difficult objects count neither way under both rules, and crowds under VOC's, too. Raises ValueError
-    and UserError as Detections.of does, and UserError where there are no images, or with `masks` an object without one.
+
+def match(
+    truth: Sequence[Objects], detections: Iterable[Mapping[str, Any]], classes: Sequence[str], *, masks: bool = False
+) -> Matches:
+    """Matches the detections of each image to its objects, by boxes or by masks.
+
+    detections: a dict per image with boxes, labels, scores (and masks), see Detections.of; the masks are not kept. Both rules
+    ignore difficult objects, and VOC's also crowds. Raises ValueError and UserError like Detections.of, and UserError without
+    images, or if `masks` is set and an object has no mask.
     """
     if not truth:
         raise UserError("there are no images to evaluate")
     positives = np.zeros((len(truth), len(classes), len(AREAS)), np.int64)
     voc_positives = np.zeros((len(truth), len(classes)), np.int64)
-    parts: list[tuple[np.ndarray, ...]] = [_nothing()]
+    rows: list[tuple[np.ndarray, ...]] = [_no_rows()]
     kept = []
-    for i, (objects, raw) in enumerate(zip_longest(truth, found)):
+    for i, (objects, raw) in enumerate(zip_longest(truth, detections)):
         if objects is None or raw is None:
-            raise ValueError(f"{len(truth)} images, but detections of {i if raw is None else 'more'}")
-        given = Detections.of(raw, i, len(classes))
-        drawn = _drawn(objects, given, i) if masks else None
-        kept.append(replace(given, masks=None))
+            raise ValueError(f"{len(truth)} images, but detections for {i if raw is None else 'more'}")
+        predicted = Detections.of(raw, i, len(classes))
+        drawn = _drawn(objects, predicted, i) if masks else None
+        kept.append(replace(predicted, masks=None))
         if len(objects) and objects.labels.max() > len(classes):
-            raise ValueError(f"image {i}: an object of label {objects.labels.max()}, but there are {len(classes)} classes")
+            raise ValueError(f"image {i}: an object has label {objects.labels.max()}, but there are {len(classes)} classes")
         ignored = objects.difficult | objects.crowd
-        left_out = ignored[:, None] | _outside(objects.areas)
-        np.add.at(positives[i], objects.labels - 1, ~left_out)
+        coco_ignored = ignored[:, None] | _outside(objects.areas)
+        np.add.at(positives[i], objects.labels - 1, ~coco_ignored)
         np.add.at(voc_positives[i], objects.labels - 1, ~ignored)
-        order = np.lexsort((-given.scores, given.labels))  # class by class; stable, so that ties stay in their order
-        labels, scores = given.labels[order], given.scores[order]
-        if drawn is None or given.masks is None:
-            areas = box_areas(given.boxes[order])
-            plain, lenient = overlaps(given.boxes[order], objects.boxes, objects.crowd)
+        order = np.lexsort((-predicted.scores, predicted.labels))  # by class, then score; stable for ties
+        labels, scores = predicted.labels[order], predicted.scores[order]
+        if drawn is None or predicted.masks is None:
+            areas = box_areas(predicted.boxes[order])
+            iou, coco_iou = overlaps(predicted.boxes[order], objects.boxes, objects.crowd)
         else:
-            areas = given.masks[order].sum(axis=(1, 2), dtype=np.float64)
-            plain, lenient = mask_overlaps(given.masks[order], drawn, objects.crowd)
-        same = labels[:, None] == objects.labels  # those of other classes are as good as elsewhere
-        hit, neither, taken = _coco(lenient * same, left_out, objects.crowd)
+            areas = predicted.masks[order].sum(axis=(1, 2), dtype=np.float64)
+            iou, coco_iou = mask_overlaps(predicted.masks[order], drawn, objects.crowd)
+        same = labels[:, None] == objects.labels  # IoU with other classes counts as 0
+        hit, neither, matched = _coco(coco_iou * same, coco_ignored, objects.crowd)
         neither |= ~hit & _outside(areas)[:, :, None]
         rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
-        parts.append((np.full(len(labels), i), order, labels, rank, scores, hit, neither, taken, *_voc(plain * same, ignored)))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        rows.append((np.full(len(labels), i), order, labels, rank, scores, hit, neither, matched, *_voc(iou * same, ignored)))
+    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
     return Matches(
-        tuple(classes), tuple(truth), tuple(kept), **dict(zip(_COLUMNS, columns, strict=True)),
+        tuple(classes), tuple(truth), tuple(kept), **dict(zip(COLUMNS, columns, strict=True)),
         positives=positives, voc_positives=voc_positives,
     )  # fmt: skip
 
 
-_COLUMNS = ("image", "index", "label", "rank", "score", "hit", "ignored", "taken", "voc_hit", "voc_ignored")
-
-
-def _nothing() -> tuple[np.ndarray, ...]:
-    """The columns of no detections."""
+def _no_rows() -> tuple[np.ndarray, ...]:
+    """Empty columns."""
     a, t = len(AREAS), len(IOUS)
     integers, flags = np.zeros(0, np.int64), np.zeros((0, a, t), bool)
     return (*[integers] * 4, np.zeros(0), flags, flags, np.zeros((0, t), np.int64), flags[:, 0], flags[:, 0])
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU (D, G) of boxes (D, 4) with others (G, 4), and the same with COCO's rule for crowds: the part of the box inside."""
+    """IoU (D, G) of boxes (D, 4) with others (G, 4), and COCO's variant, which for crowds is intersection over the box's area."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
@@ -160,27 +168,27 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[
 
 
 def mask_overlaps(masks: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of masks, bool (D, H, W) and (G, H, W)."""
+    """Like overlaps, for masks, bool (D, H, W) and (G, H, W)."""
     pixels = math.prod(masks.shape[1:])
-    one, other = (some.reshape(len(some), pixels).astype(np.float32) for some in (masks, others))
-    shared = (one @ other.T).astype(np.float64)  # whole numbers below 2^24, exact in any order
+    one, other = (group.reshape(len(group), pixels).astype(np.float32) for group in (masks, others))
+    shared = (one @ other.T).astype(np.float64)  # integers below 2^24, so float32 is exact
     return _ratios(shared, one.sum(axis=1, dtype=np.float64), other.sum(axis=1, dtype=np.float64), crowd)
 
 
 def _ratios(shared: np.ndarray, own: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     union = own[:, None] + others[None] - shared
-    parts = (union, np.where(crowd[None], own[:, None], union))
-    plain, lenient = (np.divide(shared, part, out=np.zeros_like(shared), where=shared > 0) for part in parts)
-    return plain, lenient
+    denominators = (union, np.where(crowd[None], own[:, None], union))
+    iou, coco_iou = (np.divide(shared, area, out=np.zeros_like(shared), where=shared > 0) for area in denominators)
+    return iou, coco_iou
 
 
-def _drawn(objects: Objects, given: Detections, image: int) -> np.ndarray:
-    """bool (G, H, W), the objects' masks, in the size of the detections'."""
-    if given.masks is None:
+def _drawn(objects: Objects, detections: Detections, image: int) -> np.ndarray:
+    """The objects' masks, bool (G, H, W), at the size of the detections' masks."""
+    if detections.masks is None:
         raise ValueError(f"image {image}: detections without masks")
     if objects.segmentations is None and len(objects):
         raise UserError(f"image {image} has objects without a segmentation, so masks cannot be evaluated")
-    drawn = np.zeros((len(objects), *given.masks.shape[1:]), bool)
+    drawn = np.zeros((len(objects), *detections.masks.shape[1:]), bool)
     for mask, segmentation, id in zip(drawn, objects.segmentations or (), objects.ids, strict=True):
         if segmentation is None:
             raise UserError(f"image {image}: object {id} has no segmentation, so masks cannot be evaluated")
@@ -189,19 +197,19 @@ def _drawn(objects: Objects, given: Detections, image: int) -> np.ndarray:
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:
-    """(N,) -> bool (N, A): which ranges an area is not in."""
+    """(N,) -> bool (N, A): the area ranges that do not contain each area."""
     return (areas[:, None] < _LOW) | (areas[:, None] > _HIGH)
 
 
-def _coco(iou: np.ndarray, left_out: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hit, ignored) bool (D, A, T) and the object taken (D, T), of detections in the order of score; `left_out` is (G, A)."""
+def _coco(iou: np.ndarray, ignore: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(hit, ignored) bool (D, A, T) and the matched object (D, T), for detections by descending score. ignore: (G, A)."""
     n, a, t = len(iou), len(AREAS), len(IOUS)
     limits = np.minimum(IOUS, 1 - 1e-10)
-    hit, ignored, whom = np.zeros((n, a, t), bool), np.zeros((n, a, t), bool), np.full((n, t), -1)
+    hit, ignored, matched = np.zeros((n, a, t), bool), np.zeros((n, a, t), bool), np.full((n, t), -1)
     taken = np.zeros((a, t, len(crowd)), bool)
     for d in np.flatnonzero((iou >= limits[0]).any(axis=1)):
-        near = np.flatnonzero(iou[d] >= limits[0])[::-1]  # backwards: of equals, the last is taken
-        values, out = iou[d, near], left_out[near].T[:, None]
+        near = np.flatnonzero(iou[d] >= limits[0])[::-1]  # reversed: the last of equals is matched, as in cocoeval.py
+        values, out = iou[d, near], ignore[near].T[:, None]
         free = (values >= limits[:, None]) & (~taken[:, :, near] | crowd[near])  # (A, T, near)
         counts = free & ~out
         free = np.where(counts.any(axis=2, keepdims=True), counts, free)
@@ -210,12 +218,12 @@ def _coco(iou: np.ndarray, left_out: np.ndarray, crowd: np.ndarray) -> tuple[np.
         taken[area, threshold, near[best]] = True
         hit[d, area, threshold] = True
         ignored[d, area, threshold] = out[area, 0, best]
-        whom[d, threshold[area == 0]] = near[best[area == 0]]
-    return hit, ignored, whom
+        matched[d, threshold[area == 0]] = near[best[area == 0]]
+    return hit, ignored, matched
 
 
 def _voc(iou: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(hit, ignored) bool (D, T), of detections in the order of score."""
+    """(hit, ignored) bool (D, T), for detections by descending score."""
     hit, neither = np.zeros((len(iou), len(IOUS)), bool), np.zeros((len(iou), len(IOUS)), bool)
     free = np.ones((len(IOUS), len(ignored)), bool)
     for d in np.flatnonzero((iou >= IOUS[0]).any(axis=1)):

@@ -1,4 +1,4 @@
-"""What a classifier's outputs say about it: loss, error with its interval, calibration, and who is taken for whom."""
+"""Classification metrics: loss, error rates with confidence interval, calibration, confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ BINS = 15  # as in the tables of Guo et al. 2017
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """The numbers of one network on one set of images, ready for JSON.
+    """Metrics of one network on one set of images, as a JSON-compatible dict.
 
     Args:
         logits: (N, K) floating point, any device; the outputs before the softmax.
@@ -28,19 +28,18 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
         - `loss`: mean cross-entropy, in nats;
         - `top1_error`: percent of images whose largest logit is not the true class's (the lower index wins a tie);
         - `top1_interval`: `[low, high]`, percent: the 95% percentile bootstrap over the images (Efron and Tibshirani
-          1993, section 13.3). It is `[0, 0]` where no image was wrong: a bootstrap cannot see what it never saw;
-        - `top5_error`: percent of images whose true class is not among the five largest; left out below 6 classes,
-          where it says nothing;
+          1993, section 13.3); `[0, 0]` if no image is wrong;
+        - `top5_error`: percent of images whose true class is not among the five largest; omitted below 6 classes;
         - `calibration_error`: expected calibration error, percent (Guo et al. 2017, equation 3): over 15 equal-width
-          bins of the top-1 confidence, the mean distance of accuracy from confidence, weighted by images;
+          bins of the top-1 confidence, the mean absolute difference of accuracy and confidence, weighted by images;
         - `calibration_bins`: those bins, `[{"low", "high", "n", "confidence", "accuracy"}]` in percent, the last two
           None in an empty bin;
-        - `per_class`: `[{"class", "n", "accuracy"}]`, percent, None where the set has no image of the class;
-        - `confusion`: K lists of K ints; rows are the true class, columns the predicted one.
+        - `per_class`: `[{"class", "n", "accuracy"}]`, percent, None if the set has no image of the class;
+        - `confusion`: K lists of K ints; rows are the true class, columns the predicted class.
 
     Raises:
         UserError: there are no images, or some logits are NaN or infinite.
-        ValueError: shapes, dtypes, labels and classes do not fit together.
+        ValueError: shapes, dtypes, labels and classes are inconsistent.
     """
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"logits must be (N, K) floating point, not {tuple(logits.shape)} {logits.dtype}")
@@ -63,19 +62,18 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
             "its training diverged; try a lower learning rate or a longer warm-up"
         )
 
-    # A rank with a rule for ties, rather than argmax and topk, whose answers may differ from each other on ties:
-    # with it the top-5 error can never exceed the top-1 error.
+    # argmax and topk can break ties differently. This rank breaks them by index, so top-5 error <= top-1 error.
     own = scores.gather(1, truth[:, None])
     earlier = torch.arange(k) < truth[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-    predicted = torch.from_numpy(scores.numpy().argmax(axis=1))  # numpy promises the first of equals, torch does not
+    predicted = torch.from_numpy(scores.numpy().argmax(axis=1))  # unlike torch, numpy guarantees the first of equals
     wrong = int((rank > 0).sum())
 
     log_probability = torch.log_softmax(scores, dim=1)
     confidence = log_probability.amax(dim=1).exp().numpy()
     bins = _calibration_bins(confidence, (rank == 0).numpy())
     confusion = torch.bincount(truth * k + predicted, minlength=k * k).reshape(k, k)
-    of_class = confusion.sum(dim=1).tolist()
+    counts = confusion.sum(dim=1).tolist()
     hits = confusion.diagonal().tolist()
 
     result: dict[str, Any] = {
@@ -91,32 +89,31 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
     result["calibration_bins"] = bins
     result["per_class"] = [
         {"class": name, "n": count, "accuracy": 100 * hit / count if count else None}
-        for name, count, hit in zip(classes, of_class, hits, strict=True)
+        for name, count, hit in zip(classes, counts, hits, strict=True)
     ]
     result["confusion"] = confusion.tolist()
     return result
 
 
 def interval(wrong: int, n: int, seed: int) -> list[float]:
-    """95% percentile bootstrap of `100 * wrong / n`, percent.
+    """95% percentile bootstrap interval of `100 * wrong / n`, percent.
 
-    To resample n images of which `wrong` are wrong, with replacement, is to draw from Binomial(n, wrong / n):
-    each draw below is one whole resample, exactly.
+    The number of wrong images in a resample of n images has the distribution Binomial(n, wrong / n).
     """
-    draws = np.random.default_rng(seed).binomial(n, wrong / n, size=RESAMPLES)
-    low, high = np.percentile(100 * draws / n, [2.5, 97.5])
+    resamples = np.random.default_rng(seed).binomial(n, wrong / n, size=RESAMPLES)
+    low, high = np.percentile(100 * resamples / n, [2.5, 97.5])
     return [float(low), float(high)]
 
 
 def _calibration_bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """Bins `(m / 15, (m + 1) / 15]` of the confidence, open below and closed above as in Guo et al. 2017, section 2.
+    """Bins `(m / 15, (m + 1) / 15]` of the confidence (Guo et al. 2017, section 2).
 
     confidence: (N,) float64 in (0, 1]; right: (N,) bool.
     """
-    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    indices = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     bins = []
     for m in range(BINS):
-        inside = which == m
+        inside = indices == m
         n = int(inside.sum())
         bins.append(
             {

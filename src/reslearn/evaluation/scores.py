@@ -1,4 +1,4 @@
-"""Scores of every image, kept in a file, so that models make an ensemble without being run again."""
+"""Files with the scores of every image, to build ensembles without running the models again."""
 
 import zipfile
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ TEXTS = ("model", "protocol", "data", "split")
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What models say of images: the softmax outputs as a protocol has averaged them.
+    """Softmax outputs for N images, averaged over the views of a protocol.
 
-    scores: float32 (N, classes), rows add up to 1; labels: int64 (N,), places in `classes`; names: of the N images.
-    model: its file, or those of an ensemble; protocol, data, split: what they are called.
+    scores: float32 (N, classes), rows sum to 1. labels: int64 (N,), indices into `classes`. names: of the images.
+    model: the model file, or the files of an ensemble. protocol, data, split: names.
     """
 
     scores: Tensor
@@ -41,12 +41,12 @@ class Scores:
 
 
 def log(scores: Tensor) -> Tensor:
-    """Logarithms of scores (N, classes), finite where a score is 0; their softmax gives the scores back. NaN stays NaN."""
+    """Logarithms of scores (N, classes), finite for a score of 0. Their softmax returns the scores. NaN stays NaN."""
     return scores.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def check_target(path: Path) -> Path:
-    """A path that scores can be written to. Raises UserError."""
+    """Returns the path. Raises UserError if scores cannot be written to it."""
     if path.suffix != ".npz":
         raise UserError(f"cannot write scores to {path}: the file must be a .npz")
     if not path.parent.is_dir():
@@ -55,7 +55,7 @@ def check_target(path: Path) -> Path:
 
 
 def save_scores(scores: Scores, path: Path) -> None:
-    """A .npz (numpy.load reads it): scores, labels, names, classes, and model, protocol, data and split as texts."""
+    """Writes a .npz for numpy.load with scores, labels, names, classes, and the strings model, protocol, data and split."""
     arrays = {"scores": scores.scores.numpy(), "labels": scores.labels.numpy()}
     arrays |= {"names": np.array(scores.names), "classes": np.array(scores.classes)}
     arrays |= {key: np.array(getattr(scores, key)) for key in TEXTS}
@@ -68,30 +68,31 @@ def save_scores(scores: Scores, path: Path) -> None:
 
 
 def load_scores(path: Path) -> Scores:
-    """The scores of a file that save_scores has written. Raises UserError where it is missing, damaged or something else."""
+    """Loads a file written by save_scores. Raises UserError if it is missing, damaged or something else."""
     if not path.is_file():
-        raise UserError(f"there is no file of scores called {path}")
+        raise UserError(f"no scores file called {path}")
     try:
-        # Opened here: numpy leaves a file open where the archive is broken.
+        # Opened here because numpy does not close the file if the archive is damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {key: file[key] for key in ("scores", "labels", "names", "classes", *TEXTS)}
+            arrays = {key: file[key] for key in ("scores", "labels", "names", "classes", *TEXTS)}
     except KeyError as error:
-        raise UserError(f"{path}: is no file of scores: it has no {str(error.args[0]).split()[0]}") from error
+        raise UserError(f"{path} is not a scores file: it has no {str(error.args[0]).split()[0]}") from error
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is no file of scores, or is damaged: make it with reslearn eval --scores") from error
-    scores, labels, (n, k) = found["scores"], found["labels"], (len(found["names"]), len(found["classes"]))
-    whole = scores.shape == (n, k) and scores.dtype == np.float32 and labels.shape == (n,) and labels.dtype == np.int64
-    if not whole or n == 0 or not ((labels >= 0) & (labels < k)).all():
-        raise UserError(f"{path}: is no file of scores: scores, labels, names and classes do not fit together")
+        raise UserError(f"{path} is not a scores file, or is damaged: create it with reslearn eval --scores") from error
+    scores, labels, (n, k) = arrays["scores"], arrays["labels"], (len(arrays["names"]), len(arrays["classes"]))
+    consistent = scores.shape == (n, k) and scores.dtype == np.float32 and labels.shape == (n,) and labels.dtype == np.int64
+    if not consistent or n == 0 or not ((labels >= 0) & (labels < k)).all():
+        raise UserError(f"{path} is not a scores file: scores, labels, names and classes are inconsistent")
     if not np.allclose(scores.sum(1), 1, atol=1e-3):  # false for NaN as well
-        raise UserError(f"{path}: is no file of scores: rows must add up to 1")
-    names, classes = (tuple(map(str, found[key])) for key in ("names", "classes"))
-    return Scores(torch.from_numpy(scores), torch.from_numpy(labels), names, classes, **{key: str(found[key]) for key in TEXTS})
+        raise UserError(f"{path} is not a scores file: the rows of scores must sum to 1")
+    names, classes = (tuple(map(str, arrays[key])) for key in ("names", "classes"))
+    return Scores(torch.from_numpy(scores), torch.from_numpy(labels), names, classes, **{key: str(arrays[key]) for key in TEXTS})
 
 
 def ensemble(members: Sequence[Scores]) -> Scores:
-    """The mean of the members' scores (DRL, Table 5). Raises UserError, naming the first difference, where they are not of the
-    same images, labels and classes.
+    """Averages the members' scores (DRL, Table 5).
+
+    Raises UserError with the first difference unless images, labels and classes are the same.
     """
     first, *others = members
     for other in others:
@@ -102,14 +103,13 @@ def ensemble(members: Sequence[Scores]) -> Scores:
 
 
 def _check_same(a: Scores, b: Scores) -> None:
-    both = f"{a.model} and {b.model} cannot be averaged"
-    for what in ("classes", "names"):
-        for i, (x, y) in enumerate(zip_longest(getattr(a, what), getattr(b, what))):
+    problem = f"cannot average {a.model} and {b.model}"
+    seeds = "; runs with different seeds have different validation images: evaluate on images that none was trained on"
+    for key, item, hint in (("classes", "class", ""), ("names", "image", seeds)):
+        for i, (x, y) in enumerate(zip_longest(getattr(a, key), getattr(b, key))):
             if x != y:
-                one = {"classes": "class", "names": "image"}[what]
-                told = [f"'{name}'" if name is not None else "none" for name in (x, y)]
-                hint = "; runs with other seeds hold out other images: give images that none has seen" if what == "names" else ""
-                raise UserError(f"{both}: {one} {i} is {told[0]} of the first and {told[1]} of the second{hint}")
+                x, y = (f"'{name}'" if name is not None else "missing" for name in (x, y))
+                raise UserError(f"{problem}: {item} {i} is {x} in the first and {y} in the second{hint}")
     for i in (a.labels != b.labels).nonzero()[:1, 0].tolist():
         x, y = a.classes[a.labels[i]], a.classes[b.labels[i]]
-        raise UserError(f"{both}: '{a.names[i]}' is labeled '{x}' in the first and '{y}' in the second")
+        raise UserError(f"{problem}: '{a.names[i]}' is labeled '{x}' in the first and '{y}' in the second")

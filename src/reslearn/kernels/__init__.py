@@ -1,1 +1,1 @@
-"""C++ kernels, their compiler, and the transformation that puts them into a finished network."""
+"""C++ kernels, the code that compiles them, and fuse(), which applies them to a network."""

@@ -1,4 +1,4 @@
-"""Kernels in C++, compiled once by the machine's own compiler and kept in the cache folder. PyTorch or Pillow serve without."""
+"""Compiles C++ kernels with the system's compiler and caches the libraries. Without them, PyTorch or Pillow is used."""
 
 import ctypes
 import hashlib
@@ -17,11 +17,11 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=
 
 
 class CannotCompile(Exception):
-    """Why there is no library; its text ends a sentence such as "BN and ReLU are not fused: ..."."""
+    """Why there is no library, as the end of a sentence such as "BN and ReLU are not fused: ..."."""
 
 
 def load(source: Path, flags: Sequence[str] = (), libraries: Sequence[str] = ()) -> ctypes.CDLL:
-    """The library made of a C++ source file, linked with others by name. Raises CannotCompile."""
+    """Compiles a C++ source file, links it with the named libraries and loads it. Raises CannotCompile."""
     compiler = next(
         (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), ""
     )
@@ -30,14 +30,14 @@ def load(source: Path, flags: Sequence[str] = (), libraries: Sequence[str] = ())
     try:
         return ctypes.CDLL(str(_compiled(compiler, source, (*FLAGS, *flags), [f"-l{name}" for name in libraries])))
     except subprocess.SubprocessError:
-        with_ = f" with lib{' and lib'.join(libraries)}" if libraries else ""
-        raise CannotCompile(f"{compiler} cannot compile them{with_}") from None
+        linked = f" with lib{' and lib'.join(libraries)}" if libraries else ""
+        raise CannotCompile(f"{compiler} cannot compile {source.name}{linked}") from None
     except OSError as error:
-        raise CannotCompile(f"they cannot be loaded ({error})") from None
+        raise CannotCompile(f"cannot load the library of {source.name} ({error})") from None
 
 
 def _compiled(compiler: str, source: Path, flags: Sequence[str], links: Sequence[str]) -> Path:
-    """The library, from the cache where this compiler has made it from this source on this processor before."""
+    """Returns the library's path. The cache key covers source, flags, compiler version and processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60).stdout
     parts = [source.read_bytes(), *map(str.encode, [*flags, *links]), compiler.encode(), version, _processor().encode()]
     key = hashlib.sha256(b"\n".join(parts)).hexdigest()
@@ -45,17 +45,17 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str], links: Sequence
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
-            compile_, link = [compiler, *flags, "-c", str(source), "-o", str(built)], [compiler, "-shared", str(built)]
-            subprocess.run(compile_, check=True, capture_output=True, timeout=120)
-            # Linked by hand without the compiler's OpenMP: PyTorch's own, which is loaded already, serves both.
-            subprocess.run([*link, *links, "-o", str(linked)], check=True, capture_output=True, timeout=120)
-            linked.rename(library)
+            object_file, shared = f"{folder}/kernel.o", f"{folder}/kernel.so"
+            subprocess.run([compiler, *flags, "-c", str(source), "-o", object_file], check=True, capture_output=True, timeout=120)
+            # Linked separately, without -fopenmp, so that the library uses PyTorch's OpenMP runtime, which is loaded already.
+            link = [compiler, "-shared", object_file, *links, "-o", shared]
+            subprocess.run(link, check=True, capture_output=True, timeout=120)
+            Path(shared).rename(library)
     return library
 
 
 def _processor() -> str:
-    """What the machine's processor can do: a cache may be shared by machines, and code for one is wrong for another."""
+    """Processor model and features: machines with different processors may share a cache."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

@@ -1,8 +1,10 @@
-"""fuse(model): a finished network with modules that train faster on a CPU, by fused.cpp.
+"""fuse(model): replaces modules of a network by faster versions for training on a CPU (fused.cpp).
 
-relu(bn(x) + shortcut) in one go: PyTorch reads and writes every activation for each of the three operations, forward and
-backward; on a CPU that is two fifths of a CIFAR net's training step. And the gradient of a 3x3 convolution's weights in bf16,
-which takes a fifth less time than oneDNN's. What the kernels do not take, such as evaluation, goes through PyTorch's operations.
+- relu(bn(x) + shortcut) as one operation. PyTorch reads and writes every activation for each of the three, forward and backward,
+  which on a CPU takes two fifths of the training step of a CIFAR network.
+- The bf16 gradient of the weights of a 3x3 convolution, in a fifth less time than oneDNN.
+
+Everything else, such as evaluation, uses PyTorch's operations.
 """
 
 import ctypes
@@ -23,14 +25,14 @@ from reslearn.nets.variants import Variant
 SOURCE = Path(__file__).with_name("fused.cpp")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WIDE, LANES = 64, 16  # as in fused.cpp
-MOST_WEIGHTS, LEAST_PIXELS, MOST_THREADS = 64 * 64, 8 * 8, 8
+MAX_WEIGHTS, MIN_PIXELS, MAX_THREADS = 64 * 64, 8 * 8, 8
 WEIGHT_GRADIENT = "weight_gradient_bf16"
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Exchange what the kernels can do in all residual, plain and highway networks, or their parts, within a model; in place.
+    """Fuses all residual, plain and highway networks, or their parts, within a model, in place, and returns the model.
 
-    The modules stay the same objects with the same parameters and names: only their class changes. Raises CannotCompile.
+    Modules stay the same objects with the same parameters and names; only their class changes. Raises CannotCompile.
     """
     library()
     modules = list(model.modules())
@@ -47,21 +49,21 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def unavailable() -> str | None:
-    """Why this machine cannot have the kernels, or None."""
+    """Why the kernels cannot be used on this machine, or None."""
     try:
         library()
-    except CannotCompile as why:
-        return str(why)
+    except CannotCompile as error:
+        return str(error)
     return None
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """fused.cpp, compiled. Raises CannotCompile."""
+    """The compiled fused.cpp. Raises CannotCompile."""
     try:
         return _declared(load(SOURCE, ["-fopenmp"]))
     except AttributeError as error:
-        raise CannotCompile(f"they cannot be loaded ({error})") from None
+        raise CannotCompile(f"cannot load the library of {SOURCE.name} ({error})") from None
 
 
 class FusedStem(Stem):
@@ -76,19 +78,19 @@ class FusedBlock(Block):
         return self.pair(x, x)[0]
 
     def pair(self, x: Tensor, twin: Tensor) -> tuple[Tensor, Tensor]:
-        """x through the block, and its twin for the shortcut of the next block (see bn_relu). twin: that of x, or x itself."""
+        """Returns the output and its twin for the shortcut of the next block (see bn_relu). twin: the twin of x, or x itself."""
         shortcut = self.shortcut(twin)
         return bn_relu(self.layers()[-1][1], _hidden(self, x), shortcut)
 
 
 class FusedStage(nn.Sequential):
-    """A stage of such blocks: in training, each hands the next one its output and the twin."""
+    """A stage of FusedBlocks: in training, each block passes its output and the twin to the next."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self.pair(input, input)[0]
 
     def pair(self, x: Tensor, twin: Tensor) -> tuple[Tensor, Tensor]:
-        """As of a block."""
+        """See FusedBlock.pair."""
         if not self.training:
             x = super().forward(x)
             return x, x
@@ -99,7 +101,7 @@ class FusedStage(nn.Sequential):
 
 
 class FusedResNet(FusedStem, ResNet):
-    """A network of such stages, which do the same."""
+    """A ResNet whose stages, if fused, pass on their outputs and twins."""
 
     def body(self, x: Tensor) -> Tensor:
         stages = [self.get_submodule(name) for name in self.stages]
@@ -134,7 +136,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 @cache
 def _fused_class(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The fused subclass of a class that the table has, itself or by a base class."""
+    """The fused subclass of a class that is in FUSED or has a base class there."""
     for base, fused in FUSED.items():
         if issubclass(kind, base):
             return kind if issubclass(kind, fused) else type(f"Fused{kind.__name__}", (fused, kind), {})
@@ -146,7 +148,7 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _hidden(block: Block, x: Tensor) -> Tensor:
-    """x through the branch of a block, except for the last BN."""
+    """Applies the branch of a block up to the last convolution, without its BN."""
     *layers, (last, _) = block.layers()
     for convolution, bn in layers:
         x = bn_relu(bn, convolution(x))[0]
@@ -154,8 +156,9 @@ def _hidden(block: Block, x: Tensor) -> Tensor:
 
 
 def bn_relu(bn: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """relu(bn(x) + shortcut), (N, C, H, W), and its twin: the same numbers for another use. The gradient that comes back through
-    the twin is added inside the kernel, which is faster than autograd's addition.
+    """Returns relu(bn(x) + shortcut), (N, C, H, W), and its twin: a second view of the same values.
+
+    A consumer of its own for the twin saves time: the kernel adds the two gradients faster than autograd.
     """
     if isinstance(bn, nn.BatchNorm2d) and _fits(bn, x, shortcut):
         assert bn.num_batches_tracked is not None
@@ -169,20 +172,21 @@ def bn_relu(bn: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> tuple[T
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, number, whole = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
+    """Sets the argument types of the library's functions. Raises AttributeError if one is missing."""
+    pointer, double, long = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
     for kind in TYPES.values():
         forward, backward = getattr(library, f"forward_{kind}"), getattr(library, f"backward_{kind}")
-        forward.argtypes = [*[pointer] * 6, number, number, *[pointer] * 3, whole, whole, ctypes.c_int]
-        backward.argtypes = [*[pointer] * 12, whole, whole, ctypes.c_int]
+        forward.argtypes = [*[pointer] * 6, double, double, *[pointer] * 3, long, long, ctypes.c_int]
+        backward.argtypes = [*[pointer] * 12, long, long, ctypes.c_int]
         forward.restype = backward.restype = None
-    if hasattr(library, WEIGHT_GRADIENT):  # of processors that multiply in bf16
-        getattr(library, WEIGHT_GRADIENT).argtypes = [pointer] * 3 + [whole] * 5 + [ctypes.c_int]
+    if hasattr(library, WEIGHT_GRADIENT):  # the processor supports bf16 multiplication
+        getattr(library, WEIGHT_GRADIENT).argtypes = [pointer] * 3 + [long] * 5 + [ctypes.c_int]
         getattr(library, WEIGHT_GRADIENT).restype = None
     return library
 
 
 def _fits(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
-    """Whether fused.cpp takes these tensors."""
+    """Whether fused.cpp supports these tensors."""
     channels = x.shape[1]
     return (
         bn.training
@@ -200,14 +204,14 @@ def _fits(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
 
 
 class FusedConv2d(nn.Conv2d):
-    """(N, C, H, W) -> (N, K, H', W')."""
-
     def forward(self, input: Tensor) -> Tensor:
-        return _Conv3x3.apply(input, self.weight) if _takes(self, input) else super().forward(input)  # type: ignore[return-value]
+        if _supports_weight_gradient(self, input):
+            return _Conv3x3.apply(input, self.weight)  # type: ignore[return-value]
+        return super().forward(input)
 
 
-def _takes(module: nn.Conv2d, x: Tensor) -> bool:
-    """Whether fused.cpp computes the gradient of this convolution's weights."""
+def _supports_weight_gradient(module: nn.Conv2d, x: Tensor) -> bool:
+    """Whether fused.cpp can compute the gradient of the convolution's weights, and faster than oneDNN."""
     return (
         module.training
         and x.dtype == torch.bfloat16
@@ -216,9 +220,9 @@ def _takes(module: nn.Conv2d, x: Tensor) -> bool:
         and module.stride == module.padding == module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
-        and module.in_channels * module.out_channels <= MOST_WEIGHTS  # with more of them oneDNN is faster
-        and x.shape[2] * x.shape[3] >= LEAST_PIXELS
-        and torch.get_num_threads() <= MOST_THREADS  # more would have nothing to do
+        and module.in_channels * module.out_channels <= MAX_WEIGHTS  # oneDNN is faster for more
+        and x.shape[2] * x.shape[3] >= MIN_PIXELS
+        and torch.get_num_threads() <= MAX_THREADS  # the kernel splits the batch into 8 chunks
         and module.bias is None
         and module.in_channels % LANES == 0
         and module.out_channels % LANES == 0
@@ -232,7 +236,7 @@ def _takes(module: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """rows, channels and threads for fused.cpp; a row has at least WIDE numbers."""
+    """Rows, channels and threads for fused.cpp; a row has at least WIDE values."""
     channels = x.shape[1]
     return x.numel() // max(channels, WIDE), channels, torch.get_num_threads()
 
@@ -264,38 +268,39 @@ class _BnRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, y, gamma, beta, mean, invstd = ctx.saved_tensors
-        grad, more = ([g.to(x.dtype).contiguous(memory_format=torch.channels_last) for g in grads if g is not None] + [None])[:2]
+        given = [g.to(x.dtype).contiguous(memory_format=torch.channels_last) for g in grads if g is not None]
+        grad, twin_grad = (given + [None, None])[:2]
         if grad is None:
             return (None,) * 8
-        if more is not None and not ctx.has_shortcut:
-            grad, more = grad + more, None
+        if twin_grad is not None and not ctx.has_shortcut:
+            grad, twin_grad = grad + twin_grad, None
         x_grad = torch.empty_like(x)
         shortcut_grad = torch.empty_like(x) if ctx.has_shortcut else None
         gamma_grad, beta_grad = torch.empty_like(gamma), torch.empty_like(gamma)
-        tensors = (grad, more, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
+        tensors = (grad, twin_grad, x, y, gamma, beta, mean, invstd, x_grad, shortcut_grad, gamma_grad, beta_grad)
         getattr(library(), f"backward_{TYPES[x.dtype]}")(*[t if t is None else t.data_ptr() for t in tensors], *_sizes(x))
         return x_grad, shortcut_grad, gamma_grad, beta_grad, None, None, None, None
 
 
 class _Conv3x3(torch.autograd.Function):
-    """A convolution in bf16 of weights in float32, whose gradient is not rounded to bf16 on its way."""
+    """A bf16 convolution with float32 weights. The gradient of the weights is float32 and never rounded to bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        narrow = weight.to(x.dtype)
-        ctx.save_for_backward(x, narrow)
-        return F.conv2d(x, narrow, padding=1)
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, narrow = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         x_grad = None
         if ctx.needs_input_grad[0]:
             only_x = [True, False, False]
-            x_grad = torch.ops.aten.convolution_backward(grad, x, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, only_x)[0]
-        weight_grad = torch.empty_like(narrow, dtype=torch.float32)
+            x_grad = torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, only_x)[0]
+        weight_grad = torch.empty_like(weight, dtype=torch.float32)
         n, inputs, height, width = x.shape
         sizes = (n, height, width, inputs, grad.shape[1], torch.get_num_threads())
         getattr(library(), WEIGHT_GRADIENT)(x.data_ptr(), grad.data_ptr(), weight_grad.data_ptr(), *sizes)

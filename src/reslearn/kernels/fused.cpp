@@ -1,9 +1,10 @@
-// For channels_last tensors in training on a CPU: batch normalization, addition and ReLU in one go, forward and backward;
-// and the gradient of the weights of a 3x3 convolution, where the processor multiplies in bf16.
+// Kernels for training with channels_last tensors on a CPU: batch normalization, addition and ReLU as one operation, forward
+// and backward; and the gradient of the weights of a 3x3 convolution, on processors with bf16 multiplication.
 //
-// A tensor is rows x channels. Channels are taken 64 at a time, so that the compiler keeps the sums in registers; with fewer
-// channels, several pixels make one row of 64 ("fold"), and their sums are added at the end. Rows are cut into chunks of a
-// fixed size whose sums are added in order, so that the result does not depend on the number of threads.
+// A tensor is a matrix of rows x channels. Channels are processed 64 at a time so that the compiler keeps the sums in
+// registers. With fewer channels, a row of 64 columns holds several pixels ("fold"), whose sums are added at the end. Rows are
+// processed in chunks of fixed size and the sums of the chunks are added in order, so results do not depend on the number of
+// threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,7 +16,7 @@
 
 namespace {
 
-constexpr long WIDE = 64, CHUNK = 128;  // a chunk of 64 columns stays in the first-level cache
+constexpr long WIDE = 64, CHUNK = 128;  // columns and rows per step: they fit into the L1 cache
 
 struct bf16 {
     uint16_t bits;
@@ -29,14 +30,14 @@ inline float load(bf16 x) {
     return value;
 }
 inline void store(float value, float& to) { to = value; }
-inline void store(float value, bf16& to) {  // to nearest, ties to even; what is not finite stays so
+inline void store(float value, bf16& to) {  // rounds to nearest even; NaN and infinity are preserved
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
     to.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded >> 16);
 }
 
-// Calls body(chunk, first row, end row, first column) for every chunk and block of columns.
+// Calls body(chunk, first row, end row, first column) for every chunk and block of WIDE columns.
 template <class Body>
 void for_chunks(long rows, long columns, int threads, Body body) {
     const long chunks = (rows + CHUNK - 1) / CHUNK;
@@ -46,7 +47,7 @@ void for_chunks(long rows, long columns, int threads, Body body) {
             body(chunk, chunk * CHUNK, std::min(rows, (chunk + 1) * CHUNK), column);
 }
 
-// The sums of the folds of each channel, in every fold.
+// Adds up the folds of each channel and stores the sum in every fold.
 void add_folds(std::vector<double>& columns, long channels) {
     for (long k = channels; k < long(columns.size()); k++) columns[k % channels] += columns[k];
     for (long k = channels; k < long(columns.size()); k++) columns[k] = columns[k % channels];
@@ -56,7 +57,7 @@ template <class T>
 void forward(const T* x, const T* residual, const float* gamma, const float* beta, float* running_mean, float* running_var,
              double momentum, double eps, T* y, float* mean, float* invstd, long rows, long channels, int threads) {
     const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
-    std::vector<float> sums(chunks * columns), squares(chunks * columns);  // of each chunk: mean, and squares around it
+    std::vector<float> sums(chunks * columns), squares(chunks * columns);  // per chunk: mean and squared deviations
     for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
         float total[WIDE] = {}, square[WIDE] = {}, center[WIDE];
         for (long row = from; row < to; row++)
@@ -73,7 +74,8 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
         std::memcpy(&sums[chunk * columns + column], center, sizeof center);
         std::memcpy(&squares[chunk * columns + column], square, sizeof square);
     });
-    // Chan, Golub and LeVeque, 1979: the squares of the whole are those of the parts, and of the parts' means around its own.
+    // Chan, Golub and LeVeque, 1979: the squared deviations of all rows are the sum of those within the chunks and those of the
+    // chunks' means from the overall mean.
     const double count = double(rows) * fold;
     const auto size = [=](long chunk) { return double(std::min(rows, (chunk + 1) * CHUNK) - chunk * CHUNK); };
     std::vector<double> whole(columns), spread(columns);
@@ -106,18 +108,18 @@ void forward(const T* x, const T* residual, const float* gamma, const float* bet
             for (long k = 0; k < WIDE; k++) {
                 float value = load(x[at + k]) * scale[column + k] + shift[column + k];
                 if (residual) value += load(residual[at + k]);
-                store(value > 0 || value != value ? value : 0.0f, y[at + k]);  // NaN passes, as in PyTorch
+                store(value > 0 || value != value ? value : 0.0f, y[at + k]);  // NaN is preserved, as in PyTorch
             }
         }
     });
 }
 
-// y: the output, which tells where ReLU was open; null without a residual: then x tells it, and y is not read again.
-// more: a second gradient of y, added to the first; it may be null, and is without a residual.
-// open_grad: the gradient behind ReLU, which is the residual's.
+// y: the output, for ReLU's mask; null without a residual, when the mask is computed from x.
+// twin_grad: a second gradient of y, added to the first; may be null, and must be without a residual.
+// relu_grad: output, the gradient of ReLU's input, which is also the residual's gradient; null without a residual.
 template <bool RESIDUAL, class T>
-void backward(const T* grad, const T* more, const T* x, const T* y, const float* gamma, const float* beta, const float* mean,
-              const float* invstd, T* x_grad, T* open_grad, float* gamma_grad, float* beta_grad, long rows, long channels,
+void backward(const T* grad, const T* twin_grad, const T* x, const T* y, const float* gamma, const float* beta, const float* mean,
+              const float* invstd, T* x_grad, T* relu_grad, float* gamma_grad, float* beta_grad, long rows, long channels,
               int threads) {
     const long fold = channels < WIDE ? WIDE / channels : 1, columns = channels * fold, chunks = (rows + CHUNK - 1) / CHUNK;
     std::vector<float> center(columns), scale(columns), shift(columns), sums(chunks * columns), products(chunks * columns);
@@ -127,29 +129,29 @@ void backward(const T* grad, const T* more, const T* x, const T* y, const float*
         scale[k] = gamma[c] * invstd[c];
         shift[k] = beta[c] - mean[c] * gamma[c] * invstd[c];
     }
-    // The gradient behind ReLU: what passed forward passes back, NaN and all that rounds to more than zero. With a residual it
-    // is kept, and read again.
+    // The gradient of ReLU's input: that of the output where the output is positive, else 0. With a residual, it is stored in
+    // relu_grad by the first pass.
     const float *a = scale.data(), *b = shift.data();
-    const auto opened = [=](long at, long column, long k) {
-        if constexpr (RESIDUAL) return load(open_grad[at + k]);
-        const float all = load(grad[at + k]), out = load(x[at + k]) * a[column + k] + b[column + k];
-        return out > 0 ? all : 0.0f;
+    const auto masked = [=](long at, long column, long k) {
+        if constexpr (RESIDUAL) return load(relu_grad[at + k]);
+        const float g = load(grad[at + k]), out = load(x[at + k]) * a[column + k] + b[column + k];
+        return out > 0 ? g : 0.0f;
     };
     for_chunks(rows, columns, threads, [&](long chunk, long from, long to, long column) {
-        if constexpr (RESIDUAL)  // a chunk stays in the first-level cache until it is summed
+        if constexpr (RESIDUAL)  // the chunk is still in the L1 cache when it is summed
             for (long row = from; row < to; row++) {
                 const long at = row * columns + column;
-                if (more) {
+                if (twin_grad) {
 #pragma omp simd
                     for (long k = 0; k < WIDE; k++) {
-                        const float all = load(grad[at + k]) + load(more[at + k]);
-                        store(load(y[at + k]) > 0 ? all : 0.0f, open_grad[at + k]);
+                        const float g = load(grad[at + k]) + load(twin_grad[at + k]);
+                        store(load(y[at + k]) > 0 ? g : 0.0f, relu_grad[at + k]);
                     }
                 } else {
 #pragma omp simd
                     for (long k = 0; k < WIDE; k++) {
-                        const float all = load(grad[at + k]);
-                        store(load(y[at + k]) > 0 ? all : 0.0f, open_grad[at + k]);
+                        const float g = load(grad[at + k]);
+                        store(load(y[at + k]) > 0 ? g : 0.0f, relu_grad[at + k]);
                     }
                 }
             }
@@ -158,7 +160,7 @@ void backward(const T* grad, const T* more, const T* x, const T* y, const float*
             const long at = row * columns + column;
 #pragma omp simd
             for (long k = 0; k < WIDE; k++) {
-                const float g = opened(at, column, k);
+                const float g = masked(at, column, k);
                 total[k] += g;
                 product[k] += g * (load(x[at + k]) - center[column + k]);
             }
@@ -192,7 +194,7 @@ void backward(const T* grad, const T* more, const T* x, const T* y, const float*
             const long at = row * columns + column;
 #pragma omp simd
             for (long k = 0; k < WIDE; k++) {
-                const float g = opened(at, column, k);
+                const float g = masked(at, column, k);
                 store(by_grad[column + k] * g + by_x[column + k] * load(x[at + k]) + constant[column + k], x_grad[at + k]);
             }
         }
@@ -201,32 +203,33 @@ void backward(const T* grad, const T* more, const T* x, const T* y, const float*
 
 #ifdef __AVX512BF16__
 
-constexpr long LANES = 16, CHUNKS = 8;  // output channels of a vector; parts of the batch, whose sums are added in order
+constexpr long LANES = 16, CHUNKS = 8;  // output channels per vector; chunks of the batch, whose sums are added in order
 
-// Pixels a and b of 16 channels, channel by channel: the pairs that the processor multiplies and adds.
+// Interleaves 16 channels of pixels a and b (null: zeros) as the operand pairs of the bf16 dot-product instruction.
 inline __m512i paired(const bf16* a, const bf16* b) {
-    const auto wide = [](const bf16* from) {
+    const auto widened = [](const bf16* from) {
         return from ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))) : _mm512_setzero_si512();
     };
-    return _mm512_or_si512(wide(a), _mm512_slli_epi32(wide(b), 16));
+    return _mm512_or_si512(widened(a), _mm512_slli_epi32(widened(b), 16));
 }
 
-// The gradient of a 3x3 convolution's weights, stride 1, padding 1. x: (images, height, width, inputs); grad: likewise with
-// outputs; weights: (outputs, 3, 3, inputs). Widths are even, inputs and outputs multiples of 16.
+// The gradient of the weights of a 3x3 convolution with stride 1 and padding 1. x: (images, height, width, inputs); grad:
+// (images, height, width, outputs); weights: (outputs, 3, 3, inputs). Width is even; inputs and outputs are multiples of 16.
 //
-// Pairs of neighboring pixels are multiplied at once. Of grad they begin at even columns; of x at every column from -1 on,
-// because a kernel's columns shift them. Nine kernel positions and two inputs of 16 outputs stay in registers.
+// One instruction multiplies a pair of neighboring pixels. Pairs of grad start at even columns; pairs of x at every column from
+// -1, because each column of the kernel shifts x. The sums for nine kernel positions, two inputs and 16 outputs stay in
+// registers.
 void weight_gradient(const bf16* x, const bf16* grad, float* weights, long images, long height, long width, long inputs,
                      long outputs, int threads) {
-    const long each = (images + CHUNKS - 1) / CHUNKS, blocks = outputs / LANES, size = outputs * inputs * 9;
-    std::vector<float> sums(CHUNKS * size);  // of each chunk: (block, input, row, column, output of the block)
+    const long chunk_images = (images + CHUNKS - 1) / CHUNKS, blocks = outputs / LANES, size = outputs * inputs * 9;
+    std::vector<float> sums(CHUNKS * size);  // (chunk, block, input, kernel row, kernel column, output within the block)
 #pragma omp parallel num_threads(threads)
     {
         const long row_x = (width + 1) * inputs, row_g = width / 2 * outputs;
         std::vector<uint32_t> xs(height * row_x), gs((height + 2) * row_g);  // a row of zeros above and below grad
 #pragma omp for schedule(static)
         for (long chunk = 0; chunk < CHUNKS; chunk++)
-            for (long image = chunk * each; image < std::min(images, (chunk + 1) * each); image++) {
+            for (long image = chunk * chunk_images; image < std::min(images, (chunk + 1) * chunk_images); image++) {
                 for (long row = 0; row < height; row++) {
                     const bf16* from = x + (image * height + row) * width * inputs;
                     for (long start = 0; start <= width; start++)  // the pair of columns start - 1 and start
@@ -234,11 +237,12 @@ void weight_gradient(const bf16* x, const bf16* grad, float* weights, long image
                             _mm512_storeu_si512(&xs[row * row_x + start * inputs + c],
                                                 paired(start ? from + (start - 1) * inputs + c : nullptr,
                                                        start < width ? from + start * inputs + c : nullptr));
-                    const bf16* back = grad + (image * height + row) * width * outputs;
+                    const bf16* grad_row = grad + (image * height + row) * width * outputs;
                     for (long pair = 0; pair < width / 2; pair++)
                         for (long c = 0; c < outputs; c += LANES)
                             _mm512_storeu_si512(&gs[(row + 1) * row_g + pair * outputs + c],
-                                                paired(back + 2 * pair * outputs + c, back + (2 * pair + 1) * outputs + c));
+                                                paired(grad_row + 2 * pair * outputs + c,
+                                                       grad_row + (2 * pair + 1) * outputs + c));
                 }
                 for (long block = 0; block < blocks; block++)
                     for (long c = 0; c < inputs; c += 2) {
@@ -247,7 +251,7 @@ void weight_gradient(const bf16* x, const bf16* grad, float* weights, long image
                         for (int i = 0; i < 18; i++) (&total[0][0][0])[i] = _mm512_loadu_ps(to + i * LANES);
                         for (long row = 0; row < height; row++)
                             for (long pair = 0; pair < width / 2; pair++) {
-                                __m512bh g[3];  // grad one row below, at, and one row above: kernel rows 0, 1, 2
+                                __m512bh g[3];  // grad one row below, the same row, one row above: kernel rows 0, 1, 2
                                 for (int k = 0; k < 3; k++)
                                     g[k] = (__m512bh)_mm512_loadu_si512(&gs[(row + 2 - k) * row_g + pair * outputs + block * LANES]);
 #pragma GCC unroll 3
@@ -293,11 +297,11 @@ extern "C" void weight_gradient_bf16(const bf16* x, const bf16* grad, float* wei
                                    long rows, long channels, int threads) {                                                    \
         forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, y, mean, invstd, rows, channels, threads); \
     }                                                                                                                          \
-    extern "C" void backward_##NAME(const T* grad, const T* more, const T* x, const T* y, const float* gamma, const float* beta,              \
-                                    const float* mean, const float* invstd, T* x_grad, T* open_grad, float* gamma_grad,        \
-                                    float* beta_grad, long rows, long channels, int threads) {                                 \
-        (open_grad ? backward<true, T> : backward<false, T>)(grad, more, x, y, gamma, beta, mean, invstd, x_grad, open_grad,         \
-                                                             gamma_grad, beta_grad, rows, channels, threads);                  \
+    extern "C" void backward_##NAME(const T* grad, const T* twin_grad, const T* x, const T* y, const float* gamma,             \
+                                    const float* beta, const float* mean, const float* invstd, T* x_grad, T* relu_grad,        \
+                                    float* gamma_grad, float* beta_grad, long rows, long channels, int threads) {              \
+        (relu_grad ? backward<true, T> : backward<false, T>)(grad, twin_grad, x, y, gamma, beta, mean, invstd, x_grad,         \
+                                                             relu_grad, gamma_grad, beta_grad, rows, channels, threads);       \
     }
 EXPORT(fp32, float)
 EXPORT(bf16, bf16)

@@ -1,6 +1,6 @@
-// Views of JPEG files: of each file only the rows and columns that its view needs are decoded (libjpeg-turbo), scaled as they
-// come, and written into a batch. The pixels are Pillow's, bit for bit: crop, resize (antialiased bilinear), crop, mirror.
-// What libjpeg warns about, and what is not plainly 8-bit gray, YCbCr or RGB standing upright, is refused: it is Pillow's.
+// Decodes views (crop, antialiased bilinear resize, crop, flip) of JPEG files into a batch. Only the rows and columns of the view
+// are decoded (libjpeg-turbo), and they are resized on the fly. The pixels equal Pillow's exactly. Files that are not upright
+// 8-bit gray, YCbCr or RGB, and files that libjpeg warns about, are refused; the caller reads them with Pillow.
 #include <algorithm>
 #include <cmath>
 #include <csetjmp>
@@ -12,15 +12,15 @@
 #include <jpeglib.h>
 
 #ifndef JCS_EXTENSIONS
-#error "libjpeg-turbo is needed"
+#error "libjpeg-turbo is required"
 #endif
 
 namespace {
 
 constexpr int OK = 0, REFUSED = 1;
-constexpr int BITS = 22;  // of a weight's fraction, as in Pillow's resize of 8-bit images
-constexpr int ROWS = 4;   // scaled horizontally at once: their pixels, of 4 bytes, fill one vector
-constexpr int MARGIN = 8; // columns beside a crop, so that its chroma is interpolated as in the whole photo
+constexpr int BITS = 22;   // fraction bits of a weight, as in Pillow's resize of 8-bit images
+constexpr int ROWS = 4;    // rows resized horizontally at once: one 4-byte pixel of each fills a vector
+constexpr int MARGIN = 8;  // extra columns decoded beside a crop, so that its chroma is upsampled as in the whole image
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef int32_t ints16 __attribute__((vector_size(64)));
@@ -32,20 +32,20 @@ inline ints16 load16(const uint8_t* from) {
 }
 
 inline void store16(ints16 sums, uint8_t* to) {
-    // Weights are positive and add up to one, so that a sum never leaves 0..255.
+    // Weights are positive and sum to 1, so the sums stay within 0..255.
     const bytes16 b = __builtin_convertvector(sums >> BITS, bytes16);
     std::memcpy(to, &b, 16);
 }
 
-// As data/decode.py's columns: a crop of the photo, the size it is scaled to, the corner of the window taken from that.
+// A crop of the image, the size it is resized to, and the corner of the final crop. The layout is that of data/images/decode.py.
 struct View {
     int32_t top, left, height, width, rows, columns, y, x, mirrored;
 };
 
-// The weights of a resize of `in` pixels to `out`, for `count` of the outputs from `first` on: Pillow's precompute_coeffs.
+// Weights of a resize from `in` to `out` pixels, for `count` outputs starting at `first`: Pillow's precompute_coeffs.
 struct Weights {
-    int size = 0;              // the most inputs of one output
-    std::vector<int> start, n;  // of each output, its first input and their number
+    int size = 0;               // maximum number of inputs of an output
+    std::vector<int> start, n;  // per output: first input, number of inputs
     std::vector<int32_t> weight;
     std::vector<double> exact;
 
@@ -58,8 +58,8 @@ struct Weights {
             const int from = std::max(0, int(center - support + 0.5)), to = std::min(in, int(center + support + 0.5));
             double sum = 0;
             for (int k = 0; k < to - from; k++) {
-                const double at = (k + from - center + 0.5) * inverse, away = at < 0 ? -at : at;
-                sum += exact[k] = away < 1 ? 1 - away : 0;
+                const double at = (k + from - center + 0.5) * inverse, distance = at < 0 ? -at : at;
+                sum += exact[k] = distance < 1 ? 1 - distance : 0;
             }
             start[i] = from, n[i] = to - from;
             for (int k = 0; k < to - from; k++) {
@@ -76,8 +76,8 @@ struct Error {
     std::jmp_buf jump;
 };
 
-void give_up(j_common_ptr info) { std::longjmp(reinterpret_cast<Error*>(info->err)->jump, 1); }
-void say_nothing(j_common_ptr) {}
+void fail(j_common_ptr info) { std::longjmp(reinterpret_cast<Error*>(info->err)->jump, 1); }
+void ignore_message(j_common_ptr) {}
 
 bool upright(const jpeg_decompress_struct& info);
 
@@ -85,20 +85,20 @@ class Reader {
   public:
     Reader() {
         info.err = jpeg_std_error(&error.manager);
-        error.manager.error_exit = give_up;
-        error.manager.output_message = say_nothing;
-        if (!setjmp(error.jump)) {  // fails where the library is another than the header
+        error.manager.error_exit = fail;
+        error.manager.output_message = ignore_message;
+        if (!setjmp(error.jump)) {  // fails if the versions of library and header differ
             jpeg_create_decompress(&info);
             jpeg_save_markers(&info, JPEG_APP0 + 1, 0xffff);
-            made = true;
+            created = true;
         }
     }
     ~Reader() {
-        if (made) jpeg_destroy_decompress(&info);
+        if (created) jpeg_destroy_decompress(&info);
     }
 
     int size(const uint8_t* data, long bytes, int32_t* height_width) {
-        if (!made || setjmp(error.jump)) return refuse();
+        if (!created || setjmp(error.jump)) return refuse();
         if (!begin(data, bytes)) return refuse();
         height_width[0] = int32_t(info.image_height), height_width[1] = int32_t(info.image_width);
         jpeg_abort_decompress(&info);
@@ -107,34 +107,34 @@ class Reader {
 
     // to: uint8 (height, width, 3).
     int view(const uint8_t* data, long bytes, const View& v, int height, int width, uint8_t* to) {
-        across.make(v.width, v.columns, v.x, width);
-        down.make(v.height, v.rows, v.y, height);
-        if (!made || setjmp(error.jump)) return refuse();
+        horizontal.make(v.width, v.columns, v.x, width);
+        vertical.make(v.height, v.rows, v.y, height);
+        if (!created || setjmp(error.jump)) return refuse();
         if (!begin(data, bytes)) return refuse();
         if (v.top + v.height > int(info.image_height) || v.left + v.width > int(info.image_width)) return refuse();
         decode(v, width);
         if (error.manager.num_warnings) return refuse();
         jpeg_abort_decompress(&info);
-        scale_down(height, width, to);
+        resize_vertically(height, width, to);
         return OK;
     }
 
   private:
     jpeg_decompress_struct info{};
     Error error{};
-    bool made = false;
-    Weights across, down;
-    std::vector<uint8_t> lines, quads, scaled;  // decoded rows; four of them side by side; rows scaled across
+    bool created = false;
+    Weights horizontal, vertical;
+    std::vector<uint8_t> lines, quads, resized;  // decoded rows; four of them interleaved; horizontally resized rows
 
-    static int spaced(int width) { return width * 3 + 16; }  // bytes from a row of `scaled` to the next
+    static int row_pitch(int width) { return width * 3 + 16; }  // bytes per row of `resized`
 
     int refuse() {
-        if (made) jpeg_abort_decompress(&info);
+        if (created) jpeg_abort_decompress(&info);
         return REFUSED;
     }
 
     bool begin(const uint8_t* data, long bytes) {
-        // A file that does not end as it should may be cut short: whether it can be read is for Pillow to say.
+        // A file without an end marker may be truncated; Pillow decides whether it can be read.
         if (bytes < 4 || data[0] != 0xff || data[1] != 0xd8 || data[bytes - 2] != 0xff || data[bytes - 1] != 0xd9) return false;
         error.manager.num_warnings = 0;
         jpeg_mem_src(&info, data, (unsigned long)bytes);
@@ -144,65 +144,66 @@ class Reader {
                !error.manager.num_warnings;
     }
 
-    // Only the rows and columns that are needed, scaled across, into `scaled`: (rows, width, 3).
+    // Decodes the rows and columns of the view and resizes them horizontally into `resized`: (rows, width, 3).
     void decode(const View& v, int width) {
         info.out_color_space = JCS_EXT_RGBX;
         jpeg_start_decompress(&info);
-        const int first = v.left + across.start[0], end = v.left + across.end();
-        JDIMENSION from = JDIMENSION(std::max(0, first - MARGIN)), wide = info.output_width;
-        if (from > 0 || end + MARGIN < int(wide)) {
-            wide = JDIMENSION(std::min(int(info.output_width), end + MARGIN)) - from;
-            jpeg_crop_scanline(&info, &from, &wide);
+        const int first = v.left + horizontal.start[0], end = v.left + horizontal.end();
+        JDIMENSION from = JDIMENSION(std::max(0, first - MARGIN)), columns = info.output_width;
+        if (from > 0 || end + MARGIN < int(columns)) {
+            columns = JDIMENSION(std::min(int(info.output_width), end + MARGIN)) - from;
+            jpeg_crop_scanline(&info, &from, &columns);
         } else {
             from = 0;
         }
-        const int top = v.top + down.start[0], rows = down.end() - down.start[0], pitch = int(wide) * 4;
+        const int top = v.top + vertical.start[0], rows = vertical.end() - vertical.start[0], pitch = int(columns) * 4;
         if (top > 0) jpeg_skip_scanlines(&info, JDIMENSION(top));
         lines.resize(size_t(ROWS) * pitch), quads.resize(size_t(ROWS) * pitch);
-        scaled.resize(size_t(rows + ROWS) * spaced(width));
+        resized.resize(size_t(rows + ROWS) * row_pitch(width));
         for (int row = 0; row < rows; row += ROWS) {
-            const int some = std::min(ROWS, rows - row);
-            for (int i = 0; i < some;) {
+            const int count = std::min(ROWS, rows - row);
+            for (int i = 0; i < count;) {
                 JSAMPROW line[ROWS];
-                for (int j = i; j < some; j++) line[j] = lines.data() + size_t(j) * pitch;
-                const int came = int(jpeg_read_scanlines(&info, line + i, JDIMENSION(some - i)));
-                if (came == 0) give_up(reinterpret_cast<j_common_ptr>(&info));
-                i += came;
+                for (int j = i; j < count; j++) line[j] = lines.data() + size_t(j) * pitch;
+                const int decoded = int(jpeg_read_scanlines(&info, line + i, JDIMENSION(count - i)));
+                if (decoded == 0) fail(reinterpret_cast<j_common_ptr>(&info));
+                i += decoded;
             }
-            scale_across(first - int(from), end - first, pitch, width, v.mirrored, scaled.data() + size_t(row) * spaced(width));
+            uint8_t* to = resized.data() + size_t(row) * row_pitch(width);
+            resize_horizontally(first - int(from), end - first, pitch, width, v.mirrored, to);
         }
     }
 
-    void scale_across(int skip, int pixels, int pitch, int width, bool mirrored, uint8_t* to) {
+    void resize_horizontally(int skip, int pixels, int pitch, int width, bool mirrored, uint8_t* to) {
         const uint32_t* line[ROWS];
         for (int r = 0; r < ROWS; r++) line[r] = reinterpret_cast<const uint32_t*>(lines.data() + size_t(r) * pitch) + skip;
         uint32_t* quad = reinterpret_cast<uint32_t*>(quads.data());
         for (int p = 0; p < pixels; p++)
             for (int r = 0; r < ROWS; r++) quad[p * ROWS + r] = line[r][p];
-        const int first = across.start[0], row = spaced(width);
+        const int first = horizontal.start[0], row = row_pitch(width);
         for (int p = 0; p < width; p++) {
             const int c = mirrored ? width - 1 - p : p;
-            const uint8_t* at = quads.data() + size_t(across.start[c] - first) * 16;
-            const int32_t* weight = &across.weight[size_t(c) * across.size];
+            const uint8_t* at = quads.data() + size_t(horizontal.start[c] - first) * 16;
+            const int32_t* weight = &horizontal.weight[size_t(c) * horizontal.size];
             ints16 sums = ints16{} + (1 << (BITS - 1));
-            for (int k = 0; k < across.n[c]; k++) sums += load16(at + 16 * k) * weight[k];
+            for (int k = 0; k < horizontal.n[c]; k++) sums += load16(at + 16 * k) * weight[k];
             uint8_t out[16];
             store16(sums, out);
-            // Four bytes each, of which the next pixel overwrites the last.
+            // Copies 4 bytes per row; the next pixel overwrites the fourth.
             for (int r = 0; r < ROWS; r++) std::memcpy(to + r * row + p * 3, out + 4 * r, 4);
         }
     }
 
-    void scale_down(int height, int width, uint8_t* to) {
-        const int row = width * 3, apart = spaced(width), first = down.start[0];
+    void resize_vertically(int height, int width, uint8_t* to) {
+        const int row = width * 3, pitch = row_pitch(width), first = vertical.start[0];
         for (int y = 0; y < height; y++, to += row) {
-            const uint8_t* from = scaled.data() + size_t(down.start[y] - first) * apart;
-            const int32_t* weight = &down.weight[size_t(y) * down.size];
+            const uint8_t* from = resized.data() + size_t(vertical.start[y] - first) * pitch;
+            const int32_t* weight = &vertical.weight[size_t(y) * vertical.size];
             int i = 0;
             for (; i + 64 <= row; i += 64) {
                 ints16 a = ints16{} + (1 << (BITS - 1)), b = a, c = a, d = a;
-                for (int k = 0; k < down.n[y]; k++) {
-                    const uint8_t* at = from + size_t(k) * apart + i;
+                for (int k = 0; k < vertical.n[y]; k++) {
+                    const uint8_t* at = from + size_t(k) * pitch + i;
                     a += load16(at) * weight[k], b += load16(at + 16) * weight[k];
                     c += load16(at + 32) * weight[k], d += load16(at + 48) * weight[k];
                 }
@@ -210,28 +211,28 @@ class Reader {
             }
             for (; i + 16 <= row; i += 16) {
                 ints16 a = ints16{} + (1 << (BITS - 1));
-                for (int k = 0; k < down.n[y]; k++) a += load16(from + size_t(k) * apart + i) * weight[k];
+                for (int k = 0; k < vertical.n[y]; k++) a += load16(from + size_t(k) * pitch + i) * weight[k];
                 store16(a, to + i);
             }
             for (; i < row; i++) {
                 int32_t sum = 1 << (BITS - 1);
-                for (int k = 0; k < down.n[y]; k++) sum += from[size_t(k) * apart + i] * weight[k];
+                for (int k = 0; k < vertical.n[y]; k++) sum += from[size_t(k) * pitch + i] * weight[k];
                 to[i] = uint8_t(sum >> BITS);
             }
         }
     }
 };
 
-// Whether no marker turns the photo: EXIF 2.3, tag Orientation (0x112) in the first directory; or XMP's. In doubt, no.
+// Whether no marker rotates the image: EXIF 2.3, tag Orientation (0x112) of the first directory, or XMP. False if unclear.
 bool upright(const jpeg_decompress_struct& info) {
     int blocks = 0;
-    bool told = false, in_doubt = false;
+    bool exif_upright = false, xmp_orientation = false;
     for (auto marker = info.marker_list; marker; marker = marker->next) {
         const uint8_t* data = marker->data;
         const size_t length = marker->data_length;
         static const char xmp[] = "Orientation";
         if (length < 6 || std::memcmp(data, "Exif\0", 5)) {
-            in_doubt |= std::search(data, data + length, xmp, xmp + sizeof xmp - 1) != data + length;
+            xmp_orientation |= std::search(data, data + length, xmp, xmp + sizeof xmp - 1) != data + length;
             continue;
         }
         if (++blocks > 1 || length < 14) return false;
@@ -248,10 +249,10 @@ bool upright(const jpeg_decompress_struct& info) {
             const size_t at = directory + 2 + 12 * i;
             if (u16(at) != 0x112) continue;
             if (u16(at + 2) != 3 || u16(at + 8) != 1) return false;
-            told = true;
+            exif_upright = true;
         }
     }
-    return told || !in_doubt;
+    return exif_upright || !xmp_orientation;
 }
 
 }  // namespace
@@ -264,11 +265,12 @@ void sizes(int n, const uint8_t* const* data, const long* bytes, int32_t* height
     for (int i = 0; i < n; i++) refused[i] = uint8_t(reader.size(data[i], bytes[i], height_width + 2 * i));
 }
 
-// views: int32 (n, 9). to: uint8 (n, height, width, 3). Those that are refused already are passed over.
+// views: int32 (n, 9). to: uint8 (n, height, width, 3). Skips files that are refused already.
 void views(int n, const uint8_t* const* data, const long* bytes, const View* view, int height, int width, uint8_t* to,
            uint8_t* refused) {
     Reader reader;
     for (int i = 0; i < n; i++)
-        if (!refused[i]) refused[i] = uint8_t(reader.view(data[i], bytes[i], view[i], height, width, to + size_t(i) * height * width * 3));
+        if (!refused[i])
+            refused[i] = uint8_t(reader.view(data[i], bytes[i], view[i], height, width, to + size_t(i) * height * width * 3));
 }
 }

@@ -1,4 +1,4 @@
-"""Networks: a network is a row of the zoo's table, and blocks are written as the papers draw them."""
+"""Networks: each is a row of the table in zoo.py, built from the blocks of the papers."""
 
 from reslearn.nets.zoo import create, models, spec
 

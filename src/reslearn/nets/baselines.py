@@ -1,6 +1,5 @@
-"""The networks that residual ones are compared with: torchvision's modules, and DenseNet in its CIFAR shape."""
+"""Baselines: torchvision's networks, and DenseNet for CIFAR."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,24 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def of_torchvision(name: str) -> Callable[..., nn.Module]:
-    """A builder (classes, channels) of one of torchvision's networks, with its state-dict names and its initialization."""
-
-    def build(classes: int, channels: int) -> nn.Module:
-        extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-        net = getattr(torchvision.models, name)(weights=None, num_classes=classes, **extra)
-        if channels != 3:
-            _replace_first_convolution(net, channels)
-        return net
-
-    return build
+def torchvision_net(name: str, classes: int, channels: int) -> nn.Module:
+    """One of torchvision's networks, with its state-dict names and initialization."""
+    extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    net = getattr(torchvision.models, name)(weights=None, num_classes=classes, **extra)
+    if channels != 3:
+        _replace_first_convolution(net, channels)
+    return net
 
 
 def _replace_first_convolution(net: nn.Module, channels: int) -> None:
-    """The first convolution for another number of input channels."""
+    """Replaces the first convolution by one with another number of input channels."""
     name, first = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
     parent, _, attribute = name.rpartition(".")
-    fresh = nn.Conv2d(
+    replacement = nn.Conv2d(
         channels,
         first.out_channels,
         first.kernel_size,  # type: ignore[arg-type]
@@ -34,11 +29,11 @@ def _replace_first_convolution(net: nn.Module, channels: int) -> None:
         first.padding,  # type: ignore[arg-type]
         bias=first.bias is not None,
     )
-    setattr(net.get_submodule(parent), attribute, fresh)
+    setattr(net.get_submodule(parent), attribute, replacement)
 
 
 class DenseLayer(nn.Module):
-    """BN-ReLU-conv, with a 1x1 bottleneck of four growth rates before it in the B variant; its output joins its input."""
+    """BN-ReLU-conv whose output is concatenated to its input; variant B has a 1x1 bottleneck of 4 * growth channels before it."""
 
     def __init__(self, in_channels: int, growth: int, bottleneck: bool) -> None:
         super().__init__()
@@ -54,9 +49,9 @@ class DenseLayer(nn.Module):
 
 
 class CifarDenseNet(nn.Module):
-    """DenseNet of depth 3n + 4 (or 6n + 4 with bottlenecks) for 32 px images (Huang et al., section 3, Implementation Details).
+    """DenseNet for 32 px images (Huang et al., section 3, Implementation Details): (N, channels, H, W) -> logits (N, classes).
 
-    bc: bottleneck layers, and transitions that halve the channels. (N, channels, H, W) -> logits (N, classes).
+    depth: 3n + 4, or 6n + 4 with bc. bc: bottleneck layers, and transitions that halve the channels.
     """
 
     def __init__(self, depth: int, growth: int, bc: bool, classes: int, channels: int) -> None:
@@ -84,8 +79,3 @@ class CifarDenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(F.relu(self.features(x)).mean((2, 3)))
-
-
-def cifar_densenet(depth: int, growth: int, bc: bool) -> Callable[..., nn.Module]:
-    """A builder (classes, channels) of CifarDenseNet."""
-    return lambda classes, channels: CifarDenseNet(depth, growth, bc, classes, channels)

@@ -1,4 +1,4 @@
-"""The building blocks of the paper (DRL Figures 2, 3 and 5). Module names are torchvision's, so that weights load unconverted."""
+"""The building blocks of the paper (DRL Figures 2, 3 and 5). Modules are named as in torchvision, so its weights load unchanged."""
 
 from torch import Tensor, nn
 
@@ -9,16 +9,16 @@ NO_BN = nn.Identity()
 
 
 class Block(nn.Module):
-    """Residual learning: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
+    """Base class of all blocks: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
 
-    A subclass has a branch, the F of equation 1. For analyses that look inside, `before`, `join` and `after` are the other steps:
-    with y = before(x), block(x) equals after(join(branch(y), shortcut(y))). A subclass that changes one changes `forward` as well.
+    A subclass defines `branch`, the F of equation 1. The analyses also call `before`, `join` and `after`: with y = before(x),
+    block(x) equals after(join(branch(y), shortcut(y))). A subclass that overrides one of them overrides `forward` as well.
     """
 
     relu: nn.Module
-    downsample: nn.Module | None  # torchvision's name for a shortcut that is no identity
+    downsample: nn.Module | None  # a projection or zero-pad shortcut (torchvision's name); None: identity
     has_shortcut = True
-    adds = True  # branch and shortcut are added, and not merged in another way
+    adds = True  # whether branch and shortcut are summed, rather than gated or scaled
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Module):
         return self.relu(self.branch(x) + self.shortcut(x))  # F(x) + x: DRL equations 1 and 2, Figure 2
 
     def before(self, x: Tensor) -> Tensor:
-        """What branch and shortcut are given: here the input."""
+        """Computes the common input of branch and shortcut; here the block's input itself."""
         return x
 
     def branch(self, x: Tensor) -> Tensor:
@@ -36,23 +36,22 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The input in the shape of the output (DRL 3.3)."""
+        """The input, projected or padded to the shape of the output (DRL 3.3)."""
         return x if self.downsample is None else self.downsample(x)
 
     def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
-        """The sum of both."""
         return branch + shortcut
 
     def after(self, x: Tensor) -> Tensor:
-        """What follows the addition: here ReLU, in place."""
+        """Computes the output from the sum; here ReLU, in place."""
         return self.relu(x)
 
     def layers(self) -> list[tuple[nn.Conv2d, nn.Module]]:
-        """The convolutions of the branch, each with its BN."""
+        """The convolutions of the branch, each with its BN (nn.Identity if it has none)."""
         return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}", NO_BN)) for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
 
     def keeps_shape(self) -> bool:
-        """Whether the output has the shape of the input and the shortcut, if there is one, is the identity."""
+        """Whether input and output have the same shape and no projection is on the shortcut."""
         return not self.changes_shape and self.downsample is None
 
 
@@ -74,9 +73,9 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 and 1x1 convolutions, the last to four times the width (DRL Figure 5, right).
+    """1x1, 3x3 and 1x1 convolutions, the last with 4 * width output channels (DRL Figure 5, right).
 
-    stride_in: "1x1" is the paper's; "3x3" is torchvision's, known as v1.5.
+    stride_in: the convolution with the stride: the first 1x1 (the paper) or the 3x3 (torchvision, known as v1.5).
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Bottleneck(Block):
 
 
 class PlainBlock(BasicBlock):
-    """The same two convolutions without a shortcut (DRL Figure 3, middle)."""
+    """A BasicBlock without a shortcut (DRL Figure 3, middle)."""
 
     has_shortcut = adds = False
 

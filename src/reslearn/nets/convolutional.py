@@ -1,4 +1,4 @@
-"""A classifier as a map: its view laid over every place of a larger image at once (DRL 3.4, Sermanet et al. 2013)."""
+"""Fully convolutional classifiers: a network applied to every position of a larger image (DRL 3.4, Sermanet et al. 2013)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from reslearn.errors import UserError
 
 
 def convolutional(net: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The net as convolutions only: (N, C, H, W) -> logits (N, classes, h, w), one for each place of its view.
+    """Converts a classifier into a fully convolutional network: (N, C, H, W) -> logits (N, classes, h, w).
 
-    size: the (height, width) in pixels of the net's own input, and the least that the result takes: it gives one place there,
-    with the net's logits. Places are as far apart as the pixels of the last feature map (32 px in nets of the ImageNet shape).
-    A global average pool becomes one over as many features as it sees at that size; the fully connected layers after it are
-    1x1 convolutions. Where a pool leaves several features (VGG, AlexNet), the first layer after it is a convolution as large as
-    what it sees. Weights are shared with the net; the result is in evaluation mode, and so must the net be.
+    size: the (height, width) in pixels of the classifier's input, and the minimum input size of the result. At this size the
+    result has one position, with the classifier's logits. Its stride is that of the last feature map (32 px for ImageNet
+    networks). A global average pool becomes an average pool over the features it covers at this size, and linear layers become
+    1x1 convolutions. If the pool leaves several cells (VGG, AlexNet), the first linear layer becomes a convolution over all of
+    them. Weights are shared with `net`, which must be in evaluation mode, as the result is.
 
-    Raises UserError for a net that is not backbone, average pool, fully connected layers.
+    Raises UserError unless the network is a backbone, an average pool and linear layers.
     """
-    backbone, cells, head = _parts(net)
+    backbone, cells, head = _split(net)
     first = next(net.parameters())
     channels = next(module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d))
     with torch.inference_mode():
@@ -37,35 +37,34 @@ def convolutional(net: nn.Module, size: tuple[int, int]) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-def _parts(net: nn.Module) -> tuple[nn.Module, tuple[int, int], list[nn.Module]]:
-    """What makes the feature map, the (height, width) that the average pool leaves of it, and the layers after that."""
+def _split(net: nn.Module) -> tuple[nn.Module, tuple[int, int], list[nn.Module]]:
+    """Splits a network into its backbone, the output size (height, width) of its average pool, and the layers after the pool."""
     children = dict(net.named_children())
-    if "avgpool" in children:  # these modules are run in the order in which they are named
-        names = [*children]
-        place = names.index("avgpool")
-        backbone: list[nn.Module] = [children[name] for name in names[:place]]
-        rest = [children[name] for name in names[place + 1 :]]
-        left = getattr(children["avgpool"], "output_size", None)
-    elif [*children] == ["features", "classifier"]:  # DenseNet pools by a function
-        backbone, left, rest = [children["features"], nn.ReLU()], 1, [children["classifier"]]
+    if "avgpool" in children:  # these networks run their modules in the order of definition
+        index = [*children].index("avgpool")
+        modules = [*children.values()]
+        backbone, rest = modules[:index], modules[index + 1 :]
+        output_size = getattr(children["avgpool"], "output_size", None)
+    elif [*children] == ["features", "classifier"]:  # DenseNet pools in forward()
+        backbone, output_size, rest = [children["features"], nn.ReLU()], 1, [children["classifier"]]
     else:
-        backbone, left, rest = [], None, []
+        backbone, output_size, rest = [], None, []
     head = [layer for module in rest for layer in (module if isinstance(module, nn.Sequential) else [module])]
-    cells = (left, left) if isinstance(left, int) else left
-    known = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Dropout) for layer in head)
-    if not (backbone and cells and known and any(isinstance(layer, nn.Linear) for layer in head)):
+    cells = (output_size, output_size) if isinstance(output_size, int) else output_size
+    supported = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Dropout) for layer in head)
+    if not (backbone and cells and supported and any(isinstance(layer, nn.Linear) for layer in head)):
         raise UserError(
-            f"{type(net).__name__} cannot be applied to larger images: it needs a backbone, average pool and linear layers"
+            f"{type(net).__name__} cannot be applied to larger images: it is not a backbone, an average pool and linear layers"
         )
     return nn.Sequential(*backbone), tuple(cells), head  # type: ignore[return-value]
 
 
 def _as_convolution(linear: nn.Linear, window: tuple[int, int], cells: tuple[int, int]) -> nn.Conv2d:
-    """A fully connected layer after an adaptive average pool from `window` to `cells`, as a convolution over windows."""
+    """Converts an adaptive average pool from `window` to `cells` and the linear layer after it to one convolution over windows."""
     with torch.device("meta"):
         convolution = nn.Conv2d(linear.in_features // (cells[0] * cells[1]), linear.out_features, window, bias=True)
     weight = linear.weight.detach().unflatten(1, (-1, *cells))
-    if window != cells:  # not at the size that the net was made for
+    if window != cells:  # not the input size that the network was designed for
         rows, columns = (_pooling(n, m).to(weight) for n, m in zip(window, cells, strict=True))
         weight = torch.einsum("ocij,ip,jq->ocpq", weight, rows, columns)
     convolution.weight = nn.Parameter(weight, requires_grad=False)
@@ -74,5 +73,5 @@ def _as_convolution(linear: nn.Linear, window: tuple[int, int], cells: tuple[int
 
 
 def _pooling(n: int, m: int) -> Tensor:
-    """An adaptive average pool of n values to m as a matrix (m, n)."""
+    """The matrix (m, n) of an adaptive average pool from n values to m."""
     return F.adaptive_avg_pool1d(torch.eye(n), m).T

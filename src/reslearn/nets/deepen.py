@@ -1,6 +1,6 @@
-"""The constructed solution (DRL, introduction): a deeper network from a trained shallower one, with the same function.
+"""The constructed solution (DRL, introduction): deepens a trained network without changing its function.
 
-Layers are added that are the identity, so the deeper net does on every image what the shallow one did, and trains on from there.
+The added layers are identities, so the deeper network computes the same outputs and can be trained from there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,65 +19,65 @@ from reslearn.nets.zoo import spec
 
 Where = Literal["spread", "append"]
 
-SILENT = ("original", "relu-before-addition", "relu-only", "full")  # orders of a residual block whose branch can be zero
-DIRAC = ("original",)  # orders of a plain block that ReLU leaves as it is: its input is not negative
+ZERO_BRANCH_ORDERS = ("original", "relu-before-addition", "relu-only", "full")  # a residual block's branch can be zero
+DIRAC_ORDERS = ("original",)  # a plain block's inputs are not negative, so ReLU keeps them
 
 
 def check_family(shallow: str, deep: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise UserError unless the two networks differ in the number of blocks alone, no stage shrinks, and a block can be added.
+    """Raises UserError unless the networks differ only in the number of blocks, no stage shrinks, and a block can be added.
 
-    options: of `create`, which both have in common.
+    options: of `create`, for both networks.
     """
     a, b = replace(spec(shallow), **(options or {})), replace(spec(deep), **(options or {}))
     if a.build is not None or b.build is not None:
         raise UserError(f"'{shallow if a.build else deep}' is not made of blocks: deepen takes residual and plain networks")
-    named = ("name", "blocks", "published", "source")
-    if differs := [k for k in Spec.__dataclass_fields__ if k not in named and getattr(a, k) != getattr(b, k)]:
+    may_differ = ("name", "blocks", "published", "source")
+    if differs := [k for k in Spec.__dataclass_fields__ if k not in may_differ and getattr(a, k) != getattr(b, k)]:
         raise UserError(f"'{deep}' is not a deeper '{shallow}': it differs in {', '.join(differs)} as well")
     if a.blocks == b.blocks or any(m < n for n, m in zip(a.blocks, b.blocks, strict=True)):
         raise UserError(f"'{deep}' has blocks {b.blocks} and '{shallow}' {a.blocks}: no stage may shrink, and one must grow")
-    possible = a.order in DIRAC if a.plain else a.merge == "residual" and a.order in SILENT
+    possible = a.order in DIRAC_ORDERS if a.plain else a.merge == "residual" and a.order in ZERO_BRANCH_ORDERS
     if not possible:
-        raise UserError(f"no block of '{shallow}' can be the identity (order {a.order}, merge {a.merge}): deepen cannot add to it")
+        raise UserError(f"cannot deepen '{shallow}': no block can be the identity (order {a.order}, merge {a.merge})")
     if a.shortcut == "C":
-        raise UserError(f"the shortcuts C of '{shallow}' are projections in every block, so no block can be the identity")
+        raise UserError(f"cannot deepen '{shallow}': shortcut C has projections in every block, so no block can be the identity")
     if a.last_survival != 1:
-        raise UserError(f"'{shallow}' has stochastic depth, which scales each block by its place: deepen cannot add to it")
+        raise UserError(f"cannot deepen '{shallow}': its stochastic depth scales each block by its position")
 
 
 def places(old: int, new: int, where: Where) -> list[int]:
-    """Where a stage's `old` blocks go among its `new` ones; the first, which changes the shape, stays first."""
+    """Indices of a stage's `old` blocks among its `new` ones; the first, which changes the shape, stays first."""
     if where == "append" or old == 1:
         return list(range(old))
     return [i * new // old for i in range(old)]
 
 
 def deepen(shallow: ResNet, deep: ResNet, where: Where = "spread", images: Iterable[Tensor] = ()) -> None:
-    """Give `deep` the function of `shallow`, in place. Both are in the zoo's family of check_family, with the same options.
+    """Gives `deep` the weights of `shallow` and makes the new blocks identities, in place. Both must pass check_family.
 
-    images: normalized batches (N, C, H, W); plain networks need them, because their new layers are
-    the identity in training only where BN is set to the statistics of what passes through.
+    images: normalized batches (N, C, H, W), for plain networks only: in training, their new layers are the identity only if BN
+    matches the statistics of the data.
     """
     deep.load_state_dict({k: v for k, v in shallow.state_dict().items() if not k.startswith("layer")}, strict=False)
-    fresh: list[Block] = []
+    added: list[Block] = []
     for stage in shallow.stages:
         old, new = list(shallow.get_submodule(stage).children()), list(deep.get_submodule(stage).children())
-        taken = dict(zip(places(len(old), len(new), where), old, strict=True))
+        copied = dict(zip(places(len(old), len(new), where), old, strict=True))
         for i, block in enumerate(new):
             assert isinstance(block, Block)
-            if i in taken:
-                block.load_state_dict(taken[i].state_dict())
+            if i in copied:
+                block.load_state_dict(copied[i].state_dict())
             else:
-                fresh.append(block)
-    for block in fresh:
-        make_silent(block) if block.has_shortcut else make_dirac(block)
-    if not fresh[0].has_shortcut:
-        measure_identities(deep, fresh, images)
+                added.append(block)
+    for block in added:
+        zero_branch(block) if block.has_shortcut else make_dirac(block)
+    if not added[0].has_shortcut:
+        calibrate_identities(deep, added, images)
 
 
 @torch.no_grad()
-def make_silent(block: Block) -> None:
-    """A residual block whose branch is exactly zero, in training too; its other layers keep their initialization."""
+def zero_branch(block: Block) -> None:
+    """Zeroes the last layer of a residual branch, so that its output is exactly 0 in training and evaluation."""
     convolution, bn = block.layers()[-1]
     last = convolution if isinstance(block, FullPreActivation) else bn
     for parameter in last.parameters():
@@ -86,17 +86,17 @@ def make_silent(block: Block) -> None:
 
 @torch.no_grad()
 def make_dirac(block: Block) -> None:
-    """A plain block whose convolutions pass every channel on; BN follows from measure_identities."""
+    """Makes the convolutions of a plain block identities; calibrate_identities does the same for BN."""
     for module in block.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.dirac_(module.weight)
 
 
 @torch.no_grad()
-def measure_identities(net: ResNet, blocks: list[Block], images: Iterable[Tensor]) -> None:
-    """Set each BN of plain Dirac blocks to be the identity: gamma and beta undo what its own statistics do.
+def calibrate_identities(net: ResNet, blocks: list[Block], images: Iterable[Tensor]) -> None:
+    """Makes each BN of plain Dirac blocks the identity: gamma and beta undo the normalization by the statistics of `images`.
 
-    All of them see the input of their block, which is not negative, so that one pass through the unchanged rest measures it.
+    Every BN sees the input of its block, which is not negative, so one pass over the images measures them all.
     """
     sums: dict[Block, tuple[int, Tensor, Tensor]] = {}
 
@@ -107,14 +107,14 @@ def measure_identities(net: ResNet, blocks: list[Block], images: Iterable[Tensor
         n = x.numel() // x.shape[1]
         sums[block] = (count + n, total + x.sum((0, 2, 3)).cpu(), squares + x.square().sum((0, 2, 3)).cpu())
 
-    for block in blocks:  # the identity in evaluation, whatever passes
+    for block in blocks:  # in evaluation mode, the identity for any input
         for module in block.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
                 nn.init.constant_(module.weight, (1 + module.eps) ** 0.5)
     handles = [block.register_forward_pre_hook(collect) for block in blocks]
     training, buffers = net.training, {name: buffer.clone() for name, buffer in net.named_buffers()}
-    net.train()  # what passes in training is what BN will have to undo there
+    net.train()  # measure the activations of training
     for block in blocks:
         block.eval()
     for batch in images:
@@ -124,7 +124,7 @@ def measure_identities(net: ResNet, blocks: list[Block], images: Iterable[Tensor
     for handle in handles:
         handle.remove()
     if not sums:
-        raise UserError("a plain network is deepened with the statistics of real images: give a data set")
+        raise UserError("deepening a plain network requires images to calibrate BN: pass a data set")
     for block, (count, total, squares) in sums.items():
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)

@@ -1,6 +1,6 @@
-"""What can be chosen of a network: each option once, with its values, its source and where it applies.
+"""The options of a network: values, source, and which networks they apply to.
 
-`create`, the zoo's rows, the `net` section of a recipe and the card of a model all take their options from here.
+Used by `create`, the rows of the zoo, the `net` section of a recipe and the card of a model file.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,20 @@ Order = Literal["original", "bn-after-addition", "relu-before-addition", "relu-o
 Merge = Literal["residual", "constant", "exclusive-gate", "shortcut-gate", "dropout"]
 Pool = Literal["padded", "ceil"]
 
-Rule = tuple[Callable[["Spec"], bool], str]  # where an option does not apply to a network with all of its options, and why
+Rule = tuple[Callable[["Spec"], bool], str]  # whether an option is excluded for a network (with all its options), and why
 PLAIN: Rule = (lambda net: net.plain, "it is a plain network: it has no shortcuts")
-STOPS: Rule = (lambda net: net.plain, "it is a plain network: its signal would stop")
+STOPS: Rule = (lambda net: net.plain, "it is a plain network: its output would be constant")
 HIGHWAY: Rule = (lambda net: net.block == "highway", "it is a highway network")
 NO_1X1: Rule = (lambda net: net.block != "bottleneck", "it has no 1x1 layer in its body")
 NO_GATE: Rule = (lambda net: net.plain or net.merge not in ("exclusive-gate", "shortcut-gate"), "its merge has no gate")
-SURVIVES: Rule = (lambda net: net.last_survival == 1, "its blocks always survive: set last_survival below 1")
+SURVIVES: Rule = (lambda net: net.last_survival == 1, "stochastic depth is off: set last_survival below 1")
 NO_POOL: Rule = (lambda net: net.stem != "imagenet", "it has no max pool")
 NO_LAST_BN: Rule = (lambda net: net.order not in ("original", "relu-only"), "its branches do not end in BN")
 
 
 @dataclass(frozen=True)
 class Option:
-    """about: one line, with the source. between: the range of a number."""
+    """about: one-line description with the source. between: range of a number, inclusive."""
 
     about: str
     rules: tuple[Rule, ...]
@@ -45,33 +45,34 @@ class NetOptions:
     """The options of residual, plain and highway networks; the defaults are the paper's."""
 
     shortcut: Annotated[
-        Shortcut, Option("A: zero padding, B: projection where the shape changes, C: projection everywhere (DRL 3.3)", (PLAIN,))
+        Shortcut, Option("A: zero padding, B: projection where the shape changes, C: projection in every block (DRL 3.3)", (PLAIN,))
     ] = "B"
-    stride_in: Annotated[StrideIn, Option("the strided convolution of a bottleneck; 3x3: torchvision's v1.5", (NO_1X1,))] = "1x1"
+    stride_in: Annotated[StrideIn, Option("bottleneck convolution with the stride; 3x3: torchvision's v1.5", (NO_1X1,))] = "1x1"
     order: Annotated[Order, Option("order of convolution, BN, ReLU and addition (IM Figure 4)", (HIGHWAY,))] = "original"
-    merge: Annotated[Merge, Option("how branch and shortcut become one (IM Table 1)", (PLAIN, HIGHWAY))] = "residual"
-    gate_bias: Annotated[float, Option("initial bias of the merge's gate (IM 3.1)", (NO_GATE,), between=(-100, 100))] = -6.0
+    merge: Annotated[Merge, Option("how branch and shortcut are combined (IM Table 1)", (PLAIN, HIGHWAY))] = "residual"
+    gate_bias: Annotated[float, Option("initial bias of the gate (IM 3.1)", (NO_GATE,), between=(-100, 100))] = -6.0
     last_survival: Annotated[
-        float, Option("stochastic depth, falling linearly from 1 to this survival (SD, equation 4)", (PLAIN,), between=(0, 1))
+        float, Option("stochastic depth: survival probability of the last block (SD, equation 4)", (PLAIN,), between=(0, 1))
     ] = 1.0
     per_sample: Annotated[
-        bool, Option("stochastic depth with a gate for each image instead of the mini-batch's, as published", (PLAIN, SURVIVES))
+        bool, Option("stochastic depth: a gate per image instead of one per mini-batch (as published)", (PLAIN, SURVIVES))
     ] = False
-    pool: Annotated[Pool, Option("the stem's; ceil: Caffe's, without padding and with sizes rounded up", (NO_POOL,))] = "padded"
+    pool: Annotated[Pool, Option("max pool of the stem; ceil: no padding, sizes rounded up (Caffe)", (NO_POOL,))] = "padded"
     zero_init_last_gamma: Annotated[
-        bool, Option("every branch starts at zero (Goyal et al., 2017, 5.1)", (STOPS, HIGHWAY, NO_LAST_BN))
+        bool, Option("initialize every branch to zero (Goyal et al., 2017, 5.1)", (STOPS, HIGHWAY, NO_LAST_BN))
     ] = False
 
 
 OPTIONS: dict[str, tuple[Any, Option]] = {field.name: get_args(field.type) for field in fields(NetOptions)}
-"""name -> its type and what is said of it."""
+"""name -> (type, Option)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec(NetOptions):
-    """One network. `classes` and `size` (pixels) are the paper's own; `published` its errors in percent, by what they are of.
+    """A row of the zoo's table. `classes` and `size` (pixels) are the paper's; `published` maps a data set to the error in percent.
 
-    blocks, widths: of each stage. build: makes a baseline, which has no block, stages or options.
+    blocks, widths: number and width of the blocks, per stage. build: builder (classes, channels) of a baseline, which has no
+    blocks or options.
     """
 
     name: str
@@ -87,17 +88,17 @@ class Spec(NetOptions):
 
     @property
     def plain(self) -> bool:
-        """Whether its blocks have no shortcuts."""
+        """Whether the blocks have no shortcuts."""
         return self.block == "plain"
 
     @property
     def depth(self) -> int:
-        """Layers with weights on the longest path, as the papers count them; projections and gates do not count."""
+        """Number of layers with weights on the longest path, without projections and gates, as the papers count them."""
         return 2 + sum(self.blocks) * {"basic": 2, "bottleneck": 3, "plain": 2, "highway": 1}[self.block]
 
 
-def _why_not(net: Spec, option: str) -> str | None:
-    """Why an option does not apply to a network with all of its options, or None."""
+def _why_excluded(net: Spec, option: str) -> str | None:
+    """Why an option does not apply to a network (with all its options), or None."""
     if net.build is not None:
         return "it is a baseline as published"
     return next((why for excluded, why in OPTIONS[option][1].rules if excluded(net)), None)
@@ -105,11 +106,11 @@ def _why_not(net: Spec, option: str) -> str | None:
 
 def applies(net: Spec, option: str) -> bool:
     """Whether an option of create() can be given to this network."""
-    return not _why_not(net, option)
+    return not _why_excluded(net, option)
 
 
 def check_options(net: Spec, options: Mapping[str, Any]) -> Spec:
-    """The network with these options. Raises UserError for an unknown one, a value it cannot take, or one that does not apply."""
+    """Returns the network with these options. Raises UserError for an unknown or inapplicable option or an invalid value."""
     if unknown := next((key for key in options if key not in OPTIONS), None):
         raise UserError(f"no option '{unknown}' of network '{net.name}'{did_you_mean(unknown, OPTIONS)}")
     chosen = replace(net, **options)
@@ -121,6 +122,6 @@ def check_options(net: Spec, options: Mapping[str, Any]) -> Spec:
                 raise UserError(f"{key}={value!r}: must be a number from {low:g} to {high:g}")
         elif value not in (values := get_args(kind) or (False, True)):
             raise UserError(f"{key}={value!r}: must be one of {', '.join(map(repr, values))}")
-        if why := _why_not(chosen, key):
-            raise UserError(f"{key} does not apply to '{net.name}', for {why}; leave it out")
+        if why := _why_excluded(chosen, key):
+            raise UserError(f"{key} does not apply to '{net.name}' ({why}); leave it out")
     return chosen

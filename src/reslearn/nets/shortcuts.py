@@ -7,16 +7,16 @@ from reslearn.nets.options import Shortcut
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution padded so that stride 1 keeps the size; without bias, for batch normalization comes with it."""
+    """A "same"-padded convolution, by default without bias because batch normalization follows."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: the identity where the size halves and the channels grow. No parameters.
+    """Option A: subsamples the input and pads the added channels with zeros. No parameters.
 
-    The paper does not say how to halve or where the zero channels go, and public codes differ; weights of one convention give
-    wrong outputs in another. Plain "A" takes every second pixel and appends the zeros; "average" averages 2x2 pixels instead;
-    "centered" puts half of the zeros on each side.
+    The paper does not say how to subsample or where the zero channels go, and public implementations differ. Weights trained
+    with one convention give wrong outputs with another. Plain "A" takes every second pixel and appends the zeros; `average`
+    averages 2x2 pixels instead; `centered` puts half of the zeros on each side.
     """
 
     def __init__(self, added_channels: int, stride: int, *, average: bool = False, centered: bool = False) -> None:
@@ -34,10 +34,10 @@ class ZeroPadShortcut(nn.Module):
 
 
 def make_shortcut(kind: Shortcut, in_channels: int, out_channels: int, stride: int, *, normalize: bool = True) -> nn.Module | None:
-    """The shortcut of a block; None where it is the identity.
+    """Returns the shortcut module of a block, or None for the identity.
 
-    A...: zero-padded identity. B: projection where the shape changes. C: projection in every block. normalize: with BN
-    behind the projection; pre-activation blocks have none there (IM, appendix).
+    kind: "A" and its variants: zero-padded identity; "B": projection where the shape changes; "C": projection in every block.
+    normalize: whether BN follows the projection; pre-activation blocks have none there (IM, appendix).
     """
     changes = stride != 1 or in_channels != out_channels
     if kind == "C" or (kind == "B" and changes):

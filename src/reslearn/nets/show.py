@@ -1,4 +1,4 @@
-"""The zoo and one network's layers as tables for a terminal, and as what JSON holds."""
+"""Tables of the zoo and of a network's layers, for the terminal and as JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,13 +16,13 @@ from reslearn.nets.cost import Cost, Row, by_stage, cost
 from reslearn.nets.resnet import ResNet
 from reslearn.nets.zoo import TABLE, create, models
 
-MANY = 40  # more rows than this are folded into stages, unless all are asked for
+MAX_ROWS = 40  # longer tables are folded into stages unless --all is given
 
 
 def listing(pattern: str = "*") -> Iterator[dict[str, Any]]:
-    """One dict a network of the table, as it is counted; macs and flops are of one image of its own size.
+    """Yields a dict per network, as each is counted; macs and flops are per image of the network's default size.
 
-    Raises UserError where no name matches.
+    Raises UserError if no name matches.
     """
     names = models(pattern)
     if not names:
@@ -44,17 +44,15 @@ def listing(pattern: str = "*") -> Iterator[dict[str, Any]]:
 
 
 def print_models(pattern: str = "*") -> None:
-    """The zoo, a line a network, as the lines come."""
+    """Prints one line per network, as each is counted."""
     head = f"{'network':<22} {'parameters':>12} {'multiply-adds':>14} {'FLOPs':>9} {'activations':>12}  published error, %"
     for i, row in enumerate(listing(pattern)):
         if i == 0:
             print(head)
-        errors = ", ".join(f"{value:.2f} ({what})" for what, value in row["published_error"].items())
+        errors = ", ".join(f"{value:.2f} ({metric})" for metric, value in row["published_error"].items())
         sizes = f"{_giga(row['macs']):>14} {_giga(row['flops']):>9} {row['activation_bytes'] / 1e6:>9.1f} MB"
         print(f"{row['name']:<22} {row['parameters']:>12,} {sizes}  {errors or '-'}", flush=True)
-    print(
-        "one image of the network's own size; FLOPs = 2 x multiply-adds, which the papers call FLOPs; activations: forward, float32"
-    )
+    print("per image of the default size; FLOPs = 2 x multiply-adds (papers: FLOPs = multiply-adds); activations: forward, float32")
 
 
 def _giga(n: int) -> str:
@@ -62,7 +60,7 @@ def _giga(n: int) -> str:
 
 
 def label(net: nn.Module, name: str) -> str:
-    """A layer's name with the paper's label (DRL Table 1) before it, for networks in the ImageNet shape."""
+    """A layer's name, preceded by the paper's label (DRL Table 1) in ImageNet networks."""
     stage = name.split(".")[0]
     if isinstance(net, ResNet) and isinstance(net.maxpool, nn.MaxPool2d) and stage in net.stages:
         return f"conv{int(stage.removeprefix('layer')) + 1}_x {name}"
@@ -70,7 +68,7 @@ def label(net: nn.Module, name: str) -> str:
 
 
 def notes(net: nn.Module) -> list[str]:
-    """What the lectures say of the bottleneck, with this network's own numbers (DRL Figure 5)."""
+    """Compares the weights of the network's bottleneck with those of a direct 3x3 convolution (DRL Figure 5)."""
     for module in net.modules():
         if isinstance(module, Block) and len(module.layers()) == 3 and module.keeps_shape():
             convolutions = [convolution for convolution, _ in module.layers()]
@@ -78,22 +76,22 @@ def notes(net: nn.Module) -> list[str]:
             channels = convolutions[0].in_channels
             direct = 9 * channels * channels
             return [
-                f"a bottleneck on {channels} channels has {weights:,} weights; one 3x3 convolution of them would have {direct:,}"
+                f"a bottleneck on {channels} channels has {weights:,} weights; one 3x3 convolution on them would have {direct:,}"
             ]
     return []
 
 
 def summarize(net: nn.Module, input: tuple[int, ...]) -> Cost:
-    """`cost`, with a UserError where the network cannot take such an input."""
+    """Returns cost(net, input). Raises UserError if the network does not support the input."""
     try:
         return cost(net, input)
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, input))
-        raise UserError(f"the network cannot take an input of {shape}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the network does not support an input of {shape}: {str(error).splitlines()[0]}") from error
 
 
 def as_json(net: nn.Module, counted: Cost) -> dict[str, Any]:
-    """Everything of a summary."""
+    """A summary as JSON."""
     rows = [asdict(row) | {"label": label(net, row.name)} for row in counted.rows]
     totals = {"parameters": counted.parameters, "macs": counted.macs, "flops": 2 * counted.macs}
     memory = {"values": counted.values, "forward_bytes": 4 * counted.values, "backward_bytes": counted.backward_bytes}
@@ -101,9 +99,9 @@ def as_json(net: nn.Module, counted: Cost) -> dict[str, Any]:
 
 
 def print_summary(net: nn.Module, counted: Cost, every_row: bool = False) -> None:
-    """The layer table: label, output, parameters, multiply-adds, activations, receptive field; totals."""
+    """Prints the layer table, totals and notes."""
     rows: list[Row] = list(counted.rows)
-    folded = len(rows) > MANY and not every_row
+    folded = len(rows) > MAX_ROWS and not every_row
     table = Table(box=SIMPLE, show_footer=True)
     table.add_column("layer", footer="total")
     table.add_column("kind")
@@ -120,11 +118,11 @@ def print_summary(net: nn.Module, counted: Cost, every_row: bool = False) -> Non
         table.add_row(label(net, row.name), row.kind, output, *sizes, str(row.field or "all"))
     console = Console(highlight=False, width=max(Console().width, 110))
     console.print(table)
-    console.print(f"multiply-adds {_giga(counted.macs)} (FLOPs {_giga(2 * counted.macs)}) an image")
-    console.print(f"activations   {4 * counted.values / 1e6:,.1f} MB an image forward (4 bytes a value)")
+    console.print(f"multiply-adds {_giga(counted.macs)} (FLOPs {_giga(2 * counted.macs)}) per image")
+    console.print(f"activations   {4 * counted.values / 1e6:,.1f} MB per image in the forward pass (4 bytes per value)")
     if counted.backward_bytes is not None:
-        console.print(f"              {counted.backward_bytes / 1e6:,.1f} MB an image kept for the backward pass, as measured")
+        console.print(f"              {counted.backward_bytes / 1e6:,.1f} MB per image saved for the backward pass (measured)")
     for note in notes(net):
         console.print(note)
     if folded:
-        console.print(f"{len(rows)} layers, folded into stages; --all shows each")
+        console.print(f"{len(rows)} layers, folded into stages; use --all to show every layer")

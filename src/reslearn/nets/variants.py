@@ -1,7 +1,7 @@
 """Blocks of the follow-up papers: other orders of conv, BN and ReLU, other merges, stochastic depth, and Highway's block.
 
-An order (IM Figure 4) is a class, and what it changes are the steps of a Block. Every order goes with every merge and with both
-bodies, so the convolutions are in `layers()` here rather than written out.
+Each order of IM Figure 4 is a class that overrides the steps of Block. Every order works with every merge and both bodies, so
+the convolutions come from `layers()` instead of being written out.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def make_block(
     first: bool = False,
     survival: float = 1.0,
 ) -> Block:
-    """The block of these options. first: whether the net's stem has just activated its input. survival: see StochasticDepth."""
+    """Returns a new block. first: whether it is the network's first block, whose input is activated by the stem already."""
     if block != "highway" and options.order == "original" and options.merge == "residual" and survival == 1:
         if block == "plain":
             return PlainBlock(in_channels, width, stride)
@@ -50,10 +50,10 @@ def make_block(
 
 
 class Variant(Block):
-    """A block of any order, merge and body; the arguments are those of make_block."""
+    """A block of any order, merge and body. Arguments: see make_block."""
 
     inplace = True  # ReLU
-    normalize_shortcut = True  # BN behind a projection
+    normalize_shortcut = True  # BN after a projection
 
     def __init__(
         self, in_channels: int, width: int, stride: int, block: BlockKind, options: NetOptions, first: bool, survival: float
@@ -61,7 +61,6 @@ class Variant(Block):
         channels = [in_channels, *(width * multiple for _, multiple in BODIES[block])]
         super().__init__(in_channels, channels[-1], stride)
         self.first, self.has_shortcut = first, block != "plain"
-        # Without a 1x1, the stride is in the first convolution.
         strided = 2 if block == "bottleneck" and options.stride_in == "3x3" else 1
         for i, (kernel, _) in enumerate(BODIES[block], start=1):
             self.add_layer(i, channels[i - 1], channels[i], kernel, stride if i == strided else 1)
@@ -74,7 +73,7 @@ class Variant(Block):
         self.stochastic_depth = StochasticDepth(survival, options.per_sample) if survival < 1 else None
 
     def add_layer(self, i: int, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
-        """Add conv<i> and its BN, in the order of the state dict."""
+        """Adds conv<i> and its BN, in the order of the state dict."""
         self.add_module(f"conv{i}", conv(in_channels, out_channels, kernel, stride))
         self.add_module(f"bn{i}", nn.BatchNorm2d(out_channels))
 
@@ -89,14 +88,14 @@ class Variant(Block):
         return self.body(x) if self.stochastic_depth is None else self.stochastic_depth(self.body, x)
 
     def body(self, x: Tensor) -> Tensor:
-        """The branch while it survives."""
+        """The branch without stochastic depth."""
         raise NotImplementedError
 
     def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         return branch + shortcut if self.merge is None else self.merge(branch, shortcut)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """x through conv, BN and ReLU of all layers but the last, and the last convolution."""
+        """Applies the layers of the branch up to the last convolution, without its BN."""
         *layers, (last, _) = self.layers()
         for convolution, bn in layers:
             x = self.bn_relu(bn, convolution(x))
@@ -113,7 +112,7 @@ class Variant(Block):
 
 
 class Original(Variant):
-    """IM Figure 4 (a): DRL's order, with another merge or stochastic depth."""
+    """IM Figure 4 (a): the order of DRL, here combined with another merge or stochastic depth."""
 
     def body(self, x: Tensor) -> Tensor:
         return self.last_bn()(self.hidden(x))
@@ -140,16 +139,16 @@ class ReluBeforeAddition(Variant):
 
 
 class PreActivation(Variant):
-    """An order that activates the input of each convolution instead of the sum.
+    """Base class of the orders that activate the input of each convolution instead of the sum.
 
-    A block that changes the shape activates its input before branch and shortcut part; the net's first block finds it activated
-    by the stem (IM, appendix).
+    A block that changes the shape shares the activated input between branch and shortcut. The first block does not activate
+    its input: the stem has done so (IM, appendix).
     """
 
     normalize_shortcut = False  # IM, appendix
 
     def activate(self, x: Tensor) -> Tensor:
-        """The activation of the block's input."""
+        """Activates the block's input."""
         raise NotImplementedError
 
     def before(self, x: Tensor) -> Tensor:
@@ -159,7 +158,7 @@ class PreActivation(Variant):
         return self.activated(x if self.changes_shape or self.first else self.activate(x))
 
     def activated(self, x: Tensor) -> Tensor:
-        """The rest of the branch."""
+        """The branch for an activated input."""
         raise NotImplementedError
 
 
@@ -195,7 +194,7 @@ class FullPreActivation(PreActivation):
 
 
 class Highway(Variant):
-    """One convolution with bias and ReLU, without BN, behind a gate (Srivastava et al., 2015)."""
+    """A Highway block: one convolution with bias and ReLU, without BN, with a gate (Srivastava et al., 2015)."""
 
     def add_layer(self, i: int, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         self.add_module(f"conv{i}", conv(in_channels, out_channels, kernel, stride, bias=True))
@@ -216,7 +215,7 @@ ORDERS: dict[Order, type[Variant]] = {
 
 
 def make_merge(options: NetOptions, channels: int, gate_kernel: int) -> nn.Module | None:
-    """(branch, shortcut) -> their merge (IM Table 1); None is their sum."""
+    """Returns a module (branch, shortcut) -> merged (IM Table 1), or None for the sum."""
     if options.merge in GATES:
         return GATES[options.merge](channels, gate_kernel, options.gate_bias)
     return {"residual": None, "constant": Halves(), "dropout": ShortcutDropout()}[options.merge]
@@ -230,9 +229,9 @@ class Halves(nn.Module):
 
 
 class ExclusiveGate(nn.Module):
-    """(1 - g) x + g F, where g is the sigmoid of a convolution of x (IM Figure 2c; Highway's as well).
+    """(1 - g) x + g F, where g is the sigmoid of a convolution of x (IM Figure 2c; also Highway's merge).
 
-    bias: of the gate at the start; initialize() sets it.
+    bias: initial bias of the gate's convolution; initialize() applies it.
     """
 
     def __init__(self, channels: int, kernel: int, bias: float) -> None:
@@ -262,9 +261,9 @@ GATES: dict[Merge, type[ExclusiveGate]] = {"exclusive-gate": ExclusiveGate, "sho
 
 
 class StochasticDepth(nn.Module):
-    """Keeps a branch with probability `survival` in training, and scales it by that in evaluation (SD, equations 2 and 5).
+    """Keeps a branch with probability `survival` in training and scales it by `survival` in evaluation (SD, equations 2 and 5).
 
-    per_sample: one gate for each image instead of one for the mini-batch as published.
+    per_sample: sample a gate per image instead of one per mini-batch (as published).
     """
 
     def __init__(self, survival: float, per_sample: bool = False) -> None:
@@ -272,7 +271,7 @@ class StochasticDepth(nn.Module):
         self.survival, self.per_sample = survival, per_sample
 
     def forward(self, body: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """body(x), gated; a single 0 where the branch is dropped, which costs no computation."""
+        """Returns the gated body(x), or a scalar 0, without running body, when the branch of the mini-batch is dropped."""
         if not self.training:
             return self.survival * body(x)
         if self.per_sample:

@@ -1,4 +1,4 @@
-"""The papers' tables as data: a name is a row, and a row is all that create() needs."""
+"""The papers' tables as data: one row per network, from which create() builds it."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ TEN_CROP_5 = "ImageNet top-5, 10-crop"
 CIFAR_10 = "CIFAR-10"
 CIFAR_100 = "CIFAR-100"
 
-# DRL Table 1 (200: IM): depth -> block, and how many there are in conv2_x, conv3_x, conv4_x, conv5_x
+# DRL Table 1 (200: IM): depth -> block, number of blocks in conv2_x, conv3_x, conv4_x, conv5_x
 WIDTHS = (64, 128, 256, 512)
 IMAGENET: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -26,7 +26,7 @@ IMAGENET: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     152: ("bottleneck", (3, 8, 36, 3)),
     200: ("bottleneck", (3, 24, 36, 3)),
 }
-# DRL Tables 2 (18, plain; shortcut A) and 3 (34: B): top-1, and top-5 where it is printed
+# DRL Tables 2 (18, plain; shortcut A) and 3 (34: B): top-1 and, if printed, top-5 error
 IMAGENET_ERRORS: dict[str, tuple[float, ...]] = {
     "resnet18": (27.88,),
     "resnet34": (24.52, 7.46),
@@ -37,7 +37,7 @@ IMAGENET_ERRORS: dict[str, tuple[float, ...]] = {
     "plain34": (28.54, 10.02),
     "vgg16": (28.07, 9.33),
 }
-# DRL Table 6, IM Table 3, SD Table 1, DenseNet Table 2: error on CIFAR-10 and, where printed, CIFAR-100
+# DRL Table 6, IM Table 3, SD Table 1, DenseNet Table 2: error on CIFAR-10 and, if printed, CIFAR-100
 CIFAR_ERRORS: dict[str, tuple[float, ...]] = {
     "resnet20": (8.75,),
     "resnet32": (7.51,),
@@ -60,10 +60,10 @@ CIFAR_ERRORS: dict[str, tuple[float, ...]] = {
 
 
 def _published(name: str) -> dict[str, float]:
-    what = (TEN_CROP, TEN_CROP_5) if name in IMAGENET_ERRORS else (CIFAR_10, CIFAR_100)
+    metrics = (TEN_CROP, TEN_CROP_5) if name in IMAGENET_ERRORS else (CIFAR_10, CIFAR_100)
     if name == "resnet18":  # DRL Table 2 has it with shortcut A only
-        what = (f"{TEN_CROP}, shortcut A",)
-    return dict(zip(what, IMAGENET_ERRORS.get(name, CIFAR_ERRORS.get(name, ())), strict=False))
+        metrics = (f"{TEN_CROP}, shortcut A",)
+    return dict(zip(metrics, IMAGENET_ERRORS.get(name, CIFAR_ERRORS.get(name, ())), strict=False))
 
 
 def _imagenet(name: str, depth: int, source: str = "DRL Table 1", **change: Any) -> Spec:
@@ -73,15 +73,15 @@ def _imagenet(name: str, depth: int, source: str = "DRL Table 1", **change: Any)
 
 
 def _cifar(name: str, blocks: int | tuple[int, int, int], source: str = "DRL 4.2", **change: Any) -> Spec:
-    """Three stages at 32, 16 and 8 px; blocks: of each of them."""
-    of_each = blocks if isinstance(blocks, tuple) else (blocks,) * 3
+    """Three stages at 32, 16 and 8 px. blocks: number of blocks per stage."""
+    counts = blocks if isinstance(blocks, tuple) else (blocks,) * 3
     settings = {"widths": (16, 32, 64), "shortcut": "A", "published": _published(name), **change}
-    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=of_each, **settings)
+    return Spec(name=name, stem="cifar", classes=10, size=32, source=source, blocks=counts, **settings)
 
 
 def _imagenet_rows() -> Iterator[Spec]:
     for depth, (block, _) in IMAGENET.items():
-        if depth == 200:  # of the second paper, whose code strides in the 3x3
+        if depth == 200:  # from IM, whose code has the stride in the 3x3
             yield _imagenet("resnet200", 200, "IM", stride_in="3x3")
             continue
         yield _imagenet(f"resnet{depth}", depth)
@@ -101,7 +101,7 @@ def _cifar_rows() -> Iterator[Spec]:
     yield _cifar("preact-resnet110", 18, "IM", order="full")
     yield from (_cifar(f"preact-resnet{depth}", (depth - 2) // 9, "IM", order="full", **bottleneck) for depth in (164, 1001))
     yield from (_cifar(f"stochastic-resnet{depth}", (depth - 2) // 6, "SD", last_survival=0.5) for depth in (110, 1202))
-    # The paper prints depths and parameters (2.3M, 1.25M), not widths: these are the nearest of three stages.
+    # The paper prints depths and parameters (2.3M, 1.25M) but no widths: these come closest with three stages.
     highway: dict[str, Any] = {"block": "highway", "merge": "exclusive-gate"}
     yield _cifar("highway-19", (5, 6, 6), "Highway", **highway, widths=(32, 64, 128), gate_bias=-2.0)
     yield _cifar("highway-32", 10, "Highway", **highway, widths=(24, 44, 68), gate_bias=-4.0)
@@ -109,18 +109,18 @@ def _cifar_rows() -> Iterator[Spec]:
 
 def _baseline(name: str, module: str) -> Spec:
     def build(classes: int, channels: int) -> nn.Module:
-        from reslearn.nets.baselines import of_torchvision  # torchvision takes a second to import
+        from reslearn.nets.baselines import torchvision_net  # importing torchvision takes a second
 
-        return of_torchvision(module)(classes, channels)
+        return torchvision_net(module, classes, channels)
 
     return Spec(name=name, stem="imagenet", classes=1000, size=224, source="torchvision", published=_published(name), build=build)
 
 
 def _densenet(name: str, depth: int, growth: int, bc: bool) -> Spec:
     def build(classes: int, channels: int) -> nn.Module:
-        from reslearn.nets.baselines import cifar_densenet
+        from reslearn.nets.baselines import CifarDenseNet
 
-        return cifar_densenet(depth, growth, bc)(classes, channels)
+        return CifarDenseNet(depth, growth, bc, classes, channels)
 
     return Spec(name=name, stem="cifar", classes=10, size=32, source="DenseNet", published=_published(name), build=build)
 
@@ -137,15 +137,14 @@ TABLE: dict[str, Spec] = {row.name: row for row in [*_imagenet_rows(), *_cifar_r
 
 
 def models(pattern: str = "*") -> list[str]:
-    """Names of the table's networks that match a shell pattern, in the table's order."""
+    """Names of the networks that match a shell pattern, in the order of the table."""
     return [name for name in TABLE if fnmatchcase(name, pattern)]
 
 
 def spec(name: str) -> Spec:
-    """The row of a network. Besides the table's, `resnetD`, `plainD` and `preact-resnetD` of any depth D = 6n + 2 have the CIFAR
-    shape.
+    """Returns the row of a network: of the table, or `resnetD`, `plainD` or `preact-resnetD` for CIFAR of any depth D = 6n + 2.
 
-    Raises UserError, naming the nearest known names, for any other name.
+    Raises UserError, suggesting the nearest names, for any other name.
     """
     if name in TABLE:
         return TABLE[name]
@@ -157,17 +156,17 @@ def spec(name: str) -> Spec:
 
 
 def create(name: str, classes: int | None = None, channels: int = 3, **options: Any) -> nn.Module:
-    """A freshly initialized network (He initialization; seed it with torch.manual_seed).
+    """Creates a randomly initialized network (He initialization; set the seed with torch.manual_seed).
 
-    name: of the table (see models()), such as "resnet20" or "plain34"; `resnet50` is the paper's, with the stride in the
-    1x1, `resnet50-v1.5` torchvision's. classes: the paper's own number unless given. channels: of the input.
-    options: those of NetOptions, such as shortcut="C"; the network's own unless given.
+    name: network name, see models(), such as "resnet20" or "plain34". `resnet50` is the paper's, with the stride in the 1x1;
+    `resnet50-v1.5` is torchvision's. classes: default: as in the paper. channels: input channels.
+    options: fields of NetOptions, such as shortcut="C"; default: those of the network.
     Raises UserError for an unknown name or option, a value that does not apply, classes < 2 or channels < 1.
     """
     row = check_options(spec(name), options)
     classes = row.classes if classes is None else classes
     if not isinstance(classes, int) or not isinstance(channels, int):
-        raise UserError(f"classes={classes!r}, channels={channels!r}: must be whole numbers")
+        raise UserError(f"classes={classes!r}, channels={channels!r}: must be integers")
     if classes < 2:
         raise UserError(f"classes={classes}: a network needs at least 2 classes")
     if channels < 1:

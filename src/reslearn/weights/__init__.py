@@ -1,4 +1,4 @@
-"""Model files: weights with a card that says all that is needed to use them."""
+"""Model files: weights with a card that holds everything needed to use them."""
 
 from reslearn.weights.store import Card, load, read_card, save
 

@@ -1,4 +1,4 @@
-"""A deeper model file from a trained one, with the proof that its function is the same."""
+"""Deepens a model file and verifies that its outputs stay the same."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from reslearn.nets import create
 from reslearn.nets.deepen import Where, check_family, deepen
 from reslearn.weights.store import Card, load, save
 
-IMAGES, BATCH = 1024, 128  # that measure the identities of a plain net; the first batch is the proof's
+IMAGES, BATCH = 1024, 128  # to calibrate a plain network; the first batch also verifies the result
 
 
 class Deepened(NamedTuple):
-    """path: of the new model. difference: the largest of any logit over `images` images, in evaluation; changed: predictions."""
+    """path: the new model. Over `images` images: difference: the largest of any logit; changed: number of changed predictions."""
 
     path: Path
     difference: float
@@ -26,7 +26,7 @@ class Deepened(NamedTuple):
 
 
 def _batches(card: Card, data: str | Path | None) -> list[Tensor]:
-    """Normalized batches of a data set's training images, or of noise where there is none."""
+    """Normalized batches of a data set's training images, or one batch of noise without a data set."""
     if data is None:
         shape = (BATCH, card.preprocessing.channels, *card.preprocessing.size)
         noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -39,10 +39,10 @@ def _batches(card: Card, data: str | Path | None) -> list[Tensor]:
 
 
 def deepen_model(path: str | Path, net: str, out: str | Path, where: Where = "spread", data: str | Path | None = None) -> Deepened:
-    """Write the model of `net`, deeper than the one at `path`, that does the same (see nets.deepen).
+    """Deepens the model at `path` to the network `net` (see nets.deepen) and writes it to `out`.
 
-    data: whose training images measure the new layers of a plain net, and prove the outcome; residual nets need none.
-    Raises UserError where the networks are of different families, or a plain one is given no data.
+    data: training images to calibrate a plain network and to verify the result; optional for residual networks.
+    Raises UserError if the networks are not of one family, or for a plain network without data.
     """
     model = load(path)
     card: Card = model.card  # type: ignore[assignment]

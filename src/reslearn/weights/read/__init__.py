@@ -1,4 +1,4 @@
-"""Read other programs' weights: `reslearn import`. A format is a module here and, for named tensors, a row of files.FORMATS."""
+"""Import of other libraries' weights: `reslearn import`. Each format is a module; those of state dicts are in files.FORMATS."""
 
 from reslearn.weights.read.imports import import_weights
 

@@ -1,4 +1,4 @@
-"""Files of named tensors. Their format is seen from their first bytes, whatever their names."""
+"""Files of named tensors. The format is detected from the first bytes, not from the file name."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from reslearn.errors import UserError
 from reslearn.weights.read import safetensors_files, torch_files
 from reslearn.weights.read.refused import Refused
 
-# (offset, the bytes there, what loads such a file); the first row that fits counts
+# (offset, bytes at that offset, loader); the first match is used
 FORMATS = (
     (0, b"PK\x03\x04", torch_files.load_zip),
     (2, torch_files.MAGIC, torch_files.load_legacy),
@@ -17,15 +17,15 @@ FORMATS = (
 
 
 def read(path: Path) -> Any:
-    """What a .pth, .pt, .th or .safetensors file holds. Raises UserError."""
+    """Loads the object in a .pth, .pt, .th or .safetensors file. Raises UserError."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
-        for offset, mark, load in FORMATS:
-            if head[offset:].startswith(mark):
+        for offset, signature, load in FORMATS:
+            if head[offset:].startswith(signature):
                 return load(path)
-        raise Refused("is no weights file that reslearn reads: .pth, .pt, .th (PyTorch), .safetensors or .caffemodel")
-    except Refused as why:
-        raise UserError(f"{path} {why}") from why
+        raise Refused("is not a supported weights file: .pth, .pt, .th (PyTorch), .safetensors or .caffemodel")
+    except Refused as error:
+        raise UserError(f"{path} {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

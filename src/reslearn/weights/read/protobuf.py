@@ -1,6 +1,6 @@
-"""Protocol buffers, as far as Caffe's files need them: the binary encoding and the text one.
+"""A minimal protocol-buffers reader for Caffe's files: binary and text encoding.
 
-Nothing is allocated on a file's word: every length is compared with the bytes that are there.
+Every length is checked against the available bytes before memory is allocated.
 """
 
 import re
@@ -8,37 +8,37 @@ from collections.abc import Iterator
 from typing import Any
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-DEPTH = 32  # nested messages of a text; Caffe's have 3
+MAX_DEPTH = 32  # of nested messages in the text format; Caffe's have 3
 
 
 class Malformed(ValueError):
-    """What is wrong with a message, and where (byte offset or line)."""
+    """An invalid message; the text names the problem and its byte offset or line."""
 
 
 def varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """(value, offset behind it) of the number at an offset: 7 bits a byte, the lowest first, at most 10 bytes."""
+    """Decodes the varint at an offset: 7 bits per byte, lowest first, at most 10 bytes. Returns (value, next offset)."""
     value = 0
     for i in range(10):
         if at + i >= end:
-            raise Malformed(f"at byte {at}: a number is cut off")
+            raise Malformed(f"at byte {at}: a varint is truncated")
         byte = data[at + i]
         value |= (byte & 127) << (7 * i)
         if byte < 128:
             return value & (2**64 - 1), at + i + 1
-    raise Malformed(f"at byte {at}: a number of more than 10 bytes")
+    raise Malformed(f"at byte {at}: a varint has more than 10 bytes")
 
 
 def fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, a, b) of each field of the message data[start:end], in order.
+    """Yields (field number, wire type, a, b) for each field of the message data[start:end].
 
-    VARINT: a is the value. Others: data[a:b] is the content. Raises Malformed.
+    VARINT: a is the value. Other types: data[a:b] is the content. Raises Malformed.
     """
     at = start
     while at < end:
         key, after = varint(data, at, end)
         number, wire = key >> 3, key & 7
         if number == 0 or number >= 2**29:
-            raise Malformed(f"at byte {at}: no field has the number {number}")
+            raise Malformed(f"at byte {at}: invalid field number {number}")
         if wire == VARINT:
             value, at = varint(data, after, end)
             yield number, wire, value, at
@@ -50,7 +50,7 @@ def fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, i
         else:
             raise Malformed(f"at byte {at}: unknown wire type {wire}")
         if length > end - after:
-            raise Malformed(f"at byte {at}: field {number} claims {length:,} bytes where {end - after:,} are left")
+            raise Malformed(f"at byte {at}: field {number} claims {length:,} bytes, but {end - after:,} are left")
         at = after + length
         yield number, wire, after, at
 
@@ -59,11 +59,11 @@ TOKEN = re.compile(r"""\s+|\#[^\n]*|(?P<word>[A-Za-z_][\w.]*)|(?P<number>[-+]?(?
     |(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<mark>[{}:;,\[\]<>])""", re.VERBOSE)  # fmt: skip
 
 Message = dict[str, list[Any]]
-"""A message in text form: field name -> its values in order, each a Message or the text that stands there, without quotes."""
+"""A message in text format: field name -> list of values, each a Message or an unquoted string."""
 
 
 def tokens(text: str) -> Iterator[tuple[str, str, int]]:
-    """(kind, token, line) of a text; kinds: word, number, text, mark. Raises Malformed."""
+    """Yields (kind, token, line); kinds: word, number, text, mark. Raises Malformed."""
     at, line = 0, 1
     while at < len(text):
         match = TOKEN.match(text, at)
@@ -76,10 +76,10 @@ def tokens(text: str) -> Iterator[tuple[str, str, int]]:
 
 
 def parse_text(text: str) -> Message:
-    """A message in protobuf's text form (.prototxt). Raises Malformed."""
+    """Parses a message in protobuf's text format (.prototxt). Raises Malformed."""
     top: Message = {}
     stack = [top]
-    name, colon = "", False  # the field whose value is to come
+    name, colon = "", False  # the field whose value comes next
     for kind, token, line in tokens(text):
         if kind == "mark" and token in ";,":
             continue
@@ -90,8 +90,8 @@ def parse_text(text: str) -> Message:
         elif name and token == ":" and not colon:
             colon = True
         elif name and token == "{":
-            if len(stack) > DEPTH:
-                raise Malformed(f"in line {line}: messages within messages, more than {DEPTH} deep")
+            if len(stack) > MAX_DEPTH:
+                raise Malformed(f"in line {line}: messages are nested more than {MAX_DEPTH} deep")
             inner: Message = {}
             stack[-1].setdefault(name, []).append(inner)
             stack.append(inner)
@@ -100,7 +100,7 @@ def parse_text(text: str) -> Message:
             stack[-1].setdefault(name, []).append(token[1:-1] if kind == "text" else token)
             name = ""
         else:
-            raise Malformed(f"in line {line}: '{token}' does not belong there")
+            raise Malformed(f"in line {line}: unexpected '{token}'")
     if name or len(stack) > 1:
         raise Malformed("at the end: a brace or a value is missing")
     return top

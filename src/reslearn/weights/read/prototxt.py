@@ -1,4 +1,4 @@
-"""The layers of the Caffe release of ResNet-50, 101 and 152, and .prototxt files, which describe the same as text."""
+"""The layers of the Caffe release of ResNet-50, 101 and 152, and a reader for .prototxt files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from reslearn.errors import UserError, did_you_mean
 from reslearn.nets import spec
 from reslearn.weights.read.protobuf import Malformed, Message, parse_text
 
-STAGES = ((2, "layer1"), (3, "layer2"), (4, "layer3"), (5, "layer4"))  # Caffe's stage, ours
+STAGES = ((2, "layer1"), (3, "layer2"), (4, "layer3"), (5, "layer4"))  # Caffe's stage, our stage
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a prototxt describes it; None where a property does not apply."""
+    """A layer of a prototxt; properties that do not apply are None."""
 
     name: str
     type: str
@@ -27,22 +27,22 @@ class Layer:
 
 
 def units(net: str) -> Iterator[tuple[str, str, str, int]]:
-    """(Caffe's unit, our convolution, our BN, stride) of each convolution: ("2a_branch2a", "layer1.0.conv1", "layer1.0.bn1", 1)."""
-    for (number, ours), count in zip(STAGES, spec(net).blocks, strict=True):
-        for block in range(count):
-            # In ResNet-101 and 152, blocks of the two long stages are numbered: a, b1, b2, ...
+    """Yields (Caffe unit, our convolution, our BN, stride), e.g. ("2a_branch2a", "layer1.0.conv1", "layer1.0.bn1", 1)."""
+    for (number, stage), count in zip(STAGES, spec(net).blocks, strict=True):
+        for i in range(count):
+            # In ResNet-101 and 152, the blocks of the two long stages are numbered: a, b1, b2, ...
             numbered = net != "resnet50" and number in (3, 4)
-            letter = f"b{block}" if numbered and block else chr(ord("a") + block)
-            stride = 2 if number > 2 and block == 0 else 1
-            at = f"{ours}.{block}"
-            if block == 0:
-                yield f"{number}{letter}_branch1", f"{at}.downsample.0", f"{at}.downsample.1", stride
-            for i, branch in enumerate("abc", 1):
-                yield f"{number}{letter}_branch2{branch}", f"{at}.conv{i}", f"{at}.bn{i}", stride if i == 1 else 1
+            letter = f"b{i}" if numbered and i else chr(ord("a") + i)
+            stride = 2 if number > 2 and i == 0 else 1
+            block = f"{stage}.{i}"
+            if i == 0:
+                yield f"{number}{letter}_branch1", f"{block}.downsample.0", f"{block}.downsample.1", stride
+            for j, branch in enumerate("abc", 1):
+                yield f"{number}{letter}_branch2{branch}", f"{block}.conv{j}", f"{block}.bn{j}", stride if j == 1 else 1
 
 
 def layer_list(net: str) -> list[Layer]:
-    """The layers of our network under Caffe's names, in the order of the release's prototxt, without input and softmax."""
+    """The layers of our network with Caffe's names, in the order of the release's prototxt, without input and softmax."""
     bias = net == "resnet50"
 
     def unit(name: str, stem: str, out: int, kernel: int, stride: int, bias: bool = False) -> list[Layer]:
@@ -68,26 +68,27 @@ def _first(message: Message, *names: str) -> Any:
 
 
 def read_prototxt(path: Path) -> list[Layer]:
-    """The layers of a .prototxt, in order, as far as layer_list describes them. Raises UserError."""
+    """Reads the layers of a .prototxt, in order, with the properties of Layer. Raises UserError."""
     try:
         net = parse_text(path.read_text(encoding="utf-8"))
-        return [_described(layer, i) for i, layer in enumerate(net.get("layer", []) or net.get("layers", []), 1)]
+        return [_parse_layer(layer, i) for i, layer in enumerate(net.get("layer", []) or net.get("layers", []), 1)]
     except (Malformed, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a prototxt: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _described(layer: Any, place: int) -> Layer:
+def _parse_layer(layer: Any, index: int) -> Layer:
+    """index: of the layer, from 1."""
     if not isinstance(layer, dict):
-        raise Malformed(f"layer {place} is no message")
+        raise Malformed(f"layer {index} is not a message")
     name, kind = _first(layer, "name"), _first(layer, "type")
     if not isinstance(name, str) or not isinstance(kind, str):
-        raise Malformed(f"layer {place} has no name or no type")
-    where = {"Convolution": "convolution_param", "Pooling": "pooling_param", "InnerProduct": "inner_product_param"}
-    param = _first(layer, {**where, "Scale": "scale_param"}.get(kind, "")) or {}
+        raise Malformed(f"layer {index} has no name or no type")
+    keys = {"Convolution": "convolution_param", "Pooling": "pooling_param", "InnerProduct": "inner_product_param"}
+    param = _first(layer, {**keys, "Scale": "scale_param"}.get(kind, "")) or {}
     if not isinstance(param, dict):
-        raise Malformed(f"the parameters of layer '{name}' are no message")
+        raise Malformed(f"the parameters of layer '{name}' are not a message")
 
     def number(*names: str, default: int | None = None) -> int | None:
         value = _first(param, *names)
@@ -97,7 +98,7 @@ def _described(layer: Any, place: int) -> Layer:
             raise Malformed(f"{names[0]} of layer '{name}' is {str(value)[:30]!r}, not a number") from error
 
     spatial, linear = kind in ("Convolution", "Pooling"), kind in ("Convolution", "InnerProduct")
-    default_bias = {"Convolution": "true", "InnerProduct": "true", "Scale": "false"}.get(kind)  # Caffe's
+    default_bias = {"Convolution": "true", "InnerProduct": "true", "Scale": "false"}.get(kind)  # in Caffe
     return Layer(
         name,
         kind,
@@ -111,20 +112,18 @@ def _described(layer: Any, place: int) -> Layer:
 
 
 def check_prototxt(path: Path, net: str) -> str:
-    """A sentence that a .prototxt describes our network. Raises UserError naming the first layer that differs."""
-    found = {layer.name: layer for layer in read_prototxt(path)}
+    """Checks that a .prototxt describes our network and returns a note. Raises UserError for the first layer that differs."""
+    theirs = {layer.name: layer for layer in read_prototxt(path)}
     ours = layer_list(net)
     for layer in ours:
-        if layer.name not in found:
-            raise UserError(f"{path} is not {net}: it has no layer '{layer.name}'{did_you_mean(layer.name, found)}")
-        if found[layer.name] != layer:
-            key = next(k for k, v in vars(layer).items() if getattr(found[layer.name], k) != v)
-            theirs = getattr(found[layer.name], key)
-            raise UserError(f"{path} is not {net}: {key} of layer '{layer.name}' is {theirs}, not {getattr(layer, key)}")
-    known = {layer.name for layer in ours}
-    extra = [
-        n for n, layer in found.items() if n not in known and layer.type in ("Convolution", "InnerProduct", "BatchNorm", "Eltwise")
-    ]
-    if extra:
-        raise UserError(f"{path} is not {net}: layer '{extra[0]}' does not belong to it")
-    return f"the {len(ours)} layers of {path.name} are those of {net}"
+        if layer.name not in theirs:
+            raise UserError(f"{path} is not {net}: it has no layer '{layer.name}'{did_you_mean(layer.name, theirs)}")
+        if theirs[layer.name] != layer:
+            key = next(k for k, v in vars(layer).items() if getattr(theirs[layer.name], k) != v)
+            value = getattr(theirs[layer.name], key)
+            raise UserError(f"{path} is not {net}: {key} of layer '{layer.name}' is {value}, not {getattr(layer, key)}")
+    names = {layer.name for layer in ours}
+    kinds = ("Convolution", "InnerProduct", "BatchNorm", "Eltwise")
+    if extra := [layer.name for layer in theirs.values() if layer.name not in names and layer.type in kinds]:
+        raise UserError(f"{path} is not {net}: layer '{extra[0]}' is unexpected")
+    return f"the {len(ours)} layers of {path.name} match {net}"

@@ -1,5 +1,5 @@
-"""The reason not to read a file."""
+"""The exception for files that cannot be read safely."""
 
 
 class Refused(Exception):
-    """Why a file is not read, as the end of a sentence that begins with its path."""
+    """Why a file is not read, as the end of a sentence that starts with its path."""

@@ -1,4 +1,4 @@
-"""Files of safetensors, whose own reader compares all sizes with the file's."""
+"""Safetensors files. The safetensors library checks all sizes against the size of the file."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from reslearn.weights.read.refused import Refused
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file. Raises Refused."""
+    """Loads all tensors of a file. Raises Refused."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"is not a whole safetensors file ({str(error)[:120]})") from error
+        raise Refused(f"is not a complete safetensors file ({str(error)[:120]})") from error

@@ -1,4 +1,4 @@
-"""Write a model file in another program's format: `reslearn export`. A format is a module here and a row of FORMATS."""
+"""Export to the formats of other libraries: `reslearn export`. Each format is a module here and an entry of FORMATS."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from reslearn.weights.store import Card, load
 from reslearn.weights.write import timm, torchvision
 
 FORMATS = {"torchvision": torchvision.write, "timm": timm.write}
-"""Each takes (model, its card, path) and returns the path of what it wrote."""
+"""format -> function (model, card, path) that writes the model and returns the path."""
 
 
 def export(model_path: str | Path, format: str, out: str | Path) -> Path:
-    """Write a model file or a run's model in one of FORMATS. Returns what was written.
+    """Exports a model file or run folder to one of FORMATS and returns the path written.
 
-    Raises UserError for a format that is not known, and for a network that the other program does not have.
+    Raises UserError for an unknown format or a network that the target library does not have.
     """
     if format not in FORMATS:
         raise UserError(f"format '{format}': must be one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")

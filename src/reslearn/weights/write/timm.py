@@ -1,4 +1,4 @@
-"""timm's format: a folder of config.json, model.safetensors and README.md, which timm loads as local-dir:FOLDER."""
+"""timm's format: a folder with config.json, model.safetensors and README.md, loaded by timm as local-dir:FOLDER."""
 
 import json
 import tempfile
@@ -11,31 +11,29 @@ from torch import nn
 from reslearn import __version__
 from reslearn.errors import UserError
 from reslearn.files import write_atomic, write_text, writing
-from reslearn.weights.store import Card
-from reslearn.weights.write.torchvision import tensors_of, torchvision_name
+from reslearn.weights.store import Card, cpu_tensors, megabytes
+from reslearn.weights.write.torchvision import torchvision_name
 
 
 def timm_name(card: Card) -> str:
-    """timm's architecture that makes the same network with the same names. Raises UserError where there is none."""
+    """timm's name for the network, if its tensors have the same names there. Raises UserError otherwise."""
     name = torchvision_name(card)
     if not name.startswith(("resnet", "densenet")):
-        raise UserError(f"timm's {name} has other layers and names: export it for torchvision")
+        raise UserError(f"timm's {name} has other layers and names: use --format torchvision")
     if card.preprocessing.pixel_mean is not None:
-        raise UserError("timm subtracts one mean a channel, and this model has a mean image: export it for torchvision")
+        raise UserError("timm supports per-channel means only, but this model has a mean image: use --format torchvision")
     return name
 
 
-def timm_config(card: Card) -> dict[str, Any]:
-    """config.json as timm reads it from a model's folder."""
+def timm_config(card: Card, features: int) -> dict[str, Any]:
+    """The content of config.json. features: inputs of the head."""
     view, name = card.preprocessing, timm_name(card)
     size = [view.channels, *view.size]
     dense = name.startswith("densenet")
-    features = {"resnet18": 512, "resnet34": 512}
-    features |= {"densenet121": 1024, "densenet161": 2208, "densenet169": 1664, "densenet201": 1920}
     return {
         "architecture": name,
         "num_classes": len(card.classes),
-        "num_features": features.get(name, 2048),
+        "num_features": features,
         "global_pool": "avg",
         "model_args": {"in_chans": view.channels} if view.channels != 3 else {},
         "label_names": list(card.classes),
@@ -59,7 +57,7 @@ def timm_config(card: Card) -> dict[str, Any]:
 
 
 def model_card(card: Card, name: str) -> str:
-    """README.md of a timm folder."""
+    """The content of README.md."""
     view = card.preprocessing
     numbers = "".join(f"- {key}: {value}\n" for key, value in card.metrics.items() if isinstance(value, int | float | str))
     return f"""---
@@ -73,7 +71,7 @@ library_name: timm
 Trained or imported with {card.made_by}, exported with reslearn {__version__} from the network `{card.net}`.
 
 - input: {view.channels}x{view.size[0]}x{view.size[1]}, RGB on [0, 1], mean {list(view.mean)}, std {list(view.std)}
-- images are scaled (bilinear) so that the input is {view.crop_ratio:g} of the shorter side, and the center is taken
+- resize (bilinear) so that the input is {view.crop_ratio:g} of the shorter side, then center crop
 {numbers}
 ```python
 import timm
@@ -85,14 +83,14 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 
 def write(model: nn.Module, card: Card, out: Path) -> Path:
-    """A new folder. Raises UserError for a network that timm does not have under the same names."""
-    config = timm_config(card)
+    """Writes a new folder. Raises UserError for a network that timm does not have with the same tensor names."""
+    tensors = cpu_tensors(model)
+    *_, head, _ = tensors.values()
+    config, size = timm_config(card, head.shape[1]), megabytes(tensors)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists; timm's format is a new folder")
-    tensors = tensors_of(model)
-    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        raise UserError(f"{out} exists; the timm format needs a new folder")
     with writing(out, size), tempfile.TemporaryDirectory(prefix=".timm-", dir=out.parent) as temporary:
-        folder = Path(temporary) / "model"  # whole or not at all
+        folder = Path(temporary) / "model"  # renamed when complete
         folder.mkdir()
         weights = folder / "model.safetensors"
         write_atomic(weights, lambda partial: safetensors.torch.save_file(tensors, partial, {"format": "pt"}), size)
