@@ -84,7 +84,7 @@ def test_pack_works_in_a_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch
     assert open_data("~/packed").packed and (home / "packed/pack.json").is_file()
     with pytest.raises(UserError, match="a packed set"):
         check_fix("~/packed", home / "copy")
-    with pytest.raises(UserError, match="lies among the images"):
+    with pytest.raises(UserError, match="is inside"):
         pack("~/photos", Path("~/photos/packed"))
     monkeypatch.setattr(sys, "argv", ["reslearn", "pack", "~/packed", "--verify"])
     with pytest.raises(SystemExit) as stopped:

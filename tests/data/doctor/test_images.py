@@ -185,7 +185,7 @@ def test_empty_folders_and_unreadable_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no images or class folders"):
         examine_classes(tmp_path)
     (tmp_path / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no images that have a class"):
+    with pytest.raises(UserError, match="contains no images with a class"):
         examine_classes(tmp_path)
     write("train/cat/1.jpg", b"<html>")(tmp_path)
     diagnosis = examine_classes(tmp_path)
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
             os.link(tmp_path / label / "0.png", tmp_path / label / f"{i}.png")
     code = (
         "import resource, sys\nfrom reslearn.data.doctor import examine\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nfound = examine(sys.argv[1])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\ndiagnosis = examine(sys.argv[1])\n"
         "assert [len(f.names) for f in diagnosis.findings if f.kind == 'duplicate'] == [400, 400]\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
