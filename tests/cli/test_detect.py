@@ -243,7 +243,7 @@ def test_a_detector_of_gray_images_and_a_run_folder(tmp_path: Path, data: Path, 
     document["annotations"][0]["bbox"][2] = 0
     data.write_text(json.dumps(document))
     code, _, err = run_cli("detect", "eval", run_folder, data)
-    assert code == 2 and "set.json object 0: no area" in err and "out: --bad-boxes drop)" in err
+    assert code == 2 and "set.json object 0: no area" in err and "out with --bad-boxes drop)" in err
     (run_folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"bad": "drop"}}}))
     code, out, _ = run_cli("detect", "eval", run_folder, data)
     assert code == 0 and "left out or cut: no area 1" in out

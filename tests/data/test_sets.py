@@ -64,15 +64,7 @@ def test_take(resident: bool) -> None:
     files = tuple(Path(str(i)) for i in range(5))
     split = Split(np.arange(5), list("abcde"), pixels if resident else None, None if resident else files)
     mask = np.array([True, False, False, True, False])
-    for indices in (
-        [3, 0],
-        np.array([3, 0]),
-        torch.tensor([3, 0]),
-        [-2, 0],
-        range(3, -1, -3),
-        mask,
-        torch.from_numpy(mask),
-    ):
+    for indices in ([3, 0], np.array([3, 0]), torch.tensor([3, 0]), [-2, 0], range(3, -1, -3), mask, torch.from_numpy(mask)):
         taken = split.take(indices)  # type: ignore[arg-type]
         expected = [0, 3] if len(indices) == 5 else [3, 0]
         assert taken.labels.tolist() == expected and taken.labels.dtype == np.int64
@@ -88,13 +80,7 @@ def test_take(resident: bool) -> None:
 
 def test_fashion_sample() -> None:
     data = open("fashion-sample")
-    assert (data.name, data.channels, data.sizes, data.left_out, data.resident) == (
-        "fashion-sample",
-        1,
-        (28, 28),
-        {},
-        True,
-    )
+    assert (data.name, data.channels, data.sizes, data.left_out, data.resident) == ("fashion-sample", 1, (28, 28), {}, True)
     assert data.classes[0] == "T-shirt/top" and data.classes[9] == "Ankle boot" and len(data.classes) == 10
     for name, per_class in (("train", 600), ("test", 100)):
         split = data.splits[name]
@@ -331,10 +317,7 @@ def test_invalid_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     for name, fragment in (
         ("cifra10", "no data set or folder called 'cifra10'; did you mean 'cifar10'"),
-        (
-            "/no/where",
-            "no data set or folder called '/no/where'; known: cifar10, cifar100, fashion-mnist, fashion-sample",
-        ),
+        ("/no/where", "no data set or folder called '/no/where'; known: cifar10, cifar100, fashion-mnist, fashion-sample"),
         (Path("cifar10"), "no data set or folder called 'cifar10'"),
         ("gone.csv", "no data set or folder called 'gone.csv'"),
         ("notes.txt", "notes.txt: not a data set: must be a folder, a .csv or .jsonl list, or one of fashion-sample"),

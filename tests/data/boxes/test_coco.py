@@ -203,7 +203,7 @@ def test_ambiguous_splits_are_rejected(tmp_path: Path) -> None:
     one = open_boxes(tmp_path)["train"]
     assert len(one.images[0].objects) == 2 and one.images[0].path == tmp_path / "train" / "a.jpg"
     (tmp_path / "train" / "_annotations.coco.json").write_text(text)
-    with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both its train split"):
+    with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both the train split"):
         open_boxes(tmp_path)
 
 

@@ -151,10 +151,7 @@ def copy_as(year: str) -> Callable[[Path], object]:
     ("change", "message"),
     [
         (copy_as("VOC2010"), "VOC2010 and VOC2012 have images in common, .*keep one of them, or open .*VOCdevkit/VOC2012"),
-        (
-            lambda root: shutil.rmtree(root / "VOC2012/ImageSets/Main"),
-            r"VOCdevkit/VOC2012: no image lists in ImageSets/Main",
-        ),
+        (lambda root: shutil.rmtree(root / "VOC2012/ImageSets/Main"), r"VOCdevkit/VOC2012: no image lists in ImageSets/Main"),
         (
             lambda root: shutil.rmtree(root / "VOC2012/Annotations"),
             r"VOC2012/Annotations/2008_000008\.xml: .*there is no such file",

@@ -25,11 +25,7 @@ def draws(indices: list[int], epoch: int = 0) -> Draws:
 def test_boxes_and_masks_turn_with_the_image(turn) -> None:
     image = torch.zeros(3, 20, 30)
     image[:, 2:8, 5:16] = 1
-    target = {
-        "boxes": torch.tensor([[5.0, 2.0, 16.0, 8.0]]),
-        "labels": torch.tensor([1]),
-        "masks": image[:1].to(torch.uint8),
-    }
+    target = {"boxes": torch.tensor([[5.0, 2.0, 16.0, 8.0]]), "labels": torch.tensor([1]), "masks": image[:1].to(torch.uint8)}
     turned, turned_target = turn(image, target)
     x1, y1, x2, y2 = turned_target["boxes"][0].int().tolist()
     assert turned[:, y1:y2, x1:x2].min() == 1 and turned.sum() == image.sum()

@@ -97,10 +97,7 @@ GOOD = {
     "bilevel.png": (saved(Image.fromarray(RAMP > 128)), (RAMP > 128) * 255),
     "bilevel.pbm": (saved(Image.fromarray(RAMP > 128)), (RAMP > 128) * 255),
     "gray-2-bit.png": (raw(png(2, 0, [bytes([0b00011011])], 4)), np.array([[0, 85, 170, 255]])),
-    "gray-alpha.png": (
-        saved(Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(ALPHA)])),
-        over_white(RAMP, ALPHA),
-    ),
+    "gray-alpha.png": (saved(Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(ALPHA)])), over_white(RAMP, ALPHA)),
     "gray-key.png": (raw(png(8, 0, [bytes([0, 51, 102])], 3, (b"tRNS", b"\0\x33"))), np.array([[0, 255, 102]])),
     "bilevel-key.png": (raw(png(1, 0, [bytes([0b01000000])], 2, (b"tRNS", b"\0\0"))), np.array([[255, 255]])),
     "gray-4-bit-key.png": (raw(png(4, 0, [bytes([0x01, 0x20])], 3, (b"tRNS", b"\0\1"))), np.array([[0, 255, 34]])),
@@ -130,15 +127,9 @@ GOOD = {
         raw(png(8, 2, [COLORS[1].tobytes()], 3, (b"tRNS", struct.pack(">3H", 10, 20, 30)))),
         np.array([[[255, 255, 255], [200, 100, 50], [255, 255, 255]]]),
     ),
-    "rgb-48-bit.png": (
-        raw(png(16, 2, [(COLORS[1].astype(np.uint16) * 257).astype(">u2").tobytes()], 3)),
-        COLORS[1:],
-    ),
+    "rgb-48-bit.png": (raw(png(16, 2, [(COLORS[1].astype(np.uint16) * 257).astype(">u2").tobytes()], 3)), COLORS[1:]),
     "rgba.png": (saved(Image.fromarray(np.dstack([COLORS, ALPHA]))), over_white(COLORS, ALPHA)),
-    "rgba.webp": (
-        saved(Image.fromarray(np.dstack([COLORS, ALPHA])), lossless=True, exact=True),
-        over_white(COLORS, ALPHA),
-    ),
+    "rgba.webp": (saved(Image.fromarray(np.dstack([COLORS, ALPHA])), lossless=True, exact=True), over_white(COLORS, ALPHA)),
     "cmyk.jpg": (cmyk(), np.full((16, 16, 3), [200, 128, 128])),
     "ycck.jpg": (cmyk(flip_to_ycck=True), np.full((16, 16, 3), 55)),  # Y = 200, so R = G = B = 200, inverted
     "cmyk.tif": (saved(Image.new("CMYK", (2, 2), (255, 0, 51, 51))), np.full((2, 2, 3), [0, 204, 163])),
@@ -348,11 +339,7 @@ def _seeds() -> list[bytes]:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.sampled_from(_seeds()),
-    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
-    st.integers(0, 99),
-)
+@given(st.sampled_from(_seeds()), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4), st.integers(0, 99))
 def test_damaged_bytes_give_pixels_or_a_user_error(tmp_path: Path, seed: bytes, changes: list[tuple[int, int]], lost: int) -> None:
     data = bytearray(seed)
     for place, value in changes:

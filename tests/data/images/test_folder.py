@@ -40,14 +40,7 @@ def test_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "split"),
-    [
-        ("train", "train"),
-        ("Training", "train"),
-        ("val", "val"),
-        ("VALID", "val"),
-        ("validation", "val"),
-        ("test", "test"),
-    ]
+    [("train", "train"), ("Training", "train"), ("val", "val"), ("VALID", "val"), ("validation", "val"), ("test", "test")]
     + [("Testing", "test")],
 )
 def test_split_folder_names(folder: str, split: str, tmp_path: Path) -> None:

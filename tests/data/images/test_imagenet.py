@@ -211,10 +211,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no class": (write_list("val.csv", f"{VAL[0]}.JPEG,"), "val.csv line 1: no class"),
     "no class in a later line": (write_list("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[1]}.JPEG"), "val.csv line 2: no class"),
     "an image without a number": (
-        lambda root: (
-            fill(root, "val/extra.JPEG"),
-            lines(root, "imagenet_2012_validation_synset_labels.txt", *TRUTH, TENCH),
-        )[1],
+        lambda root: (fill(root, "val/extra.JPEG"), lines(root, "imagenet_2012_validation_synset_labels.txt", *TRUTH, TENCH))[1],
         "no class for extra.JPEG: the 7 lines are for ILSVRC2012_val_00000001",
     ),
     "nothing in it": (write_list("val.csv", ""), "val.csv: empty"),

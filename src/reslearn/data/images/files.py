@@ -241,7 +241,7 @@ def _opened(path: Path | PackedImage) -> Iterator[ImageFile.ImageFile]:
         except UnidentifiedImageError:
             supported = ", ".join(_FORMATS)
             kind = "damaged" if looks_like_an_image(head) else "not an image"
-            raise BadImage(kind, f"{path}: not a supported image ({supported}): it starts with {head!r}") from None
+            raise BadImage(kind, f"{path}: not an image in a supported format ({supported}): it starts with {head!r}") from None
         except Exception as why:  # Pillow's decoders can raise anything on damaged data
             kind = "truncated" if "truncated" in str(why).lower() else "damaged"
             raise BadImage(kind, f"{path}: cannot be decoded (damaged or truncated): {why or type(why).__name__}") from None
