@@ -51,7 +51,7 @@ CLASS_KINDS = {
     "imbalance": Kind(True, f"the largest class has at least {IMBALANCE} times the images of the smallest: see loss.class_weights"),
     "colliding classes": Kind(True, "class names that differ only in case, spaces or the form of accents"),
     "colliding names": Kind(True, "file names that are identical on Windows and macOS", "renamed in a copy"),
-    "odd name": Kind(True, "names with control characters or with leading or trailing spaces, which lists do not keep"),
+    "odd name": Kind(True, "names with unprintable characters, or with leading or trailing spaces that a list would lose"),
     "name not UTF-8": Kind(True, "names that a list cannot contain", OUT),
     "outside a class folder": Kind(True, "images without a class, not used", OUT),
     "hidden image": Kind(True, "images with hidden names, not used", OUT),
@@ -142,5 +142,5 @@ class Finding:
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Returns the findings in the order of KINDS, then by names and index."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
+    order = {kind: i for i, kind in enumerate(KINDS)}
     return tuple(sorted(findings, key=lambda f: (order[f.kind], f.names, -1 if f.index is None else f.index)))

@@ -87,16 +87,16 @@ class SampleOrder:
 
     def __init__(self, seed: int, images: int, batch: int) -> None:
         self.seed, self.images, self.batch = seed, images, batch
-        self._known: dict[int, Tensor] = {}
+        self._orders: dict[int, Tensor] = {}
 
     def _epoch(self, epoch: int) -> Tensor:
-        known = self._known.get(epoch)
-        if known is None:
-            known = permutation(self.seed, epoch, self.images)
+        order = self._orders.get(epoch)
+        if order is None:
+            order = permutation(self.seed, epoch, self.images)
             # Keeps two epochs for batches that straddle them.
-            recent = {k: v for k, v in self._known.copy().items() if epoch - k < 2}
-            self._known = {**recent, epoch: known}
-        return known
+            recent = {k: v for k, v in self._orders.copy().items() if epoch - k < 2}
+            self._orders = {**recent, epoch: order}
+        return order
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """(epochs, indices) of batch `step` (from 0), both int64 (batch,)."""

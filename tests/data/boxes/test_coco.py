@@ -28,10 +28,10 @@ def test_boxes_masks_and_ids_with_gaps(tmp_path: Path) -> None:
             annotation(5, image=2, segmentation=[]),
         ],
     )
-    one = open_boxes(file)["all"]
-    assert one.classes == ("cat", "dog") and one.category_ids == (3, 7)
-    assert [(image.name, image.id, len(image.objects)) for image in one.images] == [("a.jpg", 1, 0), ("b.jpg", 2, 3)]
-    objects = one.images[1].objects
+    split = open_boxes(file)["all"]
+    assert split.classes == ("cat", "dog") and split.category_ids == (3, 7)
+    assert [(image.name, image.id, len(image.objects)) for image in split.images] == [("a.jpg", 1, 0), ("b.jpg", 2, 3)]
+    objects = split.images[1].objects
     assert objects.boxes.tolist() == [[1.5, 2, 4.5, 6], [5, 6, 12, 14], [5, 6, 12, 14]]
     assert objects.labels.tolist() == [2, 1, 1] and objects.ids.tolist() == [9, 4, 5]
     assert objects.areas.tolist() == [7.5, 56, 56] and objects.crowd.tolist() == [False, True, False]
@@ -167,7 +167,7 @@ def test_layouts_and_common_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "_annotations.coco.json").rename(tmp_path / "annotations" / f"instances_{split}2017.json")
         (tmp_path / split).rename(tmp_path / f"{split}2017")
-    assert [one.images[0].path.parent.name for one in open_boxes(tmp_path).values()] == ["train2017", "val2017"]
+    assert [split.images[0].path.parent.name for split in open_boxes(tmp_path).values()] == ["train2017", "val2017"]
     val = tmp_path / "annotations" / "instances_val2017.json"
     document = json.loads(val.read_text().replace('"dog"', '"dgo"'))
     val.write_text(json.dumps(document))
@@ -193,29 +193,29 @@ def test_ambiguous_splits_are_rejected(tmp_path: Path) -> None:
             read(tmp_path)
     assert list(open_boxes(tmp_path, only=["val"])) == ["val"]
     for name, n in (("train2014", 1), ("train2017", 2)):
-        one = open_boxes(tmp_path / "annotations" / f"instances_{name}.json")["all"]
-        assert one.images[0].path == tmp_path / name / "a.jpg" and len(one.images[0].objects) == n
+        (image, _) = open_boxes(tmp_path / "annotations" / f"instances_{name}.json")["all"].images
+        assert image.path == tmp_path / name / "a.jpg" and len(image.objects) == n
     # A file with the plain name takes precedence.
     photo(tmp_path / "train" / "a.jpg")
     photo(tmp_path / "train" / "b.jpg")
     text = (tmp_path / "annotations" / "instances_train2017.json").read_text()
     (tmp_path / "annotations" / "instances_train.json").write_text(text)
-    one = open_boxes(tmp_path)["train"]
-    assert len(one.images[0].objects) == 2 and one.images[0].path == tmp_path / "train" / "a.jpg"
+    split = open_boxes(tmp_path)["train"]
+    assert len(split.images[0].objects) == 2 and split.images[0].path == tmp_path / "train" / "a.jpg"
     (tmp_path / "train" / "_annotations.coco.json").write_text(text)
     with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both the train split"):
         open_boxes(tmp_path)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_masks_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientation: int) -> None:
+def test_masks_rotate_with_the_pixels(tmp_path: Path, orientation: int) -> None:
     box = [[10, 5, 50, 5, 50, 20, 10, 20]]
     file = coco(tmp_path, [annotation(bbox=(10, 5, 40, 15), segmentation=box)])
     photo(tmp_path / "a.jpg", SIZE, orientation)
-    one = open_boxes(file)["all"]
-    image = one.images[0]
+    split = open_boxes(file)["all"]
+    image = split.images[0]
     (segmentation,) = image.objects.segmentations or ()
-    assert isinstance(segmentation, tuple) and (image.height, image.width) == SIZE[::-1] and one.faults() == {"orientation": 1}
+    assert isinstance(segmentation, tuple) and (image.height, image.width) == SIZE[::-1] and split.faults() == {"orientation": 1}
     assert [*segmentation[0].min(0), *segmentation[0].max(0)] == image.objects.boxes[0].tolist()
 
 
@@ -231,11 +231,11 @@ KEYS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentatio
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), ANY), max_size=4))
 def test_every_annotation_is_kept_or_reported(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
     bad = [annotation(10 + i, bbox=(i, 2, 5, 5)) | {key: value} for i, (key, value) in enumerate(changes)]
-    one = open_boxes(coco(tmp_path, [annotation(), *bad]), bad="drop")["all"]
-    kept = {i for image in one.images for i in image.objects.ids.tolist()}
-    cut = sum(finding.kind == "sticks out" for finding in one.findings)
-    assert len(kept) == sum(len(image.objects) for image in one.images) == len(bad) + 1 - len(one.findings) + cut
-    for image in one.images:
+    split = open_boxes(coco(tmp_path, [annotation(), *bad]), bad="drop")["all"]
+    kept = {i for image in split.images for i in image.objects.ids.tolist()}
+    clipped = sum(finding.kind == "sticks out" for finding in split.findings)
+    assert len(kept) == sum(len(image.objects) for image in split.images) == len(bad) + 1 - len(split.findings) + clipped
+    for image in split.images:
         assert np.isfinite(image.objects.boxes).all() and np.isfinite(image.objects.areas).all()
         assert (image.objects.boxes[:, 2:] > image.objects.boxes[:, :2]).all()
         for segmentation in image.objects.segmentations or ():

@@ -64,7 +64,7 @@ def test_a_split_contains_all_years(tmp_path: Path) -> None:
     assert holds_boxes(root) and split_names(root) == ["train", "val", "test"]
     sets = open_boxes(root)
     assert {name: len(one) for name, one in sets.items()} == {"train": 4, "val": 2, "test": 2}
-    assert all(one.classes == ("cat", "dog", "train") and one.findings == () for one in sets.values())
+    assert all(split.classes == ("cat", "dog", "train") and split.findings == () for split in sets.values())
     assert names(root, "train") == ["VOC2007/000005", "VOC2007/1", "VOC2012/2008_000008", "VOC2012/1"]
     assert sorted(names(root, "trainval")) == sorted(names(root, "train") + names(root, "val"))
     assert sets["test"].name == "VOCdevkit/test" and names(root, "test") == ["VOC2007/000001", "VOC2007/2"]

@@ -158,15 +158,15 @@ def test_a_packed_set(photos: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)  # of another size, so that images stay files
     Image.fromarray(pixels).save(photos / "train" / "dog" / "larger.jpg")
     before, out = examine_classes(photos), tmp_path / "packed"
-    made = pack(photos, out, PackFormat(None))
+    written = pack(photos, out, PackFormat(None))
     diagnosis = examine_classes(out)
     assert kinds(diagnosis) == kinds(before) == {k: {"train/cat/again.png", "val/dog/0.jpg"} for k in ("leak", "contradiction")}
     assert (diagnosis.name, diagnosis.per_class, diagnosis.pixels) == (before.name, before.per_class, before.pixels)
     assert diagnosis.entries == ()
     content = bytearray((out / "shard-00000.bin").read_bytes())
-    content[int(made.index["offset"][3]) + 100] ^= 1
+    content[int(written.index["offset"][3]) + 100] ^= 1
     (out / "shard-00000.bin").write_bytes(content)
-    assert kinds(examine_classes(out)) == kinds(before) | {"damaged": {made.names[3]}}
+    assert kinds(examine_classes(out)) == kinds(before) | {"damaged": {written.names[3]}}
     with pytest.raises(UserError, match="a packed set: fix the original images"):
         check_source(out)
     assert not check_source(photos)

@@ -78,8 +78,7 @@ def check_objects(
             findings.add(kind, file, text, item.index)
             continue
         if (excess := np.abs(clipped - box).max()) > _ROUNDING:
-            text = f"box {numbers} exceeds the {width} x {height} image by {excess:g} px: clipped"
-            findings.add("sticks out", file, text, item.index)
+            findings.add("sticks out", file, f"box {numbers} exceeds the {width} x {height} image by {excess:g} px", item.index)
         item.box = clipped.tolist()
         valid.append(item)
     boxes = np.array([item.box for item in valid], np.float64).reshape(-1, 4)

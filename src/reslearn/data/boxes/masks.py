@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from reslearn.data.images.files import upright
+
 
 @dataclass(frozen=True, eq=False)
 class Runs:
@@ -174,10 +176,7 @@ def extent(segmentation: Segmentation) -> np.ndarray:
 def turn(segmentation: Segmentation, orientation: int, height: int, width: int) -> Segmentation:
     """Rotates the segmentation of a stored image of this height and width upright. orientation: EXIF's, 1 to 8."""
     if isinstance(segmentation, Runs):
-        mask = draw(segmentation, height, width)
-        mask = mask.T if orientation >= 5 else mask
-        mask = mask[:, ::-1] if orientation in (2, 3, 6, 7) else mask
-        return runs_of(mask[::-1] if orientation in (3, 4, 7, 8) else mask)
+        return runs_of(upright(draw(segmentation, height, width), orientation))
     return tuple(turn_points(polygon, orientation, height, width) for polygon in segmentation)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from reslearn.data.boxes.box_set import Bad, BoxSet
 from reslearn.data.boxes.checks import Findings
 from reslearn.data.boxes.coco import read_coco, read_document
-from reslearn.data.boxes.voc import list_file, lists, note_left_out, read_voc, splits, unannotated, years
+from reslearn.data.boxes.voc import list_file, lists, read_voc, splits, unannotated, years
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.folder import SPLITS
 from reslearn.errors import UserError, did_you_mean
@@ -52,7 +52,8 @@ def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequ
     for name, (kind, file, images) in sources(path, only).items():
         findings = Findings()
         if kind == "voc" and not sets:
-            note_left_out(root, findings)
+            for list_path, n in unannotated(root).items():
+                findings.add("not annotated", list_path, f"none of its {n:,} images has a file in Annotations: left out")
         for other in _ignored_files(file, name):
             findings.add("file aside", other.name, f"not read: {file.name} is the {name} split")
         split = read_voc(root, name, findings, classes) if kind == "voc" else read_coco(file, images, findings, classes)

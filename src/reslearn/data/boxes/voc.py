@@ -75,12 +75,6 @@ def unannotated(root: Path) -> dict[str, int]:
     return counts
 
 
-def note_left_out(root: Path, findings: Findings) -> None:
-    """Adds a note for each list of `unannotated`."""
-    for file, n in unannotated(root).items():
-        findings.add("not annotated", file, f"none of its {n:,} images has a file in Annotations: left out")
-
-
 def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
     """{file name without suffix: [(image, line), ...]} of every list in ImageSets/Main. The lines of a list by class (cat_train)
     have a second column: whether the image contains the class."""

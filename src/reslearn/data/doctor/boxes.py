@@ -1,6 +1,5 @@
 """Examines sets with boxes: annotations, images and anchor recall."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +36,7 @@ def examine_boxes(
     sets = survey(root)
     base = root if root.is_dir() else root.parent
     entries = [Entry(image.path, _name(image.path, base), split, "") for split, boxes in sets.items() for image in boxes.images]
-    inspections, colors = inspect_all(
-        entries, lambda i: inspect_file(entries[i].file), progress, workers or max(os.cpu_count() or 1, 2)
-    )
+    inspections, colors = inspect_all(entries, lambda i: inspect_file(entries[i].file), progress, workers)
     gray = all(item.facts.gray for item in inspections if item.facts)
     findings = [finding for boxes in sets.values() for finding in boxes.findings]
     # Detectors take whole images, so elongated ones are not a problem.

@@ -1,6 +1,5 @@
 """Examines class folders, lists, packed sets and named data sets."""
 
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -36,7 +35,7 @@ def examine_classes(data: str | Path, progress: Progress = silent, workers: int 
         entries, titles = listing.entries, dict(zip(listing.labels, listing.classes, strict=True))
         inspect = lambda i: inspect_file(entries[i].file)  # noqa: E731
         findings += _left_out(listing.left_out_files, user_path(data))
-    inspections, colors = inspect_all(entries, inspect, progress, workers or max(os.cpu_count() or 1, 2))
+    inspections, colors = inspect_all(entries, inspect, progress, workers)
     gray = opened.channels == 1 if isinstance(opened, DataSet) else all(item.facts.gray for item in inspections if item.facts)
     per_class = _per_class(entries, titles)
     findings += [*image_findings(entries, inspections, gray), *_name_findings(entries), *_balance_findings(per_class)]
@@ -81,8 +80,10 @@ def _name_findings(entries: Sequence[Entry]) -> Iterator[Finding]:
         files[entry.split, folder, folded(name)].add(entry.name)
         if not is_text(entry.name):
             yield Finding("name not UTF-8", (entry.name,), "not valid UTF-8")
-        elif not entry.name.isprintable() or any(piece != piece.strip() for piece in entry.name.split("/")):
-            yield Finding("odd name", (entry.name,), repr(entry.name))
+        elif not entry.name.isprintable():
+            yield Finding("odd name", (entry.name,), "unprintable character")
+        elif any(piece != piece.strip() for piece in entry.name.split("/")):
+            yield Finding("odd name", (entry.name,), "leading or trailing space")
     for labels in classes.values():
         if len(labels) > 1:
             yield Finding("colliding classes", tuple(sorted(labels)), "perhaps one class")

@@ -1,5 +1,6 @@
 """Inspects all images of a set on threads, and derives findings, duplicates and statistics."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,10 @@ KEEP_ORDER = ("test", "val", "train", "all")  # of duplicates in several splits,
 
 
 def inspect_all(
-    entries: Sequence[Entry], inspect: Callable[[int], Inspection], progress: Progress, workers: int
+    entries: Sequence[Entry], inspect: Callable[[int], Inspection], progress: Progress, workers: int | None
 ) -> tuple[list[Inspection], np.ndarray]:
-    """Inspects each image once. Returns the inspections and float64 (13,): the number of training images and the sums of their
-    Inspection.colors."""
+    """Inspects each image once, on `workers` threads (default: one per CPU). Returns the inspections and float64 (13,): the number
+    of training images and the sums of their Inspection.colors."""
     inspections: list[Inspection] = []
     total = np.zeros(13)
     facts: dict[object, object] = {}  # shares equal Facts objects to save memory
@@ -30,7 +31,7 @@ def inspect_all(
     def chunk(start: int) -> list[Inspection]:
         return [inspect(i) for i in range(start, min(start + _CHUNK, len(entries)))]
 
-    for results in ahead(chunk, range(0, len(entries), _CHUNK), workers):
+    for results in ahead(chunk, range(0, len(entries), _CHUNK), workers or max(os.cpu_count() or 1, 2)):
         for item in results:
             if item.colors is not None and entries[len(inspections)].split in ("train", "all"):
                 total += [1, *item.colors]

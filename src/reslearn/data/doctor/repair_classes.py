@@ -76,8 +76,8 @@ def _free_name(folder: Path, file: Path, suffix: str, taken: set[str]) -> str:
     """The file's name with this suffix, numbered if it collides in `taken` on a case-insensitive disk. Adds it to `taken`."""
     stem = file.name.removesuffix(file.suffix)
     name, number = stem + suffix, 1
-    while (place := folded(f"{folder}/{name}")) in taken:
+    while (key := folded(f"{folder}/{name}")) in taken:
         number += 1
         name = f"{stem}-{number}{suffix}"
-    taken.add(place)
+    taken.add(key)
     return name

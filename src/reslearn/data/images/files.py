@@ -175,14 +175,16 @@ def _pixels(image: ImageFile.ImageFile, channels: int) -> np.ndarray:
     elif image.mode == "LAB":  # Pillow cannot convert LAB to gray directly
         flat = image.convert("RGB")
     pixels = np.array(flat.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
-    # EXIF 2.3, tag Orientation: 5 to 8 swap rows and columns before mirroring.
-    if orientation >= 5:
+    return np.ascontiguousarray(upright(pixels, orientation))
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation, 1 to 8, of an image or mask (H, W, ...). Returns a view."""
+    if orientation >= 5:  # EXIF 2.3, tag Orientation: 5 to 8 swap rows and columns before mirroring
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
