@@ -170,11 +170,11 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "a class folder without images": (train_on(lambda d: (draw_images(d), put(d / "c" / "notes.txt"))), "data/c"),
     "flat validation images without a list": (
         train_on(lambda d: (draw_images(d / "train"), put(d / "val" / "1.png", png(9, 9)))),
-        "ImageNet's own validation images need a list beside them: val.csv",
+        "ImageNet's flat validation images need a list of labels beside them: val.csv",
     ),
     "a flat validation image that its list does not name": (
         train_on(lambda d: (draw_images(d / "train"), put(d / "val" / "1.png", png(9, 9)), put(d / "val.csv", "2.png,a\n"))),
-        "val.csv: says nothing of 1.png",
+        "val.csv: no class for 1.png",
     ),
     "only a test folder": (train_on(lambda d: draw_images(d / "test").parent), "has no training images"),
     "an empty image": (with_file("a/x.png", b""), "x.png"),

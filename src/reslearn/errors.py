@@ -1,4 +1,4 @@
-"""The one kind of error that is a user's to mend: a single line that says what, where, and what to do."""
+"""Errors that users can fix: one line that says what is wrong, where, and what to do."""
 
 import shlex
 import signal
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. Its text is one line; the command line prints it and exits with 2.
+    """Invalid user input. The message is one line; the command line prints it and exits with code 2.
 
-    shared: where several processes train, all of them have it, and only the first says so.
+    shared: whether all ranks raise it, so that only the first one prints it.
     """
 
     shared = False
@@ -21,19 +21,19 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A training whose loss or gradient is no longer a finite number."""
+    """The loss or gradient is not finite."""
 
     shared = True
 
 
 class Lost(UserError):
-    """Other processes of the same training are gone, or do not answer. What was shared with them cannot be put away in order."""
+    """Other ranks have exited or do not respond, so resources shared with them cannot be released cleanly."""
 
 
 class Interrupted(Exception):
-    """A signal asked for the end; what was under way has been saved.
+    """A signal stopped the process; its state has been saved.
 
-    number: the signal's. folder: the run's. again: the command that goes on, where it is not train --resume.
+    number: the signal's. folder: the run's. again: the command that resumes, by default `reslearn train --resume FOLDER`.
     """
 
     def __init__(self, number: int, folder: Path | None = None, again: str | None = None) -> None:
@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'resnet20'?"` for the nearest of the known names, or their list where none is near.
+    """Returns `"; did you mean 'resnet20'?"` with the closest known names, or the list of all if none is close.
 
     >>> did_you_mean("resnt20", ["resnet20", "plain20"])
     "; did you mean 'resnet20'?"
@@ -54,31 +54,30 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = sorted({str(name) for name in known})
     section, _, last = word.rpartition(".")
-    own = [name for name in names if section and name.rpartition(".")[0] == section]
-    near = [f"{section}.{name}" for name in _nearest(last, [name.rpartition(".")[2] for name in own])]
-    if not near and (own or not section):  # a key without its section, or in another's
-        near = [name for name in names if name.endswith(f".{last}")]
-    near = near or _nearest(word, names)
-    if not near and not section:
-        ends = _nearest(word, list({name.rpartition(".")[2] for name in names}))
-        near = [name for name in names if name.rpartition(".")[2] in ends]
-    near = near or [name for name in names if word and name.startswith(word)][:3]
-    if near:
-        return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
-    shown = names[:24]
-    return "; known: " + ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+    siblings = [name for name in names if section and name.rpartition(".")[0] == section]
+    close = [f"{section}.{name}" for name in _closest(last, [name.rpartition(".")[2] for name in siblings])]
+    if not close and (siblings or not section):  # the key without its section, or in the wrong one
+        close = [name for name in names if name.endswith(f".{last}")]
+    close = close or _closest(word, names)
+    if not close and not section:
+        keys = _closest(word, list({name.rpartition(".")[2] for name in names}))
+        close = [name for name in names if name.rpartition(".")[2] in keys]
+    close = close or [name for name in names if word and name.startswith(word)][:3]
+    if close:
+        return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
+    return "; known: " + ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
 
 
-def _nearest(word: str, names: Sequence[str]) -> list[str]:
-    """At most three names, the likest first, and none that is much less like the word than the likest."""
-    found = get_close_matches(word, names, n=3, cutoff=0.6)
-    likeness = [SequenceMatcher(None, name, word).ratio() for name in found]
-    return [name for name, like in zip(found, likeness, strict=True) if like > likeness[0] - 0.1]
+def _closest(word: str, names: Sequence[str]) -> list[str]:
+    """Up to three names, most similar first, without those much less similar than the first."""
+    matches = get_close_matches(word, names, n=3, cutoff=0.6)
+    ratios = [SequenceMatcher(None, name, word).ratio() for name in matches]
+    return [name for name, ratio in zip(matches, ratios, strict=True) if ratio > ratios[0] - 0.1]
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put a file's name before what is wrong in it."""
+    """Prepends the file's name to a UserError."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Atomic file writes, text files and user paths."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from reslearn.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where downloads and shrunk photos are kept: $XDG_CACHE_HOME/reslearn, or ~/.cache/reslearn."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the specification declares relative ones void
-    return (given if given.is_absolute() else Path.home() / ".cache") / "reslearn"
+    """The folder for downloads and shrunk photos: $XDG_CACHE_HOME/reslearn, or ~/.cache/reslearn."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification says to ignore relative paths
+    return (configured if configured.is_absolute() else Path.home() / ".cache") / "reslearn"
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable. Windows has no such call, and needs none."""
+    """Makes a rename in a folder durable. Windows has no such call and does not need it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -27,27 +27,27 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file's content durable."""
+    """Makes a file's content durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
-def writing(what: Path, megabytes: float | None = None) -> Iterator[None]:
-    """Turn what goes wrong while `what` is written (full or read-only disk) into one clear line."""
+def writing(path: Path, megabytes: float | None = None) -> Iterator[None]:
+    """Converts OS errors while writing `path`, such as a full or read-only disk, to UserError. megabytes: space needed."""
     try:
         yield
     except Exception as error:
-        # safetensors wraps the operating system's error in its own and keeps only the text.
+        # safetensors wraps OS errors in its own class and keeps only the text.
         code = error.errno if isinstance(error, OSError) else None
         text = str(error)
         if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "No space left" in text:
-            need = f" ({megabytes:.1f} MB are needed)" if megabytes else ""
-            raise UserError(f"the disk is full: cannot write {what}{need}; free some space and try again") from error
+            needed = f" ({megabytes:.1f} MB are needed)" if megabytes else ""
+            raise UserError(f"the disk is full: cannot write {path}{needed}; free some space and try again") from error
         if code in (errno.EROFS, errno.EACCES, errno.EPERM) or "os error 30" in text or "os error 13" in text:
-            raise UserError(f"cannot write {what}: no permission, or the disk is read-only") from error
+            raise UserError(f"cannot write {path}: no permission, or the disk is read-only") from error
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {what}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 
@@ -58,12 +58,12 @@ def _umask() -> int:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], megabytes: float | None = None) -> None:
-    """Have write(temporary) make a file, then put it in place; on failure nothing is left and the old file stays."""
+    """Calls write(temporary) and renames the temporary file to `path`. On failure, removes it and keeps the old file."""
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path, megabytes):
         try:
             write(temporary)
-            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
+            temporary.chmod(0o666 & ~_umask())  # safetensors creates files that only the owner can read
             fsync_file(temporary)
             temporary.rename(path)
             fsync_folder(path.parent)
@@ -72,12 +72,12 @@ def write_atomic(path: Path, write: Callable[[Path], object], megabytes: float |
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, in UTF-8, whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark. Raises UserError, naming the file and line."""
+    """The text of a UTF-8 file, without its byte-order mark. Raises UserError with file and line."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as why:
@@ -90,7 +90,7 @@ def read_text(path: Path) -> str:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user gave, with ~ expanded. Raises UserError where there is no such user."""
+    """Expands ~ in a user's path. Raises UserError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as why:

@@ -243,7 +243,7 @@ def test_a_detector_of_gray_images_and_a_run_folder(tmp_path: Path, data: Path, 
     document["annotations"][0]["bbox"][2] = 0
     data.write_text(json.dumps(document))
     code, _, err = run_cli("detect", "eval", run_folder, data)
-    assert code == 2 and "set.json object 0: no area" in err and "out: --bad-boxes drop)" in err
+    assert code == 2 and "set.json object 0: no area" in err and "out with --bad-boxes drop)" in err
     (run_folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"bad": "drop"}}}))
     code, out, _ = run_cli("detect", "eval", run_folder, data)
     assert code == 0 and "left out or cut: no area 1" in out
@@ -289,7 +289,8 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
         said = f"{error.value}\n"
     else:
         said = run_cli(*command, data).err
-    assert said.endswith(f"(fix them, or leave these objects out: {remedy.replace('SET', str(data))})\n") and said.count("\n") == 1
+    assert said.endswith(f"(fix the objects, or leave them out with {remedy.replace('SET', str(data))})\n")
+    assert said.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 

@@ -29,7 +29,7 @@ def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_
         "  class  train  small  medium  large             side, px\n  cat        5      5       0      0  22 to 22, median 22\n",
         "  C4             40, 67          128, 256, 512",
         "  no area, 7: boxes without width or height: they make losses NaN (--fix: left out)\n",
-        "    Annotations/bad.xml object 0: the box xmin 1, ymin 9, xmax 1, ymax 20\n",
+        "    Annotations/bad.xml object 0: box xmin 1, ymin 9, xmax 1, ymax 20\n",
         "    and 2 more, which --json names\n",
     ):
         assert words in out, (words, out)
@@ -44,8 +44,8 @@ def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--fix", "clean.csv"), "--fix clean.csv: a set with boxes is copied to a folder: give a name without a suffix"),
-        (("--size", "huge"), "--size huge: write the shorter side in px, such as 600, or with the longest, 600,1000"),
+        (("--fix", "clean.csv"), "--fix clean.csv: sets with boxes are copied to a folder: use a name without a suffix"),
+        (("--size", "huge"), "--size huge: must be SHORTER or SHORTER,LONGEST in px (16 to 4096), such as 600,1000"),
     ],
 )
 def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
@@ -53,7 +53,7 @@ def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCl
 
 
 def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    says = f"reslearn: --size applies to sets with boxes only, and {images} has none\n"
+    says = f"reslearn: --size applies only to sets with boxes, and {images} has no boxes\n"
     assert run_cli("doctor", images, "--size", "600") == (2, "", says)
     code, out, err = run_cli("doctor", tmp_path / "none.json")
     assert (code, out) == (2, "") and "there is no such folder or .json file" in err
@@ -73,4 +73,4 @@ def test_yolos_layout_is_refused_by_name(
     photo(0, (40, 60)).save(tmp_path / files[1])
     code, out, err = run_cli(*words, tmp_path)
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert err.startswith(f"reslearn: {tmp_path}: this is YOLO's layout, which is not read: write VOC (Annotations/, ")
+    assert err.startswith(f"reslearn: {tmp_path}: YOLO's layout is not supported: use VOC (Annotations/, ")

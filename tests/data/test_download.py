@@ -1,4 +1,4 @@
-"""Downloads against a real https server on this machine: whole and checked, or one line and nothing left behind."""
+"""Downloads from a local https server: complete and verified, or a one-line error and no files left behind."""
 
 import hashlib
 import io
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                     type(self).sent += self.wfile.write(BODY)
             else:
                 self.wfile.write(self.files.get(self.path, BODY))
-        except OSError:  # the client has gone, as it should
+        except OSError:  # the client has disconnected, as expected
             pass
 
     def log_message(self, format: str, *args: object) -> None:
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that refuses the certificate, or stops
+        pass  # a client that rejects the certificate or disconnects
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +105,12 @@ def test_success(server: str, tmp_path: Path) -> None:
 
 
 BAD = {
-    # path: size, checksum, what the line says
-    "/good": (len(BODY), "sha256:" + "0" * 64, "its sha256 is"),
-    "/cut": (len(BODY), SHA, f"the connection ended after {len(BODY) // 2:,} of {len(BODY):,} bytes"),
+    # path: size, checksum, part of the message
+    "/good": (len(BODY), "sha256:" + "0" * 64, "sha256 is"),
+    "/cut": (len(BODY), SHA, f"connection closed after {len(BODY) // 2:,} of {len(BODY):,} bytes"),
     "/nonsense": (len(BODY), SHA, "no HTTP at all"),
-    "/good?": (len(BODY), SHA, "the server answers 404 Not Found"),
-    "/endless": (len(BODY) * 2, SHA, f"sends more than the {len(BODY) * 2:,} bytes expected"),
+    "/good?": (len(BODY), SHA, "HTTP error 404 Not Found"),
+    "/endless": (len(BODY) * 2, SHA, f"larger than the expected {len(BODY) * 2:,} bytes"),
     "/stalls": (len(BODY), SHA, "timed out"),
     "/to-http": (len(BODY), SHA, "http://localhost/good: not https"),
     "/to-file": (len(BODY), SHA, "Redirection to url 'file:///etc/hostname' is not allowed"),
@@ -119,7 +119,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("path", BAD)
-def test_failures_leave_what_was_there_and_nothing_else(
+def test_failures_keep_the_old_file_and_leave_no_others(
     path: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
@@ -141,7 +141,7 @@ def test_failures_leave_what_was_there_and_nothing_else(
 
 
 def test_one_byte_too_many_or_too_few(server: str, tmp_path: Path) -> None:
-    for size, fragment in ((len(BODY) - 1, "sends more than"), (len(BODY) + 1, "the connection ended after")):
+    for size, fragment in ((len(BODY) - 1, "larger than"), (len(BODY) + 1, "connection closed after")):
         with pytest.raises(UserError, match=fragment):
             fetch(f"{server}/good", tmp_path / "file", checksum=SHA, size=size)
 
@@ -153,7 +153,7 @@ def test_only_https(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_certificate_is_refused(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_certificate_is_rejected(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "trust" / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     monkeypatch.setenv("SSL_CERT_FILE", str(other))
@@ -167,7 +167,7 @@ def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch("https://example.invalid/a", tmp_path / "a", checksum=SHA, size=1)
 
 
-def test_ctrl_c_leaves_nothing(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_no_files(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def interrupt(*_: object) -> None:
@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_nothing(server: str, tmp_path: Path, monkeypatch: pytest.
     assert len(seen) == 1 and not list((tmp_path / "cache").iterdir())
 
 
-def test_progress_is_for_terminals(
+def test_progress_is_shown_on_terminals_only(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for terminal, lines in ((False, 0), (True, 1)):
@@ -192,7 +192,7 @@ def test_progress_is_for_terminals(
 
 
 def archive(path: Path, *members: tuple[str, bytes | str | None]) -> Path:
-    """A .tar.gz of files (bytes), symbolic links (a str: where to) and folders (None)."""
+    """A .tar.gz of files (bytes), symbolic links (str, the target) and folders (None)."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
@@ -206,11 +206,11 @@ def archive(path: Path, *members: tuple[str, bytes | str | None]) -> Path:
     return path
 
 
-def below(folder: Path) -> dict[str, bytes]:
+def files_in(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_unpack_takes_the_named_members_alone(tmp_path: Path) -> None:
+def test_only_the_named_members_are_unpacked(tmp_path: Path) -> None:
     tar = archive(
         tmp_path / "a.tar",
         ("set", None),
@@ -224,15 +224,15 @@ def test_unpack_takes_the_named_members_alone(tmp_path: Path) -> None:
     (target / "set").mkdir(parents=True)
     (target / "set" / "a.bin").write_bytes(b"old")
     unpack_tar(tar, target, {"set/a.bin": 3, "set/b.bin": 0})
-    assert below(tmp_path / "cache") == {"new/set/a.bin": b"aaa", "new/set/b.bin": b""}
+    assert files_in(tmp_path / "cache") == {"new/set/a.bin": b"aaa", "new/set/b.bin": b""}
 
 
 BAD_ARCHIVES = {
-    "size": ([("a", b"aaaa")], "a has 4 bytes instead of 3: archive refused"),
-    "link": ([("a", "/etc/hostname")], "a is there twice or is not a plain file"),
-    "folder": ([("a", None)], "a is there twice or is not a plain file"),
-    "twice": ([("a", b"aaa"), ("a", b"bbb")], "a is there twice or is not a plain file"),
-    "missing": ([("c", b"aaa")], "a is missing or cut short"),
+    "size": ([("a", b"aaaa")], "a has 4 bytes instead of 3: download the archive again"),
+    "link": ([("a", "/etc/hostname")], "a is duplicate or not a regular file"),
+    "folder": ([("a", None)], "a is duplicate or not a regular file"),
+    "twice": ([("a", b"aaa"), ("a", b"bbb")], "a is duplicate or not a regular file"),
+    "missing": ([("c", b"aaa")], "a is missing or truncated"),
 }
 
 
@@ -254,7 +254,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
     damaged = [text[:i] + b"\xff" * 50 + text[i + 50 :] for i in range(100, len(text) - 50, 800)]
     for data in (b"", b"<html>", whole[:1000], whole[:-3000], *damaged):
         (tmp_path / "a.tar.gz").write_bytes(data)
-        with pytest.raises(UserError, match=r"a\.tar\.gz: .*(damaged|cut short|cannot be unpacked)"):
+        with pytest.raises(UserError, match=r"a\.tar\.gz: .*(damaged|truncated|cannot be unpacked)"):
             unpack_tar(tmp_path / "a.tar.gz", tmp_path / "cache", members)
         assert not list((tmp_path / "cache").iterdir())
     with pytest.raises(UserError, match="cannot be unpacked"):
@@ -273,7 +273,7 @@ def test_the_table_of_official_sets() -> None:
 
 @pytest.fixture
 def tiny(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OfficialSet:
-    """A set of two files in an archive that the server has, and empty places to look in."""
+    """A set of two files in an archive on the server, with empty local folders."""
     data = archive(tmp_path / "tiny.tar.gz", ("tiny-bin/a.bin", b"aaa"), ("tiny-bin/b.bin", b"bb")).read_bytes()
     Handler.files = {"/tiny.tar.gz": data}
     source = RemoteFile(f"{server}/tiny.tar.gz", "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
@@ -287,7 +287,7 @@ def tiny(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offici
 def test_locate_downloads_once(tiny: OfficialSet, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "reslearn" / "tiny-bin"
     assert locate("tiny") == folder
-    assert below(tmp_path / "cache") == {"reslearn/tiny-bin/a.bin": b"aaa", "reslearn/tiny-bin/b.bin": b"bb"}
+    assert files_in(tmp_path / "cache") == {"reslearn/tiny-bin/a.bin": b"aaa", "reslearn/tiny-bin/b.bin": b"bb"}
     assert [p.name for p in folder.parent.iterdir()] == ["tiny-bin"]
     Handler.files = {}
     assert locate("tiny") == folder
@@ -296,33 +296,33 @@ def test_locate_downloads_once(tiny: OfficialSet, tmp_path: Path) -> None:
         locate("tiny")
 
 
-def test_locate_looks_in_the_users_folders_first(tiny: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_searches_the_users_folders_first(tiny: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locate("tiny")
-    for place in (tmp_path / "data" / "tiny-bin", tmp_path / "data"):
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "a.bin").write_bytes(b"aaa")
-        assert locate("tiny") != place
-        (place / "b.bin.gz").write_bytes(b"unread")
-        assert locate("tiny") == place
+    for folder in (tmp_path / "data" / "tiny-bin", tmp_path / "data"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.bin").write_bytes(b"aaa")
+        assert locate("tiny") != folder
+        (folder / "b.bin.gz").write_bytes(b"unread")
+        assert locate("tiny") == folder
     monkeypatch.setenv("RESLEARN_DATA", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     assert locate("tiny") == tmp_path / "home" / ".cache" / "reslearn" / "tiny-bin"
 
 
-def test_locate_says_where_it_looked_and_what_to_do(tiny: OfficialSet, tmp_path: Path) -> None:
+def test_locate_reports_the_folders_searched_and_what_to_do(tiny: OfficialSet, tmp_path: Path) -> None:
     Handler.files = {}
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "b.bin").write_bytes(b"bb")
     with pytest.raises(UserError) as caught:
         locate("tiny")
     message = str(caught.value)
-    assert f"tiny is not in {tmp_path}/data (part of it), {tmp_path}/data/tiny-bin, {tmp_path}/cache/reslearn" in message
+    assert f"tiny is not in {tmp_path}/data (incomplete), {tmp_path}/data/tiny-bin, {tmp_path}/cache/reslearn" in message
     assert "cannot be downloaded" in message and "404" in message
-    assert "set RESLEARN_DATA to the folder that holds tiny-bin/" in message
+    assert "unpack into tiny-bin/, and set RESLEARN_DATA to the folder that contains it" in message
 
 
-def test_locate_with_a_cache_that_cannot_be_made(tiny: OfficialSet, tmp_path: Path) -> None:
+def test_locate_without_a_usable_cache(tiny: OfficialSet, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
     with pytest.raises(UserError, match="cannot be downloaded"):
         locate("tiny")
@@ -334,4 +334,4 @@ def test_files_without_an_archive(tiny: OfficialSet, server: str, tmp_path: Path
         RemoteFile(server + path, "md5:" + hashlib.md5(data).hexdigest(), len(data)) for path, data in Handler.files.items()
     )
     monkeypatch.setitem(OFFICIAL, "tiny", OfficialSet("tiny", {"a-idx": 0, "b-idx": 0}, sources))
-    assert below(locate("tiny")) == {"a-idx.gz": b"aaa", "b-idx.gz": b"bb"}
+    assert files_in(locate("tiny")) == {"a-idx.gz": b"aaa", "b-idx.gz": b"bb"}

@@ -1,4 +1,4 @@
-"""Every function that opens a user's data expands ~, and a folder called like a shipped set is the user's own."""
+"""Functions that open data expand ~, and paths take precedence over data set names."""
 
 import shutil
 import sys
@@ -33,9 +33,9 @@ from reslearn.files import user_path
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder with photos/ (class folders), a list of them, and cells/ (VOC)."""
+    """A home folder with photos/ (class folders), list.csv and cells/ (VOC)."""
     clean(tmp_path / "photos")
-    photo(5, (60, 80)).save(tmp_path / "photos/train/cat/larger.jpg")  # of one size, they would be resident
+    photo(5, (60, 80)).save(tmp_path / "photos/train/cat/larger.jpg")  # images of one size would be kept in memory
     (tmp_path / "list.csv").write_text("file,label\nphotos/train/cat/0.jpg,cat\nphotos/train/dog/0.jpg,dog\n")
     voc(tmp_path / "cells", {f"a{i}": voc_xml(voc_object((5, 6, 24, 30))) for i in range(6)})
     for i in range(6):
@@ -70,36 +70,36 @@ def test_openers_expand_a_home_folder(opener: Callable[[str], Any], home: Path) 
 @pytest.mark.parametrize("data", ["photos", "cells"])
 def test_the_doctor_writes_to_a_home_folder(data: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["reslearn", "doctor", f"~/{data}", "--fix", "~/copy"])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert not left.value.code and (home / "copy" / {"photos": "train/cat/0.jpg", "cells": "JPEGImages/a0.jpg"}[data]).is_file()
-    with pytest.raises(UserError, match="is there already"):
+    assert not stopped.value.code and (home / "copy" / {"photos": "train/cat/0.jpg", "cells": "JPEGImages/a0.jpg"}[data]).is_file()
+    with pytest.raises(UserError, match="already exists"):
         check_fix(f"~/{data}", Path("~/copy"))
     repair(examine(f"~/{data}"), f"~/{data}", Path("~/again"))
     assert (home / "again").is_dir()
 
 
-def test_packs_are_written_read_and_verified_in_a_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_works_in_a_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pack("~/photos", Path("~/packed"), PackFormat(None)).index) == 23
     assert open_data("~/packed").packed and (home / "packed/pack.json").is_file()
-    with pytest.raises(UserError, match="which is packed"):
+    with pytest.raises(UserError, match="a packed set"):
         check_fix("~/packed", home / "copy")
-    with pytest.raises(UserError, match="lies among the images"):
+    with pytest.raises(UserError, match="is inside"):
         pack("~/photos", Path("~/photos/packed"))
     monkeypatch.setattr(sys, "argv", ["reslearn", "pack", "~/packed", "--verify"])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert not left.value.code
+    assert not stopped.value.code
 
 
 @pytest.mark.parametrize("opener", [open_data, open_boxes, survey, split_names, examine])
-def test_a_user_who_is_not_there_is_an_error(opener: Callable[[str], Any]) -> None:
+def test_an_unknown_user_is_an_error(opener: Callable[[str], Any]) -> None:
     with pytest.raises(UserError, match=r"^~nobody-at-all/x: "):
         opener("~nobody-at-all/x")
     assert not holds_boxes("~nobody-at-all/x")
 
 
-def test_folders_called_like_shipped_sets_are_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_named_like_a_known_set_is_opened_as_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     for name in ("fashion-sample", "fashion-mnist", "fashion-mine"):
         shutil.copytree(home / "photos", home / name)
@@ -107,5 +107,5 @@ def test_folders_called_like_shipped_sets_are_the_users_own(home: Path, monkeypa
             assert open_data(path).classes == ("cat", "dog"), path
         assert examine_classes(Path(name)).classes == ("cat", "dog") and not check_fix(home / name, home / "copy")
     assert open_data("fashion-mine").classes == ("cat", "dog")
-    assert len(open_data("fashion-sample").classes) == 10, "a known name that is given as text is the shipped set"
+    assert len(open_data("fashion-sample").classes) == 10, "a str that is a known name opens that set"
     assert user_path("~/x") == home / "x"

@@ -115,7 +115,7 @@ def test_unsound_boxes_end_all_ranks_with_one_line(shapes: Path, tmp_path: Path)
     file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>nan</xmax>", file.read_text(), count=1))
     done = run_python(*command(tmp_path / "set", tmp_path / "run"), env=QUIET)
     said = [line for line in done.err.splitlines() if "reslearn: " in line]
-    assert done.code and len(said) == 1 and said[0].endswith("(fix them, or leave these objects out: --bad-boxes drop)")
+    assert done.code and len(said) == 1 and said[0].endswith("(fix the objects, or leave them out with --bad-boxes drop)")
     assert "rank 1" not in done.err.split("reslearn FAILED")[0] and "in by_first" not in done.err
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""Images: one door, `open(name_or_path)`, and what is made of them on the way to a network."""
+"""Data sets, opened with `open(name_or_path)`, and the preparation of images for a network."""
 
 from reslearn.data.download import present
 from reslearn.data.sets import NAMES, DataSet, Split, open

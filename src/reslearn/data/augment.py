@@ -1,4 +1,4 @@
-"""Augments training images: whole batches of small images at once, and photos. All randomness is a pure function."""
+"""Augmentation of training images: small images by the batch, and photos. All randomness is a pure function of Draws."""
 
 import math
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from reslearn.data.preprocess import covering
 from reslearn.data.sampling import uniform
 
 Flip = bool | Literal["alternate"]
-FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOR = range(7)  # the streams of random numbers; color takes four
-# Of the pixels of ImageNet's training images, RGB on the scale [0, 1] (as Krizhevsky et al., 2012, section 4.1, describe them):
-# a row of eigenvectors for each color, and the eigenvalues' roots.
+FLIP, TOP, LEFT, AREA, ASPECT, SIDE, COLOR = range(7)  # random streams; color uses four
+# Principal components of the RGB values on [0, 1] of ImageNet's training images (Krizhevsky et al., 2012, section 4.1): a row of
+# eigenvectors per color, and the square roots of the eigenvalues.
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
-ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # of random crops; APART: the distance between the streams of two attempts
+ASPECTS, ATTEMPTS, APART = (3 / 4, 4 / 3), 10, 100  # random crops; APART: offset between the random streams of two attempts
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one batch, pure functions of (seed, epoch, index). epochs, indices: int64 (N,).
+    """The random numbers of a batch, pure functions of (seed, epoch, index). epochs, indices: int64 (N,).
 
-    began: for a part of a batch, the epoch in which the whole batch begins; else None.
+    began: the epoch in which the whole batch starts, if this is only part of it; else None.
     """
 
     seed: int
@@ -32,15 +32,15 @@ class Draws:
     indices: Tensor
     began: int | None = None
 
-    def uniform(self, draw: int) -> Tensor:
-        """float32 (N,) in [0, 1)."""
-        return uniform(self.seed, self.epochs, self.indices, draw)
+    def uniform(self, stream: int) -> Tensor:
+        """Uniform random numbers, float32 (N,) in [0, 1)."""
+        return uniform(self.seed, self.epochs, self.indices, stream)
 
     def mirrored(self, flip: Flip) -> Tensor:
-        """Which images are mirrored, bool (N,): each with probability 1/2; or, "alternate", each in every other epoch.
+        """Which images to mirror, bool (N,): each with probability 1/2 or, with "alternate", in every other epoch.
 
-        Two epochs that alternate show both sides of every image, where chance shows one side twice to half of them (Jordan,
-        2024, 94% on CIFAR-10 in 3.29 seconds, section 3.6).
+        With "alternate", two consecutive epochs show both sides of every image; with random flips, half of the images show the same
+        side twice (Jordan, 2024, 94% on CIFAR-10 in 3.29 Seconds, section 3.6).
         """
         if flip == "alternate":
             first = uniform(self.seed, torch.zeros_like(self.epochs), self.indices, FLIP) < 0.5
@@ -52,9 +52,9 @@ class Draws:
 
 
 def flip_and_crop(images: Tensor, draws: Draws, *, flip: Flip, pad: int) -> Tensor:
-    """Random horizontal flip, and a random crop of the original size from the image padded with zeros (DRL 4.2).
+    """Random horizontal flip and random crop of the original size from the zero-padded image (DRL 4.2), in one gather.
 
-    images: (N, C, H, W), any dtype; pad in pixels on each side. One gather does both.
+    images: (N, C, H, W), any dtype. pad: pixels on each side.
     """
     n, _, height, width = images.shape
     rows = torch.arange(height, device=images.device).expand(n, -1)
@@ -71,48 +71,48 @@ def flip_and_crop(images: Tensor, draws: Draws, *, flip: Flip, pad: int) -> Tens
 
 
 def crop_boxes(sizes: np.ndarray, draws: Draws, scale: tuple[float, float]) -> np.ndarray:
-    """Random crops of `scale` of the area and aspect 3/4 to 4/3 (Szegedy et al., 2015, section 6), as in torchvision.
+    """Random crops with a fraction `scale` of the area and aspect ratio 3/4 to 4/3 (Szegedy et al., 2015, section 6).
 
-    sizes: the photos' (height, width), int64 (N, 2). Returns top, left, height, width, int64 (N, 4), whole pixels.
-    Like torchvision's RandomResizedCrop, tries up to ten times until the crop fits into the photo, then takes the largest one
-    in the middle.
+    sizes: the photos' (height, width), int64 (N, 2). Returns top, left, height, width in pixels, int64 (N, 4). Like torchvision's
+    RandomResizedCrop, tries up to ten crops until one fits into the photo, then takes the largest center crop.
     """
     height, width = sizes.T.astype(np.float64)
     h, w = np.minimum(height, np.rint(width / ASPECTS[0])), np.minimum(width, np.rint(height * ASPECTS[1]))
     top, left = (height - h) // 2, (width - w) // 2
-    places = [draws.uniform(draw).double().numpy() for draw in (TOP, LEFT)]
+    positions = [draws.uniform(stream).double().numpy() for stream in (TOP, LEFT)]
     missing = np.ones(len(sizes), bool)
     for attempt in range(ATTEMPTS):
-        u, v = (draws.uniform(draw + APART * attempt).double().numpy() for draw in (AREA, ASPECT))
+        u, v = (draws.uniform(stream + APART * attempt).double().numpy() for stream in (AREA, ASPECT))
         area, aspect = height * width * (scale[0] + (scale[1] - scale[0]) * u), ASPECTS[0] * (ASPECTS[1] / ASPECTS[0]) ** v
         tall, wide = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
         fits = missing & (tall > 0) & (wide > 0) & (tall <= height) & (wide <= width)
         h, w = np.where(fits, tall, h), np.where(fits, wide, w)
-        top = np.where(fits, np.floor(places[0] * (height - h + 1)), top)
-        left = np.where(fits, np.floor(places[1] * (width - w + 1)), left)
+        top = np.where(fits, np.floor(positions[0] * (height - h + 1)), top)
+        left = np.where(fits, np.floor(positions[1] * (width - w + 1)), left)
         missing &= ~fits
         if not missing.any():
             break
     return np.stack([top, left, h, w], 1).astype(np.int64)
 
 
-def color_noise(draws: Draws, deviation: float) -> Tensor:
-    """The PCA color noise to add to the colors of each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
+def color_noise(draws: Draws, std: float) -> Tensor:
+    """PCA color noise to add to each image: float32 (N, 3), on the scale [0, 1] (Krizhevsky et al., 2012)."""
     u = [draws.uniform(COLOR + i) for i in range(4)]
     radius = [(-2 * (1 - v).log()).sqrt() for v in (u[0], u[2])]  # Box and Muller, 1958
     angles = [(2 * math.pi * v) for v in (u[1], u[3])]
     normal = torch.stack([radius[0] * angles[0].cos(), radius[0] * angles[0].sin(), radius[1] * angles[1].cos()], 1)
     values = torch.tensor(PCA_VALUES, device=normal.device)
-    return (deviation * normal * values) @ torch.tensor(PCA_VECTORS, device=normal.device).T
+    return (std * normal * values) @ torch.tensor(PCA_VECTORS, device=normal.device).T
 
 
 def grown(size: tuple[int, int], done: float) -> int:
-    """The side of training views after a share `done` of training: small until 1/3, then rising linearly until 5/6, in multiples
-    of 32 px where both ends are (progressive resizing, as Howard used it for DAWNBench, 2018).
+    """The side of training views in px after a fraction `done` of training (progressive resizing; Howard, DAWNBench, 2018).
+
+    size[0] until 1/3, then linear to size[1] at 5/6; in multiples of 32 px if both sizes are.
     """
-    share = min(max((done - 1 / 3) / (5 / 6 - 1 / 3), 0.0), 1.0)
+    progress = min(max((done - 1 / 3) / (5 / 6 - 1 / 3), 0.0), 1.0)
     step = 32 if not (size[0] % 32 or size[1] % 32) else 1
-    return size[0] + round((size[1] - size[0]) * share / step) * step
+    return size[0] + round((size[1] - size[0]) * progress / step) * step
 
 
 def training_views(
@@ -127,9 +127,9 @@ def training_views(
 ) -> np.ndarray:
     """The training views of photos, int32 (N, 9) (see images/decode.py).
 
-    sizes: the photos' (height, width), int64 (N, 2); size: the network's. scale: the crop's share of the area (see crop_boxes),
-    or None for a crop of the network's size from the photo scaled to cover `covered`; or, with jitter, so that its shorter side
-    is one of jitter[0]..jitter[1] px, each as likely (DRL 3.4).
+    sizes: the photos' (height, width), int64 (N, 2). size: the network's input (height, width). scale: the crop's fraction of the
+    area (see crop_boxes). If scale is None, a random crop of the input size is taken from the photo scaled to cover `covered` or,
+    with jitter, scaled to a shorter side sampled uniformly from jitter[0]..jitter[1] px (DRL 3.4).
     """
     n = len(sizes)
     views = np.zeros((n, 9), np.int32)
@@ -140,8 +140,8 @@ def training_views(
         else:
             sides = jitter[0] + (draws.uniform(SIDE).double().numpy() * (jitter[1] - jitter[0] + 1)).astype(int)
             views[:, 4:6] = [covering(h, w, s, s) for (h, w), s in zip(sizes.tolist(), sides.tolist(), strict=True)]
-        for column, draw, side in ((6, TOP, size[0]), (7, LEFT, size[1])):
-            views[:, column] = draws.uniform(draw).double().numpy() * (views[:, column - 2] - side + 1)
+        for column, stream, side in ((6, TOP, size[0]), (7, LEFT, size[1])):
+            views[:, column] = draws.uniform(stream).double().numpy() * (views[:, column - 2] - side + 1)
     else:
         views[:, :4] = crop_boxes(sizes, draws, scale)
         views[:, 4:6] = size

@@ -1,4 +1,4 @@
-"""Finds the well-known data sets on this machine, or downloads them, each file whole and checked or not at all."""
+"""Locates well-known data sets on this machine, or downloads them atomically with checksums."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ from reslearn.files import cache_folder, fsync_file, fsync_folder, user_path
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download: its checksum is "sha256:HEX" or "md5:HEX", its size in bytes is exact."""
+    """A file to download. checksum: "sha256:HEX" or "md5:HEX". size: exact, in bytes."""
 
     url: str
     checksum: str
@@ -34,7 +34,11 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class OfficialSet:
-    """A well-known data set: the folder it comes in, its files with their sizes when unpacked, and where to get it."""
+    """A well-known data set.
+
+    folder: the name of its folder. files: file names and unpacked sizes in bytes. sources: downloads. also: further folders to
+    look in.
+    """
 
     folder: str
     files: Mapping[str, int]
@@ -42,8 +46,8 @@ class OfficialSet:
     also: tuple[Path, ...] = ()
 
     def file(self, folder: Path, name: str) -> Path | None:
-        """The path of one of the files in `folder`, unpacked or as .gz; None where it is not there."""
-        # os.path, as Path.is_file raises where a folder on the way may not be entered.
+        """The path of a file in `folder`, unpacked or as .gz, or None if it does not exist."""
+        # os.path.isfile, since Path.is_file raises if a parent folder is not accessible.
         return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)  # noqa: PTH113
 
     def lacks(self, folder: Path) -> list[str]:
@@ -51,13 +55,13 @@ class OfficialSet:
         return [name for name in self.files if self.file(folder, name) is None]
 
     def partly_in(self, folder: Path) -> bool:
-        """Whether any of its files is in `folder`."""
+        """Whether any of the files is in `folder`."""
         return len(self.lacks(folder)) < len(self.files)
 
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
-# Sizes and checksums are those of the files as their authors publish them.
+# Sizes and checksums are of the files that the authors publish.
 OFFICIAL = {
     "fashion-mnist": OfficialSet(
         "fashion-mnist",
@@ -94,41 +98,38 @@ OFFICIAL = {
 }
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a download is given up."""
+"""Seconds without data after which a download fails."""
 _BLOCK = 1 << 20
 
 
-def _places(official: OfficialSet) -> list[Path]:
-    """Where to look for a set: $RESLEARN_DATA, the folder of the official name in it, the cache (reslearn/ in $XDG_CACHE_HOME or
-    ~/.cache), and the system's own folder.
-    """
+def _folders(official: OfficialSet) -> list[Path]:
+    """The folders to search: $RESLEARN_DATA, the set's own folder in it, the set's folder in the cache, and `official.also`."""
     root = os.environ.get("RESLEARN_DATA")
-    given = [user_path(root), user_path(root) / official.folder] if root else []
-    return [*given, cache_folder() / official.folder, *official.also]
+    configured = [user_path(root), user_path(root) / official.folder] if root else []
+    return [*configured, cache_folder() / official.folder, *official.also]
 
 
 def present(name: str) -> Path | None:
-    """The folder on this machine that has all files of OFFICIAL[name], or None."""
-    return next((place for place in _places(OFFICIAL[name]) if not OFFICIAL[name].lacks(place)), None)
+    """The folder on this machine with all files of OFFICIAL[name], or None."""
+    return next((folder for folder in _folders(OFFICIAL[name]) if not OFFICIAL[name].lacks(folder)), None)
 
 
 def locate(name: str) -> Path:
-    """The folder with all files of OFFICIAL[name]; they are downloaded into the cache where there is none.
+    """Returns the folder with all files of OFFICIAL[name], after downloading them to the cache if necessary.
 
-    Raises UserError saying where it looked and what to do.
+    Raises UserError with the folders searched and what to do.
     """
     official = OFFICIAL[name]
-    if place := present(name):
-        return place
+    if folder := present(name):
+        return folder
     try:
         return _download(official, cache_folder())
     except (UserError, OSError) as why:
-        places = _places(official)
-        looked = ", ".join(f"{place}{' (part of it)' if official.partly_in(place) else ''}" for place in places)
-        urls = official.sources[0].url + (" and its neighbors" if official.sources[1:] else "")
+        folders = ", ".join(f"{path}{' (incomplete)' if official.partly_in(path) else ''}" for path in _folders(official))
+        others = f" and the {len(official.sources) - 1} other files beside it" if official.sources[1:] else ""
         raise UserError(
-            f"{name} is not in {looked} and cannot be downloaded ({why}): get {urls} by "
-            f"other means, unpacked, and set RESLEARN_DATA to the folder that holds {official.folder}/"
+            f"{name} is not in {folders} and cannot be downloaded ({why}): download {official.sources[0].url}{others} manually, "
+            f"unpack into {official.folder}/, and set RESLEARN_DATA to the folder that contains it"
         ) from None
 
 
@@ -147,12 +148,10 @@ def _download(official: OfficialSet, cache: Path) -> Path:
 
 
 def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
-    """Download `url` to the file `target`, replacing it, and return `target`.
+    """Downloads `url` to the file `target` atomically, replacing it, and returns `target`.
 
-    `checksum` is "sha256:HEX" or "md5:HEX", `size` the exact number of bytes; not one more is written. Only https is
-    used, after redirects too; the system's certificates and proxy settings (SSL_CERT_FILE, HTTPS_PROXY) apply. The file
-    appears under its name when it is whole, checked and on the disk; otherwise nothing is left behind.
-    Raises UserError, naming the URL, for anything that goes wrong.
+    checksum: "sha256:HEX" or "md5:HEX". size: exact, in bytes. Only https is allowed, including redirects; the system's
+    certificates and proxy settings (SSL_CERT_FILE, HTTPS_PROXY) apply. Raises UserError with the URL on any failure.
     """
     kind, _, expected = checksum.partition(":")
     digest = hashlib.new(kind, usedforsecurity=False)
@@ -166,20 +165,20 @@ def fetch(url: str, target: Path, *, checksum: str, size: int) -> Path:
             while block := response.read(_BLOCK):
                 received += len(block)
                 if received > size:
-                    raise UserError(f"{url}: sends more than the {size:,} bytes expected: it is not the file it was")
+                    raise UserError(f"{url}: larger than the expected {size:,} bytes: the file has changed")
                 digest.update(block)
                 file.write(block)
                 _show(target.name, received, size)
         fsync_file(partial)
         if received < size:
-            raise UserError(f"{url}: the connection ended after {received:,} of {size:,} bytes: try again")
+            raise UserError(f"{url}: connection closed after {received:,} of {size:,} bytes: try again")
         if digest.hexdigest() != expected:
-            raise UserError(f"{url}: its {kind} is {digest.hexdigest()}, not {expected}: it is not the file it was")
+            raise UserError(f"{url}: {kind} is {digest.hexdigest()}, not {expected}: the file has changed")
         partial.replace(target)
         fsync_folder(target.parent)
     except urllib.error.HTTPError as why:
         why.close()
-        raise UserError(f"{url}: the server answers {why.code} {why.reason}") from None
+        raise UserError(f"{url}: HTTP error {why.code} {why.reason}") from None
     except (OSError, http.client.HTTPException) as why:
         raise UserError(f"{url}: {getattr(why, 'reason', None) or why or type(why).__name__}") from None
     finally:
@@ -201,51 +200,50 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
 
 def _require_https(url: str) -> None:
     if urlsplit(url).scheme != "https":
-        raise UserError(f"{url}: not https, so what it sends could come from anyone")
+        raise UserError(f"{url}: not https; only https downloads are allowed")
 
 
 def _show(name: str, received: int, size: int) -> None:
-    """Progress on one line, for someone who looks on."""
+    """Shows progress on one line if stderr is a terminal."""
     if sys.stderr.isatty():
         end = "\n" if received == size else ""
         print(f"\r{name}: {received / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
 
 
 def unpack_tar(archive: Path, target: Path, members: Mapping[str, int]) -> None:
-    """Write these members (name -> exact size in bytes) of a .tar.gz archive below the folder `target`.
+    """Extracts these members (name -> exact size in bytes) of a .tar.gz archive into the folder `target`.
 
-    Every other member is ignored. Nothing of the archive decides where a file goes or what kind it is. The files
-    appear under their names when all of them are whole. Raises UserError, naming the archive and the member, where one
-    is missing, has another size, or is a link, device or folder, and where the archive is damaged.
+    Ignores all other members, and paths and file types of the archive. Moves the files into place once all are complete.
+    Raises UserError if a member is missing, duplicate, not a regular file, or of the wrong size, or if the archive is damaged.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target) as scratch:
-            parts = {name: Path(scratch) / str(i) for i, name in enumerate(members)}
+            extracted = {name: Path(scratch) / str(i) for i, name in enumerate(members)}
             with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
                     if member.name not in members:
                         continue
-                    part = parts[member.name]
+                    path = extracted[member.name]
                     source = tar.extractfile(member) if member.isreg() and not member.issparse() else None
-                    if source is None or part.exists():
-                        raise UserError(f"{archive}: {member.name} is there twice or is not a plain file: archive refused")
+                    if source is None or path.exists():
+                        raise UserError(f"{archive}: {member.name} is duplicate or not a regular file: download the archive again")
                     if member.size != members[member.name]:
                         sizes = f"{member.size:,} bytes instead of {members[member.name]:,}"
-                        raise UserError(f"{archive}: {member.name} has {sizes}: archive refused")
-                    with part.open("xb") as file:
+                        raise UserError(f"{archive}: {member.name} has {sizes}: download the archive again")
+                    with path.open("xb") as file:
                         shutil.copyfileobj(source, file, _BLOCK)
-                    fsync_file(part)
-                while stream.read(_BLOCK):  # gzip's own checksum stands at the very end
+                    fsync_file(path)
+                while stream.read(_BLOCK):  # gzip's checksum is at the very end
                     pass
-            for name, part in parts.items():
-                if not part.exists() or part.stat().st_size != members[name]:
-                    raise UserError(f"{archive}: {name} is missing or cut short: fetch the archive again")
-            for name, part in parts.items():
+            for name, path in extracted.items():
+                if not path.exists() or path.stat().st_size != members[name]:
+                    raise UserError(f"{archive}: {name} is missing or truncated: download the archive again")
+            for name, path in extracted.items():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target / name)
+                path.replace(target / name)
                 fsync_folder((target / name).parent)
     except (tarfile.TarError, zlib.error, EOFError) as why:
-        raise UserError(f"{archive}: a damaged archive ({why}): fetch it again") from None
+        raise UserError(f"{archive}: damaged ({why}): download the archive again") from None
     except OSError as why:
         raise UserError(f"{archive}: cannot be unpacked to {target}: {why}") from None

@@ -1,25 +1,25 @@
-"""The table of what can be wrong with a data set, and `Finding`, one thing that is: shared by the readers and the doctor."""
+"""The kinds of problems in data sets, and `Finding`, one problem; used by the readers and the doctor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 IMBALANCE = 10
-"""Ratio of the largest class to the smallest from which a set counts as imbalanced."""
+"""Ratio of the largest class to the smallest at which a set counts as imbalanced."""
 ELONGATED = 4
 """Ratio of the longer side to the shorter above which an image is elongated: the center crop shows less than a quarter of it."""
 TINY = 8
-"""An image is tiny where its shorter side is less than the median's by more than this factor."""
+"""An image is tiny if its shorter side is smaller than the median by more than this factor."""
 FEW = 5
-"""Classes with fewer images (or objects) are noted: there is little to hold out."""
+"""Classes with fewer images (or objects) are noted: few can be held out."""
 SAME_IOU = 0.95
-"""Two boxes of an image with this IoU or more probably mark one object."""
+"""Two boxes of an image with at least this IoU probably mark one object."""
 OUTLINE_IOU = 0.5
-"""An outline and a box with a lower IoU probably do not belong together."""
+"""A segmentation and a box with a lower IoU probably do not belong together."""
 
 
 class Kind(NamedTuple):
-    """A row of the table. fault: counts for doctor's exit code, else it is a note. fix: what --fix does about it."""
+    """A kind of problem. fault: affects the doctor's exit code; otherwise it is a note. fix: what --fix does about it."""
 
     fault: bool
     description: str
@@ -29,93 +29,91 @@ class Kind(NamedTuple):
 OUT = "left out"
 CLASS_KINDS = {
     "unreadable": Kind(True, "cannot be opened", OUT),
-    "missing file": Kind(True, "named by the list, but not there", OUT),
-    "empty": Kind(True, "files without a byte", OUT),
-    "not an image": Kind(True, "something else under an image's name", OUT),
-    "truncated": Kind(True, "cut short: the end of the image is missing", OUT),
+    "missing file": Kind(True, "listed files that do not exist", OUT),
+    "empty": Kind(True, "files of 0 bytes", OUT),
+    "not an image": Kind(True, "files with an image suffix that are not images", OUT),
+    "truncated": Kind(True, "the end of the image data is missing", OUT),
     "damaged": Kind(True, "cannot be decoded", OUT),
-    "too large": Kind(True, "more pixels than are decoded", OUT),
-    "wrong suffix": Kind(
-        True, "the suffix does not fit the format: read by content here, refused by other tools", "renamed in a copy"
-    ),
-    "contradiction": Kind(True, "one image in several classes", "all of them left out"),
-    "leak": Kind(True, "one image in several splits: the result looks better than it is", "kept in test, else in val"),
-    "duplicate": Kind(True, "one image several times in a split", "one of them kept"),
-    "listed twice": Kind(True, "named twice by the list", "one of them kept"),
-    "blank": Kind(True, "one color all over"),
-    "tiny": Kind(True, f"less than 1/{TINY} of the usual size"),
-    "elongated": Kind(True, f"one side more than {ELONGATED} times the other: the center crop shows little of it"),
-    "one class": Kind(True, "training needs two"),
-    "empty class": Kind(True, "a class folder without images", OUT),
-    "without classes": Kind(True, "a split whose images have no classes", OUT),
-    "class not in train": Kind(True, "there is nothing to learn it from", OUT),
-    "class missing": Kind(True, "a class missing from a split: its error (or AP) is not measured"),
-    "imbalance": Kind(True, f"the largest class has {IMBALANCE} times the images of the smallest, or more: see loss.class_weights"),
-    "colliding classes": Kind(True, "classes whose names differ by case, space or the form of their accents alone"),
-    "colliding names": Kind(True, "files whose names are one name on Windows and macOS", "renamed in a copy"),
-    "odd name": Kind(True, "names with control characters, or space at an end, which a list would lose"),
-    "name not UTF-8": Kind(True, "names that no list can hold", OUT),
-    "outside a class folder": Kind(True, "images that have no class, and are not used", OUT),
-    "hidden image": Kind(True, "images with a hidden name, which are not used", OUT),
-    "foreign format": Kind(True, "images of a format that is not read: convert them", OUT),
-    "image without suffix": Kind(True, "images whose names do not end like an image's, which are not used", OUT),
-    "gray": Kind(False, "gray images among color ones: read as gray RGB"),
+    "too large": Kind(True, "more pixels than the decoding limit", OUT),
+    "wrong suffix": Kind(True, "the suffix does not match the format: other tools may reject the file", "renamed in a copy"),
+    "contradiction": Kind(True, "the same image in several classes", "all copies left out"),
+    "leak": Kind(True, "the same image in several splits: results look better than they are", "kept in test, otherwise in val"),
+    "duplicate": Kind(True, "the same image several times in a split", "one copy kept"),
+    "listed twice": Kind(True, "listed more than once", "one entry kept"),
+    "blank": Kind(True, "all pixels have the same color"),
+    "tiny": Kind(True, f"shorter side less than 1/{TINY} of the median"),
+    "elongated": Kind(True, f"one side more than {ELONGATED} times the other: the center crop shows little of the image"),
+    "one class": Kind(True, "training needs at least two classes"),
+    "empty class": Kind(True, "class folders without images", OUT),
+    "without classes": Kind(True, "splits whose images have no classes", OUT),
+    "class not in train": Kind(True, "classes without training images", OUT),
+    "class missing": Kind(True, "classes missing from a split: their error (or AP) is not measured"),
+    "imbalance": Kind(True, f"the largest class has at least {IMBALANCE} times the images of the smallest: see loss.class_weights"),
+    "colliding classes": Kind(True, "class names that differ only in case, spaces or the form of accents"),
+    "colliding names": Kind(True, "file names that are identical on Windows and macOS", "renamed in a copy"),
+    "odd name": Kind(True, "names with unprintable characters, or with leading or trailing spaces that a list would lose"),
+    "name not UTF-8": Kind(True, "names that a list cannot contain", OUT),
+    "outside a class folder": Kind(True, "images without a class, not used", OUT),
+    "hidden image": Kind(True, "images with hidden names, not used", OUT),
+    "foreign format": Kind(True, "images of unsupported formats: convert them", OUT),
+    "image without suffix": Kind(True, "images without an image suffix, not used", OUT),
+    "gray": Kind(False, "gray images among color ones: read as RGB"),
     "color space": Kind(False, "not RGB: converted without a color profile"),
-    "palette": Kind(False, "palette colors: read as RGB"),
-    "deep": Kind(False, "more than 8 bits a value: scaled to 8"),
-    "transparent": Kind(False, "laid over white"),
-    "rotated": Kind(False, "turned upright by their EXIF orientation, which other tools may ignore"),
-    "animated": Kind(False, "several images in one file: the first is taken"),
-    "few images": Kind(False, f"classes with fewer than {FEW} images: little can be held out"),
-    "without a class": Kind(False, "ImageNet's test images: their classes were never published", OUT),
+    "palette": Kind(False, "palette images: read as RGB"),
+    "deep": Kind(False, "more than 8 bits per channel: scaled to 8"),
+    "transparent": Kind(False, "transparent images: composited over white"),
+    "rotated": Kind(False, "rotated upright by EXIF orientation, which other tools may ignore"),
+    "animated": Kind(False, "several frames or pages: the first one is used"),
+    "few images": Kind(False, f"classes with fewer than {FEW} images: few can be held out"),
+    "without a class": Kind(False, "ImageNet's test images: their labels were never published", OUT),
     "hidden": Kind(False, "hidden names, not used", OUT),
     "other file": Kind(False, "not images, not used", OUT),
 }
-"""What can be wrong with images, and with sets of class folders or lists."""
+"""Problems of images, and of class folders and lists."""
 BOX_KINDS = {
-    "no such image": Kind(True, "annotated, but not there", OUT),
+    "no such image": Kind(True, "annotated images that do not exist", OUT),
     "unreadable image": Kind(True, "cannot be opened", OUT),
-    "wrong size": Kind(True, "annotated with another size than the image has", OUT),
+    "wrong size": Kind(True, "the annotated size is not the image's", OUT),
     "unreadable annotation": Kind(True, "annotations that cannot be read", OUT),
-    "unreadable image entry": Kind(True, "images that the COCO file does not describe", OUT),
-    "unreadable category": Kind(True, "categories that the COCO file does not describe", OUT),
-    "two images": Kind(True, "an annotation that fits two files", OUT),
-    "image twice": Kind(True, "listed twice in a split", "one of them kept"),
-    "category twice": Kind(True, "two categories of one name", "the first kept, with its objects"),
-    "duplicate id": Kind(True, "an id that is taken", "the first kept"),
-    "unknown class": Kind(True, "objects of no known class", OUT),
-    "unknown image": Kind(True, "objects of no known image", OUT),
+    "unreadable image entry": Kind(True, "invalid image entries in a COCO file", OUT),
+    "unreadable category": Kind(True, "invalid categories in a COCO file", OUT),
+    "two images": Kind(True, "annotations that match two image files", OUT),
+    "image twice": Kind(True, "images listed more than once in a split", "one entry kept"),
+    "category twice": Kind(True, "two categories of the same name", "the first kept, with its objects"),
+    "duplicate id": Kind(True, "ids used more than once", "the first kept"),
+    "unknown class": Kind(True, "objects of unknown classes", OUT),
+    "unknown image": Kind(True, "objects of unknown images", OUT),
     "unreadable object": Kind(True, "objects that cannot be read", OUT),
-    "not finite": Kind(True, "boxes that are NaN or infinite: they make losses NaN", OUT),
+    "not finite": Kind(True, "boxes with NaN or infinite coordinates: they make losses NaN", OUT),
     "no area": Kind(True, "boxes without width or height: they make losses NaN", OUT),
-    "outside": Kind(True, "boxes that miss the image", OUT),
-    "sticks out": Kind(True, "boxes that leave the image", "cut to it"),
-    "box twice": Kind(True, "an object annotated twice", "one of them kept"),
-    "bad segmentation": Kind(True, "objects whose outline cannot be used", OUT),
-    "class without training objects": Kind(True, "there is nothing to learn it from"),
-    "no objects": Kind(True, "a split without any object"),
-    "list of others": Kind(False, "VOC lists with images of none of train, val and test, the only splits examined", OUT),
-    "not annotated": Kind(False, "lists of images without annotations, such as VOC's later tests, which its server evaluates", OUT),
-    "out of reach": Kind(True, "classes of which no anchors fit half of the objects: those will hardly be detected"),
-    "file aside": Kind(False, "COCO files that could be meant as a split, beside the one that is read", OUT),
-    "not listed": Kind(False, "images beside those of the set that no split names, and no list in ImageSets/Main", OUT),
-    "unknown category": Kind(False, "categories of a COCO file that the first split does not have", OUT),
-    "orientation": Kind(False, "EXIF orientation: the boxes are turned with the image where they were drawn before it"),
-    "nearly twice": Kind(False, f"boxes of one class with an IoU of {SAME_IOU:g} or more: perhaps one object"),
-    "two classes": Kind(False, f"boxes of two classes with an IoU of {SAME_IOU:g} or more: perhaps one object"),
-    "outline elsewhere": Kind(False, f"outlines whose own box has an IoU below {OUTLINE_IOU:g} with the object's"),
-    "object imbalance": Kind(False, f"the most frequent class has {IMBALANCE} times the objects of the rarest, or more"),
-    "few objects": Kind(False, f"classes with fewer than {FEW} objects in train"),
+    "outside": Kind(True, "boxes outside the image", OUT),
+    "sticks out": Kind(True, "boxes that extend beyond the image", "clipped to the image"),
+    "box twice": Kind(True, "objects annotated twice", "one of them kept"),
+    "bad segmentation": Kind(True, "objects with invalid segmentations", OUT),
+    "class without training objects": Kind(True, "classes that cannot be learned: no objects in train"),
+    "no objects": Kind(True, "splits without objects"),
+    "list of others": Kind(False, "VOC lists of images outside train, val and test, the only splits examined", OUT),
+    "not annotated": Kind(False, "lists without annotations, such as VOC's tests after 2007, which only its server evaluates", OUT),
+    "out of reach": Kind(True, "classes with anchors for less than half of their objects: they will rarely be detected"),
+    "file aside": Kind(False, "COCO files that could be a split, beside the one that is read", OUT),
+    "not listed": Kind(False, "images beside those of the set that no split and no list in ImageSets/Main names", OUT),
+    "unknown category": Kind(False, "COCO categories that the first split does not have", OUT),
+    "orientation": Kind(False, "EXIF orientation: boxes drawn on the stored image are rotated with it"),
+    "nearly twice": Kind(False, f"two boxes of one class with IoU {SAME_IOU:g} or more: perhaps one object"),
+    "two classes": Kind(False, f"two boxes of different classes with IoU {SAME_IOU:g} or more: perhaps one object"),
+    "outline elsewhere": Kind(False, f"segmentations whose bounding box has an IoU below {OUTLINE_IOU:g} with the object's box"),
+    "object imbalance": Kind(False, f"the most frequent class has at least {IMBALANCE} times the objects of the rarest"),
+    "few objects": Kind(False, f"classes with fewer than {FEW} training objects"),
 }
-"""What else can be wrong with sets with boxes."""
+"""Problems of sets with boxes only."""
 KINDS = CLASS_KINDS | BOX_KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong or worth a note: a row of KINDS, the files, images, classes or splits it is about, and a detail.
+    """A problem or note: a key of KINDS, the files, images, classes or splits concerned, and a detail.
 
-    index: of the object (VOC) or annotation (COCO) in the file, from 0; None where no single object is meant.
+    index: of the object (VOC) or annotation (COCO) in the file, from 0; None if it does not concern a single object.
     """
 
     kind: str
@@ -125,12 +123,12 @@ class Finding:
 
     @property
     def fault(self) -> bool:
-        """Whether it counts for doctor's exit code."""
+        """Whether it affects the doctor's exit code."""
         return KINDS[self.kind].fault
 
     @property
     def place(self) -> str:
-        """The names, each on one line, with the object: "Annotations/a.xml object 3"."""
+        """The names on one line, with the object: "Annotations/a.xml object 3"."""
         shown = ", ".join(name if name.isprintable() else repr(name) for name in self.names[:5])
         more = f" and {len(self.names) - 5:,} more" if len(self.names) > 5 else ""
         return shown + more + ("" if self.index is None else f" object {self.index}")
@@ -143,6 +141,6 @@ class Finding:
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings in the order of the table, then by names and index."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
+    """Returns the findings in the order of KINDS, then by names and index."""
+    order = {kind: i for i, kind in enumerate(KINDS)}
     return tuple(sorted(findings, key=lambda f: (order[f.kind], f.names, -1 if f.index is None else f.index)))

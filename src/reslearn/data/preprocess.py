@@ -1,4 +1,4 @@
-"""Turns images into a network's input, the same for evaluation, prediction and export; stored in a model's card."""
+"""Preprocessing of images to a network's input, shared by evaluation, prediction and export; stored in a model's card."""
 
 import base64
 import math
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image, uint8 (H, W, C), scaled by Pillow (antialiased bilinear), first across, then down.
+    """Scales an image, uint8 (H, W, C), with Pillow (antialiased bilinear), first horizontally, then vertically.
 
-    Pillow 13 takes the cheaper of the two directions first, older ones always this; they differ by one level here and there.
+    Fixes the order because Pillow 13 starts with the cheaper direction, which can change pixels by one level.
     """
     h, w, channels = image.shape
     if (h, w) == (height, width):
@@ -24,29 +24,29 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def covering(h: int, w: int, height: int, width: int) -> tuple[int, int]:
-    """The smallest (height, width) of the shape of h x w that covers height x width."""
+    """The smallest (height, width) with the aspect ratio of h x w that covers height x width."""
     scale = max(height / h, width / w)
     return max(height, round(h * scale)), max(width, round(w * scale))
 
 
 def cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale an image, uint8 (H, W, C), to the smallest size of the same shape that covers height x width (antialiased bilinear)."""
+    """Scales an image, uint8 (H, W, C), to the smallest size that covers height x width, keeping its aspect ratio."""
     h, w, _ = image.shape
     return scaled(image, *covering(h, w, height, width))
 
 
 def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle height x width of an image, (H, W, C)."""
+    """The center height x width of an image, (H, W, C)."""
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 class Preprocessing(BaseModel):
-    """Decode to `channels`, scale to cover size / crop_ratio, take the center, then (x / 255 - mean) / std.
+    """Decode to `channels`, scale to cover size / crop_ratio, center crop, then (x / 255 - mean) / std.
 
-    size: (height, width) in pixels. crop_ratio: 1 for small images, 0.875 for photos (256 -> 224). mean, std: one number a
-    channel on the scale [0, 1]. pixel_mean: instead of mean, one for each pixel (DRL 4.2): base64 of little-endian float32
-    (channels, height, width).
+    size: (height, width) in pixels. crop_ratio: 1 for small images, 0.875 for photos (256 -> 224). mean, std: per channel, on the
+    scale [0, 1]. pixel_mean: per-pixel mean that replaces `mean` (DRL 4.2), as base64 of little-endian float32 (channels, height,
+    width).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +63,7 @@ class Preprocessing(BaseModel):
         if min(self.size) < 1 or max(self.size) > 4096:
             raise ValueError("size must be between 1 and 4096 px")
         if not (len(self.mean) == len(self.std) == self.channels) or min(self.std) <= 0:
-            raise ValueError("mean and std must have one number a channel, std above 0")
+            raise ValueError("mean and std must have one number per channel, std above 0")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ValueError("mean and std must be finite")
         if self.pixel_mean is not None:
@@ -72,15 +72,15 @@ class Preprocessing(BaseModel):
 
     @property
     def covered(self) -> tuple[int, int]:
-        """(height, width) that an image is scaled to cover before the center is taken."""
+        """The (height, width) to cover before the center crop."""
         return round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio)
 
     def shrink(self, image: np.ndarray) -> np.ndarray:
-        """The scaled image, uint8 (H, W, C), from which crops are taken."""
+        """The scaled image, uint8 (H, W, C), to take crops from."""
         return cover(image, *self.covered)
 
     def center_views(self, sizes: np.ndarray) -> np.ndarray:
-        """The views, int32 (N, 9) (see images/decode.py), that `fit` takes of photos of these (height, width), int (N, 2)."""
+        """The views, int32 (N, 9) (see images/decode.py), of `fit` for photos of these (height, width), int (N, 2)."""
         views = np.zeros((len(sizes), 9), np.int32)
         views[:, 2:4] = sizes
         views[:, 4:6] = [covering(h, w, *self.covered) for h, w in sizes.tolist()]
@@ -88,7 +88,7 @@ class Preprocessing(BaseModel):
         return views
 
     def fit(self, image: np.ndarray) -> Tensor:
-        """The network's view of an image: uint8 (H, W, C) -> uint8 (C, height, width)."""
+        """The network's input before normalization: uint8 (H, W, C) -> uint8 (C, height, width)."""
         view = center_crop(self.shrink(image), *self.size)
         return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
 
@@ -97,32 +97,32 @@ class Preprocessing(BaseModel):
             values = np.frombuffer(base64.b64decode(self.pixel_mean or "", validate=True), "<f4")
             return torch.from_numpy(values.reshape(self.channels, *self.size).copy())
         except ValueError as error:
-            raise ValueError(f"pixel_mean does not hold {self.channels}x{self.size[0]}x{self.size[1]} numbers") from error
+            raise ValueError(f"pixel_mean must be {self.channels}x{self.size[0]}x{self.size[1]} numbers") from error
 
     def normalizer(self, device: torch.device | str = "cpu") -> "Normalizer":
-        """The function that turns uint8 batches on a device into the network's input."""
+        """The function that normalizes uint8 batches on a device."""
         mean = torch.tensor(self.mean)[:, None, None] if self.pixel_mean is None else self._pixel_mean()
         return Normalizer(mean.to(device), torch.tensor(self.std)[:, None, None].to(device))
 
     @staticmethod
     def encode_pixel_mean(mean: Tensor) -> str:
-        """A per-pixel mean, float (C, H, W) on the scale [0, 1], as the text that pixel_mean holds."""
+        """Encodes a per-pixel mean, float (C, H, W) on the scale [0, 1], as `pixel_mean`."""
         return base64.b64encode(mean.numpy().astype("<f4").tobytes()).decode()
 
 
 class Normalizer:
-    """uint8 (N, C, H, W) -> float32 (N, C, H, W): (x / 255 - mean) / std, as one multiplication and one addition."""
+    """Computes (x / 255 - mean) / std as one multiply-add: uint8 (N, C, H, W) -> float32 (N, C, H, W)."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, pixels: Tensor) -> Tensor:
         scale, shift = self.scale, self.shift
-        if pixels.is_contiguous(memory_format=torch.channels_last):  # a whole row at once, not three numbers
+        if pixels.is_contiguous(memory_format=torch.channels_last):  # vectorizes over whole rows instead of 3 channels
             width = pixels.shape[3]
             scale, shift = (t.expand(-1, -1, width).permute(1, 2, 0).contiguous().permute(2, 0, 1) for t in (scale, shift))
         return pixels.float().mul_(scale).add_(shift)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Back to uint8 pixels, for display."""
+        """Converts normalized images back to uint8 pixels, for display."""
         return ((images - self.shift) / self.scale).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,7 +1,7 @@
-"""Random numbers as pure functions of (seed, epoch, index): resume, workers and ranks cannot change what an image gets.
+"""Random numbers as pure functions of (seed, epoch, index), independent of resuming, workers and ranks.
 
-They come from a counter-based generator (the finalizer of SplitMix64: Steele, Lea and Flood, 2014), computed with integer
-arithmetic alone, so that every device gives the same ones.
+Uses a counter-based generator (the finalizer of SplitMix64: Steele, Lea and Flood, 2014) in integer arithmetic only, so that all
+devices give the same numbers.
 """
 
 import torch
@@ -19,7 +19,7 @@ WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def _shift(x: int | Tensor, bits: int) -> int | Tensor:
-    """Logical right shift of 64 bits."""
+    """64-bit logical right shift."""
     return x >> bits if isinstance(x, int) else (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -34,30 +34,30 @@ def _mix(x: int | Tensor) -> int | Tensor:
 
 
 def _key(*counters: int | Tensor) -> int | Tensor:
-    """One hash of several counters: an int of 64 bits, or int64 of the shape of those that are tensors, which come last.
+    """Hashes several counters to a 64-bit int or, if the last ones are int64 tensors, to an int64 tensor of their shape.
 
-    Numbers stay numbers, so that a device is given nothing but its own tensors.
+    ints are hashed in Python, so that nothing has to be copied to a device.
     """
     key: int | Tensor = 0
     for counter in counters:
         added = _times(counter & WORD if isinstance(counter, int) else counter, GOLDEN)
         if isinstance(added, int):
-            assert isinstance(key, int), "numbers come before tensors"
+            assert isinstance(key, int), "ints must come before tensors"
             key = _mix((key + added + MIX1) & WORD)
         else:
             key = _mix(added + (_signed(key + MIX1) if isinstance(key, int) else key + _signed(MIX1)))
     return key
 
 
-def uniform(seed: int, epoch: Tensor, index: Tensor, draw: int) -> Tensor:
-    """float32 in [0, 1), multiples of 2^-24, one for each pair of (epoch, index), int64 (N,); draw: the stream."""
-    key = _key(seed, draw, epoch, index)
+def uniform(seed: int, epoch: Tensor, index: Tensor, stream: int) -> Tensor:
+    """Uniform random numbers in [0, 1), float32 (N,), multiples of 2^-24, for each (epoch, index), int64 (N,)."""
+    key = _key(seed, stream, epoch, index)
     assert isinstance(key, Tensor)
     return (key >> 40 & 0xFFFFFF).float() * 2.0**-24
 
 
 def integer(seed: int, *counters: int) -> int:
-    """One integer in [0, 2^63), for seeding a generator."""
+    """A pseudorandom integer in [0, 2^63), for seeding a generator."""
     return int(_shift(_key(seed, *counters), 1))
 
 
@@ -67,7 +67,7 @@ def view_seed(seed: int) -> int:
 
 
 def checksum(start: int, epochs: Tensor, indices: Tensor) -> int:
-    """A checksum in [0, 2^32) of images start, start + 1, ... of the training stream; those of parts add up modulo 2^32."""
+    """A checksum in [0, 2^32) of images start, start + 1, ... of the training stream. Checksums of parts add up modulo 2^32."""
     key = _key(torch.arange(start, start + len(indices)), epochs, indices)
     return int((torch.as_tensor(key) & 0xFFFFFFFF).sum()) & 0xFFFFFFFF
 
@@ -79,24 +79,24 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
 
 
 class SampleOrder:
-    """The endless stream of training images, epoch after epoch, cut into batches of one size.
+    """The infinite stream of training images, split into batches of equal size.
 
-    A batch may straddle two epochs, so every image is seen once an epoch and no batch is ever short; batch `step` is a pure
-    function of (seed, step).
+    Every epoch contains every image once. Batches may straddle epochs, so none is short. Batch `step` is a pure function of
+    (seed, step).
     """
 
     def __init__(self, seed: int, images: int, batch: int) -> None:
         self.seed, self.images, self.batch = seed, images, batch
-        self._known: dict[int, Tensor] = {}
+        self._orders: dict[int, Tensor] = {}
 
     def _epoch(self, epoch: int) -> Tensor:
-        known = self._known.get(epoch)
-        if known is None:
-            known = permutation(self.seed, epoch, self.images)
-            # Two epochs are enough for a batch that straddles them; a tiny set may need more at once.
-            recent = {k: v for k, v in self._known.copy().items() if epoch - k < 2}
-            self._known = {**recent, epoch: known}
-        return known
+        order = self._orders.get(epoch)
+        if order is None:
+            order = permutation(self.seed, epoch, self.images)
+            # Keeps two epochs for batches that straddle them.
+            recent = {k: v for k, v in self._orders.copy().items() if epoch - k < 2}
+            self._orders = {**recent, epoch: order}
+        return order
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """(epochs, indices) of batch `step` (from 0), both int64 (batch,)."""

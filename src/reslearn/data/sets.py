@@ -1,4 +1,4 @@
-"""`open(name or path)` returns a data set: splits of labeled images, their classes, and a fingerprint."""
+"""`open(name or path)` returns a `DataSet`: splits of labeled images, classes, and a fingerprint."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ from reslearn.files import user_path
 
 Result = TypeVar("Result")
 NAMES = ("fashion-sample", "fashion-mnist", "cifar10", "cifar100")
-"""The data sets that `open` knows by name. `fashion-sample` comes with this package."""
+"""The data sets that `open` accepts by name. `fashion-sample` is included in this package."""
 
-# Images are decoded into memory where they have one size, at most this many pixels a side, and this many bytes in all.
+# Images are kept in memory if all have the same size, with at most this many pixels per side and bytes in total.
 _RESIDENT_SIDE = 64
 _RESIDENT_BYTES = 1 << 30
 
@@ -41,10 +41,10 @@ willow_tree wolf woman worm
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labeled images: `pixels` in memory, or `files` read when they are asked for (exactly one of the two).
+    """Labeled images: either `pixels` in memory, or `files` to read on demand.
 
-    `labels` int64 (N,), indices into DataSet.classes; `names` N names for messages, a relative path or
-    "cifar10/train[17]"; `pixels` uint8 (N, C, H, W); `files` N paths, or parts of larger files.
+    labels: int64 (N,), indices into DataSet.classes. names: N names for messages, relative paths or like "cifar10/train[17]".
+    pixels: uint8 (N, C, H, W). files: N paths or packed images.
     """
 
     labels: np.ndarray
@@ -55,7 +55,7 @@ class Split:
     def __post_init__(self) -> None:
         images = self.pixels if self.files is None else self.files
         if images is None or (self.pixels is not None and self.files is not None):
-            raise ValueError("a Split holds either pixels or files")
+            raise ValueError("a Split needs either pixels or files")
         if not len(self.labels) == len(self.names) == len(images):
             raise ValueError(f"{len(self.labels)} labels, {len(self.names)} names and {len(images)} images")
 
@@ -63,7 +63,7 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "Split":
-        """The images at these indices, in their order; a mask of N booleans works as well."""
+        """Selects images by indices, in their order, or by a mask of N booleans."""
         chosen = np.asarray(indices)
         chosen = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.int64)]
         rows: list[int] = chosen.tolist()
@@ -77,10 +77,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images with classes, in splits "train", "val", "test"; or in one, "all", where a folder or list is not divided.
+    """Images with classes, in splits "train", "val" and "test", or in a single split "all" if the folder or list is undivided.
 
-    `channels` is 1 where every image is gray, else 3. `left_out` counts the files that are not in it, by reason.
-    `sizes` is the median (height, width).
+    channels: 1 if every image is gray, else 3. left_out: number of files left out, by reason. sizes: median (height, width).
     """
 
     name: str
@@ -101,15 +100,15 @@ class DataSet:
         return any(isinstance(file, PackedImage) for split in self.splits.values() for file in (split.files or ())[:1])
 
     def fingerprint(self) -> str:
-        """A sha256 in hex of the images and classes, independent of order and storage.
+        """The sha256, in hex, of the images and classes, independent of their order.
 
-        Of pixels in memory: split, class, shape and pixels of each image. Of files: split, class, name and size.
+        Covers split, class, shape and pixels of images in memory; split, class, name and size of files.
         """
         digests = sorted(digest for name in self.splits for digest in self._digests(name))
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def arrangement(self) -> str:
-        """A sha256 in hex of the images' names, order and content, which splits by name depend on."""
+        """The sha256, in hex, of the images' names, order and content."""
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             for title, content in zip(split.names, self._digests(name), strict=True):
@@ -130,27 +129,26 @@ class DataSet:
                 try:
                     size = file_bytes(file)
                 except OSError as why:
-                    raise UserError(f"{file}: is gone since the data set was opened: {why.strerror}") from None
+                    raise UserError(f"{file}: deleted since the data set was opened: {why.strerror}") from None
                 yield hashlib.sha256(json.dumps([name, self.classes[label], title, size]).encode()).digest()
 
 
 def open(name_or_path: str | Path, *, on_bad: Literal["error", "skip"] = "error") -> DataSet:
-    """Opens the data set of this name (see NAMES), or at this path.
+    """Opens a data set by name (see NAMES) or path.
 
-    A path is a folder of class folders, with or without train/, val/ and test/ above them; a .csv or .jsonl list; a folder
-    that `reslearn pack` has written; or one that holds the official files of a set known by name. A str that is a known name
-    is that set even where a folder has the same name: write ./cifar10 for the folder. Unreadable images raise UserError, or are
-    left out with on_bad="skip".
-    Raises UserError where there is no such set, or it cannot be used.
+    A path is a folder of class folders, optionally in train/, val/ and test/; a .csv or .jsonl list; a folder written by
+    `reslearn pack`; or a folder with the official files of a named set. A str that is a known name opens that set even if a folder
+    has the same name: use ./cifar10 for the folder. Unreadable images raise UserError, or are left out with on_bad="skip".
+    Raises UserError if there is no such set or it is invalid.
     """
     if on_bad not in ("error", "skip"):
-        raise UserError(f"on_bad is {on_bad!r}: write error or skip")
+        raise UserError(f"on_bad={on_bad!r}: must be error or skip")
     opened = find(name_or_path)
     return opened if isinstance(opened, DataSet) else _load(*opened, on_bad)
 
 
 def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple[str, Listing]:
-    """Finds what `open` opens: a set known by name, or the name and the listing of a folder or list, not yet read.
+    """Finds a data set. Returns a named or packed DataSet, or (name, listing) of a folder or list whose images are not read yet.
 
     problem: see folder.Problem. Raises UserError.
     """
@@ -160,13 +158,13 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
         return _official(name_or_path, locate(name_or_path))
     try:
         path = user_path(name_or_path)
-        is_there, is_folder = path.exists(), path.is_dir()
-    except OSError as why:  # a name too long, a folder that may not be entered
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as why:  # the name is too long, or a parent folder is not accessible
         raise UserError(f"{name_or_path}: cannot be opened: {why}") from None
-    if is_there and not is_folder:
+    if exists and not is_folder:
         if path.suffix.lower() in (".csv", ".jsonl"):
             return path.name, read_list(path, problem)
-        raise UserError(f"{path}: a data set is a folder, a .csv or a .jsonl list, or one of {', '.join(NAMES)}")
+        raise UserError(f"{path}: not a data set: must be a folder, a .csv or .jsonl list, or one of {', '.join(NAMES)}")
     if not is_folder:
         raise UserError(f"no data set or folder called {str(name_or_path)!r}{did_you_mean(str(name_or_path), NAMES)}")
     if packed.is_packed(path):
@@ -175,22 +173,22 @@ def find(name_or_path: str | Path, problem: Problem = refuse) -> DataSet | tuple
         (name, folder) for name, known in OFFICIAL.items() for folder in (path, path / known.folder) if known.partly_in(folder)
     ]
     if len(official) > 1:
-        raise UserError(
-            f"{path}: holds {' and '.join(name for name, _ in official)}: open one of {', '.join(str(f) for _, f in official)}"
-        )
+        names, folders = " and ".join(name for name, _ in official), " or ".join(str(folder) for _, folder in official)
+        raise UserError(f"{path}: contains {names}: open {folders}")
     if official:
         return _official(*official[0])
     if (path / "data_batch_1").is_file():
-        raise UserError(f"{path}: CIFAR's Python version (pickles): get the binary version, {OFFICIAL['cifar10'].sources[0].url}")
+        url = OFFICIAL["cifar10"].sources[0].url
+        raise UserError(f"{path}: CIFAR's Python version (pickles) is not supported: get the binary version, {url}")
     return path.resolve().name, scan(path, problem)
 
 
 def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> DataSet:
-    """The images of a listing: small ones of one size are decoded into memory, others are left as files."""
-    entries, heads = _sift(listing.entries, for_each(lambda entry: probe(entry.file), listing.entries), on_bad)
-    channels = max(channels for _, _, channels in heads)
-    sizes = sorted({(height, width) for height, width, _ in heads})
-    height, width = (int(np.median(side)) for side in np.array(heads).T[:2])
+    """Opens the images of a listing. Decodes small images of one size into memory, and leaves others as files."""
+    entries, shapes = _drop_bad(listing.entries, for_each(lambda entry: probe(entry.file), listing.entries), on_bad)
+    channels = max(channels for _, _, channels in shapes)
+    sizes = {(height, width) for height, width, _ in shapes}
+    height, width = (int(np.median(side)) for side in np.array(shapes).T[:2])
     pixels = None
     if len(sizes) == 1 and max(height, width) <= _RESIDENT_SIDE and len(entries) * channels * height * width <= _RESIDENT_BYTES:
         memory = np.empty((len(entries), channels, height, width), np.uint8)
@@ -199,7 +197,7 @@ def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> Data
             memory[i] = read(entries[i].file, channels).transpose(2, 0, 1)
             return i
 
-        kept, rows = _sift(entries, for_each(decode, range(len(entries))), on_bad)
+        kept, rows = _drop_bad(entries, for_each(decode, range(len(entries))), on_bad)
         entries, pixels = kept, torch.from_numpy(memory if len(kept) == len(memory) else memory[rows])
     index = {label: i for i, label in enumerate(listing.labels)}
     whole = Split(
@@ -208,21 +206,21 @@ def _load(name: str, listing: Listing, on_bad: Literal["error", "skip"]) -> Data
         pixels,
         None if pixels is not None else tuple(entry.file for entry in entries),
     )
-    of = np.array([entry.split for entry in entries])
-    splits = {split: whole.take(of == split) for split in dict.fromkeys(entry.split for entry in entries)}
+    split_of = np.array([entry.split for entry in entries])
+    splits = {split: whole.take(split_of == split) for split in dict.fromkeys(entry.split for entry in entries)}
     unreadable = len(listing.entries) - len(entries)
     left_out = listing.left_out | ({"unreadable": unreadable} if unreadable else {})
     return DataSet(name, listing.classes, channels, splits, left_out, (height, width))
 
 
-def _sift(
+def _drop_bad(
     entries: Sequence[Entry], results: Sequence[Result | UserError], on_bad: Literal["error", "skip"]
 ) -> tuple[list[Entry], list[Result]]:
-    """The entries whose result is no error, with their results. UserError if `on_bad` is error or a class is lost."""
+    """Returns the entries without errors, and their results. Raises UserError if `on_bad` is "error" or a class becomes empty."""
     bad = [result for result in results if isinstance(result, UserError)]
     more = f" (and {len(bad) - 1} more images)" if len(bad) > 1 else ""
     if bad and on_bad == "error":
-        raise UserError(f"{bad[0]}{more}; remove what cannot be read, or set data.on_bad=skip")
+        raise UserError(f"{bad[0]}{more}; remove unreadable images, or skip them with data.on_bad=skip")
     good = [(entry, result) for entry, result in zip(entries, results, strict=True) if not isinstance(result, UserError)]
     kept = {(entry.split, entry.label) for entry, _ in good}
     for entry in entries:
@@ -242,11 +240,11 @@ def _packed(pack: "packed.Pack") -> DataSet:
 
 def _official(name: str, folder: Path) -> DataSet:
     official = OFFICIAL[name]
-    if lacks := official.lacks(folder):
-        raise UserError(f"{folder}: holds part of {name}: {', '.join(lacks)} is missing")
+    if missing := official.lacks(folder):
+        raise UserError(f"{folder}: incomplete {name}: missing {', '.join(missing)}")
     if name == "fashion-mnist":
         return _fashion(name, folder)
-    # CIFAR-100's records have a coarse label before the fine one.
+    # A CIFAR-100 record has a coarse label before the fine one.
     meta, names, limits = {
         "cifar10": ("batches.meta.txt", _CIFAR10, [10]),
         "cifar100": ("fine_label_names.txt", _CIFAR100, [20, 100]),
@@ -255,18 +253,18 @@ def _official(name: str, folder: Path) -> DataSet:
     if (folder / meta).is_file():
         classes = tuple((folder / meta).read_text(encoding="utf-8", errors="replace").split())
         if len(set(classes)) != limits[-1]:
-            raise UserError(f"{folder / meta}: {len(set(classes))} class names instead of {limits[-1]}: correct or remove it")
+            raise UserError(f"{folder / meta}: {len(set(classes))} class names instead of {limits[-1]}: fix or remove the file")
     splits = {}
     for split in ("train", "test"):
         files = [file for file in official.files if ("test" in file) == (split == "test")]
-        parts = [read_cifar(folder / file, official.files[file], limits) for file in files]
-        labels = np.concatenate([labels[:, -1] for labels, _ in parts])
-        splits[split] = _resident(f"{name}/{split}", labels, np.concatenate([pixels for _, pixels in parts]))
+        batches = [read_cifar(folder / file, official.files[file], limits) for file in files]
+        labels = np.concatenate([labels[:, -1] for labels, _ in batches])
+        splits[split] = _resident(f"{name}/{split}", labels, np.concatenate([pixels for _, pixels in batches]))
     return DataSet(name, classes, 3, splits, {}, (32, 32))
 
 
 def _fashion(name: str, folder: Path) -> DataSet:
-    """Fashion-MNIST or its sample, from idx files. MNIST's have the same names, but other numbers of images a class."""
+    """Fashion-MNIST or its sample, from idx files. MNIST's files have the same names, but different class counts."""
     splits = {}
     per_class = {"train": 600, "test": 100} if name == "fashion-sample" else {"train": 6000, "test": 1000}
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -276,9 +274,9 @@ def _fashion(name: str, folder: Path) -> DataSet:
         )
         pixels, classes = read_idx(images), read_idx(labels)
         if classes.ndim != 1 or np.bincount(classes, minlength=10).tolist() != [per_class[split]] * 10:
-            raise UserError(f"{labels}: not the labels of {name}, which are {per_class[split]:,} of each of 10 classes")
+            raise UserError(f"{labels}: not {name}, which has {per_class[split]:,} labels of each of 10 classes")
         if pixels.shape != (len(classes), 28, 28):
-            raise UserError(f"{images}: {pixels.shape} instead of ({len(classes)}, 28, 28): not the images of {name}")
+            raise UserError(f"{images}: not {name}: shape {pixels.shape} instead of ({len(classes)}, 28, 28)")
         splits[split] = _resident(f"{name}/{split}", classes.astype(np.int64), pixels[:, None])
     return DataSet(name, tuple(_FASHION.split(",")), 1, splits, {}, (28, 28))
 

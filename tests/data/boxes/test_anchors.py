@@ -1,4 +1,4 @@
-"""Anchors against torchvision's own, on a grid, one by one."""
+"""Anchor recall against torchvision's anchors, and anchor suggestions."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from reslearn.data.boxes.read import open_boxes
 
 
 def random_boxes(n: int = 60) -> np.ndarray:
-    numbers = np.random.default_rng(0)
-    corner = numbers.uniform(0, 90, (n, 2))
-    return np.concatenate([corner, corner + numbers.uniform(5, 70, (n, 2))], axis=1)
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 90, (n, 2))
+    return np.concatenate([corner, corner + rng.uniform(5, 70, (n, 2))], axis=1)
 
 
-def test_recall_is_that_of_torchvisions_anchors() -> None:
+def test_recall_matches_torchvisions_anchors() -> None:
     import torch
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.image_list import ImageList
@@ -34,7 +34,7 @@ def test_recall_is_that_of_torchvisions_anchors() -> None:
     assert 0 < fit.recall < 1 and fit.recall == (expected >= 0.5).mean()
 
 
-def test_boxes_are_scaled_as_the_network_sees_them(tmp_path: Path) -> None:
+def test_boxes_are_scaled_like_the_networks_input(tmp_path: Path) -> None:
     image = open_boxes(voc(tmp_path, {"a": voc_xml(voc_object((7, 1, 60, 40)))}))["train"].images
     boxes, sizes = scaled_boxes(image, 80, 1000)
     assert boxes.tolist() == [[12, 0, 120, 80]] and sizes.tolist() == [[80, 120]]
@@ -42,14 +42,14 @@ def test_boxes_are_scaled_as_the_network_sees_them(tmp_path: Path) -> None:
     assert boxes.tolist() == [[9, 0, 90, 60]] and sizes.tolist() == [[60, 90]]
 
 
-def test_suggestions_find_the_shapes_there_are() -> None:
+def test_suggestions_recover_the_shapes() -> None:
     shapes = np.array([[10, 20], [40, 40], [100, 50]], np.float64)
     noise = np.random.default_rng(0).uniform(0.95, 1.05, (300, 2))
     sizes = np.repeat(shapes, 100, axis=0) * noise
     boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1) + 7
-    found = suggest_anchors(boxes, 3)
-    np.testing.assert_allclose(found, shapes, rtol=0.03)
-    np.testing.assert_array_equal(found, suggest_anchors(boxes, 3, seed=0))
+    suggested = suggest_anchors(boxes, 3)
+    np.testing.assert_allclose(suggested, shapes, rtol=0.03)
+    np.testing.assert_array_equal(suggested, suggest_anchors(boxes, 3, seed=0))
     assert len(suggest_anchors(np.tile([[0, 0, 5, 5]], (9, 1)), 4)) == 1
     with pytest.raises(ValueError, match="no boxes"):
         suggest_anchors(np.zeros((0, 4)))
@@ -57,7 +57,7 @@ def test_suggestions_find_the_shapes_there_are() -> None:
         anchor_recall(np.zeros((0, 4)), np.zeros((0, 2)), [AnchorLevel(16, (32,))])
 
 
-def test_suggestions_fit_better_than_the_papers_on_bccd(real_data: Path) -> None:
+def test_smaller_and_suggested_anchors_fit_bccd_better(real_data: Path) -> None:
     train = open_boxes(real_data / "bccd", bad="drop", only=["train"])["train"]
     boxes, sizes = scaled_boxes(train.images, 240, 400)
     paper = anchor_recall(boxes, sizes, [AnchorLevel(16, (128, 256, 512))])

@@ -1,4 +1,4 @@
-"""COCO annotations: ids with holes, masks, crowds, and every fault named by file and index."""
+"""COCO annotations: ids with gaps, masks, crowds, and faults reported by file and index."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from reslearn.errors import UserError
 TRIANGLE = [[10, 10, 30, 10, 10, 30]]
 
 
-def test_boxes_masks_and_ids_with_holes(tmp_path: Path) -> None:
+def test_boxes_masks_and_ids_with_gaps(tmp_path: Path) -> None:
     runs = {"counts": [0, 400, 2000], "size": list(SIZE)}
     file = coco(
         tmp_path,
@@ -28,10 +28,10 @@ def test_boxes_masks_and_ids_with_holes(tmp_path: Path) -> None:
             annotation(5, image=2, segmentation=[]),
         ],
     )
-    one = open_boxes(file)["all"]
-    assert one.classes == ("cat", "dog") and one.category_ids == (3, 7)
-    assert [(image.name, image.id, len(image.objects)) for image in one.images] == [("a.jpg", 1, 0), ("b.jpg", 2, 3)]
-    objects = one.images[1].objects
+    split = open_boxes(file)["all"]
+    assert split.classes == ("cat", "dog") and split.category_ids == (3, 7)
+    assert [(image.name, image.id, len(image.objects)) for image in split.images] == [("a.jpg", 1, 0), ("b.jpg", 2, 3)]
+    objects = split.images[1].objects
     assert objects.boxes.tolist() == [[1.5, 2, 4.5, 6], [5, 6, 12, 14], [5, 6, 12, 14]]
     assert objects.labels.tolist() == [2, 1, 1] and objects.ids.tolist() == [9, 4, 5]
     assert objects.areas.tolist() == [7.5, 56, 56] and objects.crowd.tolist() == [False, True, False]
@@ -122,7 +122,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("kind", "changes"), FILES.values(), ids=FILES)
-def test_bad_file_stops_under_either_policy(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_file_faults_raise_under_either_policy(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     file = coco(tmp_path, [annotation()], **changes)
     for bad in ("fail", "drop"):
         with pytest.raises(BadBoxes, match=kind) as caught:
@@ -138,27 +138,28 @@ def test_bad_file_stops_under_either_policy(tmp_path: Path, kind: str, changes: 
         ("[" * 100_000, "not JSON"),
         ("[]", "no list 'images'"),
         ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),
-        ('{"images": [], "annotations": [], "categories": []}', "names no images"),
+        ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
     ],
 )
-def test_no_coco_file(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_coco_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=rf"x\.json: .*{message}"):
         open_boxes(tmp_path / "x.json")
 
 
-def test_a_fingerprint_tells_masks(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_masks(tmp_path: Path) -> None:
     def of(**more: Any) -> str:
         return open_boxes(coco(tmp_path, [annotation(area=30, **more)]))["all"].fingerprint()
 
     square, other = [5, 6, 12, 6, 12, 14, 5, 14], [5, 6, 11, 6, 12, 14, 5, 14]
     runs = {"size": [40, 60], "counts": [2, 3, 2395]}
-    told = [of(), *(of(segmentation=each) for each in ([square], [other], [square, other], runs, {**runs, "counts": [3, 3, 2394]}))]
-    assert len(set(told)) == 6 and of(segmentation=[square]) == told[1]
-    assert told[0] == of(segmentation=[]), "as sets without masks"
+    masks = [square], [other], [square, other], runs, {**runs, "counts": [3, 3, 2394]}
+    fingerprints = [of(), *(of(segmentation=mask) for mask in masks)]
+    assert len(set(fingerprints)) == 6 and of(segmentation=[square]) == fingerprints[1]
+    assert fingerprints[0] == of(segmentation=[]), "empty segmentations count as none"
 
 
-def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
+def test_layouts_and_common_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         coco(tmp_path / split, [annotation()]).rename(tmp_path / split / "_annotations.coco.json")
     assert list(open_boxes(tmp_path)) == ["train", "val"]
@@ -166,55 +167,55 @@ def test_layouts_and_one_list_of_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "_annotations.coco.json").rename(tmp_path / "annotations" / f"instances_{split}2017.json")
         (tmp_path / split).rename(tmp_path / f"{split}2017")
-    assert [one.images[0].path.parent.name for one in open_boxes(tmp_path).values()] == ["train2017", "val2017"]
+    assert [split.images[0].path.parent.name for split in open_boxes(tmp_path).values()] == ["train2017", "val2017"]
     val = tmp_path / "annotations" / "instances_val2017.json"
     document = json.loads(val.read_text().replace('"dog"', '"dgo"'))
     val.write_text(json.dumps(document))
-    assert open_boxes(tmp_path)["val"].faults() == {"unknown category": 1}, "what nothing uses stops nothing"
+    assert open_boxes(tmp_path)["val"].faults() == {"unknown category": 1}, "unused categories are only noted"
     document["annotations"].append(annotation(2, category=7))
     val.write_text(json.dumps(document))
-    words = r"1 fault: instances_val2017\.json object 1: unknown class: 'dgo' is none of the 2 classes; did you mean 'dog'\? \("
-    with pytest.raises(BadBoxes, match=words + r"fix them, or leave these objects out: bad=\"drop\"\)"):
+    words = r"1 fault: instances_val2017\.json object 1: unknown class: 'dgo' is not one of the 2 classes; did you mean 'dog'\? \("
+    with pytest.raises(BadBoxes, match=words + r"fix the objects, or leave them out with bad=\"drop\"\)"):
         open_boxes(tmp_path)
     assert open_boxes(tmp_path, bad="drop")["val"].counts() == {"cat": 1, "dog": 0}
 
 
-def test_a_split_that_is_there_twice_is_refused_by_both_names(tmp_path: Path) -> None:
-    """As where COCO's files of 2014 and 2017 lie side by side: each may be given, and finds its images."""
+def test_ambiguous_splits_are_rejected(tmp_path: Path) -> None:
+    """COCO's files of 2014 and 2017 in one folder: the folder is rejected, but each file can be opened."""
     (tmp_path / "annotations").mkdir()
     for name, n in (("train2014", 1), ("train2017", 2), ("val2017", 3)):
         (tmp_path / name).mkdir()
         file = coco(tmp_path / name, [annotation(k, bbox=(1 + k, 2, 20, 20)) for k in range(n)])
         file.rename(tmp_path / "annotations" / f"instances_{name}.json")
-    both = "annotations/instances_train2014.json and annotations/instances_train2017.json are both its train split: move one away"
+    both = "annotations/instances_train2014.json and annotations/instances_train2017.json are both the train split: remove one"
     for read in (open_boxes, findings):
-        with pytest.raises(UserError, match=f"{tmp_path}: {both}, or give the .json file that is meant"):
+        with pytest.raises(UserError, match=f"{tmp_path}: {both}, or open the .json file directly"):
             read(tmp_path)
     assert list(open_boxes(tmp_path, only=["val"])) == ["val"]
     for name, n in (("train2014", 1), ("train2017", 2)):
-        one = open_boxes(tmp_path / "annotations" / f"instances_{name}.json")["all"]
-        assert one.images[0].path == tmp_path / name / "a.jpg" and len(one.images[0].objects) == n
-    # The plain name is the split, whatever lies beside it.
+        (image, _) = open_boxes(tmp_path / "annotations" / f"instances_{name}.json")["all"].images
+        assert image.path == tmp_path / name / "a.jpg" and len(image.objects) == n
+    # A file with the plain name takes precedence.
     photo(tmp_path / "train" / "a.jpg")
     photo(tmp_path / "train" / "b.jpg")
     text = (tmp_path / "annotations" / "instances_train2017.json").read_text()
     (tmp_path / "annotations" / "instances_train.json").write_text(text)
-    one = open_boxes(tmp_path)["train"]
-    assert len(one.images[0].objects) == 2 and one.images[0].path == tmp_path / "train" / "a.jpg"
+    split = open_boxes(tmp_path)["train"]
+    assert len(split.images[0].objects) == 2 and split.images[0].path == tmp_path / "train" / "a.jpg"
     (tmp_path / "train" / "_annotations.coco.json").write_text(text)
-    with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both its train split"):
+    with pytest.raises(UserError, match=r"instances_train\.json and train/_annotations\.coco\.json are both the train split"):
         open_boxes(tmp_path)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_masks_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientation: int) -> None:
+def test_masks_rotate_with_the_pixels(tmp_path: Path, orientation: int) -> None:
     box = [[10, 5, 50, 5, 50, 20, 10, 20]]
     file = coco(tmp_path, [annotation(bbox=(10, 5, 40, 15), segmentation=box)])
     photo(tmp_path / "a.jpg", SIZE, orientation)
-    one = open_boxes(file)["all"]
-    image = one.images[0]
+    split = open_boxes(file)["all"]
+    image = split.images[0]
     (segmentation,) = image.objects.segmentations or ()
-    assert isinstance(segmentation, tuple) and (image.height, image.width) == SIZE[::-1] and one.faults() == {"orientation": 1}
+    assert isinstance(segmentation, tuple) and (image.height, image.width) == SIZE[::-1] and split.faults() == {"orientation": 1}
     assert [*segmentation[0].min(0), *segmentation[0].max(0)] == image.objects.boxes[0].tolist()
 
 
@@ -228,13 +229,13 @@ KEYS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentatio
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), ANY), max_size=4))
-def test_every_annotation_is_kept_or_named(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
+def test_every_annotation_is_kept_or_reported(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
     bad = [annotation(10 + i, bbox=(i, 2, 5, 5)) | {key: value} for i, (key, value) in enumerate(changes)]
-    one = open_boxes(coco(tmp_path, [annotation(), *bad]), bad="drop")["all"]
-    kept = {i for image in one.images for i in image.objects.ids.tolist()}
-    cut = sum(finding.kind == "sticks out" for finding in one.findings)
-    assert len(kept) == sum(len(image.objects) for image in one.images) == len(bad) + 1 - len(one.findings) + cut
-    for image in one.images:
+    split = open_boxes(coco(tmp_path, [annotation(), *bad]), bad="drop")["all"]
+    kept = {i for image in split.images for i in image.objects.ids.tolist()}
+    clipped = sum(finding.kind == "sticks out" for finding in split.findings)
+    assert len(kept) == sum(len(image.objects) for image in split.images) == len(bad) + 1 - len(split.findings) + clipped
+    for image in split.images:
         assert np.isfinite(image.objects.boxes).all() and np.isfinite(image.objects.areas).all()
         assert (image.objects.boxes[:, 2:] > image.objects.boxes[:, :2]).all()
         for segmentation in image.objects.segmentations or ():

@@ -1,4 +1,4 @@
-"""VOCdevkit as people have it on disk, VOC2007 beside VOC2012: one set."""
+"""A VOCdevkit with VOC2007 and VOC2012 is one set."""
 
 import shutil
 from collections.abc import Callable
@@ -28,7 +28,7 @@ LISTS = {
 
 
 def devkit(root: Path) -> Path:
-    """As the trainval archives of both years and the test archive of 2007 leave it, with lists by class and of other tasks."""
+    """The unpacked trainval archives of both years and the test archive of 2007, with lists by class and of other tasks."""
     seed = 0
     for year, lists in LISTS.items():
         for split, images in lists.items():
@@ -41,12 +41,12 @@ def devkit(root: Path) -> Path:
         (main / "cat_train.txt").write_text("000005  1\n")
         (root / year / "ImageSets" / "Layout").mkdir()
     (root / "VOCcode").mkdir()
-    (root / "VOC2006").mkdir()  # its own format, without Annotations of this kind
+    (root / "VOC2006").mkdir()  # another format
     return root
 
 
 def with_test_of_2012(root: Path, annotated: int = 0) -> Path:
-    """And the test archive of 2012: images and their list."""
+    """Adds the test archive of 2012: images and their list."""
     for i in range(3):
         gray(root / f"VOC2012/JPEGImages/2010_00000{i}.jpg")
         if i < annotated:
@@ -59,33 +59,31 @@ def names(root: Path, split: str) -> list[str]:
     return [image.name for image in open_boxes(root, bad="drop", only=[split])[split].images]
 
 
-def test_a_split_is_that_of_all_years_that_have_it(tmp_path: Path) -> None:
+def test_a_split_contains_all_years(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit")
     assert holds_boxes(root) and split_names(root) == ["train", "val", "test"]
     sets = open_boxes(root)
     assert {name: len(one) for name, one in sets.items()} == {"train": 4, "val": 2, "test": 2}
-    assert all(one.classes == ("cat", "dog", "train") and one.findings == () for one in sets.values())
+    assert all(split.classes == ("cat", "dog", "train") and split.findings == () for split in sets.values())
     assert names(root, "train") == ["VOC2007/000005", "VOC2007/1", "VOC2012/2008_000008", "VOC2012/1"]
     assert sorted(names(root, "trainval")) == sorted(names(root, "train") + names(root, "val"))
     assert sets["test"].name == "VOCdevkit/test" and names(root, "test") == ["VOC2007/000001", "VOC2007/2"]
 
 
-def test_each_image_has_the_objects_and_pixels_of_its_own_year(tmp_path: Path) -> None:
-    """The folders of one year are read by themselves as ever, and a devkit's part is the same."""
+def test_images_are_the_same_in_the_devkit_and_in_a_single_year(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit")
     (root / "VOC2012/JPEGImages/1.jpg").rename(root / "VOC2012/JPEGImages/1.jpeg")  # 2007 has 1.jpg
-    together = {image.name: image for image in open_boxes(root, only=["trainval"])["trainval"].images}
+    devkit_images = {image.name: image for image in open_boxes(root, only=["trainval"])["trainval"].images}
     for year in LISTS:
-        alone = open_boxes(root / year, only=["trainval"], classes=["cat", "dog", "train"])["trainval"]
-        for image in alone.images:
-            twin = together.pop(f"{year}/{image.name}")
+        for image in open_boxes(root / year, only=["trainval"], classes=["cat", "dog", "train"])["trainval"].images:
+            twin = devkit_images.pop(f"{year}/{image.name}")
             assert twin.path == image.path and np.array_equal(twin.pixels(), image.pixels())
             for field in ("boxes", "labels", "ids", "areas"):
                 assert np.array_equal(getattr(twin.objects, field), getattr(image.objects, field))
-    assert not together
+    assert not devkit_images
 
 
-def test_findings_are_named_from_the_devkit(tmp_path: Path) -> None:
+def test_findings_name_paths_relative_to_the_devkit(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit")
     (root / "VOC2012/Annotations/1.xml").write_text(voc_xml(CAT, voc_object((9, 9, 9, 30))))
     (root / "VOC2007/JPEGImages/000007.jpg").unlink()
@@ -113,22 +111,21 @@ def test_a_test_list_without_annotations_is_left_out_with_a_note(tmp_path: Path)
         open_boxes(root, only=["test"])
 
 
-def test_so_it_is_in_a_single_folder(tmp_path: Path) -> None:
-    """VOC2012 as it is handed out, its test list from the server's archive beside it."""
+def test_a_test_list_without_annotations_is_left_out_in_a_single_folder(tmp_path: Path) -> None:
     root = with_test_of_2012(devkit(tmp_path / "VOCdevkit")) / "VOC2012"
     sets = open_boxes(root)
     assert list(sets) == ["train", "val"] and sets["train"].faults() == {"not annotated": 1}
 
 
-def test_an_unreadable_test_list_is_for_whoever_asks_for_it(tmp_path: Path) -> None:
+def test_an_unreadable_test_list_is_an_error_only_if_it_is_opened(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit") / "VOC2012"
     (root / "ImageSets/Main/test.txt").write_text("")
     assert list(open_boxes(root, only=["val"])) == ["val"]
-    with pytest.raises(UserError, match=r"test\.txt: names no images"):
+    with pytest.raises(UserError, match=r"test\.txt: lists no images"):
         open_boxes(root)
 
 
-def test_a_test_list_with_some_annotations_is_read_and_the_others_are_missed(tmp_path: Path) -> None:
+def test_a_test_list_with_some_annotations_needs_all_of_them(tmp_path: Path) -> None:
     root = with_test_of_2012(devkit(tmp_path / "VOCdevkit"), annotated=1)
     with pytest.raises(BadBoxes, match=r"1 fault: VOC2012/Annotations/2010_000001\.xml: unreadable annotation: .*no such file"):
         open_boxes(root)
@@ -136,7 +133,7 @@ def test_a_test_list_with_some_annotations_is_read_and_the_others_are_missed(tmp
     assert len(open_boxes(root)["test"]) == 4
 
 
-def test_every_fingerprint_has_the_year(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_year(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit")
     before = open_boxes(root)["train"].fingerprint()
     assert (
@@ -151,28 +148,25 @@ def copy_as(year: str) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (copy_as("VOC2010"), "VOC2010 and VOC2012 have images in common, .*keep one of them here, or give .*VOCdevkit/VOC2012"),
-        (
-            lambda root: shutil.rmtree(root / "VOC2012/ImageSets/Main"),
-            r"VOCdevkit/VOC2012: has no lists of images in ImageSets/Main",
-        ),
+        (copy_as("VOC2010"), "VOC2010 and VOC2012 have images in common, .*keep one of them, or open .*VOCdevkit/VOC2012"),
+        (lambda root: shutil.rmtree(root / "VOC2012/ImageSets/Main"), r"VOCdevkit/VOC2012: no image lists in ImageSets/Main"),
         (
             lambda root: shutil.rmtree(root / "VOC2012/Annotations"),
             r"VOC2012/Annotations/2008_000008\.xml: .*there is no such file",
         ),
         (
             lambda root: (root / "VOC2012/ImageSets/Main/train.txt").write_text(""),
-            "VOC2012/ImageSets/Main/train.txt: names no images",
+            "VOC2012/ImageSets/Main/train.txt: lists no images",
         ),
     ],
 )
-def test_what_cannot_be_one_set_is_one_line(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:
+def test_invalid_devkits(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
     root = devkit(tmp_path / "VOCdevkit")
     change(root)
     assert holds_boxes(root)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_boxes(root)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no split 'trainvall'; did you mean 'trainval'"):
@@ -181,21 +175,21 @@ def test_what_cannot_be_one_set_is_one_line(tmp_path: Path, change: Callable[[Pa
 
 def test_a_copy_of_a_devkit_is_a_devkit(tmp_path: Path) -> None:
     root = with_test_of_2012(devkit(tmp_path / "VOCdevkit"))
-    found = examine_boxes(root)
-    assert found.clean and [(f.kind, f.names) for f in found.findings if f.kind == "not annotated"] == [
+    diagnosis = examine_boxes(root)
+    assert diagnosis.clean and [(f.kind, f.names) for f in diagnosis.findings if f.kind == "not annotated"] == [
         ("not annotated", ("VOC2012/ImageSets/Main/test.txt",))
     ]
     outside = voc_object((50, 5, 70, 9))
     (root / "VOC2012/Annotations/1.xml").write_text(voc_xml(voc_object((9, 9, 9, 30)), CAT, outside))
     (root / "VOC2007/JPEGImages/000007.jpg").write_bytes((root / "VOC2007/JPEGImages/1.jpg").read_bytes())  # a leak
-    found = examine_boxes(root)
-    assert [(f.kind, f.names, f.index) for f in found.findings if f.fault] == [
+    diagnosis = examine_boxes(root)
+    assert [(f.kind, f.names, f.index) for f in diagnosis.findings if f.fault] == [
         ("leak", ("VOC2007/JPEGImages/1.jpg", "VOC2007/JPEGImages/000007.jpg"), None),
         ("no area", ("VOC2012/Annotations/1.xml",), 0),
         ("sticks out", ("VOC2012/Annotations/1.xml",), 2),
     ]
     assert count_named(root) == (8, 14)
-    repair_boxes(found, root, tmp_path / "copy")
+    repair_boxes(diagnosis, root, tmp_path / "copy")
     copy = tmp_path / "copy"
     assert not any(f.fault for f in findings(copy)) and sorted(p.name for p in copy.iterdir()) == ["VOC2007", "VOC2012"]
     assert names(copy, "train") == ["VOC2007/000005", "VOC2012/2008_000008", "VOC2012/1"]

@@ -1,4 +1,4 @@
-"""VOC annotations: read by tag, in continuous coordinates, and every fault named by file and index."""
+"""VOC annotations: continuous coordinates, and faults reported by file and index."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from reslearn.errors import UserError
 GOOD = voc_object((1, 1, 10, 10))
 
 
-def test_a_split_without_annotations_has_no_classes_to_hold_others_to(tmp_path: Path) -> None:
+def test_a_split_without_readable_annotations_does_not_define_the_classes(tmp_path: Path) -> None:
     root = voc(tmp_path, {"v": voc_xml(voc_object((5, 5, 20, 20)))}, "val")
     (root / "ImageSets/Main/train.txt").write_text("t\n")
-    assert [(one.kind, *one.names) for one in findings(root)] == [("unreadable annotation", "Annotations/t.xml")]
+    assert [(f.kind, *f.names) for f in findings(root)] == [("unreadable annotation", "Annotations/t.xml")]
 
 
 def test_boxes_are_continuous_and_tags_in_any_order(tmp_path: Path) -> None:
-    one = voc_object((1, 2, 60, 40), "dog", "<difficult> 1 </difficult><part><name>head</name><bndbox/></part>")
-    root = voc(tmp_path, {"a": voc_xml(one, GOOD), "empty": voc_xml(), "b": voc_xml(voc_object(("4.5", "6", " 8 ", "9e0")))})
+    dog = voc_object((1, 2, 60, 40), "dog", "<difficult> 1 </difficult><part><name>head</name><bndbox/></part>")
+    root = voc(tmp_path, {"a": voc_xml(dog, GOOD), "empty": voc_xml(), "b": voc_xml(voc_object(("4.5", "6", " 8 ", "9e0")))})
     train = open_boxes(root)["train"]
     assert train.classes == ("cat", "dog") and [image.name for image in train.images] == ["a", "empty", "b"]
     first, empty, last = (image.objects for image in train.images)
@@ -35,7 +35,7 @@ def test_boxes_are_continuous_and_tags_in_any_order(tmp_path: Path) -> None:
     assert train.counts() == {"cat": 2, "dog": 1} and train.findings == ()
 
 
-def test_targets_are_torchvisions(tmp_path: Path) -> None:
+def test_targets(tmp_path: Path) -> None:
     import torch
 
     hard = voc_object((3, 4, 9, 9), "dog", "<difficult>1</difficult>")
@@ -47,7 +47,7 @@ def test_targets_are_torchvisions(tmp_path: Path) -> None:
     assert image.pixels().shape == (*SIZE, 3)
 
 
-def test_a_fingerprint_tells_what_is_in_a_set(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_objects(tmp_path: Path) -> None:
     def of(name: str, *objects: str) -> str:
         return open_boxes(voc(tmp_path / name, {"a": voc_xml(*objects)}))["train"].fingerprint()
 
@@ -99,19 +99,19 @@ def test_bad_object(tmp_path: Path, kind: str, bad: str) -> None:
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><annotation><size>&y;</size></annotation>'
 FILES = {
-    "wrong size: 60 x 41 .*, but a.jpg has 60 x 40 pixels": voc_xml(GOOD, size=(41, 60)),
+    "wrong size: annotated as 60 x 41 .*, but a.jpg has 60 x 40 pixels": voc_xml(GOOD, size=(41, 60)),
     "no <size><height>": "<annotation/>",
     "not XML: unclosed token": voc_xml(GOOD)[:-5],
     "not XML: no element found": "",
     "has a DOCTYPE": BOMB,
-    "DOCTYPE, which annotations do not need": '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
-    "its root is <annotations>": "<annotations/>",
+    "has a DOCTYPE, which is not allowed": '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
+    "root element is <annotations>": "<annotations/>",
     "not XML: unknown encoding": '<?xml version="1.0" encoding="klingon"?><annotation/>',
 }
 
 
 @pytest.mark.parametrize(("text", "document"), FILES.items())
-def test_bad_file_stops_under_either_policy(tmp_path: Path, text: str, document: str) -> None:
+def test_file_faults_raise_under_either_policy(tmp_path: Path, text: str, document: str) -> None:
     root = voc(tmp_path, {"a": document, "b": voc_xml(GOOD, OBJECTS["no area"])})
     for bad, others in (("fail", [("Annotations/b.xml", 1)]), ("drop", [])):
         with pytest.raises(BadBoxes, match=rf"Annotations/a\.xml: .*{text}") as caught:
@@ -146,13 +146,13 @@ def test_all_faults_are_listed_and_the_first_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objects", "remedy"),
     [
-        ([OBJECTS["sticks out"]], 'fix them, or have them cut: bad="drop"'),
-        ([OBJECTS["sticks out"], OBJECTS["no area"]], 'fix them, or leave these objects out: bad="drop"'),
-        ([OBJECTS["no area"]], 'fix them, or leave these objects out: bad="drop"'),
-        (None, "reslearn doctor SET --fix COPY copies the set without them"),
+        ([OBJECTS["sticks out"]], 'fix the boxes, or clip them with bad="drop"'),
+        ([OBJECTS["sticks out"], OBJECTS["no area"]], 'fix the objects, or leave them out with bad="drop"'),
+        ([OBJECTS["no area"]], 'fix the objects, or leave them out with bad="drop"'),
+        (None, "to copy the set without them, run reslearn doctor SET --fix COPY"),
     ],
 )
-def test_what_to_do_is_said(tmp_path: Path, objects: list[str] | None, remedy: str) -> None:
+def test_errors_name_a_remedy(tmp_path: Path, objects: list[str] | None, remedy: str) -> None:
     root = voc(tmp_path, {"a": voc_xml(GOOD, *objects or ()), "b": voc_xml(GOOD)})
     if objects is None:
         (root / "JPEGImages" / "b.jpg").unlink()
@@ -161,11 +161,11 @@ def test_what_to_do_is_said(tmp_path: Path, objects: list[str] | None, remedy: s
     assert str(caught.value).endswith(f" ({remedy})")
 
 
-def test_boxes_are_named_by_the_numbers_of_their_file(tmp_path: Path) -> None:
+def test_messages_use_the_coordinates_of_the_file(tmp_path: Path) -> None:
     bad = voc_object((504, 337, 504, 340)), voc_object((50, 5, 70.5, 9))
     no_area, out = findings(voc(tmp_path, {"a": voc_xml(*bad)}))
-    assert no_area.detail == "the box xmin 504, ymin 337, xmax 504, ymax 340"
-    assert out.detail == "the box xmin 50, ymin 5, xmax 70.5, ymax 9 sticks out of the image of 60 x 40 by 10.5: cut to it"
+    assert no_area.detail == "box xmin 504, ymin 337, xmax 504, ymax 340"
+    assert out.detail == "box xmin 50, ymin 5, xmax 70.5, ymax 9 exceeds the 60 x 40 image by 10.5 px"
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_splits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no annotations of train, val or test"):
         open_boxes(tmp_path / "JPEGImages")
     (root / "Annotations" / "a.xml").write_text(voc_xml())
-    with pytest.raises(UserError, match="train has no objects"):
+    with pytest.raises(UserError, match="split train has no objects"):
         open_boxes(root)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientation: int) -> None:
-    """A white rectangle on the stored image is where its box is on the upright one."""
+def test_boxes_rotate_with_the_pixels(tmp_path: Path, orientation: int) -> None:
+    """A white rectangle, drawn on the stored image, is inside its box on the upright one."""
     from PIL import Image
 
     from reslearn.data.boxes.masks import turn_box
@@ -201,7 +201,7 @@ def test_boxes_follow_the_pixels_when_they_are_turned(tmp_path: Path, orientatio
     train = open_boxes(root)["train"]
     image = train.images[0]
     assert (image.height, image.width) == (SIZE if orientation < 5 else SIZE[::-1])
-    # a size that turning leaves as it is cannot tell, and is taken as upright
+    # orientations 2 to 4 keep the size, so the boxes are assumed upright
     expected = turn_box([10, 5, 50, 20], orientation, *SIZE) if orientation >= 5 else [10, 5, 50, 20]
     assert image.objects.boxes.tolist() == [expected]
     assert train.faults() == ({"orientation": 1} if orientation > 1 else {})
@@ -220,7 +220,7 @@ def test_bccd(real_data: Path) -> None:
     assert named == [("Annotations/BloodImage_00338.xml", 12, "no area"), ("Annotations/BloodImage_00343.xml", 3, "no area")]
     sets = open_boxes(real_data / "bccd", bad="drop")
     assert {name: len(one) for name, one in sets.items()} == {"train": 205, "val": 87, "test": 72}
-    totals = [sum(one.counts()[name] for one in sets.values()) for name in ("Platelets", "RBC", "WBC")]
+    totals = [sum(split.counts()[name] for split in sets.values()) for name in ("Platelets", "RBC", "WBC")]
     assert totals == [361, 4153, 372] and sets["test"].classes == ("Platelets", "RBC", "WBC")
 
 
@@ -229,7 +229,7 @@ CORNER = st.one_of(st.integers(-5, 70), st.floats(-5, 70).map(lambda x: round(x,
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(boxes=st.lists(st.tuples(CORNER, CORNER, CORNER, CORNER), max_size=6))
-def test_every_object_is_kept_or_named(tmp_path: Path, boxes: list[tuple[object, ...]]) -> None:
+def test_every_object_is_kept_or_reported(tmp_path: Path, boxes: list[tuple[object, ...]]) -> None:
     root = voc(tmp_path, {"a": voc_xml(GOOD, *(voc_object(box) for box in boxes))})
     train = open_boxes(root, bad="drop", classes=["cat"])["train"]
     objects = train.images[0].objects

@@ -1,4 +1,4 @@
-"""Every kind of image file gives the pixels worked out here by hand, or one line that names it."""
+"""Image files: decoded pixels against values computed by hand, and errors of bad files."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
 
 
 def png(depth: int, color: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes], after: bytes = b"") -> bytes:
-    """A PNG put together from its parts, for what Pillow cannot write."""
+    """A PNG built from its chunks, for variants that Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -46,7 +46,7 @@ def png(depth: int, color: int, rows: list[bytes], width: int, *chunks: tuple[by
 
 
 def tiff(bits: int, photometric: int, data: bytes, width: int, height: int) -> bytes:
-    """A gray little-endian TIFF of one strip, for what Pillow cannot write."""
+    """A gray little-endian TIFF with one strip, for variants that Pillow cannot write."""
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 200), (277, 1), (278, height)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))])
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags) + 1) + entries + struct.pack("<I", 0)
@@ -97,10 +97,7 @@ GOOD = {
     "bilevel.png": (saved(Image.fromarray(RAMP > 128)), (RAMP > 128) * 255),
     "bilevel.pbm": (saved(Image.fromarray(RAMP > 128)), (RAMP > 128) * 255),
     "gray-2-bit.png": (raw(png(2, 0, [bytes([0b00011011])], 4)), np.array([[0, 85, 170, 255]])),
-    "gray-alpha.png": (
-        saved(Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(ALPHA)])),
-        over_white(RAMP, ALPHA),
-    ),
+    "gray-alpha.png": (saved(Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(ALPHA)])), over_white(RAMP, ALPHA)),
     "gray-key.png": (raw(png(8, 0, [bytes([0, 51, 102])], 3, (b"tRNS", b"\0\x33"))), np.array([[0, 255, 102]])),
     "bilevel-key.png": (raw(png(1, 0, [bytes([0b01000000])], 2, (b"tRNS", b"\0\0"))), np.array([[255, 255]])),
     "gray-4-bit-key.png": (raw(png(4, 0, [bytes([0x01, 0x20])], 3, (b"tRNS", b"\0\1"))), np.array([[0, 255, 34]])),
@@ -130,17 +127,11 @@ GOOD = {
         raw(png(8, 2, [COLORS[1].tobytes()], 3, (b"tRNS", struct.pack(">3H", 10, 20, 30)))),
         np.array([[[255, 255, 255], [200, 100, 50], [255, 255, 255]]]),
     ),
-    "rgb-48-bit.png": (
-        raw(png(16, 2, [(COLORS[1].astype(np.uint16) * 257).astype(">u2").tobytes()], 3)),
-        COLORS[1:],
-    ),
+    "rgb-48-bit.png": (raw(png(16, 2, [(COLORS[1].astype(np.uint16) * 257).astype(">u2").tobytes()], 3)), COLORS[1:]),
     "rgba.png": (saved(Image.fromarray(np.dstack([COLORS, ALPHA]))), over_white(COLORS, ALPHA)),
-    "rgba.webp": (
-        saved(Image.fromarray(np.dstack([COLORS, ALPHA])), lossless=True, exact=True),
-        over_white(COLORS, ALPHA),
-    ),
+    "rgba.webp": (saved(Image.fromarray(np.dstack([COLORS, ALPHA])), lossless=True, exact=True), over_white(COLORS, ALPHA)),
     "cmyk.jpg": (cmyk(), np.full((16, 16, 3), [200, 128, 128])),
-    "ycck.jpg": (cmyk(flip_to_ycck=True), np.full((16, 16, 3), 55)),  # Y = 200, so R = G = B = 200 of inverted ink
+    "ycck.jpg": (cmyk(flip_to_ycck=True), np.full((16, 16, 3), 55)),  # Y = 200, so R = G = B = 200, inverted
     "cmyk.tif": (saved(Image.new("CMYK", (2, 2), (255, 0, 51, 51))), np.full((2, 2, 3), [0, 204, 163])),
     "ycbcr.tif": (saved(Image.new("YCbCr", (2, 2), (90, 128, 128))), np.full((2, 2, 3), 90)),
     "lab.tif": (saved(Image.new("LAB", (2, 2), (0, 128, 128))), np.zeros((2, 2, 3))),
@@ -173,7 +164,7 @@ def test_pixels(name: str, tmp_path: Path) -> None:
     assert probe(str(tmp_path / name)) == (*expected.shape[:2], expected.shape[2] if expected.ndim == 3 else 1)
 
 
-# EXIF 2.3, tag Orientation: where row 0 and column 0 of [[1, 2, 3], [4, 5, 6]] are to be shown.
+# EXIF 2.3, tag Orientation: [[1, 2, 3], [4, 5, 6]] after rotation.
 UPRIGHT = {
     1: [[1, 2, 3], [4, 5, 6]],
     2: [[3, 2, 1], [6, 5, 4]],
@@ -201,7 +192,7 @@ def test_orientation(suffix: str, orientation: int, tmp_path: Path) -> None:
     assert probe(tmp_path / f"a{suffix}") == pixels.shape and pixels.flags.c_contiguous
 
 
-def test_orientation_after_the_pixels_is_ignored_by_both(tmp_path: Path) -> None:
+def test_orientation_after_the_pixels_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = exif.tobytes()[6:]
@@ -211,12 +202,12 @@ def test_orientation_after_the_pixels_is_ignored_by_both(tmp_path: Path) -> None
 
 
 def broken_exif(path: Path) -> None:
-    # One entry of the type "ASCII" that claims a megabyte: Pillow warns, and the pixels are good.
+    # An ASCII entry that claims a megabyte: Pillow warns, but the pixels are valid.
     entry = struct.pack("<HHII", 0x010E, 2, 1 << 20, 100)
     Image.new("RGB", (8, 8), (90,) * 3).save(path, exif=b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 1) + entry + bytes(4))
 
 
-def test_broken_exif_is_no_reason_to_refuse_or_to_warn(tmp_path: Path) -> None:
+def test_broken_exif_is_ignored_without_warning(tmp_path: Path) -> None:
     broken_exif(tmp_path / "a.jpg")
     with pytest.warns(UserWarning, match="Tag data larger"), Image.open(tmp_path / "a.jpg") as image:
         image.getexif()
@@ -229,14 +220,14 @@ def test_broken_exif_is_no_reason_to_refuse_or_to_warn(tmp_path: Path) -> None:
     assert (read(tmp_path / "b.png", 1)[..., 0] == RAMP).all()
 
 
-def test_many_pixels_below_the_limit_give_no_warning(tmp_path: Path) -> None:
+def test_large_images_below_the_limit_give_no_warning(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(png(1, 0, [bytes(1250)] * 9500, 10_000))
     with pytest.warns(Image.DecompressionBombWarning), Image.open(tmp_path / "large.png"):
         pass
     assert probe(tmp_path / "large.png") == (9500, 10_000, 1)
 
 
-def test_threads_leave_the_warning_filters_as_they_were(tmp_path: Path) -> None:
+def test_threads_restore_the_warning_filters(tmp_path: Path) -> None:
     broken_exif(tmp_path / "a.jpg")
     before, problems = list(warnings.filters), []
 
@@ -273,18 +264,18 @@ BAD = {
     "loop.png": (lambda path: path.symlink_to("loop.png"), "cannot be opened: Too many levels"),
     "folder.png": (lambda path: path.mkdir(), "it is a folder"),
     "pipe.png": (lambda path: os.mkfifo(path), "a device or a pipe"),
-    "empty.jpg": (raw(b""), "it is empty (0 bytes)"),
-    "page.jpg": (raw(b"<!DOCTYPE html>\n<html>"), "it begins with b'<!DOCTYPE html>"),
-    "program.png": (raw(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "it begins with b'%!PS-Adobe-3.0"),
-    "head.png": (raw(b"\x89PNG\r\n\x1a\n"), "it begins with b'\\x89PNG"),
-    "cut.jpg": (cut(NOISE, "JPEG", 0.5), "cut short: image file is truncated"),
-    "cut.png": (cut(NOISE, "PNG", 0.5), "cut short: image file is truncated"),
-    "cut.webp": (cut(NOISE, "WEBP", 0.5), "damaged or cut short"),
-    "cut.bmp": (cut(NOISE, "BMP", 0.5), "cut short: image file is truncated"),
-    "cut.gif": (cut(NOISE, "GIF", 0.5), "cut short: image file is truncated"),
-    "cut.tif": (cut(NOISE, "TIFF", 0.5), "damaged or cut short"),
-    "cut.ppm": (cut(NOISE, "PPM", 0.5), "cut short: image file is truncated"),
-    "bomb.png": (raw(png(1, 0, [bytes(1500)] * 12_000, 12_000)), "12000 x 12000 pixels are more than the 100,000,000"),
+    "empty.jpg": (raw(b""), "empty file (0 bytes)"),
+    "page.jpg": (raw(b"<!DOCTYPE html>\n<html>"), "it starts with b'<!DOCTYPE html>"),
+    "program.png": (raw(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "it starts with b'%!PS-Adobe-3.0"),
+    "head.png": (raw(b"\x89PNG\r\n\x1a\n"), "it starts with b'\\x89PNG"),
+    "cut.jpg": (cut(NOISE, "JPEG", 0.5), "cannot be decoded (damaged or truncated): image file is truncated"),
+    "cut.png": (cut(NOISE, "PNG", 0.5), "cannot be decoded (damaged or truncated): image file is truncated"),
+    "cut.webp": (cut(NOISE, "WEBP", 0.5), "damaged or truncated"),
+    "cut.bmp": (cut(NOISE, "BMP", 0.5), "cannot be decoded (damaged or truncated): image file is truncated"),
+    "cut.gif": (cut(NOISE, "GIF", 0.5), "cannot be decoded (damaged or truncated): image file is truncated"),
+    "cut.tif": (cut(NOISE, "TIFF", 0.5), "damaged or truncated"),
+    "cut.ppm": (cut(NOISE, "PPM", 0.5), "cannot be decoded (damaged or truncated): image file is truncated"),
+    "bomb.png": (raw(png(1, 0, [bytes(1500)] * 12_000, 12_000)), "12000 x 12000 pixels exceed the limit of 100,000,000"),
     "text-bomb.png": (raw(png(8, 0, [b"\0"], 1, TEXT_BOMB)), "Decompressed data too large"),
     "float.tif": (saved(Image.fromarray(FLOATS * 2)), "not all within 0..1"),
     "nan.tif": (saved(Image.fromarray(FLOATS * np.nan)), "not all within 0..1"),
@@ -295,7 +286,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_named_in_one_line(name: str, tmp_path: Path) -> None:
+def test_bad_files_give_one_line_errors(name: str, tmp_path: Path) -> None:
     write, fragment = BAD[name]
     write(tmp_path / name)
     with pytest.raises(UserError) as caught:
@@ -307,14 +298,14 @@ def test_bad_files_are_named_in_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path: Path) -> None:
     whole = png(8, 0, [b"\0"], 1)
-    for side in (10_001, 60_000):  # below and above the size at which Pillow itself refuses
+    for side in (10_001, 60_000):  # below and above Pillow's own limit
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
         (tmp_path / "a.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-        for door in (probe, lambda path: read(path, 1)):
-            with pytest.raises(UserError, match=f"pixels .*than the {MAX_PIXELS:,} allowed"):
-                door(tmp_path / "a.png")
+        for reader in (probe, lambda path: read(path, 1)):
+            with pytest.raises(UserError, match=f"pixels exceed the limit of {MAX_PIXELS:,}"):
+                reader(tmp_path / "a.png")
 
 
 def test_permission_denied(tmp_path: Path) -> None:
@@ -323,7 +314,7 @@ def test_permission_denied(tmp_path: Path) -> None:
     path.chmod(0)
     user = os.geteuid()
     try:
-        if user == 0:  # root may read everything
+        if user == 0:  # root can read any file
             os.seteuid(65534)
         with pytest.raises(UserError, match="cannot be opened: Permission denied"):
             probe(path)
@@ -348,11 +339,7 @@ def _seeds() -> list[bytes]:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.sampled_from(_seeds()),
-    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
-    st.integers(0, 99),
-)
+@given(st.sampled_from(_seeds()), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4), st.integers(0, 99))
 def test_damaged_bytes_give_pixels_or_a_user_error(tmp_path: Path, seed: bytes, changes: list[tuple[int, int]], lost: int) -> None:
     data = bytearray(seed)
     for place, value in changes:
@@ -383,17 +370,17 @@ def test_idx_plain_and_gzip(tmp_path: Path) -> None:
 
 GZIP_CUT = bytes.fromhex("1f8b08000000000002ff") + zlib.compress(idx((4,), b"abcd"))[2:-6]
 BAD_IDX = {
-    "short": (b"\0\0", "not an idx file: it begins with b'\\x00\\x00'"),
-    "other": (b"GIF89a..", "not an idx file: it begins with b'GIF8'"),
+    "short": (b"\0\0", "not an idx file: it starts with b'\\x00\\x00'"),
+    "other": (b"GIF89a..", "not an idx file: it starts with b'GIF8'"),
     "floats": (idx((1,), bytes(4), kind=13), "type 0x0d"),
     "no dimension": (idx((), b""), "0 dimensions"),
     "many dimensions": (idx((1,) * 9, b"."), "9 dimensions"),
     "header cut": (idx((1, 1), b".")[:9], "2 dimensions"),
-    "too few": (idx((2, 3), bytes(5)), "less than the 6 bytes"),
-    "too many": (idx((2, 3), bytes(7)), "more than the 6 bytes"),
-    "huge": (idx((1 << 31, 1 << 31, 1 << 31), bytes(9)), "less than the 9,903,520,314,283,042,199,192,993,792 bytes"),
-    "gzip cut": (GZIP_CUT, "damaged or cut short"),
-    "gzip wrong": (b"\x1f\x8b\x08junkjunkjunk", "damaged or cut short"),
+    "too few": (idx((2, 3), bytes(5)), "less data than the 6 bytes"),
+    "too many": (idx((2, 3), bytes(7)), "more data than the 6 bytes"),
+    "huge": (idx((1 << 31, 1 << 31, 1 << 31), bytes(9)), "less data than the 9,903,520,314,283,042,199,192,993,792 bytes"),
+    "gzip cut": (GZIP_CUT, "damaged or truncated"),
+    "gzip wrong": (b"\x1f\x8b\x08junkjunkjunk", "damaged or truncated"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Folders and lists: what is taken, what is left out and counted, and one line for each way to get it wrong."""
+"""Folders and lists: entries, left-out files, and one-line errors."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from reslearn.errors import UserError
 
 
 def fill(root: Path, *names: str) -> Path:
-    """Files of these names below `root`; scan looks at names alone, so they need not hold images."""
+    """Creates files below `root`; scan uses only their names, so they need not be images."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
     return root
 
 
-def taken(listing: Listing) -> list[tuple[str, str, str]]:
+def entries(listing: Listing) -> list[tuple[str, str, str]]:
     return [(entry.split, entry.label, entry.name) for entry in listing.entries]
 
 
@@ -27,7 +27,7 @@ def test_splits(tmp_path: Path) -> None:
     fill(tmp_path, "train/b/1.jpg", "train/a/2.PNG", "train/a/deep/er/1.jpeg", "valid/a/3.webp", "test/b/4.gif")
     listing = scan(tmp_path)
     assert listing.classes == ("a", "b")
-    assert taken(listing) == [
+    assert entries(listing) == [
         ("train", "a", "train/a/2.PNG"),
         ("train", "a", "train/a/deep/er/1.jpeg"),
         ("train", "b", "train/b/1.jpg"),
@@ -40,31 +40,24 @@ def test_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "split"),
-    [
-        ("train", "train"),
-        ("Training", "train"),
-        ("val", "val"),
-        ("VALID", "val"),
-        ("validation", "val"),
-        ("test", "test"),
-    ]
+    [("train", "train"), ("Training", "train"), ("val", "val"), ("VALID", "val"), ("validation", "val"), ("test", "test")]
     + [("Testing", "test")],
 )
-def test_one_split_alone_and_its_names(folder: str, split: str, tmp_path: Path) -> None:
-    assert taken(scan(fill(tmp_path, f"{folder}/a/1.jpg"))) == [(split, "a", f"{folder}/a/1.jpg")]
+def test_split_folder_names(folder: str, split: str, tmp_path: Path) -> None:
+    assert entries(scan(fill(tmp_path, f"{folder}/a/1.jpg"))) == [(split, "a", f"{folder}/a/1.jpg")]
 
 
-def test_class_folders_directly_are_all(tmp_path: Path) -> None:
+def test_class_folders_without_splits_are_all(tmp_path: Path) -> None:
     listing = scan(fill(tmp_path, "b/1.jpg", "a/1.jpg"))
-    assert taken(listing) == [("all", "a", "a/1.jpg"), ("all", "b", "b/1.jpg")]
+    assert entries(listing) == [("all", "a", "a/1.jpg"), ("all", "b", "b/1.jpg")]
     assert scan(fill(tmp_path / "a" / "one class", "x/1.png")).classes == ("x",)
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_left_out_files_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.jpg", "train/a/.2.jpg", "train/.git/3.jpg", "__MACOSX/4.jpg", "train/a/n/notes.txt")
     fill(tmp_path, "train/a/Thumbs.db", "readme.md", "cover.jpg", "train/5.jpg")
     listing = scan(tmp_path)
-    assert taken(listing) == [("train", "a", "train/a/1.jpg")]
+    assert entries(listing) == [("train", "a", "train/a/1.jpg")]
     assert listing.left_out == {"hidden": 3, "not images": 3, "outside a class folder": 2}
 
 
@@ -85,22 +78,22 @@ def test_links_are_followed_without_loops(tmp_path: Path) -> None:
 
 
 BAD_FOLDERS: dict[str, tuple[list[str], list[str], str]] = {
-    # name: files, empty folders, what the line says
-    "empty": ([], [], "contains no images or class folders: put the images of each class into a folder of its own"),
+    # name: files, empty folders, part of the message
+    "empty": ([], [], "contains no images or class folders: put the images of each class into a separate folder"),
     "flat": (["1.jpg", "2.jpg"], [], "contains no class folders, only images (2): put"),
     "flat split": (["train/a/1.jpg", "test/1.jpg"], [], "test: contains no class folders, only images (1)"),
     "empty split": (["train/a/1.jpg"], ["val"], "val: contains no images or class folders"),
-    "empty class": (["train/a/1.jpg"], ["train/b"], "train/b: holds no images: every class needs"),
-    "no image in a class": (["a/1.jpg", "b/1.txt"], [], "b: holds no images"),
-    "empty class of test": (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], ["test/b"], "test/b: holds no images"),
+    "empty class": (["train/a/1.jpg"], ["train/b"], "train/b: contains no images: add images of this class"),
+    "no image in a class": (["a/1.jpg", "b/1.txt"], [], "b: contains no images"),
+    "empty class of test": (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], ["test/b"], "test/b: contains no images"),
     "unknown class": (
         ["train/cat/1.jpg", "train/dog/1.jpg", "val/cats/1.jpg"],
         [],
-        "class 'cats' is in val, but train has no image of it; did you mean 'cat'?",
+        "class 'cats' is in val, but has no images in train; did you mean 'cat'?",
     ),
-    "mixed": (["train/a/1.jpg", "cats/1.jpg"], [], "holds train/ beside cats/: let every folder be a class, or"),
-    "two of one split": (["val/a/1.jpg", "valid/a/1.jpg"], [], "holds val/ and valid/, which both mean val: keep one"),
-    "a set in a folder": (["pets/train/a/1.jpg", "pets/test/a/1.jpg"], [], "pets/test: a split below a class folder"),
+    "mixed": (["train/a/1.jpg", "cats/1.jpg"], [], "contains train/ beside cats/: use only class folders, or"),
+    "two of one split": (["val/a/1.jpg", "valid/a/1.jpg"], [], "contains val/ and valid/, which are both the val split: keep one"),
+    "a set in a folder": (["pets/train/a/1.jpg", "pets/test/a/1.jpg"], [], "pets/test: split folder inside a class folder"),
 }
 
 
@@ -145,35 +138,35 @@ GOOD_LISTS: dict[str, tuple[str | bytes, list[tuple[str, str, str]]]] = {
 def test_lists(name: str, tmp_path: Path) -> None:
     text, expected = GOOD_LISTS[name]
     listing = read_list(write(tmp_path / name, text))
-    assert taken(listing) == expected
+    assert entries(listing) == expected
     assert all(entry.file == tmp_path / entry.name for entry in listing.entries)
     assert listing.classes == tuple(sorted({label for _, label, _ in expected}))
     assert listing.left_out == {}
 
 
 BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
-    "empty.csv": ("", "empty.csv: names no images"),
-    "header.csv": ("file,label\n", "header.csv: names no images"),
+    "empty.csv": ("", "empty.csv: lists no images"),
+    "header.csv": ("file,label\n", "header.csv: lists no images"),
     "unknown.csv": ("file,labell\na.png,cat\n", "line 1: unknown column 'labell'; did you mean 'label'?"),
     "semicolons.csv": ("file;label\na.png;cat\n", "line 1: unknown column 'file;label'"),
     "no label.csv": ("file\na.png\n", "line 1: no column 'label'"),
     "no header.csv": ("a.png,cat\n", "line 1: unknown column 'a.png'"),
-    "twice.csv": ("file,label,file\na.png,cat,b.png\n", "line 1: column 'file' is there twice"),
-    "fields.csv": ("file,label\na.png,cat\nb.png\n", "line 3: 1 fields, but the header has 2"),
+    "twice.csv": ("file,label,file\na.png,cat,b.png\n", "line 1: duplicate column 'file'"),
+    "fields.csv": ("file,label\na.png,cat\nb.png\n", "line 3: 1 fields instead of the 2 in the header"),
     "blank file.csv": ("file,label\n,\n", "line 2: file is empty"),
     "blank label.csv": ("file,label\na.png, \n", "line 2: label is empty"),
     "blank split.csv": ("file,label,split\na.png,cat,\n", "line 2: split is empty"),
     "split.csv": (
         "file,label,split\na.png,cat,valid\n",
-        "line 2: split is 'valid', not train, val or test; did you mean 'val'?",
+        "line 2: split must be train, val or test, not 'valid'; did you mean 'val'?",
     ),
-    "all.csv": ("file,label,split\na.png,cat,all\n", "line 2: split is 'all', not train, val or test"),
-    "missing.csv": ("file,label\na.png,cat\nx.png,cat\ny.png,cat\nz.png,cat\n", "x.png, and 2 more are missing"),
-    "missing one.csv": ("file,label\nsub,cat\n", "missing one.csv line 2: there is no file"),
-    "again.csv": ("file,label\na.png,cat\nsub/../a.png,dog\n", "line 3: sub/../a.png is on line 2 already"),
+    "all.csv": ("file,label,split\na.png,cat,all\n", "line 2: split must be train, val or test, not 'all'"),
+    "missing.csv": ("file,label\na.png,cat\nx.png,cat\ny.png,cat\nz.png,cat\n", "x.png does not exist (and 2 more missing)"),
+    "missing one.csv": ("file,label\nsub,cat\n", "missing one.csv line 2: file "),
+    "again.csv": ("file,label\na.png,cat\nsub/../a.png,dog\n", "line 3: sub/../a.png is already listed on line 2"),
     "class.csv": (
         "file,label,split\na.png,cat,train\nb.png,bat,test\n",
-        "class 'bat' is in test, but train has no image of it; did you mean 'cat'?",
+        "class 'bat' is in test, but has no images in train; did you mean 'cat'?",
     ),
     "quote.csv": ('file,label\n"a.png"x,cat\n', "line 2: not CSV: "),
     "open quote.csv": ('file,label\n"a.png,cat\n', "not CSV: unexpected end of data"),
@@ -185,14 +178,14 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
     "array.jsonl": ('["a.png", "cat"]', "line 1: not an object"),
     "key.jsonl": ('{"fil": "a.png", "label": "x"}', "line 1: unknown column 'fil'; did you mean 'file'?"),
     "no file.jsonl": ('{"label": "x"}', "line 1: no column 'file'"),
-    "type.jsonl": ('{"file": ["a.png"], "label": "x"}', 'line 1: file must be text, not ["a.png"]'),
-    "bool.jsonl": ('{"file": "a.png", "label": true}', "line 1: label must be text, not true"),
+    "type.jsonl": ('{"file": ["a.png"], "label": "x"}', 'line 1: file must be a string, not ["a.png"]'),
+    "bool.jsonl": ('{"file": "a.png", "label": true}', "line 1: label must be a string, not true"),
     "some splits.jsonl": (
         '{"file": "a.png", "label": "x"}\n{"file": "b.png", "label": "x", "split": "val"}',
-        "line 2: split must be on every line or on none",
+        "line 2: split must be set on every line or on none",
     ),
-    "zero byte.jsonl": (json.dumps({"file": "a\0b", "label": "x"}), "line 1: there is no file"),
-    "surrogate.jsonl": ('{"file": "\\ud800", "label": "x"}', "line 1: there is no file"),
+    "zero byte.jsonl": (json.dumps({"file": "a\0b", "label": "x"}), "line 1: file "),
+    "surrogate.jsonl": ('{"file": "\\ud800", "label": "x"}', "line 1: file "),
 }
 
 
@@ -234,7 +227,7 @@ def test_any_bytes_are_a_list_or_a_user_error(tmp_path: Path, name: str, data: b
     assert set(listing.classes) == {entry.label for entry in listing.entries}
 
 
-def test_for_each_keeps_the_order_and_the_errors() -> None:
+def test_for_each_keeps_order_and_errors() -> None:
     def half(number: int) -> int:
         if number % 100 == 99:
             raise UserError(f"{number} is odd")
@@ -246,7 +239,7 @@ def test_for_each_keeps_the_order_and_the_errors() -> None:
     ]
 
     def broken(_: int) -> int:
-        raise KeyError("a mistake of ours")
+        raise KeyError("a bug")
 
     with pytest.raises(KeyError):
         for_each(broken, range(3))

@@ -1,4 +1,4 @@
-"""ImageNet's layouts: readable names, and flat validation images with every kind of list, or one line that says what is needed."""
+"""ImageNet's layouts: readable class names, and flat validation images with all kinds of lists."""
 
 import hashlib
 import sys
@@ -18,7 +18,7 @@ from reslearn.errors import UserError
 
 TENCH, GOLDFISH, CRANE_BIRD, CRANE = "n01440764", "n01443537", "n02012849", "n03126707"
 WNIDS = (TENCH, GOLDFISH, CRANE)
-# The classes of validation images 1 to 6, and these synsets' numbers in the development kit's own, unsorted order.
+# The classes of validation images 1 to 6, and the development kit's (unsorted) synset numbers.
 TRUTH = (CRANE, TENCH, TENCH, GOLDFISH, CRANE, GOLDFISH)
 KIT = {TENCH: 449, GOLDFISH: 450, CRANE: 7}
 VAL = tuple(f"ILSVRC2012_val_{i:08d}" for i in range(1, 7))
@@ -38,7 +38,7 @@ def lines(root: Path, name: str, *text: str) -> None:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """Class folders to train on, and validation images without."""
+    """Training images in class folders, and flat validation images."""
     root = tmp_path / "imagenet"
     fill(root, *(f"train/{wnid}/{wnid}_1.JPEG" for wnid in WNIDS), *(f"val/{name}.JPEG" for name in VAL))
     return root
@@ -58,7 +58,7 @@ def kit_text(root: Path) -> None:
 
 
 def meta(file: Path) -> None:
-    """A meta.mat of the shape of the real one, whose synsets are leaves and one node above them."""
+    """Writes a meta.mat with the structure of the real one: leaf synsets and one inner node."""
     io = pytest.importorskip("scipy.io")
     numpy = pytest.importorskip("numpy")
     fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"]
@@ -75,7 +75,7 @@ def kit_matlab(root: Path) -> None:
 
 
 def by_rows(name: str, *head: str, row: str) -> Callable[[Path], None]:
-    """A list of the validation images in reverse order, each written as `row` says."""
+    """Writes a list of the validation images in reverse order, formatted by `row`."""
     index = {wnid: i for i, wnid in enumerate(sorted(WNIDS))}
     rows = [row.format(file=file, wnid=wnid, index=index[wnid]) for file, wnid in zip(VAL, TRUTH, strict=True)]
     return lambda root: lines(root, name, *head, *reversed(rows))
@@ -102,17 +102,17 @@ LISTS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_flat_validation_images_have_the_classes_of_their_list(name: str, flat: Path) -> None:
+def test_flat_validation_images_get_classes_from_lists(name: str, flat: Path) -> None:
     LISTS[name](flat)
     listing = scan(flat)
     assert truth(listing) == list(TRUTH) and truth(listing, "train") == list(WNIDS)
     assert [entry.name for entry in listing.entries if entry.split == "val"] == [f"val/{name}.JPEG" for name in VAL]
     assert listing.classes == ("tench", "goldfish", "crane")
     if name.startswith("Caffe's"):
-        with pytest.raises(UserError, match="numbers from 0 to 2, whose order is unknown"):
+        with pytest.raises(UserError, match=r"numbers \(0 to 2\) in an unknown order"):
             scan(flat / "val")
     else:
-        assert truth(scan(flat / "val")) == list(TRUTH), "the split alone"
+        assert truth(scan(flat / "val")) == list(TRUTH), "the split folder alone"
 
 
 def test_torchvision_reads_the_same_kit(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def kaggle(root: Path) -> Path:
     return data
 
 
-def test_kaggles_folders_from_above_and_from_inside(tmp_path: Path) -> None:
+def test_kaggles_layout_from_any_of_its_folders(tmp_path: Path) -> None:
     inner = kaggle(tmp_path)
     for root in (tmp_path, tmp_path / "ILSVRC", inner):
         listing = scan(root)
@@ -163,7 +163,7 @@ def test_validation_images_in_folders_need_no_list(tmp_path: Path) -> None:
     assert len(truth(scan(tmp_path))) == 6
 
 
-def wrong(name: str, *text: str) -> Callable[[Path], None]:
+def write_list(name: str, *text: str) -> Callable[[Path], None]:
     return lambda root: lines(root, name, *text)
 
 
@@ -183,49 +183,49 @@ def only_meta(root: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no list": (lambda root: None, "val: contains no class folders, only images (6): put"),
-    "what is needed": (
+    "advice": (
         lambda root: None,
-        "validation images need a list beside them: val.csv, with a file and its class a line; LOC_val",
+        "validation images need a list of labels beside them: val.csv, with one file,class per line; LOC_val",
     ),
     "a list of another split": (by_rows("train.csv", row="{file}.JPEG,{wnid}"), "only images (6)"),
-    "the kit's numbers alone": (numbers, "its numbers need the kit's map_clsloc.txt or meta.mat beside it"),
+    "the kit's numbers alone": (numbers, "needs map_clsloc.txt or meta.mat of the development kit beside it"),
     "a damaged meta.mat": (only_meta, "meta.mat: not the development kit's"),
-    "an image less": (all_but_one, "val.csv: says nothing of ILSVRC2012_val_00000001.JPEG: add the class"),
-    "images less": (wrong("val.csv", f"x,{TENCH}"), "says nothing of ILSVRC2012_val_00000001.JPEG and 5 more"),
+    "an image less": (all_but_one, "val.csv: no class for ILSVRC2012_val_00000001.JPEG: add the class"),
+    "images less": (write_list("val.csv", f"x,{TENCH}"), "no class for ILSVRC2012_val_00000001.JPEG (and 5 more)"),
     "too few lines": (
-        wrong("ILSVRC2012_validation_ground_truth.txt", "7", "7"),
-        "has 2 lines without names of files, which do not tell",
+        write_list("ILSVRC2012_validation_ground_truth.txt", "7", "7"),
+        "no class for ILSVRC2012_val_00000003.JPEG: the 2 lines are for",
     ),
-    "a class that train lacks": (by_rows("val.csv", row="{file}.JPEG,n99999999"), "class 'n99999999' is in val, but train has no"),
+    "a class that train lacks": (
+        by_rows("val.csv", row="{file}.JPEG,n99999999"),
+        "class 'n99999999' is in val, but has no images in train",
+    ),
     "numbers from 1": (
         lambda root: lines(root, "val.csv", *(f"{file}.JPEG,{KIT[wnid]}" for file, wnid in zip(VAL, TRUTH, strict=True))),
-        "its classes are numbers from 7 to 450, whose order is unknown",
+        "classes are numbers (7 to 450) in an unknown order",
     ),
     "two classes": (
-        wrong("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[0]}.JPEG,{CRANE}"),
+        write_list("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[0]}.JPEG,{CRANE}"),
         "line 2: ILSVRC2012_val_00000001.JPEG is",
     ),
-    "no class": (wrong("val.csv", f"{VAL[0]}.JPEG,"), "val.csv line 1: no class"),
-    "no class in a later line": (wrong("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[1]}.JPEG"), "val.csv line 2: no class"),
+    "no class": (write_list("val.csv", f"{VAL[0]}.JPEG,"), "val.csv line 1: no class"),
+    "no class in a later line": (write_list("val.csv", f"{VAL[0]}.JPEG,{TENCH}", f"{VAL[1]}.JPEG"), "val.csv line 2: no class"),
     "an image without a number": (
-        lambda root: (
-            fill(root, "val/extra.JPEG"),
-            lines(root, "imagenet_2012_validation_synset_labels.txt", *TRUTH, TENCH),
-        )[1],
-        "has 7 lines without names of files, which do not tell the class of extra.JPEG",
+        lambda root: (fill(root, "val/extra.JPEG"), lines(root, "imagenet_2012_validation_synset_labels.txt", *TRUTH, TENCH))[1],
+        "no class for extra.JPEG: the 7 lines are for ILSVRC2012_val_00000001",
     ),
-    "nothing in it": (wrong("val.csv", ""), "val.csv: is empty"),
-    "lists that disagree": (two_that_disagree, f"is '{CRANE}' in"),
+    "nothing in it": (write_list("val.csv", ""), "val.csv: empty"),
+    "lists that disagree": (two_that_disagree, f": '{CRANE}' in"),
     "no text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\0"), "val.csv line 1: not UTF-8 text"),  # type: ignore[dict-item]
     "no synset": (
         lambda root: (numbers(root), lines(root, "map_clsloc.txt", f"{TENCH} 1 tench"))[0],
-        "line 1: '7' is no wnid and no number of a synset",
+        "line 1: '7' is not a wnid or synset number",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_lists_that_cannot_be_used(name: str, flat: Path) -> None:
+def test_invalid_lists(name: str, flat: Path) -> None:
     if "meta.mat" in name:
         pytest.importorskip("scipy")
     plant, fragment = BAD[name]
@@ -235,21 +235,21 @@ def test_lists_that_cannot_be_used(name: str, flat: Path) -> None:
     assert fragment in str(caught.value) and str(flat) in str(caught.value)
 
 
-def test_meta_mat_without_scipy_says_what_to_install(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meta_mat_requires_scipy(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers(flat)
     (flat / "meta.mat").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(UserError, match=r"meta\.mat: is read with SciPy: pip install scipy"):
+    with pytest.raises(UserError, match=r"meta\.mat: requires SciPy: pip install scipy"):
         scan(flat)
 
 
-def test_lists_far_above_count_only_where_their_names_are_official(flat: Path) -> None:
+def test_only_official_lists_are_found_in_parent_folders(flat: Path) -> None:
     by_rows("../val.csv", row="{file}.JPEG,{wnid}")(flat)
     with pytest.raises(UserError, match="only images"):
         scan(flat)
 
 
-def test_a_folder_above_that_may_not_be_listed_is_passed_over(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_parent_folders_are_skipped(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = Path.iterdir
 
     def iterdir(folder: Path) -> Iterator[Path]:
@@ -258,13 +258,13 @@ def test_a_folder_above_that_may_not_be_listed_is_passed_over(flat: Path, monkey
         return listed(folder)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    with pytest.raises(UserError, match="need a list beside them"):
+    with pytest.raises(UserError, match="need a list of labels beside them"):
         scan(flat)
     lines(flat, "val.csv", "file,label", *(f"{name}.JPEG,{wnid}" for name, wnid in zip(VAL, TRUTH, strict=True)))
     assert truth(scan(flat)) == list(TRUTH)
 
 
-def test_the_thousand_wnids_are_those_of_timm_and_in_torchvisions_order() -> None:
+def test_the_thousand_wnids_match_timm_and_torchvision() -> None:
     info = pytest.importorskip("timm.data").ImageNetInfo("imagenet-1k")
     wnids = info.label_names()
     names = imagenet.readable(wnids, Path("/"))
@@ -272,8 +272,8 @@ def test_the_thousand_wnids_are_those_of_timm_and_in_torchvisions_order() -> Non
     same = sum(bool(set(name.lower().split()) & set(info.label_name_to_description(wnid).lower().replace(",", "").split()))
                for wnid, name in zip(wnids, names, strict=True))  # fmt: skip
     assert same > 990
-    told = dict(zip(wnids, names, strict=True))
-    assert (told[TENCH], told[CRANE_BIRD], told[CRANE], told["n13133613"]) == ("tench", "crane bird", "crane", "ear")
+    name_of = dict(zip(wnids, names, strict=True))
+    assert [name_of[wnid] for wnid in (TENCH, CRANE_BIRD, CRANE, "n13133613")] == ["tench", "crane bird", "crane", "ear"]
 
 
 def test_names_of_other_wnids_come_from_a_file(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_names_of_other_wnids_come_from_a_file(tmp_path: Path) -> None:
     assert scan(root).classes[2:5] == ("bee (n00000001)", "ant, pismire", "bee (n00000003)")
 
 
-def test_lists_of_files_have_readable_names_in_the_order_of_wnids(tmp_path: Path) -> None:
+def test_lists_get_readable_names_in_wnid_order(tmp_path: Path) -> None:
     fill(tmp_path, "1.jpg", "2.jpg")
     lines(tmp_path, "list.csv", "file,label", f"1.jpg,{GOLDFISH}", f"2.jpg,{TENCH}")
     listing = read_list(tmp_path / "list.csv")
@@ -306,9 +306,8 @@ def test_the_doctor_examines_flat_validation_images(tmp_path: Path) -> None:
         fill(root, f"train/{wnid}/{i}.JPEG").joinpath(f"train/{wnid}/{i}.JPEG").write_bytes(encoded(photo(i), "JPEG"))
     for i, name in enumerate(VAL):
         fill(root, f"val/{name}.JPEG").joinpath(f"val/{name}.JPEG").write_bytes(encoded(photo(100 + i), "JPEG"))
-    found = examine(root)
-    assert [(f.kind, f.names) for f in found.findings if f.fault] == [("without classes", ("val",))]
+    assert [(f.kind, f.names) for f in examine(root).findings if f.fault] == [("without classes", ("val",))]
     by_rows("val.csv", row="{file}.JPEG,{wnid}")(root)
-    found = examine(root)
-    assert found.clean and found.per_class["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
-    assert {entry.label for entry in found.entries} == set(WNIDS)
+    diagnosis = examine(root)
+    assert diagnosis.clean and diagnosis.per_class["val"] == {"tench": 2, "goldfish": 2, "crane": 2}
+    assert {entry.label for entry in diagnosis.entries} == set(WNIDS)

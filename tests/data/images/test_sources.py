@@ -1,4 +1,4 @@
-"""What a network is fed: preprocessing, held-out parts, resident images and photos, with and without the cache."""
+"""Batches of images: preprocessing, held-out splits, resident images, and photos with and without the cache."""
 
 import time
 from dataclasses import replace
@@ -35,13 +35,12 @@ DRAWS = Draws(3, torch.zeros(8, dtype=torch.int64), torch.arange(8))
 @pytest.mark.parametrize(
     ("size", "covered"), [((100, 200), (37, 74)), ((90, 60), (82, 55)), ((10, 10), (55, 55)), ((37, 55), (37, 55))]
 )
-def test_cover_keeps_the_shape_and_covers_just(size: tuple[int, int], covered: tuple[int, int]) -> None:
+def test_cover_keeps_the_aspect_ratio(size: tuple[int, int], covered: tuple[int, int]) -> None:
     assert VIEW.covered == (37, 55)
-    got = cover(np.zeros((*size, 3), np.uint8), *VIEW.covered)
-    assert got.shape == (*covered, 3)
+    assert cover(np.zeros((*size, 3), np.uint8), *VIEW.covered).shape == (*covered, 3)
 
 
-def test_fit_is_pillows_resize_and_the_middle() -> None:
+def test_fit_is_pillows_resize_and_a_center_crop() -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 60, 3), np.uint8)
     resized = np.asarray(Image.fromarray(image).resize((55, 82), Image.Resampling.BILINEAR))
     expected = resized[25 : 25 + 32, 3 : 3 + 48].transpose(2, 0, 1)
@@ -59,51 +58,51 @@ def test_normalize_and_back() -> None:
 @pytest.mark.parametrize(
     "change", [{"std": (0.0, 1, 1)}, {"mean": (0.1,)}, {"size": (0, 5)}, {"pixel_mean": "AAAA"}, {"mean": (float("nan"),) * 3}]
 )
-def test_preprocessing_that_cannot_be_is_refused(change: dict) -> None:
+def test_invalid_preprocessing_is_rejected(change: dict) -> None:
     with pytest.raises(ValueError, match=r"size|std|pixel_mean|finite"):
         Preprocessing.model_validate(VIEW.model_dump() | change)
 
 
-def test_gray_is_pillows_luminance() -> None:
+def test_gray_matches_pillow() -> None:
     pixels = torch.randint(0, 256, (4, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for color, gray in zip(pixels, to_channels(pixels, 1), strict=True):
         assert np.array_equal(np.asarray(Image.fromarray(color.permute(1, 2, 0).numpy()).convert("L")), gray[0].numpy())
     assert torch.equal(to_channels(pixels[:, :1], 3)[:, 2], pixels[:, 0])
 
 
-def test_stratified_takes_its_share_of_every_class_and_leaves_one() -> None:
+def test_stratified_is_proportional_and_leaves_one_image_per_class() -> None:
     labels = np.repeat([0, 1, 2, 3], [100, 50, 10, 1])
-    held = stratified(labels, 40, seed=1, stream=1)
-    assert np.bincount(labels[held], minlength=4).tolist() == [25, 12, 3, 0]
-    assert not np.array_equal(held, stratified(labels, 40, seed=2, stream=1))
-    assert np.array_equal(held, stratified(labels, 40, seed=1, stream=1))
-    assert not stratified(np.arange(200), 30, 0, 1).any(), "one image a class: nothing can be held out"
+    chosen = stratified(labels, 40, seed=1, stream=1)
+    assert np.bincount(labels[chosen], minlength=4).tolist() == [25, 12, 3, 0]
+    assert not np.array_equal(chosen, stratified(labels, 40, seed=2, stream=1))
+    assert np.array_equal(chosen, stratified(labels, 40, seed=1, stream=1))
+    assert not stratified(np.arange(200), 30, 0, 1).any(), "one image per class: none can be held out"
 
 
-def test_divide_holds_out_each_image_once(tmp_path: Path) -> None:
+def test_divide_puts_each_image_into_one_split(tmp_path: Path) -> None:
     opened = data.open(draw_images(tmp_path / "d", each=40))
-    splits, made = divide(opened, val=0.1, test=0.15, seed=0)
+    splits, held_out = divide(opened, val=0.1, test=0.15, seed=0)
     assert {name: len(split) for name, split in splits.items()} == {"train": 60, "test": 12, "val": 8}
     names = [name for split in splits.values() for name in split.names]
-    assert sorted(names) == sorted(opened.splits["all"].names) and set(made) == {"val", "test"}
+    assert sorted(names) == sorted(opened.splits["all"].names) and set(held_out) == {"val", "test"}
     with pytest.raises(UserError, match=r"data\.val=80 would hold out 80 of 80"):
         divide(opened, val=80, test=0, seed=0)
 
 
-def test_a_divided_folder_keeps_its_own_parts(tmp_path: Path) -> None:
-    for part, each in (("train", 20), ("val", 3), ("test", 4)):
-        draw_images(tmp_path / part, each=each)
-    splits, made = divide(data.open(tmp_path), val=0.5, test=0.5, seed=0)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 40, "val": 6, "test": 8} and not made
+def test_existing_splits_are_kept(tmp_path: Path) -> None:
+    for split, images in (("train", 20), ("val", 3), ("test", 4)):
+        draw_images(tmp_path / split, each=images)
+    splits, held_out = divide(data.open(tmp_path), val=0.5, test=0.5, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 40, "val": 6, "test": 8} and not held_out
 
 
 @pytest.mark.parametrize("pad_with", ["black", "mean"])
 def test_resident_batches_are_augmented_and_normalized(images: Path, pad_with: str) -> None:
     split = data.open(images).splits["all"]
     view = VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 1.0})
-    plain = Resident(split, view)
-    seen, labels = plain.train_batch(DRAWS)
-    torch.testing.assert_close(seen, plain.eval_batch(0, 8))
+    source = Resident(split, view)
+    batch, labels = source.train_batch(DRAWS)
+    torch.testing.assert_close(batch, source.eval_batch(0, 8))
     assert labels.tolist() == split.labels[:8].tolist()
     padded, _ = Resident(split, view, pad=15, pad_with=pad_with).train_batch(DRAWS)
     border = torch.zeros(3) if pad_with == "mean" else -torch.tensor(view.mean) / torch.tensor(view.std)
@@ -111,7 +110,7 @@ def test_resident_batches_are_augmented_and_normalized(images: Path, pad_with: s
     assert ((corners - border[:, None]).abs() < 1e-6).any()
 
 
-def test_resident_images_are_seen_as_a_single_file_is(images: Path) -> None:
+def test_resident_views_match_fit(images: Path) -> None:
     split = data.open(images).splits["all"]
     view = VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 0.5})
     source = Resident(split, view)
@@ -120,14 +119,14 @@ def test_resident_images_are_seen_as_a_single_file_is(images: Path) -> None:
         assert torch.equal(source.view(i), view.fit(split.pixels[i].permute(1, 2, 0).numpy()))
 
 
-def test_statistics_leave_out_photos_that_cannot_be_read(photos: Path) -> None:
+def test_statistics_skip_unreadable_photos(photos: Path) -> None:
     spoil(photos)
     split = data.open(photos).splits["all"]
     good = split.take([i for i, name in enumerate(split.names) if name != "a/3.png"])
     assert measure(Photos(split, VIEW, on_bad="skip"), VIEW, "channel") == measure(Photos(good, VIEW), VIEW, "channel")
 
 
-def test_more_cannot_be_held_out_than_there_is(images: Path) -> None:
+def test_holding_out_all_images_is_an_error(images: Path) -> None:
     with pytest.raises(UserError, match=r"data.val and data.test would hold out 28 of 24 images"):
         divide(data.open(images), val=0.6, test=0.6, seed=0)
 
@@ -137,7 +136,7 @@ def test_resident_images_of_another_size_are_fitted(images: Path) -> None:
     assert source.pixels.shape == (24, 3, 32, 48)
 
 
-def test_statistics_are_the_pixels_own(images: Path) -> None:
+def test_statistics_match_the_pixels(images: Path) -> None:
     source = Resident(data.open(images).splits["all"], VIEW.model_copy(update={"size": (16, 16), "crop_ratio": 1.0}))
     x = source.pixels.double() / 255
     view = measure(source, VIEW.model_copy(update={"size": (16, 16)}), "channel")
@@ -150,25 +149,25 @@ def test_statistics_are_the_pixels_own(images: Path) -> None:
 
 
 @pytest.mark.parametrize("crop_scale", [None, (0.4, 1.0)])
-def test_the_cache_changes_no_pixel(photos: Path, crop_scale: tuple[float, float] | None) -> None:
+def test_the_cache_does_not_change_pixels(photos: Path, crop_scale: tuple[float, float] | None) -> None:
     split = data.open(photos).splits["all"]
-    done: list[int] = []
+    decoded: list[int] = []
     direct = Photos(split, VIEW, flip=True, crop_scale=crop_scale)
 
-    def cached(part: Split) -> Photos:
+    def cached(subset: Split) -> Photos:
         files = split.files or ()
-        return Photos(part, VIEW, flip=True, crop_scale=crop_scale, cache=files, progress=lambda what, i, n: done.append(i))
+        return Photos(subset, VIEW, flip=True, crop_scale=crop_scale, cache=files, progress=lambda task, i, n: decoded.append(i))
 
-    first, again, part = cached(split), cached(split), cached(split.take([20, 3, 7]))
-    assert done == list(range(1, 25)), "later they are there, for every part of the files"
-    assert torch.equal(part.eval_batch(0, 3), direct.eval_batch(0, 24)[[20, 3, 7]])
+    first, again, subset = cached(split), cached(split), cached(split.take([20, 3, 7]))
+    assert decoded == list(range(1, 25)), "every photo is decoded once"
+    assert torch.equal(subset.eval_batch(0, 3), direct.eval_batch(0, 24)[[20, 3, 7]])
     for source in (first, again):
         assert all(torch.equal(a, b) for a, b in zip(source.train_batch(DRAWS), direct.train_batch(DRAWS), strict=True))
         assert torch.equal(source.eval_batch(0, 99), direct.eval_batch(0, 99))
     assert len(direct.eval_batch(0, 99)) == 24
 
 
-def test_a_changed_photo_is_never_served_from_the_cache(photos: Path) -> None:
+def test_changed_photos_are_decoded_again(photos: Path) -> None:
     def first() -> Tensor:
         split = data.open(photos).splits["all"]
         return Photos(split, VIEW, cache=split.files or ()).view(0)
@@ -186,7 +185,7 @@ def spoil(photos: Path) -> str:
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_photo_that_cannot_be_read_is_named(photos: Path, cache: bool) -> None:
+def test_unreadable_photos_are_reported_or_left_out(photos: Path, cache: bool) -> None:
     name = spoil(photos)
     split = data.open(photos).splits["all"]
     files = split.files or ()
@@ -194,28 +193,28 @@ def test_a_photo_that_cannot_be_read_is_named(photos: Path, cache: bool) -> None
         Photos(split, VIEW, cache=files if cache else ()).eval_batch(0, 99)
     cached = Photos(split, VIEW, cache=files, on_bad="skip")
     without = split.take([i for i, title in enumerate(split.names) if title != name])
-    assert torch.equal(cached.eval_batch(0, 99), Photos(without, VIEW).eval_batch(0, 99)), "rows after it are the right ones"
+    assert torch.equal(cached.eval_batch(0, 99), Photos(without, VIEW).eval_batch(0, 99)), "later rows are correct"
     (cache_folder() / "photos" / next(p.name for p in (cache_folder() / "photos").glob("*.bin"))).unlink()
-    assert len(Photos(split, VIEW, cache=files, on_bad="skip")) == 23, "made anew where its pixels are gone"
+    assert len(Photos(split, VIEW, cache=files, on_bad="skip")) == 23, "the cache is rebuilt without its pixels"
     assert len(cached) == 23 and list(cached.bad) == [name] and name not in cached.names
 
 
-def test_without_a_cache_a_neighbor_stands_in_for_a_bad_photo_in_training_only(photos: Path) -> None:
+def test_without_a_cache_training_replaces_bad_photos(photos: Path) -> None:
     spoil(photos)
     split = data.open(photos).splits["all"]
-    place = list(split.names).index("a/3.png")
+    bad = list(split.names).index("a/3.png")
     split = replace(split, labels=np.arange(24))
-    exact = VIEW.model_copy(update={"size": (36, 48), "crop_ratio": 1.0})  # 90x120 shrunk: no room to crop
+    exact = VIEW.model_copy(update={"size": (36, 48), "crop_ratio": 1.0})  # exactly the shrunk size of 90x120
     source = Photos(split, exact, on_bad="skip")
-    batch, labels = source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place])))
-    assert labels.tolist() == [place + 1], "with its own label"
-    assert torch.equal(batch, source.normalize(source.view(place + 1)[None])) and not source.holes
+    batch, labels = source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([bad])))
+    assert labels.tolist() == [bad + 1], "with the label of the replacement"
+    assert torch.equal(batch, source.normalize(source.view(bad + 1)[None])) and not source.holes
     source.eval_batch(0, 24)
-    assert source.holes == {place} and "3.png" in source.bad["a/3.png"]
+    assert source.holes == {bad} and "3.png" in source.bad["a/3.png"]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_ahead_keeps_the_order_and_passes_errors_on(workers: int) -> None:
+def test_ahead_keeps_order_and_raises_errors(workers: int) -> None:
     assert list(ahead(lambda i: i * i, range(5, 20), workers)) == [i * i for i in range(5, 20)]
 
     def fail(i: int) -> int:
@@ -235,54 +234,54 @@ def test_huge_sets_are_not_cached() -> None:
     assert not cache_fits(10_000_000, VIEW, (375, 500))
 
 
-@pytest.mark.parametrize("what", ["training", "evaluation"])
-def test_a_file_that_hangs_ends_it_by_name(photos: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_a_hanging_read_times_out(photos: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(stream, "TIMEOUT", 0.3)
     monkeypatch.setattr(stream, "CHECK_EVERY", 0.1)
     split = data.open(photos).splits["all"]
     source = Photos(split, VIEW, crop_scale=(0.5, 1.0))
-    real, let_go = stream.read, Event()
+    real, release = stream.read, Event()
 
     def hang(path: Path, channels: int) -> np.ndarray:
         if path.name == "5.png":
-            let_go.wait(30)
+            release.wait(30)
         return real(path, channels)
 
-    for part in (stream, decode):
-        monkeypatch.setattr(part, "read", hang)
+    for module in (stream, decode):
+        monkeypatch.setattr(module, "read", hang)
     started = time.monotonic()
     batches = ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([i]))), range(24), 2, source.stuck)
     with pytest.raises(UserError, match=r"[ab]/5\.png( \(and 1 more\))?: read timed out"):
-        for _ in batches if what == "training" else [source.eval_batch(0, 24)]:
+        for _ in batches if mode == "training" else [source.eval_batch(0, 24)]:
             pass
-    assert time.monotonic() - started < 20, "nobody waits for the thread that hangs"
-    let_go.set()
+    assert time.monotonic() - started < 20, "does not wait for the hanging thread"
+    release.set()
 
 
-def test_an_error_nobody_expected_ends_it_by_name(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_name_the_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = data.open(photos).splits["all"]
-    source, place = Photos(split, VIEW, crop_scale=(0.5, 1.0), direct=True), list(split.names).index("a/7.png")
+    source, index = Photos(split, VIEW, crop_scale=(0.5, 1.0), direct=True), list(split.names).index("a/7.png")
 
     def fail(path: Path, channels: int) -> np.ndarray:
         raise MemoryError if path.name == "7.png" else UserError("no")
 
     monkeypatch.setattr(decode, "read", fail)
     with pytest.raises(RuntimeError, match=r"7\.png: cannot be read: MemoryError"):
-        list(ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([place]))), range(3), 2))
+        list(ahead(lambda i: source.train_batch(Draws(0, torch.tensor([0]), torch.tensor([index]))), range(3), 2))
 
 
-def test_small_sets_are_shrunk_first_and_large_ones_are_not(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_small_sets_are_cached(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def direct(cache: str, **view: Any) -> tuple[bool, bool]:
         opened = data.open(photos)
-        how = {"size": 32, "cache": cache} | (view or {"crop_scale": (0.3, 1.0)})
-        recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}, "data": how}, ClassifyRecipe)
+        options = {"size": 32, "cache": cache} | (view or {"crop_scale": (0.3, 1.0)})
+        recipe = validate({"net": {"name": "resnet20"}, "schedule": {"steps": 1}, "data": options}, ClassifyRecipe)
         splits = opened.splits | {"train": opened.splits["all"]}
         source = make_sources(opened, splits, recipe, torch.device("cpu"), lambda *_: None).train
         assert isinstance(source, Photos)
         return source.direct, source.shrunk is not None
 
     assert [direct(cache) for cache in ("auto", "on", "off")] == [(False, True), (False, True), (False, False)]
-    assert direct("auto", jitter=(40, 60)) == (True, False), "no shrunk photo holds every size"
+    assert direct("auto", jitter=(40, 60)) == (True, False), "jitter needs the original photos"
     monkeypatch.setattr(setup, "CACHE_BYTES", 1000)
     monkeypatch.setattr(stream, "CACHE_BYTES", 1000)
     assert [direct(cache) for cache in ("auto", "on", "off")] == [(True, False), (False, True), (True, False)]

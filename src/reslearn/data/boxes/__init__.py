@@ -1,1 +1,1 @@
-"""Sets with boxes and masks: VOC, COCO, YOLO; anchors; what serves images with their targets."""
+"""Sets with boxes and masks (VOC, COCO), anchors, and batches of images with targets."""

@@ -1,4 +1,4 @@
-"""Measures how well a detector's usual anchors fit the boxes of a set, and suggests better anchors and a larger image size."""
+"""Measures the recall of a detector's default anchors on a set, and suggests better anchors and a larger image size."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,21 +9,21 @@ from reslearn.data.boxes.anchors import AnchorLevel, anchor_recall, scaled_boxes
 from reslearn.data.boxes.box_set import BoxImage
 
 C4, FPN = (600, 1000), (800, 1333)
-"""Shorter and longest side that images are scaled to, in px: of Faster R-CNN's paper, and of torchvision's pyramid."""
+"""Shorter and longest side, px, of scaled images: in the Faster R-CNN paper, and in torchvision's FPN."""
 SIDES = (240, 320, 480, 600, 800, 1000, 1200)
-"""Shorter sides in px to try where a size is too small."""
+"""Shorter sides, px, to try if a size is too small."""
 MIN_RECALL = 50.0
-"""Percent of a class's objects that some anchors should fit."""
+"""Percent of a class's objects that anchors should match."""
 MAX_BOXES = 5_000
-"""Of a class with more boxes, this many are taken, evenly spaced."""
+"""The most boxes of a class to measure, evenly spaced."""
 USUAL = (0.5, 1.0, 2.0)
 PYRAMID = [AnchorLevel(4 * 2**i, (32.0 * 2**i,), USUAL) for i in range(5)]
 
 
 class AnchorRecall(NamedTuple):
-    """The percentage of boxes that have an anchor of IoU >= 0.5, overall and by class, at an image size.
+    """The percentage of boxes with an anchor of IoU >= 0.5 at an image size, overall and by class.
 
-    `anchors` are sides (square roots of the area) and `ratios` heights to widths, as a detector's settings take them.
+    anchors: sides (square roots of the area), px. ratios: height / width. Both are as in the detector's recipe.
     """
 
     name: str
@@ -37,9 +37,9 @@ class AnchorRecall(NamedTuple):
 def usual_recalls(
     images: Sequence[BoxImage], classes: Sequence[str], size: tuple[int, int] | None = None
 ) -> tuple[AnchorRecall, ...]:
-    """The recall of C4's and a pyramid's usual anchors, and of C4's with sides and ratios fitted to the boxes; () without boxes.
+    """The recall of C4's default anchors, of C4 anchors fitted to the boxes, and of FPN's default anchors; () without boxes.
 
-    size: shorter and longest side, px; by default C4's and a pyramid's own.
+    size: shorter and longest side, px; by default those of C4 and FPN.
     """
     labels = _labels(images)
     if not len(labels):
@@ -62,24 +62,26 @@ def usual_recalls(
 
 
 def best_recall(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, int] | None = None) -> dict[int, float]:
-    """The percentage of the boxes of each label that the best anchors fit at a size: C4's, fitted to this class alone, or a
-    pyramid's usual ones. Labels without boxes are left out."""
-    at, wide = scaled_boxes(images, *(size or C4)), scaled_boxes(images, *(size or FPN))
+    """The best anchor recall of each label in percent: with C4 anchors fitted to this class, or with FPN's default anchors.
+
+    Labels without boxes are left out. size: see usual_recalls.
+    """
+    c4, fpn = scaled_boxes(images, *(size or C4)), scaled_boxes(images, *(size or FPN))
     all_labels, best = _labels(images), {}
     for label in labels:
         rows = np.flatnonzero(all_labels == label)
         if len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_BOXES)).astype(int)]
-            boxes, sizes = (values[rows] for values in at)
+            boxes, sizes = (values[rows] for values in c4)
             sides, fitted = _fit_anchors(boxes)
             recalls = [anchor_recall(boxes, sizes, [AnchorLevel(16, sides, ratios)]).recall for ratios in (USUAL, fitted)]
-            recalls.append(anchor_recall(wide[0][rows], wide[1][rows], PYRAMID).recall)
+            recalls.append(anchor_recall(fpn[0][rows], fpn[1][rows], PYRAMID).recall)
             best[label] = 100 * max(recalls)
     return best
 
 
 def sufficient_side(images: Sequence[BoxImage], labels: Sequence[int], size: tuple[int, int]) -> int | None:
-    """The smallest of SIDES above a size's shorter one at which each label has MIN_RECALL or more, or None."""
+    """The smallest of SIDES above size[0] at which every label has at least MIN_RECALL, or None."""
     for side in SIDES:
         longest = round(side * size[1] / size[0])
         if side > size[0] and min(best_recall(images, labels, (side, longest)).values()) >= MIN_RECALL:
@@ -88,12 +90,12 @@ def sufficient_side(images: Sequence[BoxImage], labels: Sequence[int], size: tup
 
 
 def _labels(images: Sequence[BoxImage]) -> np.ndarray:
-    """The labels of the boxes of scaled_boxes, int64 (N,)."""
+    """The labels of the boxes that scaled_boxes returns, int64 (N,)."""
     return np.concatenate([np.zeros(0, np.int64), *(image.objects.labels[~image.objects.crowd] for image in images)])
 
 
 def _fit_anchors(boxes: np.ndarray, count: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Sides in whole px and ratios (height / width) fitted to boxes (N, 4), each by k-means (see suggest_anchors)."""
+    """Sides in whole px and ratios (height / width) for boxes (N, 4), each fitted by k-means (see suggest_anchors)."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     side, ratio = np.sqrt(width * height), height / width
     zero = np.zeros_like(side)

@@ -1,4 +1,4 @@
-"""Measures how many boxes overlap an anchor enough, and fits anchors to boxes."""
+"""Measures anchor recall, and fits anchors to boxes."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,36 +16,38 @@ class AnchorLevel(NamedTuple):
     ratios: Sequence[float] = (0.5, 1.0, 2.0)
 
     def shapes(self) -> np.ndarray:
-        """(A, 2): width and height, in whole even pixels as torchvision's AnchorGenerator has them."""
+        """(A, 2): width and height, rounded to even pixels like torchvision's AnchorGenerator."""
         sizes, ratios = (np.array(values, np.float64) for values in (self.sizes, self.ratios))
         root = np.sqrt(ratios)[:, None]
         return 2 * np.round(np.stack([(sizes / root).ravel(), (sizes * root).ravel()], axis=1) / 2)
 
 
 class AnchorFit(NamedTuple):
-    """`recall`, the share of N boxes whose best anchor has IoU >= the threshold; `best` (N,), the IoU of each one's best."""
+    """recall: the fraction of boxes whose best anchor reaches the IoU threshold. best (N,): the IoU of each box's best anchor."""
 
     recall: float
     best: np.ndarray
 
 
 def scaled_boxes(images: Iterable[BoxImage], shorter: int, longer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) as the network sees them, the shorter side resized to `shorter` unless the longer one would exceed
-    `longer`, and (N, 2), the height and width of each one's image then. Crowds are left out."""
+    """Returns boxes (N, 4) scaled to the network's input, and (N, 2), the scaled height and width of each box's image.
+
+    The shorter side becomes `shorter` px unless the longer side would exceed `longer`. Crowds are left out.
+    """
     boxes, sizes = [np.zeros((0, 4))], [np.zeros((0, 2))]
     for image in images:
         sides = np.array([image.height, image.width], np.float64)
         scale = min(shorter / sides.min(), longer / sides.max())
-        own = image.objects.boxes[~image.objects.crowd] * scale
-        boxes.append(own)
-        sizes.append(np.repeat(np.floor(sides * scale)[None], len(own), axis=0))
+        scaled = image.objects.boxes[~image.objects.crowd] * scale
+        boxes.append(scaled)
+        sizes.append(np.repeat(np.floor(sides * scale)[None], len(scaled), axis=0))
     return np.concatenate(boxes), np.concatenate(sizes)
 
 
 def anchor_recall(boxes: np.ndarray, sizes: np.ndarray, levels: Sequence[AnchorLevel], iou: float = 0.5) -> AnchorFit:
-    """How well anchors centered on the multiples of the stride fit boxes (N, 4) in images of sizes (N, 2), height and width.
+    """Measures anchors centered on multiples of the stride against boxes (N, 4) in images of sizes (N, 2), height and width.
 
-    Of anchors of one shape, that with the nearest center overlaps most, so it alone is tried. Raises ValueError without boxes.
+    Tries only the nearest center, where an anchor's overlap is largest. Raises ValueError without boxes.
     """
     if not len(boxes):
         raise ValueError("no boxes to fit anchors to")
@@ -62,20 +64,20 @@ def anchor_recall(boxes: np.ndarray, sizes: np.ndarray, levels: Sequence[AnchorL
 
 
 def suggest_anchors(boxes: np.ndarray, count: int = 9, *, seed: int = 0, rounds: int = 100) -> np.ndarray:
-    """(count, 2): widths and heights by rising area that fit boxes (N, 4) laid center on center.
+    """Fits anchor shapes to boxes (N, 4): returns widths and heights (count, 2), sorted by area.
 
-    k-means with 1 - IoU as the distance (Redmon and Farhadi 2017, section 2), started as k-means++; seeded. Fewer rows
-    where there are fewer different boxes. Raises ValueError without boxes.
+    Seeded k-means with k-means++ initialization and 1 - IoU of centered boxes as the distance (Redmon and Farhadi 2017, section 2).
+    Returns fewer rows if there are fewer distinct boxes. Raises ValueError without boxes.
     """
     shapes = boxes[:, 2:] - boxes[:, :2]
     if not len(shapes):
         raise ValueError("no boxes to fit anchors to")
-    numbers = np.random.default_rng(seed)
-    centers = shapes[numbers.integers(len(shapes))][None]
+    rng = np.random.default_rng(seed)
+    centers = shapes[rng.integers(len(shapes))][None]
     while len(centers) < min(count, len(np.unique(shapes, axis=0))):
         distance = (1 - shape_iou(shapes, centers).max(axis=1)).clip(0)
-        chances = distance**2 if distance.any() else np.ones(len(shapes))
-        centers = np.concatenate([centers, shapes[numbers.choice(len(shapes), p=chances / chances.sum())][None]])
+        weights = distance**2 if distance.any() else np.ones(len(shapes))
+        centers = np.concatenate([centers, shapes[rng.choice(len(shapes), p=weights / weights.sum())][None]])
     nearest = np.full(len(shapes), -1)
     for _ in range(rounds):
         before, nearest = nearest, shape_iou(shapes, centers).argmax(axis=1)
@@ -86,6 +88,6 @@ def suggest_anchors(boxes: np.ndarray, count: int = 9, *, seed: int = 0, rounds:
 
 
 def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (N, M) of widths and heights (N, 2) and (M, 2), laid center on center."""
+    """IoU (N, M) of centered boxes with widths and heights (N, 2) and (M, 2)."""
     shared = np.minimum(shapes[:, None], others[None]).prod(axis=2)
     return shared / (shapes.prod(axis=1)[:, None] + others.prod(axis=1)[None] - shared)

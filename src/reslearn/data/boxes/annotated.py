@@ -1,4 +1,4 @@
-"""A set with boxes and all of its splits, as a task trains on it."""
+"""A set with boxes and all its splits, for training."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from reslearn.data.boxes.box_set import BoxSet
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedSet:
-    """A set with boxes as it was opened: its splits by name, with one list of classes. train: the split to train on."""
+    """An opened set with boxes: its splits by name, with common classes. train: the name of the training split."""
 
     path: Path
     classes: tuple[str, ...]
@@ -22,14 +22,14 @@ class AnnotatedSet:
 
     @property
     def training(self) -> BoxSet:
-        """The images to train on, validation images not yet held out."""
+        """The training images, including any that will be held out for validation."""
         return self.splits.get(self.train, self.splits.get("all", next(iter(self.splits.values()))))
 
     @property
     def has_val(self) -> bool:
-        """Whether the set brings validation images."""
+        """Whether the set has its own validation split."""
         return "val" in self.splits and self.train != "val"
 
     def fingerprint(self) -> str:
-        """A sha256 in hex of what all splits hold."""
+        """The sha256 of all splits, in hex."""
         return hashlib.sha256("".join(split.fingerprint() for split in self.splits.values()).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """`BoxSet`: images with boxes around their objects, the same for VOC and COCO.
 
-**Coordinates** are continuous: a pixel in column c covers c to c + 1, so an image W wide spans x from 0 to W, and a box is
-x1, y1, x2, y2 with x1 < x2 <= W. **Labels** count from 1, as torchvision's detectors want it; 0 is the background.
+**Coordinates** are continuous: a pixel in column c covers c to c + 1, so an image of width W spans x from 0 to W. A box is
+x1, y1, x2, y2 with x1 < x2 <= W. **Labels** start at 1, as in torchvision's detectors; 0 is the background.
 """
 
 import hashlib
@@ -25,25 +25,25 @@ Bad = Literal["fail", "drop"]
 
 
 class BadBoxes(UserError):
-    """Annotations that cannot be used. The text lists the first few of `findings` and says what to do: the `remedy` that leaves
-    objects out or cuts boxes; where files are at fault, doctor."""
+    """Invalid annotations. The text lists the first `shown` of `findings` and what to do: `remedy` leaves out objects or clips
+    boxes; for faulty files, run the doctor."""
 
     def __init__(self, findings: Sequence[Finding], remedy: str = 'bad="drop"', shown: int = 8) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         listed = "; ".join(str(finding) for finding in findings[:shown])
         if any(f.index is None for f in findings):
-            advice = "reslearn doctor SET --fix COPY copies the set without them"
+            advice = "to copy the set without them, run reslearn doctor SET --fix COPY"
         elif all(f.kind == "sticks out" for f in findings):
-            advice = f"fix them, or have them cut: {remedy}"
+            advice = f"fix the boxes, or clip them with {remedy}"
         else:
-            advice = f"fix them, or leave these objects out: {remedy}"
+            advice = f"fix the objects, or leave them out with {remedy}"
         super().__init__(f"{len(findings)} fault{'s' * (len(findings) > 1)}: {listed}{more} ({advice})")
         self.findings = tuple(findings)
 
 
 @contextmanager
 def bad_boxes_left_out_by(remedy: str) -> Iterator[None]:
-    """Sets the remedy that BadBoxes names: the option of the command or function in use."""
+    """Makes BadBoxes name `remedy`, the option of the command or function in use."""
     try:
         yield
     except BadBoxes as error:
@@ -54,10 +54,9 @@ def bad_boxes_left_out_by(remedy: str) -> Iterator[None]:
 class Objects:
     """The N objects of one image.
 
-    `boxes` float64 (N, 4), x1, y1, x2, y2 in pixels, inside the image and with an area; `labels` int64 (N,) from 1;
-    `difficult` and `crowd` bool (N,); `areas` float64 (N,), pixels: COCO's own `area` (of the mask), else the box's;
-    `ids` int64 (N,), COCO's annotation ids, else places in the file, from 0; `segmentations` N, where the set has any
-    (None for an object without one).
+    boxes: float64 (N, 4), x1, y1, x2, y2 in pixels, inside the image, with positive area. labels: int64 (N,), from 1. difficult,
+    crowd: bool (N,). areas: float64 (N,), pixels; COCO's `area` (of the mask), else the box's. ids: int64 (N,); COCO's annotation
+    ids, else indices in the file. segmentations: N entries, None for an object without one; or None if there are none.
     """
 
     boxes: np.ndarray
@@ -76,19 +75,19 @@ class Objects:
                 raise ValueError(f"{name} must be {(n, *shape)} {np.dtype(dtype)}, not {array.shape} {array.dtype}")
             array.flags.writeable = False
         if self.segmentations is not None and len(self.segmentations) != n:
-            raise ValueError(f"{len(self.segmentations)} segmentations of {n} objects")
+            raise ValueError(f"{len(self.segmentations)} segmentations for {n} objects")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
     def of(cls, boxes: Any, labels: Any, **others: Any) -> "Objects":
-        """Objects from array-likes; by default not difficult, no crowds, with the boxes' areas and ids 0, 1, ..."""
+        """Creates objects from array-likes; by default neither difficult nor crowds, with the boxes' areas and ids 0, 1, ..."""
         boxes = np.array(boxes, np.float64).reshape(-1, 4)
         n = len(boxes)
-        given = {"difficult": np.zeros(n), "crowd": np.zeros(n), "ids": np.arange(n), "areas": box_areas(boxes)} | others
-        segmentations = given.pop("segmentations", None)
-        arrays = {name: np.array(given[name], _FIELDS[name][0]).reshape(-1) for name in ("difficult", "crowd", "areas", "ids")}
+        fields = {"difficult": np.zeros(n), "crowd": np.zeros(n), "ids": np.arange(n), "areas": box_areas(boxes)} | others
+        segmentations = fields.pop("segmentations", None)
+        arrays = {name: np.array(fields[name], _FIELDS[name][0]).reshape(-1) for name in ("difficult", "crowd", "areas", "ids")}
         return cls(boxes, np.array(labels, np.int64).reshape(-1), segmentations=segmentations, **arrays)
 
 
@@ -104,7 +103,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, eq=False)
 class BoxImage:
-    """An image file, its height and width as `read` gives it (upright), and its objects in those coordinates."""
+    """An image file, its upright height and width in pixels, and its objects in these coordinates."""
 
     path: Path
     name: str
@@ -114,18 +113,20 @@ class BoxImage:
     id: int | None = None  # COCO's image id
 
     def pixels(self, channels: int = 3) -> np.ndarray:
-        """uint8 (height, width, channels), upright, 1 or 3 channels. Raises UserError as `files.read` does, with what to do:
-        opening a set reads only the images' headers, so damage behind them shows up here first."""
+        """uint8 (height, width, channels), upright; 1 or 3 channels.
+
+        Raises UserError like `files.read`: opening a set reads only the image headers, so other damage first shows up here.
+        """
         try:
             return read(self.path, channels)
         except UserError as why:
-            raise UserError(f"{why}; reslearn doctor names all such files, and --fix copies the set without them") from None
+            advice = "to copy the set without damaged images, run reslearn doctor SET --fix COPY"
+            raise UserError(f"{why}; {advice}") from None
 
     def target(self, *, masks: bool = False, difficult: bool = True) -> dict[str, torch.Tensor]:
-        """What torchvision's detectors are trained on: `boxes` float32 (N, 4), `labels` int64 (N,), and `masks` uint8 (N, H, W).
+        """The target for torchvision's detectors: boxes float32 (N, 4), labels int64 (N,), optionally masks uint8 (N, H, W).
 
-        Crowds are left out, as a region of many objects is no example of one; so are difficult objects with difficult=False,
-        and with `masks` those without a segmentation.
+        Leaves out crowds; difficult objects if `difficult` is False; and objects without a segmentation if `masks` is True.
         """
         objects = self.objects
         keep = ~objects.crowd & (~objects.difficult | difficult)
@@ -147,24 +148,24 @@ class BoxImage:
 
 @dataclass(frozen=True, eq=False)
 class BoxSet:
-    """Images with boxes: label k is `classes[k - 1]`. `findings` are the faults that were left out or cut, and notes."""
+    """Images with boxes. Label k is `classes[k - 1]`. findings: the faults that were left out or clipped, and notes."""
 
     name: str
     classes: tuple[str, ...]
     images: tuple[BoxImage, ...]
     findings: tuple[Finding, ...] = ()
-    category_ids: tuple[int, ...] | None = None  # COCO's, by label; they may have holes
+    category_ids: tuple[int, ...] | None = None  # COCO's ids in label order, possibly with gaps
 
     def __len__(self) -> int:
         return len(self.images)
 
     def counts(self) -> dict[str, int]:
-        """How many objects of each class there are."""
+        """Number of objects by class."""
         labels = np.concatenate([np.zeros(0, np.int64)] + [image.objects.labels for image in self.images])
         return dict(zip(self.classes, np.bincount(labels, minlength=len(self.classes) + 1)[1:].tolist(), strict=True))
 
     def fingerprint(self) -> str:
-        """A sha256 in hex of the classes and of each image's name, size in bytes and objects, in their order."""
+        """The sha256, in hex, of the classes and of each image's name, size in bytes and objects, in order."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for image in self.images:
             objects = image.objects
@@ -176,10 +177,10 @@ class BoxSet:
         return digest.hexdigest()
 
     def faults(self) -> dict[str, int]:
-        """How many findings of each kind there are."""
+        """Number of findings by kind."""
         return dict(Counter(finding.kind for finding in self.findings))
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) -> (N,), pixels."""
+    """The areas (N,) of boxes (N, 4), in pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,6 +1,6 @@
-"""Reads COCO: one JSON file with images, categories and annotations, beside a folder of images.
+"""Reads COCO: a JSON file with images, categories and annotations, and a folder of images.
 
-Its `bbox` is x, y, width, height with x and y from 0: x1, y1, x2, y2 here are x, y, x + width, y + height.
+COCO's `bbox` is x, y, width, height, with x and y from 0: x1, y1, x2, y2 are x, y, x + width, y + height.
 """
 
 import json
@@ -17,11 +17,11 @@ from reslearn.errors import UserError, did_you_mean
 
 
 def read_coco(path: Path, images: Path, findings: Findings, classes: Sequence[str] | None = None) -> BoxSet:
-    """The images of a file, in the order of their ids; what is wrong goes into `findings`, whose policy is the caller's.
+    """Returns the images of a COCO file, ordered by id. Adds problems to `findings`.
 
-    `images` is the folder that file names are relative to. Labels 1, 2, ... are the categories in the order of their ids,
-    which may have holes, or `classes` where that is given. `iscrowd` may be left out (0), `area` (the box's), and
-    `segmentation`. Raises UserError where the file as a whole is not of this kind.
+    images: the folder that file names are relative to. classes: the classes of labels 1, 2, ...; by default the categories in the
+    order of their ids. `iscrowd` (default 0), `area` (default the box's) and `segmentation` are optional. Raises UserError if it is
+    not a COCO file.
     """
     document = read_document(path)
     file = path.name
@@ -33,34 +33,33 @@ def read_coco(path: Path, images: Path, findings: Findings, classes: Sequence[st
         try:
             id, name = _integer(entry, "id"), entry.get("file_name")
             if not isinstance(name, str) or not name:
-                raise ValueError(f"file_name is {_short(name)}, not text")
+                raise ValueError(f"file_name is {_short(name)}, not a string")
             height, width = _integer(entry, "height"), _integer(entry, "width")
         except ValueError as why:
             findings.add("unreadable image entry", file, f"images[{i}]: {why}")
             continue
         if id in sizes:
-            findings.add("duplicate id", file, f"images[{i}]: id {id} is that of {sizes[id][1]} already")
+            findings.add("duplicate id", file, f"images[{i}]: id {id} is already used by {sizes[id][1]}")
         elif names.setdefault(name, i) != i:
-            findings.add("image twice", file, f"images[{i}]: {name} is images[{names[name]}] already")
+            findings.add("image twice", file, f"images[{i}]: {name} is already images[{names[name]}]")
         else:
             sizes[id], owners[id] = (images / name, name, height, width), []
     ids = sorted(sizes)
-    local = [Findings() for _ in ids]
-    where = [f"{file} image {sizes[id][1]}" for id in ids]
+    size_findings = [Findings() for _ in ids]
 
     def size_of(n: int) -> tuple[int, int, int] | None:
-        file, _, height, width = sizes[ids[n]]
-        return check_size(file, height, width, where[n], local[n])
+        path, name, height, width = sizes[ids[n]]
+        return check_size(path, height, width, f"{file} image {name}", size_findings[n])
 
     true_sizes = for_each(size_of, range(len(ids)))
-    for own in local:
-        findings += own
+    for image_findings in size_findings:
+        findings += image_findings
     seen: dict[int, int] = {}
     for index, entry in enumerate(document["annotations"]):
         try:
             item, image = _raw_object(index, entry, labels, unknown, sizes)
             if item.id is not None and seen.setdefault(item.id, index) != index:
-                raise _ObjectError("duplicate id", f"id {item.id} is that of annotation {seen[item.id]} already")
+                raise _ObjectError("duplicate id", f"id {item.id} is already used by annotation {seen[item.id]}")
             owners[image].append(item)
         except _ObjectError as why:
             findings.add(why.kind, file, str(why), index)
@@ -87,7 +86,7 @@ class _ObjectError(ValueError):
 
 
 def read_document(path: Path) -> dict[str, list[Any]]:
-    """The file's object, with its three lists. Raises UserError."""
+    """The content of a COCO file, with its three lists. Raises UserError."""
     try:
         document = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as why:
@@ -96,32 +95,32 @@ def read_document(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"{path}: not JSON: {why}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise UserError(f"{path}: not COCO's: it has no list {key!r}")
+            raise UserError(f"{path}: not a COCO file: no list {key!r}")
     if not document["images"]:
-        raise UserError(f"{path}: names no images")
+        raise UserError(f"{path}: lists no images")
     return document
 
 
 def _categories(
     entries: list[Any], file: str, findings: Findings, classes: Sequence[str] | None
 ) -> tuple[dict[int, int], dict[int, str], Sequence[str]]:
-    """(label by category id, what is said, by id, of those that are none of `classes`, names by label)."""
+    """Returns ({category id: label}, {id of a category outside `classes`: error message}, class names in label order)."""
     names: dict[int, str] = {}
     unknown: dict[int, str] = {}
     for i, entry in enumerate(entries):
         try:
             id, name = _integer(entry, "id"), entry.get("name")
             if not isinstance(name, str) or not name:
-                raise ValueError(f"name is {_short(name)}, not text")
+                raise ValueError(f"name is {_short(name)}, not a string")
         except ValueError as why:
             findings.add("unreadable category", file, f"categories[{i}]: {why}")
             continue
         if id in names:
-            findings.add("duplicate id", file, f"categories[{i}]: id {id} is that of {names[id]!r} already")
+            findings.add("duplicate id", file, f"categories[{i}]: id {id} is already used by {names[id]!r}")
         elif name in names.values():
-            findings.add("category twice", file, f"categories[{i}]: there is a {name!r} already")
+            findings.add("category twice", file, f"categories[{i}]: {name!r} already exists")
         elif classes is not None and name not in classes:
-            unknown[id] = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
+            unknown[id] = f"{name[:60]!r} is not one of the {len(classes)} classes{did_you_mean(name, classes)}"
             findings.add("unknown category", file, f"categories[{i}]: {unknown[id]}")
         else:
             names[id] = name
@@ -132,7 +131,7 @@ def _categories(
 def _raw_object(
     index: int, entry: Any, labels: dict[int, int], unknown: dict[int, str], sizes: dict[int, tuple[Path, str, int, int]]
 ) -> tuple[RawObject, int]:
-    """(the object, its image's id). Raises _ObjectError."""
+    """Returns (object, id of its image). Raises _ObjectError."""
     try:
         image, category = _integer(entry, "image_id"), _integer(entry, "category_id")
         id = _integer(entry, "id") if "id" in entry else None
@@ -148,9 +147,9 @@ def _raw_object(
     except ValueError as why:
         raise _ObjectError("unreadable object", str(why)) from None
     if image not in sizes:
-        raise _ObjectError("unknown image", f"image_id {image} is none of the images that can be used")
+        raise _ObjectError("unknown image", f"image_id {image} is not the id of a valid image")
     if category not in labels:
-        text = unknown.get(category, f"category_id {category} is none of the {len(labels)} categories'")
+        text = unknown.get(category, f"category_id {category} is not the id of one of the {len(labels)} categories")
         raise _ObjectError("unknown class", text)
     _, name, rows, columns = sizes[image]
     try:
@@ -162,20 +161,20 @@ def _raw_object(
 
 
 def _integer(entry: Any, key: str) -> int:
-    """A whole number of an entry. Raises ValueError where it is not one (true is none), or the entry no object."""
+    """The integer at a key. Raises ValueError if it is not an integer (nor is true), or if the entry is not an object."""
     if not isinstance(entry, dict):
         raise ValueError(f"{_short(entry)} is not an object")
     if key not in entry:
         raise ValueError(f"no {key}")
     value = entry[key]
     if type(value) is not int or abs(value) >= 1 << 62:
-        raise ValueError(f"{key} is {_short(value)}, not a whole number")
+        raise ValueError(f"{key} is {_short(value)}, not an integer")
     return value
 
 
 def _real(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) >= 1 << 62):
-        raise ValueError(f"{key} has {_short(value)}, not a number")
+        raise ValueError(f"{key} contains {_short(value)}, not a number")
     return float(value)
 
 

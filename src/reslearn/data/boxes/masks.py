@@ -1,4 +1,4 @@
-"""Turns segmentations (polygons and run lengths) into masks, pixel for pixel as the COCO API draws them."""
+"""Converts segmentations (polygons and run lengths) to masks, pixel for pixel like the COCO API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from reslearn.data.images.files import upright
+
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """A mask as lengths of runs down the columns, first of zeros, then of ones, and so on: int64, summing to height x width."""
+    """A column-major run-length encoded mask. counts: int64, lengths of alternating runs of 0 and 1, summing to height x width."""
 
     height: int
     width: int
@@ -17,25 +19,25 @@ class Runs:
 
 
 Segmentation = tuple[np.ndarray, ...] | Runs
-"""Polygons, each float64 (P, 2) of x, y in pixels with P >= 3, whose union is the object; or runs."""
+"""Polygons, each float64 (P, 2) of x, y in pixels with P >= 3, whose union is the object; or run lengths."""
 
 
 def as_bytes(segmentation: Segmentation | None) -> bytes:
-    """The same for the same points or runs, and else another."""
-    parts = () if segmentation is None else (segmentation.counts,) if isinstance(segmentation, Runs) else segmentation
-    return len(parts).to_bytes(8, "little") + b"".join(len(part).to_bytes(8, "little") + part.tobytes() for part in parts)
+    """An unambiguous serialization, for hashing."""
+    arrays = () if segmentation is None else (segmentation.counts,) if isinstance(segmentation, Runs) else segmentation
+    return len(arrays).to_bytes(8, "little") + b"".join(len(array).to_bytes(8, "little") + array.tobytes() for array in arrays)
 
 
 def parse(value: Any, height: int, width: int) -> Segmentation | None:
-    """COCO's `segmentation` -> polygons or runs; None for an empty list, which tools write where there are boxes alone.
+    """Parses COCO's `segmentation`. Returns None for an empty list, which some tools write for boxes without masks.
 
-    Raises ValueError that says what is wrong: a polygon with an odd number of coordinates, fewer than three points, no
-    area, something that is no finite number, or nothing of it in the image; runs that do not fill the image.
+    Raises ValueError if a polygon has an odd number of coordinates, fewer than three points, no area, non-finite coordinates or no
+    overlap with the image, or if runs do not fill the image.
     """
     if isinstance(value, dict):
         return _runs(value, height, width)
     if not isinstance(value, list):
-        raise ValueError(f"a segmentation is a list of polygons or an object with counts and size, not {type(value).__name__}")
+        raise ValueError(f"segmentation must be a list of polygons or an object with counts and size, not {type(value).__name__}")
     polygons = tuple(_polygon(i, numbers, height, width) for i, numbers in enumerate(value))
     return polygons or None
 
@@ -44,52 +46,52 @@ def _polygon(i: int, numbers: Any, height: int, width: int) -> np.ndarray:
     if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
         raise ValueError(f"polygon {i} is not a list of numbers")
     if len(numbers) % 2 or len(numbers) < 6:
-        raise ValueError(f"polygon {i} has {len(numbers)} coordinates: it takes pairs, and three of them or more")
+        raise ValueError(f"polygon {i} has {len(numbers)} coordinates: must be x, y pairs of at least three points")
     try:
         points = np.array(numbers, np.float64).reshape(-1, 2)
     except OverflowError:
-        raise ValueError(f"polygon {i} has a number that is too large") from None
+        raise ValueError(f"polygon {i} has a coordinate that is too large") from None
     if not np.isfinite(points).all():
         raise ValueError(f"polygon {i} has a coordinate that is not finite")
     low, high = points.min(0), points.max(0)
     if (high <= low).any():
         raise ValueError(f"polygon {i} has no area")
     if (high <= 0).any() or low[0] >= width or low[1] >= height:
-        raise ValueError(f"polygon {i} misses the image of {width} x {height}")
-    if max(np.abs(low).max(), np.abs(high).max()) > 1e6:
-        raise ValueError(f"polygon {i} reaches {np.abs(points).max():g}")
+        raise ValueError(f"polygon {i} is outside the {width} x {height} image")
+    if (largest := np.abs(points).max()) > 1e6:
+        raise ValueError(f"polygon {i} has a coordinate of {largest:g}")
     return points
 
 
 def _runs(value: dict[str, Any], height: int, width: int) -> Runs:
     if "counts" not in value or "size" not in value:
-        raise ValueError("runs need counts and size")
+        raise ValueError("run lengths need counts and size")
     size, counts = value["size"], value["counts"]
     if size != [height, width]:
-        raise ValueError(f"runs of size {str(size)[:40]} for an image of height {height} and width {width}")
+        raise ValueError(f"size is {str(size)[:40]}, but the image has height {height} and width {width}")
     if isinstance(counts, str):
         counts = unpack(counts)
     elif not isinstance(counts, list) or any(type(n) is not int for n in counts):
-        raise ValueError("counts is neither a list of whole numbers nor text")
+        raise ValueError("counts is neither a list of integers nor a string")
     if any(n < 0 or n > height * width for n in counts) or sum(counts) != height * width:
-        raise ValueError(f"runs that do not fill the {height * width} pixels of the image")
+        raise ValueError(f"counts do not add up to the {height * width} pixels of the image")
     if sum(counts[1::2]) == 0:
-        raise ValueError("runs without a pixel of the object")
+        raise ValueError("counts describe an empty mask")
     return Runs(height, width, np.array(counts, np.int64))
 
 
 def unpack(text: str) -> list[int]:
-    """COCO's packed counts -> run lengths (maskApi.c, rleFrString). Raises ValueError for anything else.
+    """Decodes COCO's packed counts to run lengths (maskApi.c, rleFrString). Raises ValueError if they are invalid.
 
-    Each number is written in groups of five bits, lowest first, as characters from "0" on, with a sixth bit for "more
-    follows"; from the fourth on, it is the difference from the last but one.
+    Each number is stored in groups of five bits, lowest first, as characters from "0" on; a sixth bit marks that more groups
+    follow. From the fourth number on, the difference from the second to last number is stored.
     """
     counts: list[int] = []
     number = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"packed counts with {character!r}, which is not of their alphabet, or cut short")
+            raise ValueError(f"packed counts are invalid or truncated at {character!r}")
         number |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -98,12 +100,12 @@ def unpack(text: str) -> list[int]:
             counts.append(number + (counts[-2] if len(counts) > 2 else 0))
             number = shift = 0
     if shift:
-        raise ValueError("packed counts that are cut short")
+        raise ValueError("packed counts are truncated")
     return counts
 
 
 def pack(counts: Sequence[int] | np.ndarray) -> str:
-    """Run lengths -> COCO's packed counts: what `unpack` reads."""
+    """Encodes run lengths as COCO's packed counts, the inverse of `unpack`."""
     packed = []
     for i, count in enumerate(counts):
         number = int(count) - (int(counts[i - 2]) if i > 2 else 0)
@@ -117,7 +119,7 @@ def pack(counts: Sequence[int] | np.ndarray) -> str:
 
 
 def runs_of(mask: np.ndarray) -> Runs:
-    """bool (H, W) -> its runs."""
+    """Encodes a mask, bool (H, W), as run lengths."""
     height, width = mask.shape
     flat = np.concatenate([[False], mask.astype(bool).T.reshape(-1)])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
@@ -125,7 +127,7 @@ def runs_of(mask: np.ndarray) -> Runs:
 
 
 def draw(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """bool (height, width): the union of the polygons, or what the runs say."""
+    """The mask of a segmentation: bool (height, width)."""
     if isinstance(segmentation, Runs):
         ones = np.arange(len(segmentation.counts)) % 2 == 1
         return np.repeat(ones, segmentation.counts).reshape(width, height).T.copy()
@@ -136,7 +138,7 @@ def draw(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
 
 
 def _fill(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One polygon, by the rule of maskApi.c (rleFrPoly): its outline on a grid five times finer, crossed column by column."""
+    """Rasterizes a polygon like maskApi.c (rleFrPoly): traces its outline on a 5x finer grid, then fills column by column."""
     scale = 5
     corners = np.trunc(scale * polygon + 0.5).astype(np.int64)
     xs, ys = [], []
@@ -163,7 +165,7 @@ def _fill(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def extent(segmentation: Segmentation) -> np.ndarray:
-    """The box around it, float64 (4,): x1, y1, x2, y2; a pixel in column c covers c to c + 1."""
+    """The bounding box, float64 (4,): x1, y1, x2, y2 in continuous coordinates."""
     if isinstance(segmentation, Runs):
         rows, columns = (np.flatnonzero(draw(segmentation, segmentation.height, segmentation.width).any(axis)) for axis in (1, 0))
         return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
@@ -172,17 +174,14 @@ def extent(segmentation: Segmentation) -> np.ndarray:
 
 
 def turn(segmentation: Segmentation, orientation: int, height: int, width: int) -> Segmentation:
-    """The segmentation of a stored image of this height and width, after its EXIF orientation (1 to 8) is undone."""
+    """Rotates the segmentation of a stored image of this height and width upright. orientation: EXIF's, 1 to 8."""
     if isinstance(segmentation, Runs):
-        mask = draw(segmentation, height, width)
-        mask = mask.T if orientation >= 5 else mask
-        mask = mask[:, ::-1] if orientation in (2, 3, 6, 7) else mask
-        return runs_of(mask[::-1] if orientation in (3, 4, 7, 8) else mask)
+        return runs_of(upright(draw(segmentation, height, width), orientation))
     return tuple(turn_points(polygon, orientation, height, width) for polygon in segmentation)
 
 
 def turn_points(points: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
-    """float64 (P, 2) of x, y in a stored image -> where they are when it is upright, as `images.read` turns it."""
+    """Rotates points, float64 (P, 2) of x, y in a stored image, upright, like `images.files.read`."""
     x, y = points.T
     if orientation >= 5:
         x, y, height, width = y, x, width, height
@@ -191,7 +190,7 @@ def turn_points(points: np.ndarray, orientation: int, height: int, width: int) -
 
 
 def turn_box(box: Sequence[float], orientation: int, height: int, width: int) -> list[float]:
-    """x1, y1, x2, y2 in a stored image -> the same when it is upright. What is not finite stays so."""
+    """Rotates a box, x1, y1, x2, y2 in a stored image, upright. Non-finite values stay non-finite."""
     corners = turn_points(np.array(box, np.float64).reshape(2, 2), orientation, height, width)
     flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
     (x1, y1), (x2, y2) = corners.tolist()

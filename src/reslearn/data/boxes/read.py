@@ -1,4 +1,4 @@
-"""`open_boxes(path)` reads a folder or file of annotated images, VOC or COCO, into one BoxSet a split."""
+"""`open_boxes(path)` reads a VOC or COCO set into one BoxSet per split."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,60 +8,63 @@ from pathlib import Path
 from reslearn.data.boxes.box_set import Bad, BoxSet
 from reslearn.data.boxes.checks import Findings
 from reslearn.data.boxes.coco import read_coco, read_document
-from reslearn.data.boxes.voc import list_file, lists, note_left_out, read_voc, splits, unannotated, years
+from reslearn.data.boxes.voc import list_file, lists, read_voc, splits, unannotated, years
 from reslearn.data.images.files import IMAGE_SUFFIXES
 from reslearn.data.images.folder import SPLITS
 from reslearn.errors import UserError, did_you_mean
 from reslearn.files import user_path
 
-_LAYOUTS = """write VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or such folders called VOC2007, VOC2012 in one),
-COCO (annotations/instances_train.json and train/), a folder a split with _annotations.coco.json in it, or a .json file with its
-images beside it""".replace("\n", " ")
+_LAYOUTS = (
+    "use VOC (Annotations/, JPEGImages/, ImageSets/Main/train.txt; or a devkit with VOC2007/ and VOC2012/), "
+    "COCO (annotations/instances_train.json and train/), a folder per split with _annotations.coco.json, "
+    "or a .json file beside its images"
+)
 
 
 def open_boxes(
     path: str | Path, *, bad: Bad = "fail", classes: Sequence[str] | None = None, only: Sequence[str] | None = None
 ) -> dict[str, BoxSet]:
-    """Opens a set with boxes: its splits by name (train, val, test; `only` names others, as VOC's trainval), with common classes.
+    """Opens a set with boxes. Returns its splits by name, with common classes.
 
-    A VOCdevkit with VOC2007 and VOC2012 in it is one set, see voc.py; its images are called VOC2007/000005.
+    A VOCdevkit with VOC2007 and VOC2012 is one set, see voc.py; its images are named like VOC2007/000005.
 
-    With `bad="fail"`, any invalid object raises BadBoxes; with "drop" it is left out, or its box cut to the image, and
-    listed in the split's `findings`. A fault of a file (missing, unreadable, a size that is not the image's, an id twice)
-    raises BadBoxes either way. All faults of all splits are in its `findings`. `classes`, a model's for one, gives the
-    labels 1, 2, ...; without it, they are those of the first split, for all.
-    Raises UserError where there is no such set or split.
+    bad: "fail" raises BadBoxes for any invalid object; "drop" leaves the object out, or clips its box, and lists it in the split's
+    `findings`. Faults of files (missing, unreadable, wrong size, duplicate id) always raise BadBoxes, whose `findings` are all
+    faults of all splits. classes: the classes of labels 1, 2, ..., such as a model's; by default those of the first split.
+    only: the splits to open, such as VOC's trainval; by default train, val and test.
+    Raises UserError if there is no such set or split.
     """
     sets = survey(path, classes=classes, only=only)
     Findings(finding for split in sets.values() for finding in split.findings).raise_if(bad)
-    if empty := [name for name, one in sets.items() if not any(len(image.objects) for image in one.images)]:
-        raise UserError(f"{path}: {empty[0]} has no objects to learn or to test")
+    if empty := [name for name, split in sets.items() if not any(len(image.objects) for image in split.images)]:
+        raise UserError(f"{path}: split {empty[0]} has no objects")
     return sets
 
 
 def survey(path: str | Path, *, classes: Sequence[str] | None = None, only: Sequence[str] | None = None) -> dict[str, BoxSet]:
-    """The splits as `open_boxes` gives them with "drop", whatever is wrong: each one's `findings` say what was left out.
+    """Returns the splits like `open_boxes` with "drop", but never raises BadBoxes: all faults are in the splits' `findings`.
 
-    Raises UserError only where there is no such set.
+    Raises UserError if there is no such set or split.
     """
     if classes is not None and len(set(classes)) < len(classes):
-        raise UserError(f"classes {', '.join(classes)}: one of them is there twice")
+        raise UserError(f"classes {', '.join(classes)}: names must be unique")
     root, sets = user_path(path), {}
     for name, (kind, file, images) in sources(path, only).items():
         findings = Findings()
         if kind == "voc" and not sets:
-            note_left_out(root, findings)
-        for other in _passed_over(file, name):
+            for list_path, n in unannotated(root).items():
+                findings.add("not annotated", list_path, f"none of its {n:,} images has a file in Annotations: left out")
+        for other in _ignored_files(file, name):
             findings.add("file aside", other.name, f"not read: {file.name} is the {name} split")
-        read = read_voc(root, name, findings, classes) if kind == "voc" else read_coco(file, images, findings, classes)
-        classes = read.classes or None  # where no object of a split can be read, the next one has the classes
-        sets[name] = replace(read, findings=tuple(findings))
+        split = read_voc(root, name, findings, classes) if kind == "voc" else read_coco(file, images, findings, classes)
+        classes = split.classes or None  # if a split has no readable objects, the next one defines the classes
+        sets[name] = replace(split, findings=tuple(findings))
     return sets
 
 
 def holds_boxes(path: str | Path) -> bool:
-    """Whether a path looks like a set with boxes, valid or not: a .json file, or a folder with VOC's or COCO's annotations, or in
-    YOLO's layout, which `open_boxes` refuses."""
+    """Whether a path looks like a set with boxes, valid or not: a .json file, or a folder in VOC's, COCO's or (unsupported) YOLO's
+    layout."""
     try:
         root = user_path(path)
         if root.suffix.lower() == ".json":
@@ -69,26 +72,27 @@ def holds_boxes(path: str | Path) -> bool:
         voc = any((root / f"{year}JPEGImages").is_dir() or (root / f"{year}ImageSets/Main").is_dir() for year in years(root))
         coco = any((root / "annotations").glob("instances_*.json")) or any(root.glob("*/_annotations.coco.json"))
         return voc or coco or _is_yolo(root)
-    except (OSError, ValueError):  # a name too long or of no user's, a folder that may not be entered
+    except (OSError, ValueError):  # an invalid path, an unknown user, or no permission
         return False
 
 
 def boxes_alone(path: str | Path) -> bool:
-    """Whether a path looks like a set with boxes only: `localize crops` writes sets that have class folders as well."""
+    """Whether a path looks like a set with boxes but without class folders; `localize crops` writes sets with both."""
     train = user_path(path) / "train"
     return holds_boxes(path) and not (train.is_dir() and any(entry.is_dir() for entry in train.iterdir()))
 
 
 def split_names(path: str | Path) -> list[str]:
-    """The splits that open_boxes(path) reads, train first; ["all"] of a .json file. Raises UserError where there is no set."""
+    """The splits that open_boxes(path) reads, train first; ["all"] for a .json file. Raises UserError if there is no such set."""
     return list(sources(path))
 
 
 def named_images(path: str | Path, split: str, among: Iterable[Path]) -> set[Path]:
-    """The files of the images that a split names, valid or not, as BoxImage.path has them; VOC's without suffix, which it does not
-    name. among: the files in question; COCO's large file is not read where its folder has none of them.
+    """The image files that a split names, valid or not, in the form of BoxImage.path; for VOC without suffix.
 
-    Raises UserError where there is no such split."""
+    among: the files of interest. If none is in COCO's image folder, its large file is not read.
+    Raises UserError if there is no such split.
+    """
     root = user_path(path)
     kind, file, folder = sources(root, [split])[split]
     if kind == "voc":
@@ -100,48 +104,46 @@ def named_images(path: str | Path, split: str, among: Iterable[Path]) -> set[Pat
 
 
 def unnamed_images(path: str | Path) -> list[Path]:
-    """The images that lie beside those of a set, and that no split and no list of it names.
-
-    Raises UserError where there is no set."""
+    """The files in the image folders of a set that no split or list names. Raises UserError if there is no such set."""
     root = user_path(path)
     named = {
-        Path(os.path.normpath(folder / name))  # as ../train/a.jpg is train's
+        Path(os.path.normpath(folder / name))  # a name may be ../train/a.jpg
         for kind, file, folder in sources(root).values()
         if kind == "coco"
         for name in _file_names(file)
     }
     for year in years(root) if root.is_dir() else ():
         named |= {root / year / "JPEGImages" / stem for lines in lists(root / year).values() for stem, _ in lines}
-    beside = {folder for image in named if (folder := image.parent).is_dir()}
-    files = sorted(file for folder in beside for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    folders = {folder for image in named if (folder := image.parent).is_dir()}
+    files = sorted(file for folder in folders for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return [file for file in files if file not in named and file.with_suffix("") not in named]
 
 
 def _file_names(file: Path) -> list[str]:
-    """The file names of the images of a COCO file, valid or not."""
+    """The image file names in a COCO file, valid or not."""
     entries = read_document(file)["images"]
     return [name for entry in entries if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)]
 
 
 def sources(path: str | Path, only: Sequence[str] | None = None) -> dict[str, tuple[str, Path, Path]]:
-    """(kind, annotation file, folder of images) by split, train first. Raises UserError where there is no such set or split."""
+    """(kind, annotation file, image folder) by split, train first. Raises UserError if there is no such set or split."""
     root = user_path(path)
     if root.is_file() and root.suffix.lower() == ".json":
         if (other := next((name for name in only or () if name != "all"), None)) is not None:
             raise UserError(f"{root}: no split {other!r}{did_you_mean(other, ['all'])}")
-        return {"all": ("coco", root, _photos(root, root.parent))}
+        return {"all": ("coco", root, _image_folder(root, root.parent))}
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder or .json file")
     known: dict[str, list[tuple[str, Path, Path]]] = {name: [("voc", root, root)] for name in splits(root)}
     for name in SPLITS:
         exact = root / "annotations" / f"instances_{name}.json"
         files = [exact] if exact.is_file() else sorted((root / "annotations").glob(f"instances_{name}*.json"))
-        own = [("coco", file, _photos(file, root)) for file in files]
+        coco = [("coco", file, _image_folder(file, root)) for file in files]
         for folder in dict.fromkeys((root / name, root / {"val": "valid"}.get(name, name))):
             if (folder / "_annotations.coco.json").is_file():
-                own.append(("coco", folder / "_annotations.coco.json", folder))
-        if own:
-            known[name] = known.get(name, []) + own
+                coco.append(("coco", folder / "_annotations.coco.json", folder))
+        if coco:
+            known[name] = known.get(name, []) + coco
     wanted = [name for name in SPLITS if name in known] if only is None else list(only)
     for name in wanted:
         if name not in known:
@@ -149,42 +151,40 @@ def sources(path: str | Path, only: Sequence[str] | None = None) -> dict[str, tu
                 raise UserError(f"{root}: no split 'test': the images of {', '.join(left_out)} have no annotations")
             raise UserError(f"{root}: no split {name!r}{did_you_mean(name, known)}")
     if not wanted and _is_yolo(root):
-        raise UserError(f"{root}: this is YOLO's layout, which is not read: {_LAYOUTS}")
+        raise UserError(f"{root}: YOLO's layout is not supported: {_LAYOUTS}")
     if not wanted:
         raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
     return {name: _only_one(root, name, known[name]) for name in wanted}
 
 
-def _passed_over(file: Path, split: str) -> list[Path]:
-    """What lies beside instances_SPLIT.json, read as that split, and could be meant as well, such as instances_SPLIT2017.json."""
+def _ignored_files(file: Path, split: str) -> list[Path]:
+    """Files such as instances_SPLIT2017.json beside instances_SPLIT.json, which is read instead."""
     return sorted(set(file.parent.glob(f"{file.stem}*.json")) - {file}) if file.stem == f"instances_{split}" else []
 
 
 def _is_yolo(root: Path) -> bool:
-    """Whether images/ lies beside labels/, or a data.yaml describes it; or so in train/."""
-    places = [place for place in (root, root / "train") if (place / "images").is_dir()]
-    return any((place / "labels").is_dir() or (root / "data.yaml").is_file() for place in places)
+    """Whether root or root/train contains images/ and labels/, or images/ and a data.yaml in root."""
+    folders = [folder for folder in (root, root / "train") if (folder / "images").is_dir()]
+    return any((folder / "labels").is_dir() or (root / "data.yaml").is_file() for folder in folders)
 
 
-def _photos(file: Path, otherwise: Path) -> Path:
-    """The folder of a COCO file's images: of annotations/instances_NAME.json, what is there beside annotations of NAME, images and,
-    where NAME is train2, train or such as train2017."""
-    beside = file.parent if file.parent.name else file.absolute().parent
-    if beside.name != "annotations":
-        return otherwise
+def _image_folder(file: Path, default: Path) -> Path:
+    """The image folder of a COCO file. For annotations/instances_train2017.json, the first existing of train2017, images, train and
+    train[0-9]* beside annotations; otherwise `default`."""
+    folder = file.parent if file.parent.name else file.absolute().parent
+    if folder.name != "annotations":
+        return default
     name = file.stem.removeprefix("instances_")
-    folders = [beside.parent / name, beside.parent / "images"]
+    candidates = [folder.parent / name, folder.parent / "images"]
     if (split := next((known for known in SPLITS if name.startswith(known)), None)) is not None:
-        folders += [beside.parent / split, *sorted(beside.parent.glob(f"{split}[0-9]*"))]
-    return next((folder for folder in folders if folder.is_dir()), otherwise)
+        candidates += [folder.parent / split, *sorted(folder.parent.glob(f"{split}[0-9]*"))]
+    return next((candidate for candidate in candidates if candidate.is_dir()), default)
 
 
 def _only_one(root: Path, split: str, candidates: Sequence[tuple[str, Path, Path]]) -> tuple[str, Path, Path]:
-    """Raises UserError where a split is there several times."""
+    """Raises UserError if a split has several annotation files."""
     if len(candidates) > 1:
         files = [root / list_file("", split) if kind == "voc" else file for kind, file, _ in candidates]
         names = " and ".join(str(file.relative_to(root)) for file in files)
-        raise UserError(
-            f"{root}: {names} are both its {split} split: move one away, or give the .json file that is meant instead of the folder"
-        )
+        raise UserError(f"{root}: {names} are both the {split} split: remove one, or open the .json file directly")
     return candidates[0]

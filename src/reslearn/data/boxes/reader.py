@@ -1,4 +1,4 @@
-"""`ImageReader` decodes the images of a set with boxes, by index, and keeps the pixels of small sets in memory."""
+"""`ImageReader` decodes the images of a set with boxes by index, and caches small sets in memory."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from reslearn.data.boxes.box_set import BoxImage
 
 
 class ImageReader:
-    """The pixels of images, uint8 (H, W, channels), by index; `channels` is 1 or 3.
+    """The pixels of images by index, uint8 (H, W, channels); `channels` is 1 or 3.
 
-    cache: bytes. Where all images together take no more, each is decoded once and then kept in memory. Reading raises UserError,
-    naming the file (see BoxImage.pixels).
+    cache: bytes. If all images together fit into it, they are kept in memory once decoded. Reading raises UserError (see
+    BoxImage.pixels).
     """
 
     def __init__(self, images: Sequence[BoxImage], channels: int = 3, cache: int = 0) -> None:

@@ -1,14 +1,14 @@
-"""Reads Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt, or a devkit of such.
+"""Reads Pascal VOC: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/SPLIT.txt, or a devkit.
 
-VOC publishes no annotations of the tests after 2007, which only its server evaluates: a test list without one annotated image is
-left out, with a note.
+The annotations of VOC's test sets after 2007 are not public; only its server evaluates them. A test list without any annotated
+image is left out, with a note.
 
-A devkit (VOCdevkit/VOC2007, VOCdevkit/VOC2012) is one set: a split has the images of all years that have a list of that name, so
-that trainval is what papers call 07+12, and test is that of 2007. So 07++12 (trainval and test of 2007, trainval of
-2012) can be trained on, by a list of one name in both years, but its test, that of 2012, takes the server.
+A devkit (VOCdevkit/VOC2007, VOCdevkit/VOC2012) is one set: a split contains the images of every year that has a list of that name.
+So trainval is what papers call 07+12, and test is that of 2007. To train on 07++12 (trainval and test of 2007, trainval of 2012),
+add a list of the same name to both years; its test set, that of 2012, requires the server.
 
-VOC counts pixels from 1 and its xmax, ymax are the last pixels inside: x1, y1, x2, y2 here are xmin - 1, ymin - 1, xmax, ymax.
-A box with xmax = xmin is a click without a drag and counts as one without area.
+VOC counts pixels from 1, and xmax, ymax are the last pixels inside: x1, y1, x2, y2 are xmin - 1, ymin - 1, xmax, ymax. A box with
+xmax = xmin is a click without a drag and counts as a box without area.
 """
 
 import re
@@ -27,7 +27,7 @@ from reslearn.errors import UserError, did_you_mean
 from reslearn.files import read_text
 
 MAX_BYTES = 16 << 20
-"""The largest annotation of one image that is read."""
+"""The largest annotation file to read."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
@@ -35,7 +35,7 @@ _NESTED = ("VOC2008", "VOC2009", "VOC2010", "VOC2011", "VOC2012")
 
 
 def years(root: Path) -> list[str]:
-    """What the names of images and the paths of files begin with: [""] in a single folder, ["VOC2007/", "VOC2012/"] in a devkit."""
+    """The prefixes of image names and file paths: [""] for a single folder, ["VOC2007/", "VOC2012/"] for a devkit."""
     if (root / "Annotations").is_dir():
         return [""]
     folders = sorted(root.glob("VOC[0-9][0-9][0-9][0-9]"))
@@ -43,49 +43,41 @@ def years(root: Path) -> list[str]:
 
 
 def splits(root: Path) -> list[str]:
-    """The names in ImageSets/Main, but those of the lists by class (cat_train), which repeat the others.
+    """The names of the lists in ImageSets/Main, except those by class (cat_train), which repeat the others.
 
-    Raises UserError for a devkit whose years have images in common, or no lists.
+    Raises UserError for a devkit whose years share images or have no lists.
     """
-    there = years(root)
-    if len(nested := [name for year in there if (name := year.rstrip("/")) in _NESTED]) > 1:
+    folders = years(root)
+    if len(nested := [name for year in folders if (name := year.rstrip("/")) in _NESTED]) > 1:
         raise UserError(
-            f"{root}: {nested[0]} and {nested[-1]} have images in common, as each year from 2008 on has those of the "
-            f"years before it: keep one of them here, or give one by itself, such as {root / nested[-1]}"
+            f"{root}: {nested[0]} and {nested[-1]} have images in common, as VOC2008 to VOC2012 each contain the earlier ones: "
+            f"keep one of them, or open one directly, such as {root / nested[-1]}"
         )
-    names_of_splits, left_out = set(), unannotated(root)
-    for year in there:
+    split_names, left_out = set(), unannotated(root)
+    for year in folders:
         names = {path.stem for path in (root / f"{year}ImageSets/Main").glob("*.txt")}
         own = {name for name in names if name.rpartition("_")[2] not in names - {name}}
         if year and not own:
-            raise UserError(
-                f"{root / year}: has no lists of images in ImageSets/Main, as VOC has from 2007 on: move it out of here"
-            )
-        names_of_splits |= {name for name in own if list_file(year, name) not in left_out}
-    return sorted(names_of_splits)
+            raise UserError(f"{root / year}: no image lists in ImageSets/Main: add them, or move this folder out of the devkit")
+        split_names |= {name for name in own if list_file(year, name) not in left_out}
+    return sorted(split_names)
 
 
 def unannotated(root: Path) -> dict[str, int]:
-    """The test lists without one annotated image, and how many images each names."""
+    """{test list without any annotated image: number of images}."""
     counts = {}
     for year in years(root):
         if (root / (file := list_file(year, "test"))).is_file():
-            with suppress(UserError):  # a list that cannot be read is for whoever asks for it
+            with suppress(UserError):  # an unreadable list raises when it is opened
                 stems = _stems(root, file, Findings())
                 if not any((root / f"{year}Annotations" / f"{stem}.xml").is_file() for stem in stems):
                     counts[file] = len(stems)
     return counts
 
 
-def note_left_out(root: Path, findings: Findings) -> None:
-    """A note for each list of `unannotated`."""
-    for file, n in unannotated(root).items():
-        findings.add("not annotated", file, f"none of its {n:,} images has a file in Annotations: left out")
-
-
 def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """(image, line) of each line of every file in ImageSets/Main, by the file's name without suffix. A list by class (cat_train)
-    has a second column after the image, whether it has such an object."""
+    """{file name without suffix: [(image, line), ...]} of every list in ImageSets/Main. The lines of a list by class (cat_train)
+    have a second column: whether the image contains the class."""
     plain = {*splits(root), *(Path(file).stem for file in unannotated(root))}
     contents = {}
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
@@ -96,20 +88,20 @@ def lists(root: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def read_voc(root: Path, split: str, findings: Findings, classes: Sequence[str] | None = None) -> BoxSet:
-    """The images of a split with their objects; what is wrong goes into `findings`, whose policy is the caller's.
+    """Returns the images of a split. Adds problems to `findings`.
 
-    `classes` gives the labels 1, 2, ...; without it they are the sorted names in these files. Raises UserError where there
-    is no such split.
+    classes: the classes of labels 1, 2, ...; by default the sorted class names in the annotations. Raises UserError if there is no
+    such split.
     """
     left_out = unannotated(root) if split == "test" else {}
-    there = [year for year in years(root) if (root / (file := list_file(year, split))).is_file() and file not in left_out]
-    if not there:
+    listed = [year for year in years(root) if (root / (file := list_file(year, split))).is_file() and file not in left_out]
+    if not listed:
         raise UserError(f"{root}: no split {split!r}{did_you_mean(split, splits(root))}")
-    documents = [document for year in there for document in _documents(root, year, split, findings)]
+    documents = [document for year in listed for document in _documents(root, year, split, findings)]
     if classes is None:
         classes = sorted({name for *_, tree in documents for o in tree.findall("object") if (name := _text(o, "name"))})
     photos: dict[str, list[Path]] = {}
-    for year in there:
+    for year in listed:
         for path in sorted((root / f"{year}JPEGImages").glob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 photos.setdefault(year + path.stem, []).append(path)
@@ -118,7 +110,7 @@ def read_voc(root: Path, split: str, findings: Findings, classes: Sequence[str] 
         files = photos.get(year + stem, [root / f"{year}JPEGImages" / f"{stem}.jpg"])
         if len(files) > 1:
             names = " and ".join(path.name for path in files)
-            findings.add("two images", file, f"{names} are both its image: remove one")
+            findings.add("two images", file, f"{names} both match this annotation: remove one")
         elif image := _image(files[0], year + stem, file, tree, classes, findings):
             images.append(image)
     return BoxSet(f"{root.resolve().name}/{split}", tuple(classes), tuple(images))
@@ -128,7 +120,7 @@ Document = tuple[str, str, str, Element]
 
 
 def _documents(root: Path, year: str, split: str, findings: Findings) -> Iterator[Document]:
-    """(year, stem, file, its root) of each annotation that can be read."""
+    """Yields (year, stem, file, root element) of each readable annotation."""
     stems = _stems(root, list_file(year, split), findings)
     files = [f"{year}Annotations/{stem}.xml" for stem in stems]
     trees = for_each(lambda file: parse_xml(root / file), files)
@@ -136,13 +128,13 @@ def _documents(root: Path, year: str, split: str, findings: Findings) -> Iterato
         if isinstance(tree, UserError):
             findings.add("unreadable annotation", file, str(tree))
         elif tree.tag != "annotation":
-            findings.add("unreadable annotation", file, f"its root is <{tree.tag[:40]}>, not <annotation>")
+            findings.add("unreadable annotation", file, f"root element is <{tree.tag[:40]}>, not <annotation>")
         else:
             yield year, stem, file, tree
 
 
 def list_file(year: str, split: str) -> str:
-    """Where a folder of a devkit ("VOC2007/"; "" is a single one) lists the images of a split."""
+    """The path of a split's image list. year: a prefix from `years`."""
     return f"{year}ImageSets/Main/{split}.txt"
 
 
@@ -150,17 +142,16 @@ def _stems(root: Path, file: str, findings: Findings) -> list[str]:
     first: dict[str, int] = {}
     for number, line in enumerate(read_text(root / file).splitlines(), 1):
         if (stem := line.strip()) and first.setdefault(stem, number) != number:
-            text = f"{stem[:60]} on line {number} is on line {first[stem]} already"
-            findings.add("image twice", file, text)
+            findings.add("image twice", file, f"{stem[:60]} on line {number} is already on line {first[stem]}")
     if not first:
-        raise UserError(f"{root / file}: names no images")
+        raise UserError(f"{root / file}: lists no images")
     return [*first]
 
 
 def parse_xml(path: Path) -> Element:
-    """The document's root. Raises UserError, naming the file, for what is no XML, too large, or has a DOCTYPE.
+    """Returns the root element of an XML file. Raises UserError if it is not XML, too large, or has a DOCTYPE.
 
-    Documents with a DOCTYPE can declare entities that grow without end or read other files; annotations have none.
+    A DOCTYPE can declare entities that expand exponentially or read other files; annotations do not need one.
     """
     try:
         with path.open("rb") as file:
@@ -170,7 +161,7 @@ def parse_xml(path: Path) -> Element:
     except (OSError, ValueError) as why:
         raise UserError(f"{str(path)!r}: cannot be read: {why}") from None
     if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES >> 20} MB, which no annotation of an image needs")
+        raise UserError(f"{path}: larger than the limit of {MAX_BYTES >> 20} MB for an annotation file")
     builder = TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -178,7 +169,7 @@ def parse_xml(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
 
     def refuse(*_: object) -> None:
-        raise UserError(f"{path}: has a DOCTYPE, which annotations do not need and which is not read: remove it")
+        raise UserError(f"{path}: has a DOCTYPE, which is not allowed: remove it")
 
     parser.StartDoctypeDeclHandler = refuse
     try:
@@ -186,11 +177,11 @@ def parse_xml(path: Path) -> Element:
         return builder.close()
     except UserError:
         raise
-    except (expat.ExpatError, ValueError, LookupError, AssertionError) as why:  # an encoding that is unknown, too
+    except (expat.ExpatError, ValueError, LookupError, AssertionError) as why:  # includes unknown encodings
         raise UserError(f"{path}: not XML: {why}") from None
 
 
-def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[str], findings: Findings) -> BoxImage | None:
+def _image(path: Path, name: str, file: str, tree: Element, classes: Sequence[str], findings: Findings) -> BoxImage | None:
     try:
         height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
     except ValueError as why:
@@ -203,9 +194,9 @@ def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[
     objects = []
     for index, element in enumerate(tree.findall("object")):
         try:
-            name = _one(element, "name")
-            if name not in classes:
-                text = f"{name[:60]!r} is none of the {len(classes)} classes{did_you_mean(name, classes)}"
+            label = _one(element, "name")
+            if label not in classes:
+                text = f"{label[:60]!r} is not one of the {len(classes)} classes{did_you_mean(label, classes)}"
                 findings.add("unknown class", file, text, index)
                 continue
             x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
@@ -217,28 +208,28 @@ def _image(path: Path, called: str, file: str, tree: Element, classes: Sequence[
             continue
         box = turn_box([x1 - 1, y1 - 1, x2, y2], orientation, int(height), int(width))
         written = f"xmin {x1:g}, ymin {y1:g}, xmax {x2:g}, ymax {y2:g}"
-        objects.append(RawObject(index, classes.index(name) + 1, box, difficult == "1", written=written))
-    return BoxImage(path, called, rows, columns, check_objects(objects, rows, columns, file, findings, min_side=1))
+        objects.append(RawObject(index, classes.index(label) + 1, box, difficult == "1", written=written))
+    return BoxImage(path, name, rows, columns, check_objects(objects, rows, columns, file, findings, min_side=1))
 
 
 def _text(element: Element, path: str) -> str:
-    """The text at a path of tags, without the space around it; "" where there is none."""
+    """The stripped text at a path of tags; "" if there is none."""
     return (element.findtext(path) or "").strip()
 
 
 def _one(element: Element, path: str) -> str:
-    """The text at a path that is there once. Raises ValueError."""
+    """The stripped text of the only element at a path. Raises ValueError if there is not exactly one, or if it is empty."""
     nodes = element.findall(path)
     if len(nodes) != 1:
         raise ValueError(f"{len(nodes) or 'no'} <{path.replace('/', '><')}>")
     text = (nodes[0].text or "").strip()
     if not text:
-        raise ValueError(f"an empty <{path.replace('/', '><')}>")
+        raise ValueError(f"empty <{path.replace('/', '><')}>")
     return text
 
 
 def _number(element: Element, path: str) -> float:
-    """The number at a path, as decimals, or nan and inf (which check_objects rejects). Raises ValueError."""
+    """The number at a path: decimal, nan or inf (check_objects rejects these two). Raises ValueError."""
     text = _one(element, path)
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"{path.rpartition('/')[2]} is {text[:40]!r}, not a number")

@@ -1,4 +1,4 @@
-"""Checks data sets before training, and writes copies without what is wrong: `examine`, then `repair`."""
+"""Checks data sets before training (`examine`) and writes cleaned copies (`repair`)."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from reslearn.files import user_path
 
 
 def examine(data: str | Path, progress: Progress = silent, size: tuple[int, int] | None = None) -> Diagnosis:
-    """Reads every image and annotation of a data set once and says what is wrong.
+    """Reads every image and annotation of a data set once and reports problems.
 
-    size: of sets with boxes, see examine_boxes. Raises UserError where there is no set.
+    size: for sets with boxes only, see examine_boxes. Raises UserError if there is no data set at `data`.
     """
     if holds_boxes(data):
         return examine_boxes(data, progress, size=size)
     if size is not None:
-        raise UserError(f"--size applies to sets with boxes only, and {data} has none")
+        raise UserError(f"--size applies only to sets with boxes, and {data} has no boxes")
     return examine_classes(data, progress)
 
 
 def check_fix(data: str | Path, target: Path) -> None:
-    """Raises UserError where `repair` could not write `target`, before any image is read."""
+    """Raises UserError if `repair` cannot write `target`. Reads no images."""
     if holds_boxes(data):
         check_folder(user_path(target))
     else:
@@ -36,7 +36,10 @@ def check_fix(data: str | Path, target: Path) -> None:
 
 
 def repair(diagnosis: Diagnosis, data: str | Path, target: Path, progress: Progress = silent) -> str:
-    """Writes what is usable of an examined set to a new list or folder, and returns how much that is. Raises UserError."""
+    """Writes the usable images of an examined set to a new list or folder. Returns a summary such as "21 of 22 images".
+
+    Raises UserError.
+    """
     if diagnosis.objects is None:
         repair_classes(diagnosis, target, progress)
         return f"{len(diagnosis.entries):,} of {sum(diagnosis.images.values()):,} images"

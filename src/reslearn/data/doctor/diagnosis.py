@@ -1,4 +1,4 @@
-"""`Diagnosis`: what a data set holds and what is wrong with it; the same for class folders and sets with boxes."""
+"""`Diagnosis`: the contents and problems of a data set, for class folders and sets with boxes alike."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -11,16 +11,16 @@ from reslearn.data.findings import Finding
 from reslearn.data.images.folder import Entry
 
 Span = tuple[float, ...]
-"""Minimum, median and maximum; empty where there is nothing to measure."""
+"""Minimum, median and maximum; empty if there are no values."""
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Statistics of all images that can be read.
+    """Statistics of all readable images.
 
-    bytes: of the files. aspect: width / height. mean, std: of the training images (or all), on [0, 1], each image counting the
-    same; one number where all is gray. eigenvalues, eigenvectors: of the covariance of RGB on [0, 1], largest first, one column
-    each (AlexNet, section 4.1); empty where all is gray.
+    bytes: total file size. aspect: width / height. mean, std: per channel on [0, 1] over the training images (all images of an
+    undivided set), each image weighted equally; one number for grayscale sets. eigenvalues, eigenvectors: of the RGB covariance
+    on [0, 1], largest first, an eigenvector per column (AlexNet, section 4.1); empty for grayscale sets.
     """
 
     bytes: int
@@ -39,8 +39,8 @@ class ImageStatistics:
 class ObjectStatistics:
     """Statistics of the objects of a set with boxes.
 
-    without_objects: images, by split. by_size: {class: {small, medium, large}}. side (square root of the area, px) and aspect
-    (width / height): by class. anchors: how well they fit the boxes of the training images.
+    without_objects: images without objects, by split. by_size: {class: {small, medium, large}}. side (square root of the box
+    area, px) and aspect (width / height): by class. anchors: anchor recall on the training images.
     """
 
     without_objects: dict[str, int]
@@ -56,11 +56,11 @@ class ObjectStatistics:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a data set is and what is wrong with it.
+    """The contents and problems of a data set.
 
-    images: by split, readable or not. per_class: {split: {class: number}} of images, or of objects in sets with boxes, which alone
-    have `objects`. What --fix keeps: `entries` of class folders and lists (none of sets that are not of files), or `sets` with the
-    images to keep of each split; suffixes: those that fit better than a file's own.
+    images: number by split, readable or not. per_class: {split: {class: number}} of images, or of objects for sets with boxes.
+    objects: for sets with boxes, else None. suffixes: the correct suffix of each misnamed file. --fix keeps `entries` (class
+    folders and lists; empty if the images are not files) or `sets` (sets with boxes).
     """
 
     name: str
@@ -76,11 +76,11 @@ class Diagnosis:
 
     @property
     def clean(self) -> bool:
-        """Whether there is no fault; notes do not count."""
+        """Whether there are no faults. Notes do not count."""
         return not any(finding.fault for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but what --fix keeps, in JSON's types."""
+        """Everything except `suffixes`, `entries` and `sets`, as JSON types."""
         plain = {key.name: getattr(self, key.name) for key in fields(self)[:4]} | vars(self.pixels)
         if self.objects is not None:
             plain["objects"] = vars(self.objects) | {"anchors": [anchor._asdict() for anchor in self.objects.anchors]}

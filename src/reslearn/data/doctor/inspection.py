@@ -1,4 +1,4 @@
-"""Inspects one image: whether it is whole, how it is stored, and digests to compare it with others."""
+"""Inspects one image: integrity, storage format, and digests to find duplicates."""
 
 import hashlib
 import math
@@ -13,21 +13,21 @@ import numpy as np
 from reslearn.data.images.files import BadImage, Facts, PackedImage, inspect, probe
 
 LARGE = 1 << 24
-"""Pixels: of larger images only one is decoded at a time, so that threads cannot fill the memory with them."""
+"""Pixels. Larger images are decoded one at a time, so that parallel threads cannot exhaust the memory."""
 
 SAMPLE = 1 << 16
-"""Pixels of an image, evenly spaced, that its colors are taken from."""
+"""Number of evenly spaced pixels used for an image's color statistics."""
 
-_LARGE_ONE = threading.Lock()
-_GRAY_ROWS = 8  # the smallest block of a JPEG
+_LARGE_IMAGE = threading.Lock()
+_GRAY_ROWS = 8  # the height of a JPEG block
 
 
 class Inspection(NamedTuple):
-    """What one image is.
+    """The inspection of one image.
 
-    issues: (kind, detail) of each thing to report. size: (height, width), upright; (0, 0) where it cannot be decoded. file_size:
-    in bytes. content, pixels: digests of the file's bytes and of the decoded pixels; empty where there are none. colors:
-    float64 (12,), the mean of RGB on [0, 1] and of its products RR, RG, ..., BB; None where it cannot be decoded.
+    issues: (kind, detail) pairs. size: (height, width), upright; (0, 0) if it cannot be decoded. file_size: bytes. content,
+    pixels: digests of the file and of the decoded pixels; empty if unavailable. colors: float64 (12,), the mean of RGB on [0, 1]
+    and of the products RR, RG, ..., BB; None if it cannot be decoded.
     """
 
     issues: tuple[tuple[str, str], ...] = ()
@@ -40,22 +40,22 @@ class Inspection(NamedTuple):
 
 
 def inspect_file(file: Path | PackedImage) -> Inspection:
-    """Inspects an image file, or a packed image. Bad ones raise nothing: what is wrong is in `issues`."""
+    """Inspects an image file or a packed image. Reports errors in `issues` instead of raising them."""
     try:
         height, width, _ = probe(file)
-        with _LARGE_ONE if height * width > LARGE else nullcontext():
+        with _LARGE_IMAGE if height * width > LARGE else nullcontext():
             size, content = _digest(file)
             facts, pixels = inspect(file)
             inspection = inspect_pixels(pixels)
     except BadImage as why:
         return Inspection(((why.kind, str(why).removeprefix(f"{file}: ")),))
     except MemoryError:
-        return Inspection((("too large", "there is not enough memory to decode it"),))
+        return Inspection((("too large", "not enough memory to decode it"),))
     except OSError as why:
         return Inspection((("unreadable", f"cannot be read: {why.strerror}"),))
     issues = [*inspection.issues, *_storage_issues(file, facts)]
     if facts.format == "JPEG" and _ends_in_gray(pixels):
-        issues.append(("truncated", "was cut short and closed: its lower part is the gray of a JPEG that has no more data"))
+        issues.append(("truncated", "ends in the gray that decoders fill in for missing JPEG data"))
     return inspection._replace(issues=tuple(issues), file_size=size, content=content, facts=facts)
 
 
@@ -71,42 +71,41 @@ def inspect_pixels(pixels: np.ndarray) -> Inspection:
 
 
 def _digest(file: Path | PackedImage) -> tuple[int, bytes]:
-    """A file's size in bytes and the digest of its content."""
+    """(size in bytes, digest of the content) of a file."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     if isinstance(file, PackedImage):
         digest.update(bytes(file.contents()))
         return file.bytes, digest.digest()
     with file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-            size += len(part)
+        while block := opened.read(1 << 20):
+            digest.update(block)
+            size += len(block)
     return size, digest.digest()
 
 
 def _storage_issues(file: Path | PackedImage, facts: Facts) -> list[tuple[str, str]]:
-    """What to report about how an image is stored."""
+    """The (kind, detail) pairs about an image's storage format."""
     issues = []
     if not facts.fits and isinstance(file, Path):
-        issues.append(("wrong suffix", f"a {facts.format} that is called {os.path.splitext(file.name)[1] or file.name}"))  # noqa: PTH122
+        issues.append(("wrong suffix", f"{facts.format} named {os.path.splitext(file.name)[1] or file.name}"))  # noqa: PTH122
     if facts.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
         issues.append(("color space", facts.mode))
-    if facts.mode in ("P", "PA") and facts.format != "GIF":  # of which every one has a palette
-        issues.append(("palette", f"a {facts.format} of mode {facts.mode}"))
+    if facts.mode in ("P", "PA") and facts.format != "GIF":  # every GIF has a palette
+        issues.append(("palette", f"{facts.format}, mode {facts.mode}"))
     if facts.deep:
-        issues.append(("deep", f"a {facts.format} of mode {facts.mode}"))
+        issues.append(("deep", f"{facts.format}, mode {facts.mode}"))
     if facts.transparent:
-        issues.append(("transparent", f"a {facts.format} of mode {facts.mode}"))
+        issues.append(("transparent", f"{facts.format}, mode {facts.mode}"))
     if facts.orientation != 1:
         issues.append(("rotated", f"EXIF orientation {facts.orientation}"))
     if facts.animated:
-        issues.append(("animated", f"a {facts.format} of several images"))
+        issues.append(("animated", f"{facts.format} with several frames"))
     return issues
 
 
 def _ends_in_gray(pixels: np.ndarray) -> bool:
-    """Whether a JPEG ends in the gray that decoders fill in for missing data, and does not begin with it."""
-    below, above = pixels[-_GRAY_ROWS:], pixels[:_GRAY_ROWS]
-    return bool((below == 128).all() and not (above == 128).all())
+    """Whether a JPEG ends, but does not begin, with the gray that decoders fill in for missing data."""
+    return bool((pixels[-_GRAY_ROWS:] == 128).all() and not (pixels[:_GRAY_ROWS] == 128).all())
 
 
 def _colors(pixels: np.ndarray) -> np.ndarray:

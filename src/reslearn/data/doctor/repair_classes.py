@@ -1,4 +1,4 @@
-"""Writes the usable images of class folders and lists as a new list, or copies them to a new folder."""
+"""Writes the usable images of class folders and lists to a new list or folder."""
 
 import csv
 import io
@@ -19,40 +19,40 @@ from reslearn.files import user_path, write_text
 
 
 def check_source(data: str | Path) -> None:
-    """Raises UserError where nothing can be written of a data set, because its images are not files."""
+    """Raises UserError if the images of a data set are not files, so that they cannot be listed or copied."""
     if data in NAMES:
-        raise UserError(f"--fix does not apply to {data}: it is a set known by name, which has no files")
+        raise UserError(f"--fix does not apply to {data}: a named data set has no image files")
     if is_packed(user_path(data)):
-        raise UserError(f"--fix does not apply to {data}, which is packed: fix the images that it was made of, and pack them again")
+        raise UserError(f"--fix does not apply to {data}, a packed set: fix the original images and pack them again")
 
 
 def repair_classes(diagnosis: Diagnosis, target: Path, progress: Progress = silent) -> None:
-    """Writes the usable images: FILE.csv is a list that `open` takes, FOLDER a copy in class folders, whole or not at all.
+    """Writes the usable images atomically: to a list that `open` reads if `target` ends in .csv, else to a folder of class folders.
 
-    A copy's folders are the splits and the classes' labels (not their readable names), and each suffix fits the format.
-    Raises UserError where that is impossible, and for sets that are not of files (see check_source).
+    The folders are named by split and label (not by readable class names); wrong suffixes are corrected. Raises UserError if
+    `target` cannot be written or the images are not files (see check_source).
     """
     target = user_path(target)
     check_target(target)
     if not diagnosis.entries:
-        raise UserError(f"--fix {target}: nothing to write: none of the images is usable, or they are not files")
+        raise UserError(f"--fix {target}: nothing to write: no image is usable, or the images are not files")
     if target.suffix:
-        write_text(target, _list(diagnosis.entries, target.absolute().parent))
+        write_text(target, _list_text(diagnosis.entries, target.absolute().parent))
     else:
         _copy(diagnosis.entries, diagnosis.suffixes, target, progress)
 
 
-def _list(entries: Sequence[Entry], folder: Path) -> str:
-    """The text of a list in `folder`, as folder.read_list reads it."""
+def _list_text(entries: Sequence[Entry], folder: Path) -> str:
+    """The text of a .csv list in `folder`, in the format of folder.read_list."""
     divided = entries[0].split != "all"
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "label", "split"] if divided else ["file", "label"])
     for entry in entries:
         if not entry.label.strip():
-            raise UserError(f"{entry.file}: its class is called {entry.label!r}, which a list cannot hold: rename it")
+            raise UserError(f"{entry.file}: class name {entry.label!r} is blank, which a list cannot contain: rename the class")
         file = os.path.relpath(entry.file, folder)
-        file = file if file == file.lstrip() else f"./{file}"  # readers drop the space around a field
+        file = file if file == file.lstrip() else f"./{file}"  # readers strip leading spaces of a field
         rows.writerow([file, entry.label, entry.split] if divided else [file, entry.label])
     return text.getvalue()
 
@@ -61,9 +61,7 @@ def _copy(entries: Sequence[Entry], suffixes: Mapping[Path, str], target: Path, 
     for label in sorted({entry.label for entry in entries}):
         hidden = label.startswith(".") or label == "__MACOSX"
         if "/" in label or "\0" in label or hidden or label.lower() in SPLIT_FOLDERS or len(os.fsencode(label)) > 255:
-            raise UserError(
-                f"--fix {target}: class {label!r} cannot be the name of a folder: write a list, --fix {target.name}.csv"
-            )
+            raise UserError(f"--fix {target}: {label!r} cannot be a folder name: write a list instead, --fix {target.name}.csv")
     taken: set[str] = set()
     with new_folder(target) as fresh:
         for done, entry in enumerate(entries, 1):
@@ -75,11 +73,11 @@ def _copy(entries: Sequence[Entry], suffixes: Mapping[Path, str], target: Path, 
 
 
 def _free_name(folder: Path, file: Path, suffix: str, taken: set[str]) -> str:
-    """The file's name with this suffix, or one like it that is free on any disk; it is taken from then on."""
+    """The file's name with this suffix, numbered if it collides in `taken` on a case-insensitive disk. Adds it to `taken`."""
     stem = file.name.removesuffix(file.suffix)
     name, number = stem + suffix, 1
-    while (place := folded(f"{folder}/{name}")) in taken:
+    while (key := folded(f"{folder}/{name}")) in taken:
         number += 1
         name = f"{stem}-{number}{suffix}"
-    taken.add(place)
+    taken.add(key)
     return name

@@ -1,1 +1,1 @@
-"""Photos and small images: decoding, folders, ImageNet, packed sets, and what serves batches of them."""
+"""Photos and small images: decoding, folders, ImageNet, packed sets and batches."""

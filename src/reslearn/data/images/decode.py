@@ -1,11 +1,11 @@
-"""Decodes views of photos into one batch of pixels, by Pillow or, for plain JPEGs, by jpeg.cpp, with the same pixels.
+"""Decodes views of photos into a batch of pixels, with Pillow or, for plain JPEGs, with jpeg.cpp; the pixels are the same.
 
-A view is what a network sees of a photo: a crop of it is scaled, a window is taken of that, and perhaps mirrored. Random resized
-crops, scale jitter and the center crop of evaluation are such views. It is nine numbers, int32, all but the last in pixels: top,
-left, height and width of the crop; the rows and columns it is scaled to; the y and x of the window in that; mirrored, 0 or 1.
+A view is a network's input before normalization: a crop of the photo is scaled, and a window of the result is taken and optionally
+mirrored. Random resized crops, scale jitter and the center crop of evaluation are views. A view is nine int32: top, left, height
+and width of the crop; rows and columns to scale it to; y and x of the window (all in pixels); mirrored, 0 or 1.
 
-jpeg.cpp decodes only the rows and columns that a view needs. It is used where its pixels equal Pillow's to the last bit (tested
-when it is loaded). Pillow does the rest, and all of it without a compiler or libjpeg-turbo's header.
+jpeg.cpp decodes only the rows and columns that a view needs. It is used if its pixels equal Pillow's bit for bit, which is tested
+when it is loaded. Pillow decodes everything else, and all images if there is no compiler or no libjpeg-turbo header.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ Pixels = np.ndarray
 
 
 def take(image: Pixels, view: np.ndarray, size: Sequence[int]) -> Pixels:
-    """A view of a photo that is decoded already, by Pillow: uint8 (H, W, C) -> uint8 (*size, C)."""
+    """Takes a view of a decoded photo: uint8 (H, W, C) -> uint8 (*size, C)."""
     top, left, height, width, rows, columns, y, x, mirrored = (int(number) for number in view)
     crop = scaled(image[top : top + height, left : left + width], rows, columns)
     window = crop[y : y + size[0], x : x + size[1]]
@@ -40,10 +40,10 @@ def take(image: Pixels, view: np.ndarray, size: Sequence[int]) -> Pixels:
 def read_views(
     files: Sequence[File], view_of: Callable[[np.ndarray], np.ndarray], pixels: Pixels, at: Callable[[int], None] = lambda i: None
 ) -> dict[int, UserError]:
-    """Writes one view of each file into pixels, uint8 (N, height, width, C). Returns the errors of those that cannot be read.
+    """Writes one view of each file into pixels, uint8 (N, height, width, C). Returns the errors of unreadable files by index.
 
-    view_of: the photos' (height, width), int64 (N, 2), -> their views, int32 (N, 9). at(i) is called before file i is read.
-    Errors other than UserError become RuntimeError with the file's name.
+    view_of: maps the photos' (height, width), int64 (N, 2), to views, int32 (N, 9). at(i) is called before file i is read.
+    Raises RuntimeError with the file's name for errors other than UserError.
     """
     channels = pixels.shape[3]
     sizes = np.ones((len(files), 2), np.int64)
@@ -51,8 +51,8 @@ def read_views(
     whole: dict[int, Pixels] = {}
     bad: dict[int, UserError] = {}
 
-    def attempt(work: Callable[[int], None], places: Iterable[int]) -> None:
-        for i in places:
+    def attempt(work: Callable[[int], None], indices: Iterable[int]) -> None:
+        for i in indices:
             at(i)
             try:
                 work(i)
@@ -78,14 +78,14 @@ def read_views(
     views = np.ascontiguousarray(view_of(sizes), np.int32)
     if jpeg is not None:
         refused = jpeg.views(data, views, pixels)
-        attempt(decode, [i for i in refused if data[i] is not None])  # damage, perhaps: Pillow knows
+        attempt(decode, [i for i in refused if data[i] is not None])  # Pillow reports damage
     for i, image in whole.items():
         pixels[i] = take(image, views[i], pixels.shape[1:3])
     return bad
 
 
 class Jpeg:
-    """jpeg.cpp."""
+    """The Python interface of jpeg.cpp."""
 
     def __init__(self) -> None:
         library = load(SOURCE, ["-ffp-contract=off"], ["jpeg"])
@@ -95,40 +95,40 @@ class Jpeg:
         self._library = library
 
     def sizes(self, data: Sequence[Buffer | None], sizes: np.ndarray) -> list[int]:
-        """Writes the (height, width) of the JPEGs it reads into sizes, int64 (N, 2). Returns the indices of the others."""
+        """Writes the (height, width) of supported JPEGs into sizes, int64 (N, 2). Returns the indices of the other files."""
         pointers, lengths = _pointers(data)
         read, refused = np.zeros((len(data), 2), np.int32), np.zeros(len(data), np.uint8)
         self._library.sizes(len(data), *(array.ctypes.data for array in (pointers, lengths, read, refused)))
-        taken = (refused == 0) & (read.prod(1, dtype=np.int64) <= MAX_PIXELS)
-        sizes[taken] = read[taken]
-        return np.flatnonzero(~taken).tolist()
+        accepted = (refused == 0) & (read.prod(1, dtype=np.int64) <= MAX_PIXELS)
+        sizes[accepted] = read[accepted]
+        return np.flatnonzero(~accepted).tolist()
 
     def views(self, data: Sequence[Buffer | None], views: np.ndarray, pixels: Pixels) -> list[int]:
-        """Writes views, int32 (N, 9), into pixels, uint8 (N, height, width, 3). Returns the indices of those it cannot read."""
+        """Writes views, int32 (N, 9), into pixels, uint8 (N, height, width, 3). Returns the indices of the files it cannot read."""
         pointers, lengths = _pointers(data)
         refused = (lengths == 0).astype(np.uint8)
         _, height, width, _ = pixels.shape
-        before = (array.ctypes.data for array in (pointers, lengths, views))
-        self._library.views(len(data), *before, height, width, pixels.ctypes.data, refused.ctypes.data)
+        inputs = (array.ctypes.data for array in (pointers, lengths, views))
+        self._library.views(len(data), *inputs, height, width, pixels.ctypes.data, refused.ctypes.data)
         return np.flatnonzero(refused).tolist()
 
 
 def _pointers(data: Sequence[Buffer | None]) -> tuple[np.ndarray, np.ndarray]:
-    """The addresses, uint64 (N,), and lengths in bytes, int64 (N,)."""
-    nothing = np.zeros(0, np.uint8)
-    arrays = [nothing if buffer is None else np.frombuffer(buffer, np.uint8) for buffer in data]
+    """The addresses, uint64 (N,), and lengths in bytes, int64 (N,), of the buffers."""
+    empty = np.zeros(0, np.uint8)
+    arrays = [empty if buffer is None else np.frombuffer(buffer, np.uint8) for buffer in data]
     return np.array([a.ctypes.data for a in arrays], np.uint64), np.array([a.size for a in arrays], np.int64)
 
 
 @functools.cache
 def fast() -> Jpeg | None:
-    """jpeg.cpp, or None where Pillow does all the work; `why_not` says why."""
+    """jpeg.cpp, or None if it cannot be used (see why_not)."""
     return None if why_not() else Jpeg()
 
 
 @functools.cache
 def why_not() -> str:
-    """Why jpeg.cpp is not used; "" where it is."""
+    """The reason why jpeg.cpp cannot be used; "" if it can."""
     try:
         jpeg = Jpeg()
     except CannotCompile as why:
@@ -136,13 +136,13 @@ def why_not() -> str:
     except AttributeError as error:
         return f"it cannot be loaded ({error})"
     for data in _samples():
-        if not _same(jpeg, data):
-            return "this machine's libjpeg gives other pixels than Pillow's"
+        if not _matches_pillow(jpeg, data):
+            return "this machine's libjpeg decodes to different pixels than Pillow"
     return ""
 
 
 def _samples() -> list[bytes]:
-    """JPEGs with every common kind of color storage."""
+    """JPEGs with all common kinds of color storage."""
     y, x = np.mgrid[:75, :90]
     photo = np.stack([(x * y) % 256, (3 * x + y) % 256, 255 - x - y], 2).astype(np.uint8)
     samples = []
@@ -159,8 +159,8 @@ def _samples() -> list[bytes]:
     return samples
 
 
-def _same(jpeg: Jpeg, data: bytes) -> bool:
-    """Whether a crop's pixels are Pillow's."""
+def _matches_pillow(jpeg: Jpeg, data: bytes) -> bool:
+    """Whether jpeg.cpp decodes a crop to the same pixels as Pillow."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         whole = np.array(image.convert("RGB"))
     view = np.array([[19, 23, 41, 52, 30, 47, 2, 3, 1]], np.int32)

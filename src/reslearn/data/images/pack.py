@@ -1,7 +1,7 @@
-"""Writes a set of image files into a few large files with an index (see packed.py), each photo scaled down once.
+"""Packs image files into a few large shards with an index (see packed.py), scaling each photo down once.
 
-Shards follow the order of the images, so the content of each is known before it is written. A shard is written under another name,
-then renamed, then noted: a stop at any moment loses one shard at most, and the same call resumes.
+Shards follow the order of the images. Each shard is written under a temporary name, renamed, and then recorded in a note, so an
+interruption loses at most one shard, and the same call resumes.
 """
 
 import functools
@@ -26,17 +26,17 @@ from reslearn.data.preprocess import covering, scaled
 from reslearn.data.sets import DataSet
 from reslearn.data.sets import open as open_set
 from reslearn.errors import UserError
-from reslearn.files import fsync_file, fsync_folder, user_path, write_atomic, write_text, writing
+from reslearn.files import user_path, write_atomic, write_text, writing
 
 SHARD_IMAGES = 8192
-LONGEST = 65_500  # pixels of a JPEG's side that libjpeg writes
+LONGEST = 65_500  # the longest side in pixels that libjpeg can write
 Packed = tuple[bytes, int, int]  # a file's bytes, height and width
 
 
 @dataclass(frozen=True)
 class PackFormat:
-    """How images are stored: those whose shorter side is above short_side px as JPEG of that size and quality, others unchanged
-    (as are those that would be too long for a JPEG). short_side None: all unchanged.
+    """How images are stored. Images with a shorter side above short_side px are scaled to it and saved as JPEG of this quality;
+    others, and those too long for a JPEG, are stored unchanged. short_side None stores all images unchanged.
     """
 
     short_side: int | None = 256
@@ -52,18 +52,18 @@ def pack(
     on_bad: Literal["error", "skip"] = "error",
     progress: Progress = silent,
 ) -> Pack:
-    """Packs a folder or list of images into the folder `out`, or resumes.
+    """Packs a folder or list of images into the folder `out`, or resumes an interrupted call.
 
-    Every image is decoded once: a damaged one raises UserError, or is left out with on_bad="skip". Raises UserError also where
-    `out` holds something else, or was begun from other images or in another form.
+    Every image is decoded: a damaged one raises UserError, or is left out with on_bad="skip". Also raises UserError if `out` is
+    inside the data, contains other files, or was started with other images or options.
     """
     source, out = user_path(data), user_path(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{out}: lies among the images of {data}, where it would pass for a class: choose a folder beside it")
+        raise UserError(f"{out}: is inside {data}, where it would count as a class: choose a folder outside of it")
     opened = open_set(data, on_bad=on_bad)
     if opened.resident or opened.packed:
-        kind = "packed already" if opened.packed else "small images of one size, which stay in memory when they are used"
-        raise UserError(f"{data}: holds {kind}: there is nothing to pack")
+        reason = "it is already packed" if opened.packed else "small images of one size are kept in memory"
+        raise UserError(f"{data}: nothing to pack: {reason}")
     plan = {"version": VERSION, "images": opened.fingerprint(), "order": opened.arrangement(), "shard_images": SHARD_IMAGES}
     plan |= {"form": asdict(form), "on_bad": on_bad}
     with writing(out):
@@ -83,7 +83,7 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{out}: another process is packing there: wait for it") from None
+        raise UserError(f"{out}: another process is packing into this folder: wait until it has finished") from None
     try:
         yield
     finally:
@@ -91,21 +91,21 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _begin(out: Path, plan: dict[str, Any], data: str) -> None:
-    """Writes down what is packed and how; or, when resuming, checks that it is the same."""
-    noted = out / PLAN
-    if not noted.exists():
-        if strange := next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), None):
-            raise UserError(f"{out}: holds {strange}: choose a new folder for the packed images")
-        write_text(noted, json.dumps(plan))
+    """Saves the plan or, when resuming, checks that it is unchanged."""
+    path = out / PLAN
+    if not path.exists():
+        if foreign := next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), None):
+            raise UserError(f"{out}: contains {foreign}: choose a new folder for the packed images")
+        write_text(path, json.dumps(plan))
         return
     try:
-        before = json.loads(noted.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{noted}: damaged: remove {out} and pack again") from None
-    if before != plan:
-        images = any(before.get(key) != plan[key] for key in ("images", "order"))
-        what = f"the images of {data} are not those it was begun with" if images else f"it was begun with {_options(before)}"
-        raise UserError(f"{out}: {what}: choose a new folder, or remove this one")
+        raise UserError(f"{path}: damaged: remove {out} and pack again") from None
+    if saved != plan:
+        changed = any(saved.get(key) != plan[key] for key in ("images", "order"))
+        reason = f"the images of {data} have changed since it was started" if changed else f"it was started with {_options(saved)}"
+        raise UserError(f"{out}: {reason}: choose a new folder, or remove this one")
 
 
 def _options(plan: dict[str, Any]) -> str:
@@ -137,20 +137,19 @@ def _write(data: DataSet, out: Path, form: PackFormat, on_bad: str, workers: int
         rows = range(start, min(start + SHARD_IMAGES, len(files)))
         note = out / f"shard-{shard:05}.json"
         if not note.exists():
-            done = ahead(make, rows, workers)
-            report = functools.partial(lambda at, n: progress("packing", at + n, len(files)), start)
-            write_text(note, json.dumps(_shard(note.with_suffix(".bin"), done, report)))
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        for place, offset, size, crc, height, width in noted["images"]:
-            i = start + place
+            images = ahead(make, rows, workers)
+            report = functools.partial(lambda first, n: progress("packing", first + n, len(files)), start)
+            write_text(note, json.dumps(_write_shard(note.with_suffix(".bin"), images, report)))
+        for j, offset, size, crc, height, width in json.loads(note.read_text(encoding="utf-8"))["images"]:
+            i = start + j
             records.append((shard, size, offset, crc, labels[i], height, width, split_of[i]))
             kept.append(i)
         progress("packing", rows[-1] + 1, len(files))
-    if lost := len(files) - len(kept):
-        left_out["unreadable"] = left_out.get("unreadable", 0) + lost
-    _complete(data, labels[kept], split_of[kept])
+    if unreadable := len(files) - len(kept):
+        left_out["unreadable"] = left_out.get("unreadable", 0) + unreadable
+    _check_classes(data, labels[kept], split_of[kept])
     index = np.array(records, INDEX)
-    write_atomic(out / INDEX_FILE, lambda temporary: _save(temporary, index))
+    write_atomic(out / INDEX_FILE, lambda temporary: _save_index(temporary, index))
     write_text(out / NAMES_FILE, json.dumps([names[i] for i in kept]))
     shards = [f"shard-{shard:05}.bin" for shard in range(len(starts))]
     notes = [json.loads((out / f"shard-{shard:05}.json").read_text(encoding="utf-8")) for shard in range(len(starts))]
@@ -167,47 +166,43 @@ def _write(data: DataSet, out: Path, form: PackFormat, on_bad: str, workers: int
         "bytes": {name: (out / name).stat().st_size for name in (*sums, *shards)},
         "sha256": sums | {name: note["sha256"] for name, note in zip(shards, notes, strict=True)},
     }
-    write_text(out / ABOUT, json.dumps(sealed_with(about), indent=1))  # last: with it, all is whole
+    write_text(out / ABOUT, json.dumps(sealed_with(about), indent=1))  # written last: it marks the pack as complete
 
 
-def _complete(data: DataSet, labels: np.ndarray, split_of: np.ndarray) -> None:
-    """Raise UserError where a class has lost all its images of a split."""
+def _check_classes(data: DataSet, labels: np.ndarray, split_of: np.ndarray) -> None:
+    """Raises UserError if a class has lost all its images of a split."""
     for number, (name, split) in enumerate(data.splits.items()):
         lost = set(split.labels.tolist()) - set(labels[split_of == number].tolist())
         if lost:
             raise UserError(f"no image of class {data.classes[min(lost)]!r} in {name} can be read")
 
 
-def _save(path: Path, index: np.ndarray) -> None:
-    with path.open("wb") as file:
+def _save_index(path: Path, index: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a path, np.save would append .npy
         np.save(file, index)
 
 
-def _shard(path: Path, images: Iterator[Packed | UserError], progress: Callable[[int], None]) -> dict[str, Any]:
-    """Write images into a shard, whole or not at all. Returns its sha256, and of each: place, offset, bytes, CRC, height, width."""
-    rows, offset, sha = [], 0, hashlib.sha256()
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            with partial.open("wb") as file:
-                for place, image in enumerate(images):
-                    if not isinstance(image, UserError):
-                        data, height, width = image
-                        file.write(data)
-                        sha.update(data)
-                        rows.append((place, offset, len(data), zlib.crc32(data), height, width))
-                        offset += len(data)
-                    progress(place + 1)
-            fsync_file(partial)
-            partial.rename(path)
-            fsync_folder(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+def _write_shard(path: Path, images: Iterator[Packed | UserError], progress: Callable[[int], None]) -> dict[str, Any]:
+    """Writes a shard atomically. Returns its sha256 and (index in shard, offset, bytes, CRC, height, width) of each image."""
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    sha = hashlib.sha256()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for i, image in enumerate(images):
+                if not isinstance(image, UserError):
+                    data, height, width = image
+                    rows.append((i, file.tell(), len(data), zlib.crc32(data), height, width))
+                    file.write(data)
+                    sha.update(data)
+                progress(i + 1)
+
+    write_atomic(path, write)
     return {"sha256": sha.hexdigest(), "images": rows}
 
 
 def _packed(file: Any, channels: int, form: PackFormat) -> Packed:
-    """An image as it is packed. Raises UserError where it cannot be read."""
+    """An image as it is stored. Raises UserError if it cannot be read."""
     pixels = read(file, channels)
     height, width = pixels.shape[:2]
     side = form.short_side

@@ -1,4 +1,4 @@
-"""`Resident` serves batches of small images that stay in (device) memory as uint8, augmented there."""
+"""`Resident` serves batches of small images that are kept in device memory as uint8 and augmented there."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from reslearn.data.sets import Split
 
 
 def to_channels(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 (N, C, H, W) as gray or color; gray is the luminance that Pillow's "L" has (ITU-R 601-2)."""
+    """Converts uint8 (N, C, H, W) to 1 or 3 channels. Gray is Pillow's "L" (luminance, ITU-R 601-2)."""
     if pixels.shape[1] == channels:
         return pixels
     if channels == 3:
@@ -19,7 +19,7 @@ def to_channels(pixels: Tensor, channels: int) -> Tensor:
 
 
 class Resident:
-    """Batches of a split whose pixels are in memory."""
+    """Batches of a split with pixels in memory."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Resident:
         self.pixels = pixels.to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.names = split.names
-        self.holes: set[int] = set()  # every image is there
+        self.holes: set[int] = set()  # unreadable images: none, as all are in memory
         self.bad: dict[str, str] = {}
         self.device = device
         self.normalize = preprocessing.normalizer(device)
@@ -49,9 +49,9 @@ class Resident:
         return len(self.labels)
 
     def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Augmented and normalized, float32 (N, C, H, W), and labels, int64 (N,), on the device.
+        """Augmented, normalized images, float32 (N, C, H, W), and labels, int64 (N,), on the device.
 
-        Padding is black before normalization, or, with pad_with "mean", zero after it.
+        Padding is black before normalization or, with pad_with "mean", zero after it.
         """
         draws = draws.to(self.device)
         images, labels = self.pixels[draws.indices], self.labels[draws.indices]
@@ -60,9 +60,9 @@ class Resident:
         return self.normalize(flip_and_crop(images, draws, flip=self.flip, pad=self.pad)), labels
 
     def eval_batch(self, start: int, stop: int) -> Tensor:
-        """Images start to stop as they are, normalized: float32 (N, C, H, W), on the device."""
+        """Images start to stop, normalized but not augmented: float32 (N, C, H, W), on the device."""
         return self.normalize(self.pixels[start:stop])
 
     def view(self, i: int) -> Tensor:
-        """What the network sees of image i in evaluation: uint8 (C, H, W), on the CPU."""
+        """The evaluation view of image i: uint8 (C, H, W), on the CPU."""
         return self.pixels[i].cpu()

@@ -10,12 +10,12 @@ from reslearn.data.images.stream import Photos, Progress, silent
 from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError
 
-PHOTOS = 1000  # how many photos the statistics are taken over
+PHOTOS = 1000  # maximum number of photos to measure
 CHUNK = 1000
 
 
 def _views(source: Resident | Photos) -> Iterator[Tensor]:
-    """Chunks of views, uint8 (N, C, H, W): all small images, or up to PHOTOS evenly spaced photos that can be read."""
+    """Yields views, uint8 (N, C, H, W), of all small images, or of up to PHOTOS evenly spaced readable photos."""
     if isinstance(source, Resident):
         yield from source.pixels.split(CHUNK)
         return
@@ -26,9 +26,10 @@ def _views(source: Resident | Photos) -> Iterator[Tensor]:
 
 
 def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str, progress: Progress = silent) -> Preprocessing:
-    """The preprocessing with the split's own statistics, on the scale [0, 1].
+    """Returns the preprocessing with the statistics of the split, on the scale [0, 1].
 
-    kind "channel": a mean and a standard deviation for each channel. "pixel-mean": a mean for each pixel, no division (DRL 4.2).
+    kind "channel": per-channel mean and standard deviation; "pixel-mean": per-pixel mean, no division (DRL 4.2).
+    Raises UserError if no image can be read.
     """
     count, total, squares = 0, 0.0, 0.0
     for chunk in _views(source):
@@ -45,6 +46,6 @@ def measure(source: Resident | Photos, preprocessing: Preprocessing, kind: str, 
         update = {"pixel_mean": Preprocessing.encode_pixel_mean(pixel_mean), "std": (1.0,) * len(mean)}
     else:
         variance = torch.as_tensor(squares).cpu().mean((1, 2)) / count - mean.square()
-        # images of one color have no standard deviation to divide by
+        # a (nearly) constant channel has no standard deviation to divide by
         update = {"std": tuple(round(s, 6) if s > 1e-3 else 1.0 for s in variance.clamp(min=0).sqrt().tolist())}
     return preprocessing.model_copy(update={"mean": tuple(round(m, 6) for m in mean.tolist()), **update})

@@ -1,4 +1,4 @@
-"""`Photos` serves batches of image files, decoded by worker threads (decoders release the GIL) or once into a cache."""
+"""`Photos` serves batches of image files, decoded on threads (decoders release the GIL) or once into a cache."""
 
 import hashlib
 import json
@@ -26,24 +26,24 @@ from reslearn.data.images.files import PackedImage, read
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sets import Split
 from reslearn.errors import UserError
-from reslearn.files import cache_folder, fsync_file, write_text, writing
+from reslearn.files import cache_folder, write_atomic, write_text, writing
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-"""Reports progress: what is done, how many are done, of how many."""
-CACHE_BYTES = 4 << 30  # of shrunk pixels; larger sets are decoded again in every epoch
-TIMEOUT, CHECK_EVERY = 120.0, 5.0  # seconds: for one file; between two checks of what is being read
+"""Reports progress: a description of the task, the number done, and the total."""
+CACHE_BYTES = 4 << 30  # shrunk pixels; larger sets are decoded again in every epoch
+TIMEOUT, CHECK_EVERY = 120.0, 5.0  # seconds: the limit for one file, and between two checks
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Reports no progress."""
+def silent(task: str, done: int, total: int) -> None:
+    """The Progress that reports nothing."""
 
 
 def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[[], str] = lambda: "") -> Generator[T, None, None]:
-    """Yields work(step) for each step in order, computed ahead by `workers` threads; 0 computes each when it is asked for.
+    """Yields work(step) for each step in order, computed ahead by `workers` threads; with 0, computed on demand.
 
-    What work raises is raised here when its step's turn comes. stuck() is called now and then while waiting for a step: a message
-    about a thread that hangs is raised as UserError. Such a thread cannot be stopped, but nothing waits for it.
+    An exception from work(step) is raised when that step is due. stuck() is called periodically while waiting; if it returns a
+    message about a hanging thread, UserError is raised. Such a thread cannot be stopped, but nothing waits for it.
     """
     if workers == 0:
         yield from map(work, steps)
@@ -59,26 +59,26 @@ def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[
                 except BaseException as error:
                     future.set_exception(error)
 
-    # Daemons, unlike those of concurrent.futures: the interpreter's end does not wait for a hanging one.
+    # Daemon threads, unlike those of concurrent.futures: a hanging one does not block the interpreter's exit.
     threads = [Thread(target=run_tasks, name=f"reslearn-data-{i}", daemon=True) for i in range(workers)]
     for thread in threads:
         thread.start()
-    waiting: deque[Future[T]] = deque()
+    pending: deque[Future[T]] = deque()
     hanging = ""
     try:
-        for step in chain(steps, [None]):  # None: all have been handed out
+        for step in chain(steps, [None]):  # None: all steps have been submitted
             if step is not None:
-                waiting.append(Future())
-                tasks.put((waiting[-1], step))
-            while len(waiting) > (workers if step is not None else 0):
-                while not waiting[0].done() and not hanging:
-                    wait([waiting[0]], timeout=CHECK_EVERY)
-                    hanging = "" if waiting[0].done() else stuck()
+                pending.append(Future())
+                tasks.put((pending[-1], step))
+            while len(pending) > (workers if step is not None else 0):
+                while not pending[0].done() and not hanging:
+                    wait([pending[0]], timeout=CHECK_EVERY)
+                    hanging = "" if pending[0].done() else stuck()
                 if hanging:
                     raise UserError(hanging)
-                yield waiting.popleft().result()
+                yield pending.popleft().result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
         for _ in threads:
             tasks.put(None)
@@ -89,14 +89,14 @@ def ahead(work: Callable[[int], T], steps: range, workers: int, stuck: Callable[
 class Photos:
     """Batches of a split of image files.
 
-    Training views are cropped from photos shrunk to what evaluation needs (see Preprocessing.shrink); or, with direct, from the
-    original photos, decoding only what a view shows. The crops are the same, but where few pixels of a photo are shown, a direct
-    view is sharper: it is scaled once, not twice. Evaluation sees the same either way.
+    Training views are cropped from photos shrunk to the evaluation size (see Preprocessing.shrink) or, with `direct`, from the
+    original photos, decoding only the pixels of a view. The crops are the same, but direct views of small crops are sharper, since
+    they are scaled once instead of twice. Evaluation is the same either way.
 
-    cache: files, the split's among them, whose shrunk pixels are kept in the user's cache folder, so that each photo is decoded
-    once, whatever the split. The pixels are the same as without; cannot be combined with direct. on_bad: "skip"
-    leaves files that cannot be decoded out of the split, "error" raises UserError naming them. jitter (which is direct), grow,
-    color: see classify.recipes.ImageData; epochs: of the whole training, over which views grow.
+    cache: files, including the split's, whose shrunk pixels are kept in the user's cache folder, so that each photo is decoded only
+    once for all splits. Does not change the pixels; cannot be combined with `direct`. on_bad: "skip" leaves out files that cannot
+    be decoded; "error" raises UserError. jitter (implies `direct`), grow, color: see classify.recipes.ImageData. epochs: length of
+    the training, for `grow`.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Photos:
         self.crop_scale, self.on_bad, self.direct = crop_scale, on_bad, direct or jitter is not None
         self.jitter, self.grow, self.epochs, self.color = jitter, grow, epochs, color
         self.normalize = preprocessing.normalizer(device)
-        self.bad: dict[str, str] = {}  # name -> why it could not be read
-        self.holes: set[int] = set()
-        self.reading: dict[int, tuple[int, float]] = {}  # thread -> the photo it is at, and since when
+        self.bad: dict[str, str] = {}  # name -> error message
+        self.holes: set[int] = set()  # unreadable photos, evaluated as black images
+        self.reading: dict[int, tuple[int, float]] = {}  # thread -> (photo being read, start time)
         self.shrunk: Sequence[np.ndarray] | None = None
         if cache:
             split = self._cached(split, cache, progress)
@@ -144,16 +144,16 @@ class Photos:
         cache = PhotoCache(files, self.preprocessing)
         with writing(cache.path):
             unreadable = cache.build(self._decode, self.workers, progress)
-        place = {file: i for i, file in enumerate(files)}
-        bad = {i: unreadable[place[file]] for i, file in enumerate(split.files) if place[file] in unreadable}
+        index = {file: i for i, file in enumerate(files)}
+        bad = {i: unreadable[index[file]] for i, file in enumerate(split.files) if index[file] in unreadable}
         if bad and self.on_bad == "error":
             first = next(iter(bad.values()))
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise UserError(f"{first}{more}; remove such files, or leave them out with data.on_bad=skip")
+            raise UserError(f"{first}{more}; remove these files, or skip them with data.on_bad=skip")
         self.shrunk = cache
         self.bad = {split.names[i]: reason for i, reason in bad.items()}
         split = split.take(np.array([i for i in range(len(split)) if i not in bad], np.int64))
-        self.rows = [cache.row(place[file]) for file in split.files or ()]
+        self.rows = [cache.row(index[file]) for file in split.files or ()]
         return split
 
     def image(self, i: int) -> np.ndarray:
@@ -163,9 +163,9 @@ class Photos:
         return self._decode(self.files[i])
 
     def view(self, i: int) -> Tensor:
-        """What the network sees of photo i in evaluation: uint8 (C, height, width), on the CPU.
+        """The evaluation view of photo i: uint8 (C, height, width), on the CPU.
 
-        A photo that cannot be read is UserError, or, with on_bad "skip", black and from then on one of `holes`.
+        An unreadable photo raises UserError or, with on_bad "skip", is black and added to `holes`.
         """
         try:
             return self.preprocessing.fit(self.image(i))
@@ -180,21 +180,21 @@ class Photos:
         self.bad[self.names[i]] = str(error)
 
     def train_batch(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Cropped, flipped and normalized, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
-        places = draws.indices.tolist()
+        """Augmented, normalized images, float32 (N, C, height, width), and labels, int64 (N,), on the device."""
+        indices = draws.indices.tolist()
         size = self._train_size(int(draws.epochs[0]) if draws.began is None else draws.began)
-        batch = self._batch(len(places), size)
-        bad = self._read(places, self._training_views(draws, size), batch.numpy(), self._direct_training)
+        batch = self._batch(len(indices), size)
+        bad = self._read(indices, self._training_views(draws, size), batch.numpy(), self._direct_training)
         for j, error in bad.items():
-            one = Draws(draws.seed, draws.epochs[j : j + 1], draws.indices[j : j + 1])
-            places[j] = self._substitute(places[j], one, error, batch[j : j + 1].numpy())
+            image_draws = Draws(draws.seed, draws.epochs[j : j + 1], draws.indices[j : j + 1])
+            indices[j] = self._substitute(indices[j], image_draws, error, batch[j : j + 1].numpy())
         images = self._normalized(batch)
         if self.color is not None:
             images += color_noise(draws.to(images.device), self.color)[:, :, None, None] * (255 * self.normalize.scale)
-        return images, self.labels[places]
+        return images, self.labels[indices]
 
     def _train_size(self, epoch: int) -> tuple[int, int]:
-        """(height, width) of the training views of a batch that begins in an epoch."""
+        """(height, width) of the training views of a batch that starts in this epoch."""
         if self.grow is None:
             return self.preprocessing.size
         side = grown(self.grow, epoch / self.epochs)
@@ -202,7 +202,7 @@ class Photos:
 
     @property
     def _direct_training(self) -> bool:
-        """Whether views are taken of the original photos; those of the network's own size are the same either way."""
+        """Whether to take views of the original photos. Unscaled crops are the same either way."""
         return self.direct or self.crop_scale is None
 
     def _training_views(self, draws: Draws, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
@@ -211,36 +211,36 @@ class Photos:
 
     def _substitute(self, i: int, draws: Draws, error: UserError, pixels: np.ndarray) -> int:
         """Writes a view of the next readable photo after i. Returns its index. Raises the error unless on_bad is "skip"."""
-        for place in (j % len(self) for j in range(i + 1, i + len(self))):
+        for j in (k % len(self) for k in range(i + 1, i + len(self))):
             if self.on_bad == "error":
                 raise error
-            self.bad[self.names[(place - 1) % len(self)]] = str(error)
-            bad = self._read([place], self._training_views(draws, pixels.shape[1:3]), pixels, self._direct_training)
+            self.bad[self.names[(j - 1) % len(self)]] = str(error)
+            bad = self._read([j], self._training_views(draws, pixels.shape[1:3]), pixels, self._direct_training)
             if not bad:
-                return place
+                return j
             error = bad[0]
         raise UserError("none of the training images can be read")
 
     def eval_batch(self, start: int, stop: int) -> Tensor:
-        """The center of photos start to stop, normalized: float32 (N, C, height, width), on the device."""
-        places = list(range(start, min(stop, len(self))))
-        batch = self._batch(len(places), self.preprocessing.size)
-        parts = [part for part in np.array_split(np.arange(len(places)), self.workers) if len(part)]
+        """The center crops of photos start to stop, normalized: float32 (N, C, height, width), on the device."""
+        indices = list(range(start, min(stop, len(self))))
+        batch = self._batch(len(indices), self.preprocessing.size)
+        chunks = [chunk for chunk in np.array_split(np.arange(len(indices)), self.workers) if len(chunk)]
 
-        def fill(number: int) -> None:
-            part = parts[number]
-            first, pixels = int(part[0]), batch[part[0] : part[-1] + 1].numpy()
-            bad = self._read([places[j] for j in part], self.preprocessing.center_views, pixels, direct=True)
+        def fill(n: int) -> None:
+            chunk = chunks[n]
+            first, pixels = int(chunk[0]), batch[chunk[0] : chunk[-1] + 1].numpy()
+            bad = self._read([indices[j] for j in chunk], self.preprocessing.center_views, pixels, direct=True)
             for j, error in bad.items():
-                self._mark_unreadable(places[first + j], error)
+                self._mark_unreadable(indices[first + j], error)
                 pixels[j] = 0
 
-        for _ in ahead(fill, range(len(parts)), len(parts), self.stuck):
+        for _ in ahead(fill, range(len(chunks)), len(chunks), self.stuck):
             pass
         return self._normalized(batch)
 
     def _batch(self, images: int, size: tuple[int, int]) -> Tensor:
-        """An empty batch, uint8 (N, *size, C), in pinned memory where it goes to a GPU."""
+        """An uninitialized batch, uint8 (N, *size, C), in pinned memory if the device is a GPU."""
         shape = (images, *size, self.preprocessing.channels)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
@@ -249,28 +249,28 @@ class Photos:
         return self.normalize(batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
 
     def _read(
-        self, places: Sequence[int], view_of: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, direct: bool
+        self, indices: Sequence[int], view_of: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, direct: bool
     ) -> dict[int, UserError]:
-        """Writes views of photos into pixels, uint8 (N, height, width, C). Returns the errors of those that cannot be read, by row.
+        """Writes views of photos into pixels, uint8 (N, height, width, C). Returns the errors of unreadable photos by row.
 
-        direct: views of the original photos, unless their shrunk pixels are cached.
+        direct: take views of the original photos, unless their shrunk pixels are cached.
         """
         thread = get_ident()
 
         def at(j: int) -> None:
-            self.reading[thread] = places[j], time.monotonic()
+            self.reading[thread] = indices[j], time.monotonic()
 
         try:
             if direct and self.shrunk is None:
-                return read_views([self.files[i] for i in places], view_of, pixels, at)
+                return read_views([self.files[i] for i in indices], view_of, pixels, at)
             images, bad = {}, {}
-            for j, i in enumerate(places):
+            for j, i in enumerate(indices):
                 at(j)
                 try:
                     images[j] = self.image(i)
                 except UserError as error:
                     bad[j] = error
-            sizes = [images[j].shape[:2] if j in images else (1, 1) for j in range(len(places))]
+            sizes = [images[j].shape[:2] if j in images else (1, 1) for j in range(len(indices))]
             views = view_of(np.array(sizes, np.int64))
             for j, image in images.items():
                 pixels[j] = take(image, views[j], pixels.shape[1:3])
@@ -279,7 +279,7 @@ class Photos:
             self.reading.pop(thread, None)
 
     def stuck(self) -> str:
-        """The files whose reading timed out, as an error message; "" where there are none."""
+        """An error message with the files whose reading timed out; "" if there are none."""
         now = time.monotonic()
         names = [str(self.files[i]) for i, since in list(self.reading.values()) if now - since > TIMEOUT]
         more = "" if len(names) < 2 else f" (and {len(names) - 1} more)"
@@ -287,9 +287,10 @@ class Photos:
 
 
 class PhotoCache(Sequence[np.ndarray]):
-    """Shrunk pixels of files in one raw file of the cache folder, read through a memory map.
+    """Shrunk pixels of files, in one memory-mapped file in the cache folder.
 
-    The key is the hash of every file's path, size and time and of the shrinking, so a changed photo is never served stale.
+    The file name is a hash of every image's path, size and modification time and of the preprocessing, so changed photos are
+    decoded again.
     """
 
     def __init__(self, files: Sequence[File], preprocessing: Preprocessing) -> None:
@@ -305,16 +306,16 @@ class PhotoCache(Sequence[np.ndarray]):
         self.offsets: list[int] = []
 
     def build(self, decode: Callable[[File], np.ndarray], workers: int, progress: Progress) -> dict[int, str]:
-        """Decodes what is not cached yet. Returns the files that cannot be decoded, by index, with the reason."""
+        """Decodes all files unless they are cached. Returns {index: error message} of the files that cannot be decoded."""
         index = self.path.with_suffix(".json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             if not (index.exists() and self.path.exists()):
                 self._write(decode, workers, index, progress)
-        known = json.loads(index.read_text())
-        bad = {int(i): reason for i, reason in known["bad"].items()}
+        content = json.loads(index.read_text())
+        bad = {int(i): reason for i, reason in content["bad"].items()}
         self.readable = [i for i in range(len(self.files)) if i not in bad]
-        self.shapes = [tuple(shape) for shape in known["shapes"]]
+        self.shapes = [tuple(shape) for shape in content["shapes"]]
         sizes = [h * w * self.channels for h, w in self.shapes]
         self.offsets = [0, *np.cumsum(sizes).tolist()]
         if self.offsets[-1]:
@@ -328,28 +329,25 @@ class PhotoCache(Sequence[np.ndarray]):
             except UserError as error:
                 return str(error)
 
-        partial = self.path.with_suffix(".partial")
         shapes, bad = [], {}
-        try:
-            with partial.open("wb") as out:
-                # `ahead` keeps only a few decoded photos in memory, whatever their number.
-                decoded = ahead(lambda i: attempt(self.files[i]), range(len(self.files)), workers)
-                for i, image in enumerate(decoded):
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                # `ahead` keeps only a few decoded photos in memory.
+                for i, image in enumerate(ahead(lambda i: attempt(self.files[i]), range(len(self.files)), workers)):
                     if isinstance(image, str):
                         bad[i] = image
                     else:
                         shapes.append(image.shape[:2])
-                        out.write(image.tobytes())
-                    progress("shrinking photos, once", i + 1, len(self.files))
-            index.unlink(missing_ok=True)
-            fsync_file(partial)
-            partial.rename(self.path)
-            write_text(index, json.dumps({"shapes": shapes, "bad": bad}))  # last: an index means that the pixels are whole
-        finally:
-            partial.unlink(missing_ok=True)
+                        file.write(image.tobytes())
+                    progress("shrinking photos (once)", i + 1, len(self.files))
+
+        index.unlink(missing_ok=True)
+        write_atomic(self.path, write)
+        write_text(index, json.dumps({"shapes": shapes, "bad": bad}))  # written last: it marks the pixels as complete
 
     def row(self, i: int) -> int:
-        """The row of file i among those that can be read."""
+        """The row of file i among the readable files."""
         return bisect_left(self.readable, i)
 
     def __len__(self) -> int:
@@ -360,15 +358,15 @@ class PhotoCache(Sequence[np.ndarray]):
 
 
 def shrunk_bytes(images: int, preprocessing: Preprocessing, sizes: tuple[int, int]) -> float:
-    """The bytes that the shrunk pixels of so many photos take. sizes: their median (height, width) in pixels."""
+    """The estimated size of the shrunk pixels in bytes. sizes: the photos' median (height, width) in pixels."""
     height, width = preprocessing.covered
     scale = max(height / sizes[0], width / sizes[1])
     return images * sizes[0] * sizes[1] * scale**2 * preprocessing.channels
 
 
 def cache_fits(images: int, preprocessing: Preprocessing, sizes: tuple[int, int]) -> bool:
-    """Whether the shrunk pixels are small enough to keep, and the disk has room for twice as many; as for shrunk_bytes."""
-    need = shrunk_bytes(images, preprocessing, sizes)
+    """Whether the shrunk pixels fit into CACHE_BYTES and into half of the free disk space. Arguments: see shrunk_bytes."""
+    needed = shrunk_bytes(images, preprocessing, sizes)
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    return need <= CACHE_BYTES and shutil.disk_usage(existing).free > 2 * need and os.access(existing, os.W_OK)
+    return needed <= CACHE_BYTES and shutil.disk_usage(existing).free > 2 * needed and os.access(existing, os.W_OK)
