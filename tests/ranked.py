@@ -12,12 +12,12 @@ from torch import nn
 from reslearn import create
 from reslearn.classify import validation
 from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.sync_bn import synchronized
 from reslearn.classify.task import ImageExamples
 from reslearn.data.sampling import checksum
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
 from reslearn.training.stepper import make_stepper, pick
-from reslearn.training.sync_bn import synchronized
 from training_jobs import CPU, make_job, make_state, resident
 
 STEPS, SIZE = 30, 32
@@ -46,7 +46,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     stepper = make_stepper(job, state)
     losses, seen, stream, before = [], [], 0, 0.0
     for step in range(STEPS):
-        runtime.seed_step(recipe.seed, step, ranks.draws(model))
+        runtime.seed_step(recipe.seed, step, ranks.seed_rank(model))
         batch, own = stepper.prepare(step), ranks.own(SIZE)
         assert isinstance(batch.examples, ImageExamples)
         seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.examples.images.contiguous()])
@@ -80,7 +80,7 @@ def evaluate(images: int, batch: int) -> dict[str, Any]:
     """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
     torch.manual_seed(2)
     split, model, calls = resident(images), create("resnet8", 4), []
-    if validation.Shard(split, batch).places[1:2].tolist() == [1]:
+    if validation.Shard(split, batch).indices[1:2].tolist() == [1]:
         split.holes, split.bad = {1}, {"1": "broken"}
     seen = validation.single_view(model, split, batch=batch, progress=calls.append)
     digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in seen.logits]

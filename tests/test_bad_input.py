@@ -102,7 +102,7 @@ def interrupted(tmp: Path, spoil: Callable[[Path], object]) -> Argv:
 
 
 def newest(run: Path) -> Path:
-    return checkpoint.found(run / "checkpoints")[-1]
+    return checkpoint.find(run / "checkpoints")[-1]
 
 
 def flip_bit(path: Path) -> None:
@@ -116,7 +116,7 @@ def other_shapes(run: Path) -> None:
     saved = checkpoint.load(newest(run))
     saved.model["fc.weight"] = torch.zeros(3, 64)
     step = int(newest(run).name.split("-")[1])
-    for old in checkpoint.found(run / "checkpoints"):
+    for old in checkpoint.find(run / "checkpoints"):
         for file in old.iterdir():
             file.unlink()
         old.rmdir()
@@ -221,9 +221,9 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "unknown option": (lambda t: ["train", "x", "--modle", "y"], "--model"),
     "nothing to train on": (lambda t: ["train", "--seed", "1"], "reslearn train DATA"),
     "unknown device": (good_folder_with("--device", "gpu"), "no device 'gpu'"),
-    "a device that is not there": (good_folder_with("--device", "cuda"), "is not available here"),
+    "a device that is not there": (good_folder_with("--device", "cuda"), "is not available; available: "),
     # run folders
-    "a run in the same folder": (lambda t: (finished(t), good_folder_with()(t))[1], "holds a run already"),
+    "a run in the same folder": (lambda t: (finished(t), good_folder_with()(t))[1], "already contains a run"),
     "a folder with other things": (full_run_folder, "not an empty folder"),
     "a file instead of a folder": (empty_file_for_run, "not an empty folder"),
     "resume with a recipe": (lambda t: ["train", "--resume", str(t), "--seed", "0"], "--seed"),
@@ -277,7 +277,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     "a set with boxes": (
         lambda t: ["eval", str(model(t)), str(put(t / "d" / "annotations" / "instances_test.json").parents[1])],
-        "/d is a set with boxes: a detector is tested on it, by reslearn detect eval",
+        "/d is a set with boxes: evaluate a detector on it with reslearn detect eval",
     ),
     "two formats at once": (lambda t: ["predict", str(model(t)), str(t), "--json", "--csv"], "choose --json or --csv"),
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
@@ -317,7 +317,7 @@ def test_a_run_that_another_process_is_at(tmp_path: Path, run_cli: RunCli) -> No
     argv = interrupted(tmp_path, lambda run: None)
     with FileLock(tmp_path / "run" / "lock"):
         code, _, err = run_cli(*argv)
-    assert code == 2 and "another process is at work" in err
+    assert code == 2 and "another process is using" in err
 
 
 def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, run_cli: RunCli) -> None:
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, run
     settings = ["--set", "schedule.steps=9", "--set", "checkpoint.every=1", "--set", "batch.size=4"]
     code, _, err = run_cli("train", str(data), "--model", "resnet14", "--out", str(small_disk / "run"), *settings)
     assert code == 2 and err.count("\n") == 1 and "the disk is full" in err
-    for path in checkpoint.found(small_disk / "run" / "checkpoints"):
+    for path in checkpoint.find(small_disk / "run" / "checkpoints"):
         checkpoint.load(path)
     assert not [p for p in small_disk.rglob("*") if "partial" in p.name]
 

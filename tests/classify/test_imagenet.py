@@ -84,7 +84,7 @@ def test_views_that_grow_beyond_those_of_tests_are_noted(photos: Path, tmp_path:
     for size, noted in ((48, True), (64, False)):
         settings = ["schedule.steps=1", "batch.size=8", "data.grow=[32,64]", f"data.size={size}", "data.workers=0"]
         reslearn.train(photos, "imagenet-fast", model="resnet18", settings=settings, out=tmp_path / f"{size}")
-        assert ("training views grow to 64 px, beyond the 48 px of tests" in capsys.readouterr().out) == noted
+        assert ("training images grow to 64 px, larger than the 48 px of evaluation" in capsys.readouterr().out) == noted
 
 
 def test_views_grow_and_tests_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_a_fine_tuning_resumes_bit_for_bit(shallow: tuple[Path, Path], tmp_path:
     ("settings", "model", "said"),
     [
         ([], "resnet20", "is a resnet8, not a resnet20"),
-        (["net.name=resnet14"], None, "is a resnet8, not a resnet14: leave the network's name out"),
+        (["net.name=resnet14"], None, "is a resnet8, not a resnet14: leave out the network name"),
         (["net.frozen=9"], None, "has a stem and 3 stages"),
     ],
 )
@@ -113,5 +113,5 @@ def test_what_does_not_fit_is_said(shallow: tuple[Path, Path], settings: list[st
 
 @pytest.mark.parametrize("setting", ["net.frozen=1", "optimizer.backbone_lr=0.1"])
 def test_fine_tuning_options_need_a_model_to_start_from(shallow: tuple[Path, Path], setting: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="init as well"):
+    with pytest.raises(UserError, match="needs (net\.)?init"):
         reslearn.train(shallow[1], model="resnet8", settings=[setting], out=tmp_path / "no", quiet=True)

@@ -232,7 +232,7 @@ def test_settings_change_values_and_steps_replace_epochs() -> None:
     assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
     assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
     assert resolved(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
-    with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give one of them"):
+    with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give only one of them"):
         resolved(small(), "cifar10-paper", settings=["schedule.epochs=2", "schedule.steps=9"])
 
 
@@ -248,18 +248,18 @@ def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
 SETTINGS = {
     "schedule.stepps=5": "no key 'schedule.stepps'; did you mean 'schedule.steps'?",
     "lr=0.1": "no key 'lr'; did you mean 'schedule.lr'?",
-    "schedule.steps": "write it as key=value",
+    "schedule.steps": "must have the form key=value",
     "schedule.steps=0": "schedule.steps: Input should be greater than or equal to 1 (not 0)",
     "schedule.steps=many": "schedule.steps: Input should be a valid integer",
     "schedule.lr=nan": "schedule.lr",
     "schedule.lr=-1": "greater than 0",
     "schedule.shape=cosin": "did you mean 'cosine'",
-    "schedule.drops=[5,3]": "drops must be rising",
+    "schedule.drops=[5,3]": "drops must be increasing",
     "batch.micro=7": "size must be a multiple of micro",
     "batch.size=1": "greater than or equal to 2",
-    "data.val=1.5": "a share below 1 or a whole number",
+    "data.val=1.5": "a fraction below 1 or a whole number",
     "data.val=-0.1": "greater than or equal to 0",
-    "data.crop_scale=[0.5,2]": "two shares",
+    "data.crop_scale=[0.5,2]": "two fractions",
     "data.crop_scale=[0.5,1]": "data.crop_scale applies to photos",
     "data.cache=on": "data.cache applies to photos",
     "loss.label_smoothing=1": "less than 1",
@@ -288,7 +288,7 @@ def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
     ("content", "said"),
     [
         ("{", "is not valid json"),
-        ("[1]", "does not hold a recipe"),
+        ("[1]", "does not contain a recipe"),
         ('{"bass": 1}', "no key 'bass'; did you mean 'base'?"),
         ('{"base": "cifar"}', "no base recipe 'cifar'; did you mean 'cifar10-"),
         ('{"base": "default", "sched": {}}', "no key 'sched'"),
@@ -316,13 +316,17 @@ def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
         (small(), ["data.color=0.1"], "data.color applies to photos"),
         (photos(100), ["data.jitter=[256,480]"], "give jitter or crop_scale, not both"),
         (photos(100), ["data.crop_scale=null", "data.jitter=[64,480]"], "jitter must be two sizes in px, size <= low"),
-        (photos(100), ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"], "cache=on does not go with jitter"),
+        (
+            photos(100),
+            ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"],
+            "cache=on cannot be combined with jitter",
+        ),
         (photos(100), ["data.grow=[96,64]"], "grow must be two sizes in px"),
-        (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow does not go with normalize=pixel-mean"),
+        (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow cannot be combined with normalize=pixel-mean"),
         (photos(100), ["schedule.patience=3"], "patience applies to shape 'plateau'"),
-        (photos(100), ["schedule.shape=plateau", "data.val=0"], "schedule.shape=plateau watches the error on held-out images"),
-        (small(), ["schedule.shape=steps", "schedule.drops=[0.5,20]"], "drops must be rising numbers of steps, or rising shares"),
-        (small(), ["schedule.shape=steps", "schedule.drops=[2.5]"], "drops must be rising numbers of steps, or rising shares"),
+        (photos(100), ["schedule.shape=plateau", "data.val=0"], "schedule.shape=plateau needs a validation set"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[0.5,20]"], "drops must be increasing steps, or increasing fractions"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[2.5]"], "drops must be increasing steps, or increasing fractions"),
     ],
 )
 def test_what_does_not_go_together_is_refused(data: DataSet, settings: list[str], line: str) -> None:

@@ -90,7 +90,7 @@ def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
     assert numbers["n"] == 3 and numbers["objects"] == 4 and numbers["left_out"] == {} and numbers["seconds_per_image"] > 0
     assert set(numbers["mistakes"]) == {"class", "location", "both", "duplicate", "background", "missed"}
     code, _, err = run_cli("detect", "eval", masked, data, "--out", out)
-    assert code == 2 and err == f"reslearn: --out {out}: is there already: choose another name, or remove it\n"
+    assert code == 2 and err == f"reslearn: --out {out}: already exists: choose another name, or remove it\n"
 
 
 def test_eval_prints_headline_classes_and_mistakes(model: Path, data: Path, run_cli: RunCli) -> None:
@@ -301,7 +301,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["ladder", "MODEL", "DATA", "--scales", "32,4097"], "4097 is no shorter side of 16 to 4096 px"),
     (["compare", "MODEL", "MODEL", "DATA", "--scales", "0,32"], "0 is no shorter side of 16 to 4096 px"),
     (["predict", "MODEL", "set/a.png", "--scales", "15,32"], "15 is no shorter side of 16 to 4096 px"),
-    (["eval", "MODEL", "DATA", "--scales", "a,b"], "write whole numbers with commas between"),
+    (["eval", "MODEL", "DATA", "--scales", "a,b"], "write integers separated by commas"),
     (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
     (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
     (["eval", "MODEL", "GRAY", "DATA"], "all look at gray images, or all at colored"),

@@ -38,7 +38,7 @@ def test_faults_exit_with_1_and_are_named(photos: Path, run_cli: RunCli) -> None
     assert (
         "  empty, 7: files without a byte (--fix: left out)\n    val/dog/empty0.jpg: not an image: it is empty (0 bytes)\n" in out
     )
-    assert "    and 2 more, which --json names\n" in out
+    assert "    and 2 more (see --json)\n" in out
     assert (
         "  leak, 1: one image in several splits" in out and "train/cat/0.jpg, val/cat/x.png: the same pixels in train, val" in out
     )

@@ -25,12 +25,12 @@ def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_
     assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
     for words in (
         "  no objects   1 images of train\n",
-        "  objects      0 to 1 an image, median 1\n",
+        "  objects      0 to 1 per image, median 1\n",
         "  class  train  small  medium  large             side, px\n  cat        5      5       0      0  22 to 22, median 22\n",
         "  C4             40, 67          128, 256, 512",
         "  no area, 7: boxes without width or height: they make losses NaN (--fix: left out)\n",
         "    Annotations/bad.xml object 0: the box xmin 1, ymin 9, xmax 1, ymax 20\n",
-        "    and 2 more, which --json names\n",
+        "    and 2 more (see --json)\n",
     ):
         assert words in out, (words, out)
     assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 of 12 objects\n")

@@ -132,7 +132,7 @@ def test_the_commands(models: list[Path], photos3: Path, tmp_path: Path, monkeyp
     ("words", "said"),
     [
         (["eval", "m0.safetensors", "photos3", "--scales", "32"], "scales do not apply to protocol center"),
-        (["eval", "m0.safetensors", "photos3", "--protocol", "dense", "--scales", "a"], "--scales a: write whole numbers"),
+        (["eval", "m0.safetensors", "photos3", "--protocol", "dense", "--scales", "a"], "--scales a: write integers"),
         (["eval", "m0.safetensors", "photos3", "--protocol", "tencrop"], "tencrop"),
         (["eval", "m0.safetensors", "photos3", "--scores", "s.csv"], "cannot write scores to s.csv: the file must be a .npz"),
         (["eval", "m0.safetensors", "photos3", "--scores", "no/s.npz"], "cannot write no/s.npz: there is no folder no"),

@@ -22,8 +22,8 @@ def make(value: float = 1.0, size: int = 50) -> Checkpoint:
 def test_round_trip_keeps_the_last_two(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, step, make(step))
-    assert [p.name for p in checkpoint.found(tmp_path)] == ["step-00000020", "step-00000030"]
-    saved = checkpoint.load(checkpoint.found(tmp_path)[-1])
+    assert [p.name for p in checkpoint.find(tmp_path)] == ["step-00000020", "step-00000030"]
+    saved = checkpoint.load(checkpoint.find(tmp_path)[-1])
     assert torch.equal(saved.model["w"], torch.full((50,), 30.0))
     assert torch.equal(saved.state["momentum.w"], torch.arange(3.0))
     assert saved.facts == {"step": 1, "lr": 0.1}

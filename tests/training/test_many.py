@@ -104,7 +104,7 @@ def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
     steps = {1: 6, 2: 3, 3: 6}
     how = {seed: {"model": "resnet8", "settings": [*SETTINGS, f"schedule.steps={n}"], "seed": seed} for seed, n in steps.items()}
     jobs = [begin(parse(images, **how[seed], out=tmp_path / f"{seed}", device="cpu", quiet=True)) for seed in steps]
-    for done, seed in zip(many.side_by_side(jobs), steps, strict=True):
+    for done, seed in zip(many.train_concurrently(jobs), steps, strict=True):
         assert done.folder.name == f"{seed}"
         alone = train(images, **how[seed], out=tmp_path / f"alone-{seed}", quiet=True)
         assert same(alone.folder, done.folder)
@@ -125,7 +125,7 @@ def test_interrupted_seeds_go_on(
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
-    assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
+    assert ("the run is saved; to resume it: reslearn train --resume" in said) == (sent == signal.SIGINT)
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
     done = run_cli(*command, "--resume", out)
     assert done.code == 0 and "n=2 seeds" in done.out, done.err
@@ -154,19 +154,19 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
     begin(parse(images, model="resnet8", settings=SETTINGS, out=tmp_path / "many" / "seed-0", device="cpu", quiet=True))
     monkeypatch.setattr(many, "resume", stop)
     code, _, err = run_cli("train", "--resume", tmp_path / "many")
-    assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
+    assert code == 130 and err.endswith(f"the run is saved; to resume it: reslearn train --resume {tmp_path}/many\n")
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
 @pytest.mark.parametrize("words, said", [
     (["DATA", "--seeds", "0", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
-    (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: say where with --out"),
-    (["DATA", "--seeds", "2", "--out", "there"], "there exists: continue its runs with --resume there, or choose another --out"),
+    (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: set --out"),
+    (["DATA", "--seeds", "2", "--out", "there"], "there already exists: resume its runs with --resume there, or choose another --out"),
     (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--set seed=2147483648: seed: Input"),
-    (["--resume", "there", "--seeds", "2"], "--resume takes its recipe from the run: leave out --seeds"),
-    (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "from the run: leave out DATA, --set, --seed"),
-    (["--seeds", "2", "--out", "new"], "say what to train on: reslearn "),
+    (["--resume", "there", "--seeds", "2"], "--seeds cannot be combined with --resume: the recipe is that of the run"),
+    (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "DATA, --set, --seed cannot be combined with --resume"),
+    (["--seeds", "2", "--out", "new"], "DATA is missing: reslearn "),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(
     command: list[str], words: list[str], said: str, images: Path, boxes: Path,
@@ -193,14 +193,14 @@ def test_ranks_do_not_share_seeds(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(here)
     code, out, err = run_cli(*command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
-    assert code == 2 and not out and err.endswith("each by one process: start them without torchrun\n")
+    assert code == 2 and not out and err.endswith("several seeds do not support torchrun: start a single process\n")
     assert [path.name for path in here.iterdir()] == ["many"]
 
 
 def test_in_python_too_it_needs_a_folder_and_runs_in_it(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say where with --out"):
+    with pytest.raises(UserError, match="set --out"):
         api.train_seeds(2, parse(images))
     with pytest.raises(UserError, match="must be at least 1"):
         api.train_seeds(0, parse(images, out=tmp_path / "new"))
-    with pytest.raises(UserError, match="holds no runs of several seeds"):
+    with pytest.raises(UserError, match="has no runs of several seeds"):
         api.resume_seeds(tmp_path)

@@ -189,24 +189,24 @@ def recipe(**values: Any) -> ClassifyRecipe:
 
 def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 3)
-    with pytest.raises(UserError, match=r"batch.size=128 cannot be shared by 3 ranks: make it a multiple of 3$"):
+    with pytest.raises(UserError, match=r"batch.size=128 cannot be divided among 3 ranks: set a multiple of 3$"):
         ranks.check(recipe())
-    with pytest.raises(UserError, match="by 3 ranks of micro-batches of 16: make it a multiple of 48"):
+    with pytest.raises(UserError, match="among 3 ranks with batch.micro=16: set a multiple of 48"):
         ranks.check(recipe(batch={"size": 96 - 48 + 16, "micro": 16}))
     ranks.check(recipe(batch={"size": 96, "micro": 16}))
     with pytest.raises(UserError, match="class_weights=auto"):
         prepare(parse(images, model="resnet8", settings={"batch.size": 96, "loss.class_weights": "auto"}, quiet=True))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="start them without torchrun"):
+    with pytest.raises(UserError, match="several seeds do not support torchrun"):
         many.train_seeds(2, parse("fashion-sample", out="nowhere"))
-    with pytest.raises(UserError, match="each rank takes a GPU of its own; give --device cuda"):
+    with pytest.raises(UserError, match="each rank needs its own GPU; use --device cuda"):
         ranks.own_device(torch.device("cuda:1"))
-    with pytest.raises(UserError, match="not on mps"):
+    with pytest.raises(UserError, match="does not support mps"):
         ranks.own_device(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="no GPU for rank 1 of this host: start no more ranks than GPUs, --nproc-per-node 1"):
+    with pytest.raises(UserError, match="no GPU for rank 1 of this host: start at most one rank per GPU, --nproc-per-node 1"):
         ranks.own_device(torch.device("cuda"))
     assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
 
@@ -230,7 +230,7 @@ def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
     )
     assert begun(run.folder) is None, "nothing has been restarted"
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    with pytest.raises(UserError, match="say where with --out"):
+    with pytest.raises(UserError, match="set --out"):
         begun(None)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert begun(run.folder) == run.folder

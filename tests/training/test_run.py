@@ -70,7 +70,7 @@ def test_the_warm_up_ends_on_measured_training_error_and_is_remembered(images: P
     rates = [line["lr"] for line in lines(run) if line["event"] == "train"]
     lr = json.loads((run / "recipe.json").read_text())["recipe"]["schedule"]["lr"]
     assert rates == [0.001] * 100 + [lr] * 2
-    assert checkpoint.load(checkpoint.found(run / "checkpoints")[-1]).facts["warmup_ended"] == 100
+    assert checkpoint.load(checkpoint.find(run / "checkpoints")[-1]).facts["warmup_ended"] == 100
 
 
 def test_tensorboard_gets_the_same_numbers(images: Path, tmp_path: Path) -> None:

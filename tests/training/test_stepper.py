@@ -44,7 +44,7 @@ def recipe(**changes: Any) -> ClassifyRecipe:
 def losses(make: str | Callable[..., Stepper], steps: int = STEPS, **changes: Any) -> tuple[list[float], list[list[int]], State]:
     """The loss and the indices of each step."""
     made = recipe(**changes)
-    execution = pick(made, CPU, resident=True, asked=make)[0] if isinstance(make, str) else "eager"
+    execution = pick(made, CPU, resident=True, mode=make)[0] if isinstance(make, str) else "eager"
     job = make_job(made, resident(), execution=execution)
     torch.manual_seed(0)
     model = create(made.net.name, 4, **made.net.options()).to(memory_format=torch.channels_last)
@@ -116,27 +116,27 @@ def test_what_is_not_finite_changes_nothing(how: str) -> None:
 
 
 def test_what_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="execution=captured cannot be used: it is for GPUs"):
-        pick(recipe(), CPU, resident=True, asked="captured")
+    with pytest.raises(UserError, match="execution=captured is not available: it is for GPUs"):
+        pick(recipe(), CPU, resident=True, mode="captured")
     cuda = torch.device("cuda")
     with pytest.raises(UserError, match="the images are not resident in memory"):
-        pick(recipe(), cuda, resident=False, asked="captured")
+        pick(recipe(), cuda, resident=False, mode="captured")
     depth = recipe(net={"name": "resnet8", "last_survival": 0.5})
-    with pytest.raises(UserError, match="stochastic depth draws on the host"):
-        pick(depth, cuda, resident=True, asked="captured")
-    assert pick(recipe(), cuda, resident=True, asked="auto") == ("captured", None)
-    assert pick(depth, cuda, resident=True, asked="auto")[0] == "eager"
+    with pytest.raises(UserError, match="stochastic depth samples on the host"):
+        pick(depth, cuda, resident=True, mode="captured")
+    assert pick(recipe(), cuda, resident=True, mode="auto") == ("captured", None)
+    assert pick(depth, cuda, resident=True, mode="auto")[0] == "eager"
     with pytest.raises(UserError, match="it is for CPUs"):
-        pick(recipe(), cuda, resident=True, asked="fused")
-    with pytest.raises(UserError, match="no BN and ReLU of this network"):
-        pick(recipe(net={"name": "alexnet"}), CPU, resident=True, asked="fused")
-    assert pick(recipe(net={"name": "alexnet"}), CPU, resident=True, asked="auto") == ("eager", None)
+        pick(recipe(), cuda, resident=True, mode="fused")
+    with pytest.raises(UserError, match="this network has no BN and ReLU"):
+        pick(recipe(net={"name": "alexnet"}), CPU, resident=True, mode="fused")
+    assert pick(recipe(net={"name": "alexnet"}), CPU, resident=True, mode="auto") == ("eager", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     library.cache_clear()
-    assert pick(recipe(), CPU, resident=True, asked="auto") == ("eager", "BN and ReLU are not fused: there is no C++ compiler")
-    with pytest.raises(UserError, match="execution=fused cannot be used: there is no C\\+\\+ compiler"):
-        pick(recipe(), CPU, resident=True, asked="fused")
+    assert pick(recipe(), CPU, resident=True, mode="auto") == ("eager", "BN and ReLU are not fused: there is no C++ compiler")
+    with pytest.raises(UserError, match="execution=fused is not available: there is no C\\+\\+ compiler"):
+        pick(recipe(), CPU, resident=True, mode="fused")
 
 
 def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:

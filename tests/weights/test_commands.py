@@ -42,7 +42,7 @@ def test_torchvision_there_and_back(tmp_path: Path, run_cli: RunCli) -> None:
     ("words", "said"),
     [
         (["import", "none.pth", "-o", "m.safetensors"], "no weights file called"),
-        (["import", "m.pth", "--mean", "a,b", "-o", "m.safetensors"], "write numbers with commas between"),
+        (["import", "m.pth", "--mean", "a,b", "-o", "m.safetensors"], "write numbers separated by commas"),
         (["export", "none", "--format", "timm", "-o", "x"], "no model file or run folder"),
         (["export", "none", "--format", "tim", "-o", "x"], "tim"),
     ],

@@ -30,10 +30,13 @@ Model = Annotated[Path, typer.Argument(help="Run folder or model file.")]
 Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
 Split = Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else the only one].")]
 Bad = Annotated[
-    BadBoxPolicy | None, typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: as the run, else fail].")
+    BadBoxPolicy | None,
+    typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: as the run, else fail]."),
 ]
 Refinement = Annotated[bool, typer.Option("--refinement", help="Box refinement with box voting (DRL appendix B).")]
-Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testing at these shorter sides, px, such as 400,600,800.")]
+Scales = Annotated[
+    str | None, typer.Option("--scales", help="Multi-scale testing at these shorter sides, px, such as 400,600,800.")
+]
 
 
 @app.callback()
@@ -72,7 +75,7 @@ def train(
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
 
     if resume is not None and bad_boxes is not None:
-        raise UserError("--resume takes its recipe from the run: leave out --bad-boxes")
+        raise UserError("--bad-boxes cannot be combined with --resume: the recipe is that of the run")
     settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes.value}"])]
     options = {"model": model, "recipe": recipe, "settings": settings, "seed": seed, "init": init, "out": out}
     with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
@@ -124,7 +127,11 @@ def evaluate(
         categories(opened)  # raises UserError before any work
     with Display(stderr=True) as display:
         (output,) = find(opened.images, [TestOptions(detectors, refinement, sides)], display.progress)
-    result = {"models": [str(model) for model in models], **numbers(output, opened), "trained_on": _trained_on(models, data, opened)}
+    result = {
+        "models": [str(model) for model in models],
+        **numbers(output, opened),
+        "trained_on": _trained_on(models, data, opened),
+    }
     if out is not None:
         write_text(out, json.dumps(results(output.detections, opened)))
     if as_json:

@@ -22,7 +22,8 @@ def doctor(
 ) -> None:
     """Check a data set before training.
 
-    Reads every image once and reports damaged files, duplicates, leaks between splits, labels, names, classes, boxes and anchor fit.
+    Reads every image once. Reports damaged files, duplicates, leaks between splits, problems with labels, names and boxes, and how
+    well anchors fit.
 
     Exit code: 0 without faults (notes do not count), 1 with faults, 2 if the data cannot be examined.
 

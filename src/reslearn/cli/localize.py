@@ -87,9 +87,7 @@ def evaluate(
         Path | None, typer.Option("--classifier", help="Model that predicts the classes [default: the localizer].")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val].")] = None,
-    scales: Annotated[
-        list[int] | None, typer.Option("--scale", help="Shorter side for dense evaluation, px. Repeatable.")
-    ] = None,
+    scales: Annotated[list[int] | None, typer.Option("--scale", help="Shorter side for dense evaluation, px. Repeatable.")] = None,
     out: JsonFile = None,
     as_json: Json = False,
     device: Device = "auto",

@@ -73,7 +73,9 @@ def import_(
     options: Annotated[
         list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A-average. Repeatable.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option("--classes", help="Class names: a text file, one per line, or a JSON list.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="Class names: a text file, one per line, or a JSON list.")
+    ] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Per-channel mean on [0, 1], such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation on [0, 1].")] = None,
     prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Prototxt to check the layers against.")] = None,

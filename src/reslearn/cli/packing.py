@@ -56,9 +56,7 @@ def pack(
         packed = write(data, out, form, workers=workers or 2, on_bad=policy, progress=display.progress)
     size = sum(packed.about["bytes"].values()) / 1e6
     left_out = "".join(f", {n:,} {reason} left out" for reason, n in packed.about["left_out"].items())
-    typer.echo(
-        f"packed   {out}: {len(packed.index):,} images in {len(packed.about['shards'])} shards, {size:,.1f} MB{left_out}"
-    )
+    typer.echo(f"packed   {out}: {len(packed.index):,} images in {len(packed.about['shards'])} shards, {size:,.1f} MB{left_out}")
 
 
 def _verify(data: str) -> None:

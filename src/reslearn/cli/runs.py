@@ -88,9 +88,7 @@ Scores = Annotated[Path | None, typer.Option("--scores", help="Write the class s
 
 
 def evaluate(
-    models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several form an ensemble.")
-    ],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several form an ensemble.")],
     data: Annotated[str, typer.Argument(help="Data set name, folder or list, as for train.")],
     split: Annotated[
         SplitName | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else all images].")
