@@ -113,5 +113,5 @@ def test_what_does_not_fit_is_said(shallow: tuple[Path, Path], settings: list[st
 
 @pytest.mark.parametrize("setting", ["net.frozen=1", "optimizer.backbone_lr=0.1"])
 def test_fine_tuning_options_need_a_model_to_start_from(shallow: tuple[Path, Path], setting: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs (net\.)?init"):
+    with pytest.raises(UserError, match=r"needs (net\.)?init"):
         reslearn.train(shallow[1], model="resnet8", settings=[setting], out=tmp_path / "no", quiet=True)

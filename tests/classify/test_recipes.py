@@ -319,7 +319,7 @@ def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
         (
             photos(100),
             ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"],
-            "cache=on cannot be combined with jitter",
+            "cache=on cannot be combined",
         ),
         (photos(100), ["data.grow=[96,64]"], "grow must be two sizes in px"),
         (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow cannot be combined with normalize=pixel-mean"),

@@ -204,7 +204,7 @@ MISTAKES = {
     "a run is there": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "already contains a run"),
     "resume and more": (
         ["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")],
-        "--model, --set cannot be combined with --resume",
+        "--model, --set cannot be combined",
     ),
     "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
@@ -234,7 +234,7 @@ MISTAKES = {
     "too many held out": ([*TRAIN, *set_("data.val=64")], "would hold out 64 of 64 images"),
     "long warm-up": (
         [*TRAIN, *set_("schedule.steps=5", "schedule.warmup=5")],
-        "schedule.warmup=5 must be shorter than the run (5 steps)",
+        "must be shorter than the run (5 steps)",
     ),
     "no train images": (["train", "{tested}", "--out", "o", "--model", "resnet8"], "no train split"),
     "one class": (["train", "{single}", "--out", "o", "--model", "resnet8"], "only one class, 'disc'"),

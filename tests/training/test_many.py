@@ -162,7 +162,7 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
     (["DATA", "--seeds", "0", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: set --out"),
-    (["DATA", "--seeds", "2", "--out", "there"], "there already exists: resume its runs with --resume there, or choose another --out"),
+    (["DATA", "--seeds", "2", "--out", "there"], "there already exists: resume its runs with --resume there"),
     (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--set seed=2147483648: seed: Input"),
     (["--resume", "there", "--seeds", "2"], "--seeds cannot be combined with --resume: the recipe is that of the run"),
     (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "DATA, --set, --seed cannot be combined with --resume"),

@@ -191,7 +191,7 @@ def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ranks, "count", lambda: 3)
     with pytest.raises(UserError, match=r"batch.size=128 cannot be divided among 3 ranks: set a multiple of 3$"):
         ranks.check(recipe())
-    with pytest.raises(UserError, match="among 3 ranks with batch.micro=16: set a multiple of 48"):
+    with pytest.raises(UserError, match=r"among 3 ranks with batch.micro=16: set a multiple of 48"):
         ranks.check(recipe(batch={"size": 96 - 48 + 16, "micro": 16}))
     ranks.check(recipe(batch={"size": 96, "micro": 16}))
     with pytest.raises(UserError, match="class_weights=auto"):

@@ -67,7 +67,7 @@ class Analysis(NamedTuple):
 # Each name is that of a function in reslearn.analysis.catalog. The first sentence of a summary is shown in the command list.
 ANALYSES = {
     "responses": Analysis(
-        "Measure layer responses (Figure 7). Plots the standard deviation of each 3x3 layer, in layer order and sorted.",
+        "Plot layer responses (DRL Figure 7). Shows the standard deviation of each 3x3 layer, in layer order and sorted.",
         ("responses runs/plain56 runs/resnet56",),
         {"models": Models},
         500,
@@ -81,8 +81,7 @@ ANALYSES = {
         {"fresh": (Fresh, False)},
     ),
     "lesion": Analysis(
-        "Measure the error without blocks, or with blocks shuffled. "
-        "Removes one or several blocks (or layers), shuffles weights and reorders blocks (Veit et al., section 4).",
+        "Remove, shuffle and reorder blocks, and measure the error. See Veit et al., section 4.",
         ("lesion runs/resnet56",),
         {"model": Model},
         1000,
@@ -103,14 +102,14 @@ ANALYSES = {
         {"size": (Size, 15), "reach": (Reach, 1.0)},
     ),
     "explain": Analysis(
-        "Show which regions of an image matter (Grad-CAM). See Selvaraju et al., 2017.",
+        "Show the image regions behind a prediction (Grad-CAM). See Selvaraju et al., 2017.",
         ("explain runs/mine photo.jpg --class cat",),
         {"model": Trained, "image": Photo},
         None,
         {"target": (Target, None)},
     ),
     "features": Analysis(
-        "Write feature embeddings, with a 2-D plot. The images may belong to any classes, or to none.",
+        "Write feature embeddings and a 2-D plot of them. The images may belong to any classes, or to none.",
         ("features runs/mine cifar10 --images 5000", "features runs/mine photos --out photos.parquet"),
         {"model": Trained, "data": Set},
         2000,

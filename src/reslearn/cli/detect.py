@@ -31,12 +31,10 @@ Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
 Split = Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else the only one].")]
 Bad = Annotated[
     BadBoxPolicy | None,
-    typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: as the run, else fail]."),
+    typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: that of the run]."),
 ]
 Refinement = Annotated[bool, typer.Option("--refinement", help="Box refinement with box voting (DRL appendix B).")]
-Scales = Annotated[
-    str | None, typer.Option("--scales", help="Multi-scale testing at these shorter sides, px, such as 400,600,800.")
-]
+Scales = Annotated[str | None, typer.Option("--scales", help="Shorter sides for multi-scale testing, px, such as 400,600,800.")]
 
 
 @app.callback()
@@ -237,8 +235,8 @@ def ladder(
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Save copies of the images with the detections drawn here.")] = None,
-    score: Annotated[float, typer.Option("--score", min=0, max=1, help="Lowest score of a detection.")] = 0.5,
+    out: Annotated[Path | None, typer.Option("--out", help="Save annotated copies of the images in this folder.")] = None,
+    score: Annotated[float, typer.Option("--score", min=0, max=1, help="Minimum detection score.")] = 0.5,
     refinement: Refinement = False,
     scales: Scales = None,
     as_json: Json = False,

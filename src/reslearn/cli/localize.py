@@ -94,7 +94,7 @@ def evaluate(
 ) -> None:
     """Measure localization errors.
 
-    With the true class given and with predicted classes, on one crop and on whole images.
+    Errors are measured with the true class given and with predicted classes, on one crop and on whole images.
 
     \b
     Examples:

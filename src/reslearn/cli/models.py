@@ -73,9 +73,7 @@ def import_(
     options: Annotated[
         list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A-average. Repeatable.")
     ] = None,
-    classes: Annotated[
-        Path | None, typer.Option("--classes", help="Class names: a text file, one per line, or a JSON list.")
-    ] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="File of class names: one per line, or a JSON list.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Per-channel mean on [0, 1], such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation on [0, 1].")] = None,
     prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Prototxt to check the layers against.")] = None,
@@ -150,7 +148,7 @@ def deepen(
     net: Annotated[str, typer.Argument(help="Deeper network of the same family, such as resnet56 for resnet20.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")],
     where: Annotated[
-        Place, typer.Option("--where", help="New blocks: spread over each stage, or append to its end.")
+        Place, typer.Option("--where", help="Spread new blocks over each stage, or append them to its end.")
     ] = Place.spread,
     data: Annotated[str | None, typer.Option("--data", help="Data set to verify with; required for plain networks.")] = None,
 ) -> None:

@@ -226,9 +226,7 @@ def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
     display.say(f"run      {job.folder}, {loop.total:,} steps{step}")
     schedule = recipe.schedule
     if schedule.drops and loop.total <= schedule.drops[0]:
-        display.say(
-            f"note     lr never drops: the first of schedule.drops, step {schedule.drops[0]:,}, is after the end of the run"
-        )
+        display.say(f"note     lr never drops: the first of schedule.drops, {schedule.drops[0]:,}, is after the end of the run")
     if job.sources.val is None:
         reason = "too few images per class" if recipe.data.val else "data.val=0"
         last = "" if job.sources.test is not None else "; the final numbers are those of the training images"

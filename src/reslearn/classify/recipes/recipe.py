@@ -25,9 +25,7 @@ class ImageData(common.Data, frozen=True):
     )
     flip: Flip = Field(default=True, description="random horizontal flip; alternate: every other epoch")
     pad: int = Field(default=0, ge=0, le=64, description="pad each side by this many px, then crop at random (small images)")
-    pad_with: Literal["black", "mean"] = Field(
-        default="black", description="padding color: black, or the mean of the training images"
-    )
+    pad_with: Literal["black", "mean"] = Field(default="black", description="padding color: black, or the training images' mean")
     crop_scale: tuple[float, float] | None = Field(
         default=None, description="range of the area of a random crop, as fractions of the image (photos)"
     )
