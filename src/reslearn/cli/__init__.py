@@ -79,7 +79,7 @@ def main() -> None:
     except UserError as error:
         code = _print_error(str(error), error.shared)
     except TyperException as error:  # an unknown command, option or value; or the help, where no argument was given
-        message = getattr(error, "format_message", error.__str__)()
+        message = getattr(error, "format_message", error.__str__)().replace("Value error, ", "")
         code = _print_error(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("reslearn: stopped", err=True)

@@ -2,9 +2,8 @@
 
 import json
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,10 +20,7 @@ app = typer.Typer(help="Train, evaluate, compare and use object detectors.", no_
 DROP = "--bad-boxes drop"  # the option that error messages suggest
 
 
-class BadBoxPolicy(StrEnum):
-    drop, fail = "drop", "fail"
-
-
+BadBoxPolicy = Literal["drop", "fail"]
 DATA_HELP = "VOC folder or VOCdevkit, COCO folder, or COCO .json file."
 Model = Annotated[Path, typer.Argument(help="Run folder or model file.")]
 Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
@@ -74,7 +70,7 @@ def train(
 
     if resume is not None and bad_boxes is not None:
         raise UserError("--bad-boxes cannot be combined with --resume: the recipe is that of the run")
-    settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes.value}"])]
+    settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes}"])]
     options = {"model": model, "recipe": recipe, "settings": settings, "seed": seed, "init": init, "out": out}
     with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
         train_command("detect", data, resume, seeds, device, **options)
@@ -291,7 +287,7 @@ def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad:
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
     from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
-    policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
+    policy, held_out = bad or run_policy(model) or "fail", run_held_out(model, data)
     with bad_boxes_left_out_by(DROP):
         return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
 

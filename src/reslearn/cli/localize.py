@@ -26,9 +26,7 @@ def crops(
     per_class: Annotated[int, typer.Option("--per-class", min=1, help="Training crops per class.")] = 600,
     tested: Annotated[int, typer.Option("--tested", min=1, help="Maximum number of test crops per class, one per object.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
-    bad_boxes: Annotated[
-        BadBoxPolicy, typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail.")
-    ] = BadBoxPolicy.fail,
+    bad_boxes: Annotated[BadBoxPolicy, typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail.")] = "fail",
 ) -> None:
     """Crop a detection set to one object per image.
 
@@ -42,7 +40,7 @@ def crops(
     from reslearn.localize.windows import cut_out
 
     with bad_boxes_left_out_by(DROP):
-        counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
+        counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes)
     for split, per_split in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in per_split.items()))
     typer.echo(f"wrote {out}")

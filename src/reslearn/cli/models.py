@@ -1,9 +1,8 @@
 """models, summary, deepen, import and export."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -139,17 +138,13 @@ def export(
     typer.echo(write(model, format, out))
 
 
-class Place(StrEnum):
-    spread, append = "spread", "append"
-
-
 def deepen(
     model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
     net: Annotated[str, typer.Argument(help="Deeper network of the same family, such as resnet56 for resnet20.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")],
     where: Annotated[
-        Place, typer.Option("--where", help="Spread new blocks over each stage, or append them to its end.")
-    ] = Place.spread,
+        Literal["spread", "append"], typer.Option("--where", help="Spread new blocks over each stage, or append them to its end.")
+    ] = "spread",
     data: Annotated[str | None, typer.Option("--data", help="Data set to verify with; required for plain networks.")] = None,
 ) -> None:
     """Make a trained network deeper, preserving its outputs.
@@ -163,7 +158,7 @@ def deepen(
     """
     from reslearn.weights.deepened import deepen_model
 
-    deepened = deepen_model(model, net, out, where.value, data)
+    deepened = deepen_model(model, net, out, where, data)
     images = f"{deepened.images} images of {data or 'noise'}"
     typer.echo(
         f"{deepened.path}: largest difference of a logit on {images}: {deepened.difference:.3g}; "

@@ -17,7 +17,7 @@ def pack(
     quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="JPEG quality [default: 90].")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Keep all files byte for byte, without scaling.")] = False,
     on_bad: Annotated[
-        str | None, typer.Option("--on-bad", help="Files that are not valid images: error or skip [default: error].")
+        Literal["error", "skip"] | None, typer.Option("--on-bad", help="Fail on invalid images, or skip them [default: error].")
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Threads [default: 2].")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check a packed folder for damage.")] = False,
@@ -44,16 +44,13 @@ def pack(
         raise UserError("OUT is missing: reslearn pack DATA OUT (or --verify)")
     if as_is and (extra := [name for name in ("--short-side", "--quality") if given[name] is not None]):
         raise UserError(f"{', '.join(extra)} cannot be combined with --as-is, which keeps all files byte for byte")
-    policy: Literal["error", "skip"] = "skip" if on_bad == "skip" else "error"
-    if on_bad not in (None, "error", "skip"):
-        raise UserError(f"--on-bad {on_bad}: must be error or skip")
     from reslearn.data.images.pack import PackFormat
     from reslearn.data.images.pack import pack as write
     from reslearn.training.display import Display
 
     form = PackFormat(None) if as_is else PackFormat(short_side or 256, quality or 90)
     with Display() as display:
-        packed = write(data, out, form, workers=workers or 2, on_bad=policy, progress=display.progress)
+        packed = write(data, out, form, workers=workers or 2, on_bad=on_bad or "error", progress=display.progress)
     size = sum(packed.about["bytes"].values()) / 1e6
     left_out = "".join(f", {n:,} {reason} left out" for reason, n in packed.about["left_out"].items())
     typer.echo(f"packed   {out}: {len(packed.index):,} images in {len(packed.about['shards'])} shards, {size:,.1f} MB{left_out}")

@@ -3,21 +3,16 @@
 import json
 import shlex
 import sys
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from reslearn.cli.options import Device, Json
 from reslearn.errors import Interrupted, UserError
 
-
-class Scale(StrEnum):
-    """smoke: only checks that the code runs. small: tests an effect in minutes. paper: the paper's protocol."""
-
-    smoke, small, paper = "smoke", "small", "paper"
+Scale = Literal["smoke", "small", "paper"]
 
 
 def reproduce(
@@ -59,34 +54,34 @@ def reproduce(
     from reslearn.reproduce.catalog import EXPERIMENTS, experiment
     from reslearn.reproduce.run import reproduce as run
 
-    scale = scale_option or Scale.small
+    scale: Scale = scale_option or "small"
     if names and every:
         raise UserError("experiment names cannot be combined with --all")
     if not names and not every:
         if only or models or not train:
             raise UserError("--only, --model and --no-train need the name of an experiment")
-        rows = show.listing(scale.value, seeds, data, out, device)
-        typer.echo(json.dumps(rows, indent=1)) if as_json else show.print_listing(rows, scale.value)
+        rows = show.listing(scale, seeds, data, out, device)
+        typer.echo(json.dumps(rows, indent=1)) if as_json else show.print_listing(rows, scale)
         return
     chosen = [experiment(name) for name in names or EXPERIMENTS]
     if every:
-        chosen = [e for e in chosen if scale.value in e.plans and not e.of_given_models]
+        chosen = [e for e in chosen if scale in e.plans and not e.of_given_models]
     if (only or models) and len(chosen) > 1:
         raise UserError("--only and --model apply to a single experiment")
     if models and scale_option:
         raise UserError("--scale does not apply with --model: nothing is trained")
     if scale_option is None and all(e.of_given_models for e in chosen):
-        scale = Scale.paper  # their only scale
+        scale = "paper"  # their only scale
     results: list[dict[str, Any]] = []
     failed: list[str] = []
     page = None
     command = shlex.join(["reslearn", *sys.argv[1:]])
     for e in chosen:
-        untrained = every and not e.trains(scale.value)  # with --all, the options for trainings are ignored here
+        untrained = every and not e.trains(scale)  # with --all, the options for trainings are ignored here
         try:
             result = run(
                 e,
-                scale.value,
+                scale,
                 seeds=None if untrained else seeds,
                 data=None if untrained else data,
                 out=out,

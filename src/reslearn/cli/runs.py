@@ -3,9 +3,8 @@
 import csv
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -72,18 +71,6 @@ def recipes(
         print_recipe(name, data, model, init, as_json)
 
 
-class SplitName(StrEnum):
-    train, val, test, all = "train", "val", "test", "all"
-
-
-class OnBad(StrEnum):
-    error, skip = "error", "skip"
-
-
-class Protocol(StrEnum):
-    one, ten, several, dense = "center", "10crop", "multiscale", "dense"
-
-
 Scores = Annotated[Path | None, typer.Option("--scores", help="Write the class scores of each image to this .npz file.")]
 
 
@@ -91,16 +78,19 @@ def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several form an ensemble.")],
     data: Annotated[str, typer.Argument(help="Data set name, folder or list, as for train.")],
     split: Annotated[
-        SplitName | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else all images].")
+        Literal["train", "val", "test", "all"] | None,
+        typer.Option("--split", help="Split to evaluate [default: test, else val, else all images]."),
     ] = None,
     protocol: Annotated[
-        Protocol,
+        Literal["center", "10crop", "multiscale", "dense"],
         typer.Option("--protocol", help="One center crop, ten crops, or fully convolutional at several scales or at one scale."),
-    ] = Protocol.one,
+    ] = "center",
     scales: Annotated[
         str | None, typer.Option("--scales", help="Shorter sides for multiscale or dense, px, such as 224,256.")
     ] = None,
-    on_bad: Annotated[OnBad, typer.Option("--on-bad", help="Fail on files that cannot be read, or skip them.")] = OnBad.error,
+    on_bad: Annotated[
+        Literal["error", "skip"], typer.Option("--on-bad", help="Fail on files that cannot be read, or skip them.")
+    ] = "error",
     flip: Annotated[bool, typer.Option("--flip", help="Average each view with its mirror image.")] = False,
     scores: Scores = None,
     as_json: Json = False,
@@ -121,7 +111,7 @@ def evaluate(
     from reslearn.training.display import Display
 
     with Display(stderr=True) as display:
-        options = {"protocol": protocol.value, "scales": parse_scales(scales) or None, "scores": scores}
+        options = {"protocol": protocol, "scales": parse_scales(scales) or None, "scores": scores}
         result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **options)
     _print_numbers(result, as_json)
 

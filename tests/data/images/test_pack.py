@@ -254,7 +254,7 @@ def test_the_command(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
         ((out, "--verify", "--quality", "50"), "--quality cannot be combined with --verify"),
         ((str(folder),), "OUT is missing"),
         ((str(folder), out, "--as-is", "--quality", "50"), "--quality cannot be combined with --as-is"),
-        ((str(folder), out, "--on-bad", "ignore"), "error or skip"),
+        ((str(folder), out, "--on-bad", "ignore"), "is not one of 'error', 'skip'"),
     ):
         code, said = run(*words)
         assert code == 2 and why in said
