@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from reslearn.analysis.subject import Subject
 
 app = typer.Typer(
-    help="Analyze the layers, blocks and paths of a network. Each command writes NAME.json and NAME.png.",
-    no_args_is_help=True,
+    help="Analyze the layers, blocks and paths of a network. Each command writes NAME.json and NAME.png.", no_args_is_help=True
 )
 
 

@@ -26,8 +26,7 @@ Model = Annotated[Path, typer.Argument(help="Run folder or model file.")]
 Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
 Split = Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else the only one].")]
 Bad = Annotated[
-    BadBoxPolicy | None,
-    typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: that of the run]."),
+    BadBoxPolicy | None, typer.Option("--bad-boxes", help="Invalid boxes: drop these objects, or fail [default: as in the run].")
 ]
 Refinement = Annotated[bool, typer.Option("--refinement", help="Box refinement with box voting (DRL appendix B).")]
 Scales = Annotated[str | None, typer.Option("--scales", help="Shorter sides for multi-scale testing, px, such as 400,600,800.")]
@@ -192,7 +191,7 @@ def ladder(
     data: Data,
     others: Annotated[list[Path] | None, typer.Option("--with", help="Another detector for the ensemble. Repeatable.")] = None,
     scales: Annotated[
-        str | None, typer.Option("--scales", help="Shorter sides, px [default: the paper's, relative to the model's size].")
+        str | None, typer.Option("--scales", help="Shorter sides, px [default: the paper's, scaled to the model].")
     ] = None,
     split: Split = None,
     bad_boxes: Bad = None,

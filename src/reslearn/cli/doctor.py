@@ -12,11 +12,9 @@ from reslearn.cli.options import Json
 
 def doctor(
     data: Annotated[str, typer.Argument(help="Data set name, folder, packed folder or list, as for train.")],
-    fix: Annotated[
-        Path | None, typer.Option("--fix", help="Write the usable images to a new list (.csv) or a new folder. Never overwrites.")
-    ] = None,
+    fix: Annotated[Path | None, typer.Option("--fix", help="Write the usable images to a new list (.csv) or folder.")] = None,
     size: Annotated[
-        str | None, typer.Option("--size", help="Input size to fit anchors at, px, such as 600 or 600,1000 (sets with boxes).")
+        str | None, typer.Option("--size", help="Input size to fit anchors at (sets with boxes), px, such as 600 or 600,1000.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -55,8 +55,7 @@ def train(
     seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[
-        Path | None,
-        typer.Option("--init", help="Classification model or run to start from (recipe localize-regions: a localizer)."),
+        Path | None, typer.Option("--init", help="Model or run to start from (recipe localize-regions: a localizer).")
     ] = None,
     out: Out = None,
     resume: Resume = None,
@@ -82,7 +81,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder or model file of a localizer.")],
     data: Annotated[Path, typer.Argument(help="VOC or COCO set with objects of one class per image.")],
     classifier: Annotated[
-        Path | None, typer.Option("--classifier", help="Model that predicts the classes [default: the localizer].")
+        Path | None, typer.Option("--classifier", help="Model to predict the classes [default: the localizer].")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val].")] = None,
     scales: Annotated[list[int] | None, typer.Option("--scale", help="Shorter side for dense evaluation, px. Repeatable.")] = None,

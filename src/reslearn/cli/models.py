@@ -10,10 +10,7 @@ from reslearn.cli.options import Json
 from reslearn.errors import UserError
 
 
-def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list; * is a wildcard.")] = "*",
-    as_json: Json = False,
-) -> None:
+def models(pattern: Annotated[str, typer.Argument(help="Names to list; * is a wildcard.")] = "*", as_json: Json = False) -> None:
     """List networks with their cost and published errors.
 
     \b
@@ -32,7 +29,7 @@ def models(
 def summary(
     model: Annotated[str, typer.Argument(help="Network name, run folder or model file.")],
     input: Annotated[
-        str | None, typer.Option("--input", help="Input size, CHANNELSxHEIGHTxWIDTH [default: the network's own].")
+        str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH of the input [default: the network's own].")
     ] = None,
     every_row: Annotated[bool, typer.Option("--all", help="List every layer.")] = False,
     as_json: Json = False,
@@ -69,9 +66,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help=".pth, .pt, .th, .safetensors or .caffemodel file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
     net: Annotated[str | None, typer.Option("--net", help="Network name, if the file does not determine it.")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A-average. Repeatable.")
-    ] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A. Repeatable.")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="File of class names: one per line, or a JSON list.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Per-channel mean on [0, 1], such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation on [0, 1].")] = None,

@@ -12,7 +12,7 @@ def pack(
     data: Annotated[str, typer.Argument(help="Folder or list of images; with --verify, a packed folder.")],
     out: Annotated[Path | None, typer.Argument(help="New folder to write.")] = None,
     short_side: Annotated[
-        int | None, typer.Option("--short-side", min=16, max=4096, help="Scale the shorter side to this, px [default: 256].")
+        int | None, typer.Option("--short-side", min=16, max=4096, help="Shorter side, px [default: 256].")
     ] = None,
     quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="JPEG quality [default: 90].")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Keep all files byte for byte, without scaling.")] = False,

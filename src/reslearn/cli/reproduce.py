@@ -25,11 +25,9 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds per training.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data set, instead of the experiment's own.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="Train only this entry; reuse existing runs for the others. Repeatable.")
+        list[str] | None, typer.Option("--only", help="Train only this entry; reuse existing runs for the others.")
     ] = None,
-    models: Annotated[
-        list[Path] | None, typer.Option("--model", help="Measure this model instead of training. Repeatable.")
-    ] = None,
+    models: Annotated[list[Path] | None, typer.Option("--model", help="Measure this model instead of training.")] = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Train missing runs, or only read finished ones.")] = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs and results.")] = Path("reproduction"),
     as_json: Json = False,

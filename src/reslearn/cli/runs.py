@@ -85,9 +85,7 @@ def evaluate(
         Literal["center", "10crop", "multiscale", "dense"],
         typer.Option("--protocol", help="One center crop, ten crops, or fully convolutional at several scales or at one scale."),
     ] = "center",
-    scales: Annotated[
-        str | None, typer.Option("--scales", help="Shorter sides for multiscale or dense, px, such as 224,256.")
-    ] = None,
+    scales: Annotated[str | None, typer.Option("--scales", help="Shorter sides, px, such as 224,256 (multiscale, dense).")] = None,
     on_bad: Annotated[
         Literal["error", "skip"], typer.Option("--on-bad", help="Fail on files that cannot be read, or skip them.")
     ] = "error",
@@ -195,9 +193,7 @@ def predict(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of several seeds; several are overlaid.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML file to write [default: RUN/report.html for a single folder].")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file [default: RUN/report.html of a single run].")] = None,
 ) -> None:
     """Write an HTML report of one or several runs.
 
