@@ -1,4 +1,4 @@
-"""What one rank or several do, for comparison: `torchrun --nproc-per-node 2 ranked.py OUT` writes OUT.0 and OUT.1."""
+"""Training, sync BN and evaluation on one or several ranks: `torchrun --nproc-per-node 2 ranked.py OUT` writes OUT.0 and OUT.1."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from reslearn.training.stepper import make_stepper, pick
 from training_jobs import CPU, make_job, make_state, resident
 
 STEPS, SIZE = 30, 32
-# A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
+# With BN, rounding errors grow a hundredfold in these steps at lr 0.01.
 RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
 CASES: dict[str, dict[str, Any]] = {
     "no BN": {"net": {"name": "highway-19"}},
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
-    """Losses, the pixels that this rank saw (a hash of each image of each step) and the state at the end."""
+    """Losses, hashes of the images that this rank trained on, and the final state."""
     values = {"data": {"pad": 2}, "batch": {"size": SIZE}, "schedule": {"steps": STEPS, "lr": 0.01}, "ema": 0.9}
     recipe = validate(values | {"precision": "fp32", "execution": "eager"} | changes, ClassifyRecipe)
     job = make_job(recipe, resident(), execution=pick(recipe, CPU, resident=True)[0])
@@ -61,7 +61,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalize() -> dict[str, Any]:
-    """One BN layer on its rank's part of a batch of large mean: outputs, gradients and statistics."""
+    """Outputs, gradients and statistics of a BN layer on this rank's share of a batch with a large mean."""
     torch.manual_seed(1)
     shift = torch.tensor([0.0, 10, -100])[:, None, None]
     x, wanted = (torch.randn(12, 3, 5, 5, dtype=torch.float64) * 2 + shift for _ in range(2))
@@ -77,7 +77,7 @@ def normalize() -> dict[str, Any]:
 
 
 def evaluate(images: int, batch: int) -> dict[str, Any]:
-    """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
+    """Hashes of the logits of a split that the ranks share; the second image is unreadable."""
     torch.manual_seed(2)
     split, model, calls = resident(images), create("resnet8", 4), []
     if validation.Shard(split, batch).indices[1:2].tolist() == [1]:

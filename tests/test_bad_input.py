@@ -1,4 +1,4 @@
-"""Whatever a user gives that cannot be used: one clear line, exit code 2, and nothing left behind."""
+"""Invalid input: a one-line error, exit code 2, and no files written."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 def png(height: int, width: int) -> bytes:
-    """A valid PNG of black pixels, however large, in a few bytes."""
+    """A valid PNG of black pixels in a few bytes, for any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -46,7 +46,7 @@ def put(path: Path, content: bytes | str = b"") -> Path:
 
 
 def train_on(make: Callable[[Path], object], *more: str) -> Callable[[Path], Argv]:
-    """A case that makes something in a folder and trains on what comes back (or on the folder)."""
+    """A case that creates data and trains on it."""
 
     def case(tmp: Path) -> Argv:
         made = make(tmp / "data")
@@ -85,7 +85,7 @@ def truncated_photo(data: Path) -> None:
 
 
 def finished(tmp: Path) -> Path:
-    """A run that was trained here, in tmp/run, on tmp/data."""
+    """A finished run in tmp/run, on tmp/data."""
     draw_images(tmp / "data")
     settings = ["schedule.steps=4", "batch.size=4", "checkpoint.every=2"]
     reslearn.train(tmp / "data", model="resnet8", settings=settings, out=tmp / "run", quiet=True)
@@ -93,10 +93,10 @@ def finished(tmp: Path) -> Path:
 
 
 def interrupted(tmp: Path, spoil: Callable[[Path], object]) -> Argv:
-    """Resuming a run that did not reach its end, after something happened to its folder."""
+    """Resume an unfinished run whose folder was changed."""
     run = finished(tmp)
     (run / "result.json").unlink()
-    shutil.copytree(newest(run), run / "checkpoints" / "step-00000002")  # the one before, which goes when a run ends
+    shutil.copytree(newest(run), run / "checkpoints" / "step-00000002")  # the previous one, which is deleted at the end of a run
     spoil(run)
     return ["train", "--resume", str(run)]
 
@@ -112,7 +112,7 @@ def flip_bit(path: Path) -> None:
 
 
 def other_shapes(run: Path) -> None:
-    """A checkpoint that is whole, but of another network."""
+    """Replace the checkpoint by a valid one of another network."""
     saved = checkpoint.load(newest(run))
     saved.model["fc.weight"] = torch.zeros(3, 64)
     step = int(newest(run).name.split("-")[1])
@@ -302,7 +302,7 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_in_tmp")
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, run_cli: RunCli) -> None:
+def test_invalid_input_gives_a_one_line_error_and_writes_nothing(case: str, tmp_path: Path, run_cli: RunCli) -> None:
     make, said = CASES[case]
     argv = make(tmp_path)
     before = tree(tmp_path)
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, run
     assert tree(tmp_path) == before
 
 
-def test_a_run_that_another_process_is_at(tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_locked_run(tmp_path: Path, run_cli: RunCli) -> None:
     argv = interrupted(tmp_path, lambda run: None)
     with FileLock(tmp_path / "run" / "lock"):
         code, _, err = run_cli(*argv)
@@ -336,7 +336,7 @@ def test_a_disk_that_cannot_be_written(small_disk: Path, tmp_path: Path, run_cli
     assert code == 2 and err.count("\n") == 1 and "read-only" in err
 
 
-def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(tmp_path: Path, run_cli: RunCli) -> None:
+def test_predict_reports_a_broken_file_and_predicts_the_others(tmp_path: Path, run_cli: RunCli) -> None:
     folder = draw_images(tmp_path / "d", each=2)
     put(folder / "a" / "x.png", "<html>")
     path = model(tmp_path)
@@ -347,7 +347,7 @@ def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(tmp_pat
     assert sum("predictions" in line for line in lines) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_non_finite_loss_stops_the_run_before_the_update(tmp_path: Path, run_cli: RunCli) -> None:
     argv = good_folder_with("--set", "schedule.lr=1e30", "--set", "schedule.steps=50", "--set", "checkpoint.every=1")(tmp_path)
     code, _, err = run_cli(*argv)
     assert code == 2 and err.count("\n") == 1

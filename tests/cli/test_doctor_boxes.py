@@ -1,4 +1,4 @@
-"""reslearn doctor on sets with boxes: what it prints, its exit codes, options that do not apply."""
+"""reslearn doctor on sets with boxes: output, exit codes and inapplicable options."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def boxes(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_faults_are_printed_and_repaired(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli("doctor", boxes, "--size", "40", "--fix", tmp_path / "clean")
     assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
     for words in (
@@ -48,11 +48,11 @@ def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_
         (("--size", "huge"), "--size huge: write the shorter side in px, such as 600, or with the longest, 600,1000"),
     ],
 )
-def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
+def test_invalid_options(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
     assert run_cli("doctor", boxes, *words) == (2, "", f"reslearn: {says}\n")
 
 
-def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_size_applies_to_sets_with_boxes_only(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
     says = f"reslearn: --size applies to sets with boxes only, and {images} has none\n"
     assert run_cli("doctor", images, "--size", "600") == (2, "", says)
     code, out, err = run_cli("doctor", tmp_path / "none.json")
@@ -61,7 +61,7 @@ def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCl
 
 @pytest.mark.parametrize("files", [("labels/train/a.txt", "images/train/a.jpg"), ("data.yaml", "train/images/a.jpg")])
 @pytest.mark.parametrize("words", [("doctor",), ("detect", "train")])
-def test_yolos_layout_is_refused_by_name(
+def test_yolo_layout_is_rejected(
     files: tuple[str, str],
     words: tuple[str, ...],
     tmp_path: Path,

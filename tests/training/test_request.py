@@ -1,4 +1,4 @@
-"""What can be asked of a run: settings in every form, recipe objects, paths; and what contradicts itself."""
+"""Requests: settings in every form, recipe objects, paths and contradictions."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_settings_are_a_list_a_mapping_or_nested(settings: Any) -> None:
     assert parse("data", settings=settings, seed=3, model="resnet8").settings == asked | {"seed": 3, "net.name": "resnet8"}
 
 
-def test_one_setting_may_be_given_as_text_and_python_says_true_its_own_way() -> None:
+def test_a_setting_may_be_a_string_and_use_python_literals() -> None:
     assert parse("data", settings="data.flip=True").settings == {"data.flip": True}
     assert parse("data", settings=["data.flip=False", "ema=None", "loss.class_weights=none"]).settings == {
         "data.flip": False,
@@ -39,7 +39,7 @@ def test_one_setting_may_be_given_as_text_and_python_says_true_its_own_way() -> 
     }
 
 
-def test_the_last_of_equal_settings_counts() -> None:
+def test_the_last_of_repeated_settings_wins() -> None:
     assert parse("data", settings=["ema=0.5", "ema=0.9"]).settings == {"ema": 0.9}
 
 
@@ -75,7 +75,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_contradicts_itself_is_refused_in_one_line(case: str) -> None:
+def test_invalid_requests_give_a_one_line_error(case: str) -> None:
     asked, said = REFUSED[case]
     with pytest.raises(UserError) as caught:
         parse("data", **asked)
@@ -91,14 +91,14 @@ TEXT = st.text() | st.sampled_from(ODD)
     settings=st.lists(st.builds("{}={}".format, st.sampled_from(keys(ClassifyRecipe) + keys(DetectRecipe)) | TEXT, TEXT) | TEXT),
     options=st.fixed_dictionaries({}, optional={"model": TEXT, "recipe": TEXT, "seed": st.integers(), "init": TEXT}),
 )
-def test_whatever_is_written_is_a_request_or_one_line(task: str, settings: list[str], options: dict[str, Any]) -> None:
+def test_any_text_gives_a_request_or_a_one_line_error(task: str, settings: list[str], options: dict[str, Any]) -> None:
     try:
         assert isinstance(parse("data", task=task, settings=settings, **options), TrainRequest)
     except UserError as error:
         assert "\n" not in str(error)
 
 
-def test_a_recipe_object_trains_as_its_file_does(images: Path, tmp_path: Path) -> None:
+def test_a_recipe_object_equals_its_file(images: Path, tmp_path: Path) -> None:
     recipe, file = validate(QUICK | {"data": {"pad": 2}}, ClassifyRecipe), tmp_path / "mine.json"
     file.write_text(recipe.model_dump_json())
     runs = [train(images, each, out=tmp_path / f"{i}", quiet=True).folder for i, each in enumerate((recipe, file))]

@@ -1,4 +1,4 @@
-"""Real processes, real kills: what comes out of an interrupted run is what comes out of the whole one."""
+"""Interrupted and killed runs, in real processes, end with the same weights as uninterrupted ones."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from command_line import run_python, start_reslearn
 ROOT = Path(__file__).parents[2]
 
 
-def test_runs_killed_at_random_moments_end_bit_for_bit_the_same() -> None:
+def test_runs_killed_at_random_moments_resume_bit_for_bit() -> None:
     script = ROOT / "benchmarks" / "kill_and_resume.py"
     done = run_python(script, "--runs", 3, "--seed", os.getpid())
     assert done.code == 0, done.out + done.err

@@ -1,4 +1,4 @@
-"""Every execution mode gives the same losses from the same batches; what cannot be used is refused by name."""
+"""Execution modes give the same losses from the same batches; unavailable ones are rejected."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def recipe(**changes: Any) -> ClassifyRecipe:
 
 
 def losses(make: str | Callable[..., Stepper], steps: int = STEPS, **changes: Any) -> tuple[list[float], list[list[int]], State]:
-    """The loss and the indices of each step."""
+    """The losses and the indices of all steps, and the final state."""
     made = recipe(**changes)
     execution = pick(made, CPU, resident=True, mode=make)[0] if isinstance(make, str) else "eager"
     job = make_job(made, resident(), execution=execution)
@@ -73,7 +73,7 @@ def difference(one: list[float], other: list[float]) -> float:
 def test_every_execution_mode_gives_the_losses_of_eager(mode: str, net: str) -> None:
     name, _, order = net.partition("-")
     options = {"name": name, "order": order} if order else {"name": name}
-    # A rounding grows a hundredfold in these steps at lr 0.01, whatever it comes from (another number of threads, say).
+    # Rounding errors grow a hundredfold in these steps at lr 0.01.
     changes: dict[str, Any] = {"net": options, "schedule": {"steps": STEPS, "lr": 3e-4}}
     eager, batches, _ = losses("eager", **changes)
     other, same, _ = losses(mode, **changes)
@@ -81,7 +81,7 @@ def test_every_execution_mode_gives_the_losses_of_eager(mode: str, net: str) -> 
     assert 0 < difference(eager, other) < 1e-5 and eager[-1] < eager[0]
 
 
-def test_on_the_device_is_as_on_the_host() -> None:
+def test_the_device_stepper_equals_the_host_stepper() -> None:
     host, batches, one = losses(DIRECTLY["host"])
     device, same, other = losses(DIRECTLY["device"])
     assert batches == same and difference(host, device) < 1e-6
@@ -97,7 +97,7 @@ def test_bf16_is_near_fp32() -> None:
 
 
 @pytest.mark.parametrize("how", DIRECTLY)
-def test_what_is_not_finite_changes_nothing(how: str) -> None:
+def test_a_non_finite_step_changes_nothing(how: str) -> None:
     job = make_job(recipe(), resident())
     state = make_state(job, create("resnet8", 4))
     stepper = DIRECTLY[how](job, state)
@@ -115,7 +115,7 @@ def test_what_is_not_finite_changes_nothing(how: str) -> None:
     assert torch.equal(buffer, state.optimizer.state[state.model.conv1.weight]["momentum_buffer"])  # type: ignore[union-attr,index]
 
 
-def test_what_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unavailable_modes_are_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="execution=captured is not available: it is for GPUs"):
         pick(recipe(), CPU, resident=True, mode="captured")
     cuda = torch.device("cuda")
@@ -139,7 +139,7 @@ def test_what_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch,
         pick(recipe(), CPU, resident=True, mode="fused")
 
 
-def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:
+def test_recipe_json_records_the_execution_mode(tmp_path: Path, images: Path) -> None:
     run = train(
         images, model="resnet8", settings=["schedule.steps=2", "batch.size=4", "execution=eager"], out=tmp_path / "run", quiet=True
     )
@@ -148,7 +148,7 @@ def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["eager", "fused"])
 @pytest.mark.parametrize("options", [{}, {"last_survival": 0.5}], ids=str)
-def test_recomputing_changes_no_bit_and_keeps_less(mode: str, options: dict[str, Any]) -> None:
+def test_recomputing_saves_memory_and_changes_no_bit(mode: str, options: dict[str, Any]) -> None:
     results = []
     for recompute in (False, True):
         kept = 0
