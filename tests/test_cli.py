@@ -71,7 +71,7 @@ def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path
     run, data = trained
     done = run_cli("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
     assert done.code == 0, done.err
-    assert "80 images" in done.out and "is 0; 0 predictions differ" in done.out
+    assert "80 images" in done.out and ": 0; 0 predictions differ" in done.out
     deep, shallow = reslearn.load(tmp_path / "deep.safetensors"), reslearn.load(run)
     assert deep.card.net == "resnet20" and deep.card.classes == shallow.card.classes
     files = sorted(data.rglob("*.png"))

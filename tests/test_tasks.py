@@ -62,6 +62,7 @@ def test_it_trains_and_resumes_bit_for_bit(site: Path, data: Path, tmp_path: Pat
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["event"] == "train"]
     assert len(losses) == 8 and losses[-1] < losses[0] and whole.result["last"]["val"]["n"] == 8
+    assert not any("error" in line for line in lines), "the task does not count wrong images"
     assert whole.result["best"]["step"] in (4, 8) and whole.result["shown"] == "val"
 
     out = tmp_path / "stopped"

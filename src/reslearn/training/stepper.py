@@ -245,6 +245,7 @@ class DeviceStepper(_BaseStepper):
         if getattr(optimizer, "found_inf", None) is not self.failed:  # a new phase has a new optimizer
             self.graph, optimizer.found_inf = None, self.failed  # type: ignore[attr-defined]  # PyTorch skips the update if it is 1
         self.sums.copy_(torch.tensor([progress.loss, progress.wrong or 0, progress.warmup_wrong], dtype=torch.float64))
+        self.counted |= progress.wrong is not None
         self.begun = progress.step
         self.good.zero_()
 
