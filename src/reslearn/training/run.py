@@ -1,10 +1,10 @@
 """Starts, resumes and finishes runs."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class Run:
 def free_name(data: str, net: str, parent: Path = Path("runs")) -> Path:
     """runs/DATA-NET, or runs/DATA-NET-2, ... if that exists."""
     stem = f"{Path(data).name}-{net}"
-    names = (parent / (stem if i == 1 else f"{stem}-{i}") for i in range(1, sys.maxsize))
-    return next(path for path in names if not path.exists())
+    paths = (parent / (stem if i == 1 else f"{stem}-{i}") for i in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def train(request: TrainRequest) -> Run:
@@ -213,8 +213,8 @@ def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
     machine, recipe, display = job.facts["machine"], job.recipe, job.display
     for line in job.task.introduce(job):
         display.say(line)
-    count = f"{machine['ranks']} ranks, " if "ranks" in machine else ""
-    details = f"{count}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['execution']}"
+    several = f"{machine['ranks']} ranks, " if "ranks" in machine else ""
+    details = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['execution']}"
     display.say(f"machine  {machine['processor']} ({details})")
     for line in job.facts["chose"]:
         display.say(f"chose    {line}")
