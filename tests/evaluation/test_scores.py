@@ -123,7 +123,7 @@ def test_the_commands(models: list[Path], photos3: Path, tmp_path: Path, monkeyp
     assert code == 0 and found["confusion"] == together["confusion"]
     assert found["loss"] == pytest.approx(together["loss"]) and load_scores(Path("both.npz")).names
     code, said, _ = run_cli("ensemble", "m0.npz", "m1.npz")
-    assert code == 0 and "15 images, 10crop, mirrored" in said and said.count(" alone") == 2 and "together)" in said
+    assert code == 0 and "15 images, 10crop, mirrored" in said and said.count(" alone") == 2 and "ensemble)" in said
     words = ["eval", models[0], photos3, "--protocol", "multiscale", "--scales", "32,48", "--json"]
     assert json.loads(run_cli(*words)[1])["protocol"] == "multiscale 32 48, mirrored"
 

@@ -279,7 +279,7 @@ def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
         return f"no key '{key}'{did_you_mean(key, [*keys(kind), 'base'])}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # a list that is too short
         indices = [problem["loc"][-1] for problem in error.errors() if problem["loc"][:-1] == first["loc"][:-1]]
-        return f"{key}: needs {1 + max(i for i in indices if isinstance(i, int))} values (not {first['input']!r})"
+        return f"{key}: takes {1 + max(i for i in indices if isinstance(i, int))} values (not {first['input']!r})"
     if first["type"] == "missing":
         return f'{key} is missing: set it, or start from a base recipe, such as base = "{base}"'
     message = first["msg"].removeprefix("Value error, ")
