@@ -89,13 +89,13 @@ def main() -> None:
                 code = exit_code(process)
                 row["seconds_to_end"] = round(time.monotonic() - started, 1)
                 text = log.read_text()
-                message = rf"rank {rank} has not answered" if options.hang else rf"rank\s*: {rank} .*\n\s*exitcode\s*: -9"
+                message = rf"rank {rank} has not responded" if options.hang else rf"rank\s*: {rank} .*\n\s*exitcode\s*: -9"
                 row["names_the_rank"], row["says"] = bool(re.search(message, text)), re.findall(r"reslearn: .*", text)
                 row["ended_in_time"] = code != 0 and row["seconds_to_end"] < MAX_SECONDS
                 wait(start_ranks(["--resume", str(run)], log, cache), log)
             else:
                 wait(process, log)
-                row["names_the_rank"] = not options.hang or f"rank {rank} has not answered" in log.read_text()
+                row["names_the_rank"] = not options.hang or f"rank {rank} has not responded" in log.read_text()
             actual = state(run)
             row["differs"] = [key for key in actual if actual[key] != expected[key]]
             row["identical"] = not row["differs"] and row.get("names_the_rank", True) and row.get("ended_in_time", True)

@@ -1,4 +1,4 @@
-"""The command line: in this process (the fixture run_cli), or in a process of its own."""
+"""Runs the command line in this process (the fixture run_cli) or in a subprocess."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ class RunCli(Protocol):
     def __call__(self, *words: object) -> Result: ...
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")  # arguments of Python
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def start_python(*arguments: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
@@ -36,7 +36,7 @@ def run_python(*arguments: object, **options: Any) -> Result:
         try:
             out, err = process.communicate(timeout=900)
         finally:
-            process.kill()  # where it has not ended
+            process.kill()  # if it is still running
     return Result(process.returncode, out, err)
 
 

@@ -1,4 +1,4 @@
-"""What tests share: real data where RESLEARN_DATA points to it, small folders of images, a cache of their own."""
+"""Shared fixtures: real data from RESLEARN_DATA, small image folders, a cache per test."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled kernels are kept for all tests."""
+    """The folder of compiled kernels, shared by all tests."""
     return tmp_path_factory.mktemp("kernels")
 
 

@@ -1,4 +1,4 @@
-"""What one rank or several do, for comparison: `torchrun --nproc-per-node 2 ranked.py OUT` writes OUT.0 and OUT.1."""
+"""Training, sync BN and evaluation on one or several ranks: `torchrun --nproc-per-node 2 ranked.py OUT` writes OUT.0 and OUT.1."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from torch import nn
 from reslearn import create
 from reslearn.classify import validation
 from reslearn.classify.recipes import ClassifyRecipe
+from reslearn.classify.sync_bn import synchronized
 from reslearn.classify.task import ImageExamples
 from reslearn.data.sampling import checksum
 from reslearn.training import ranks, runtime
 from reslearn.training.recipe import validate
 from reslearn.training.stepper import make_stepper, pick
-from reslearn.training.sync_bn import synchronized
 from training_jobs import CPU, make_job, make_state, resident
 
 STEPS, SIZE = 10, 32
-# A rounding grows a hundredfold in these steps at lr 0.01 where there is BN, whatever it comes from.
+# With BN, rounding errors grow a hundredfold in these steps at lr 0.01.
 RESNET = {"net": {"name": "resnet8"}, "schedule": {"steps": STEPS, "lr": 0.001}}
 CASES: dict[str, dict[str, Any]] = {
     "no BN": {"net": {"name": "highway-19"}},
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
-    """Losses, the pixels that this rank saw (a hash of each image of each step) and the state at the end."""
+    """Losses, hashes of the images that this rank trained on, and the final state."""
     values = {"data": {"pad": 2}, "batch": {"size": SIZE}, "schedule": {"steps": STEPS, "lr": 0.01}, "ema": 0.9}
     recipe = validate(values | {"precision": "fp32", "execution": "eager"} | changes, ClassifyRecipe)
     job = make_job(recipe, resident(), execution=pick(recipe, CPU, resident=True)[0])
@@ -46,7 +46,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     stepper = make_stepper(job, state)
     losses, seen, stream, before = [], [], 0, 0.0
     for step in range(STEPS):
-        runtime.seed_step(recipe.seed, step, ranks.draws(model))
+        runtime.seed_step(recipe.seed, step, ranks.seed_rank(model))
         batch, own = stepper.prepare(step), ranks.own(SIZE)
         assert isinstance(batch.examples, ImageExamples)
         seen.append([hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8] for image in batch.examples.images.contiguous()])
@@ -61,7 +61,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalize() -> dict[str, Any]:
-    """One BN layer on its rank's part of a batch of large mean: outputs, gradients and statistics."""
+    """Outputs, gradients and statistics of a BN layer on this rank's share of a batch with a large mean."""
     torch.manual_seed(1)
     shift = torch.tensor([0.0, 10, -100])[:, None, None]
     x, wanted = (torch.randn(12, 3, 5, 5, dtype=torch.float64) * 2 + shift for _ in range(2))
@@ -77,10 +77,10 @@ def normalize() -> dict[str, Any]:
 
 
 def evaluate(images: int, batch: int) -> dict[str, Any]:
-    """Logits of a split, hashed, when each rank sees a part; the second image cannot be read."""
+    """Hashes of the logits of a split that the ranks share; the second image is unreadable."""
     torch.manual_seed(2)
     split, model, calls = resident(images), create("resnet8", 4), []
-    if validation.Shard(split, batch).places[1:2].tolist() == [1]:
+    if validation.Shard(split, batch).indices[1:2].tolist() == [1]:
         split.holes, split.bad = {1}, {"1": "broken"}
     seen = validation.single_view(model, split, batch=batch, progress=calls.append)
     digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in seen.logits]

@@ -52,7 +52,7 @@ def train(data: str, changes: dict[str, Any]) -> dict[str, Any]:
     state = make_state(job, model if recipe.alternate is None else Alternating(model))
     stepper, found, digests = make_stepper(job, state), [], []
     for step in range(STEPS):
-        runtime.seed_step(recipe.seed, step, ranks.draws(model))
+        runtime.seed_step(recipe.seed, step, ranks.seed_rank(model))
         before = dict(state.progress.losses)
         stepper(stepper.prepare(step))
         found.append({name: (sum_ - before.get(name, 0.0)) / SIZE for name, sum_ in state.progress.losses.items()})

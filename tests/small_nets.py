@@ -1,4 +1,4 @@
-"""Small networks that do something, and batches for them."""
+"""Small networks with non-trivial BN layers, and batches for them."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from reslearn import create
 
 
 def network(name: str, seed: int = 0, **options: object) -> nn.Module:
-    """A network of four classes in evaluation, whose BN layers do something."""
+    """A network of four classes in evaluation mode, with random BN parameters and statistics."""
     torch.manual_seed(seed)
     model = create(name, 4, **options)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Whatever a user gives that cannot be used: one clear line, exit code 2, and nothing left behind."""
+"""Invalid input: a one-line error, exit code 2, and no files written."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 def png(height: int, width: int) -> bytes:
-    """A valid PNG of black pixels, however large, in a few bytes."""
+    """A valid PNG of black pixels in a few bytes, for any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -46,7 +46,7 @@ def put(path: Path, content: bytes | str = b"") -> Path:
 
 
 def train_on(make: Callable[[Path], object], *more: str) -> Callable[[Path], Argv]:
-    """A case that makes something in a folder and trains on what comes back (or on the folder)."""
+    """A case that creates data and trains on it."""
 
     def case(tmp: Path) -> Argv:
         made = make(tmp / "data")
@@ -85,7 +85,7 @@ def truncated_photo(data: Path) -> None:
 
 
 def finished(tmp: Path) -> Path:
-    """A run that was trained here, in tmp/run, on tmp/data."""
+    """A finished run in tmp/run, on tmp/data."""
     draw_images(tmp / "data")
     settings = ["schedule.steps=4", "batch.size=4", "checkpoint.every=2"]
     reslearn.train(tmp / "data", model="resnet8", settings=settings, out=tmp / "run", quiet=True)
@@ -93,16 +93,16 @@ def finished(tmp: Path) -> Path:
 
 
 def interrupted(tmp: Path, spoil: Callable[[Path], object]) -> Argv:
-    """Resuming a run that did not reach its end, after something happened to its folder."""
+    """Resume an unfinished run whose folder was changed."""
     run = finished(tmp)
     (run / "result.json").unlink()
-    shutil.copytree(newest(run), run / "checkpoints" / "step-00000002")  # the one before, which goes when a run ends
+    shutil.copytree(newest(run), run / "checkpoints" / "step-00000002")  # the previous one, which is deleted at the end of a run
     spoil(run)
     return ["train", "--resume", str(run)]
 
 
 def newest(run: Path) -> Path:
-    return checkpoint.found(run / "checkpoints")[-1]
+    return checkpoint.find(run / "checkpoints")[-1]
 
 
 def flip_bit(path: Path) -> None:
@@ -112,11 +112,11 @@ def flip_bit(path: Path) -> None:
 
 
 def other_shapes(run: Path) -> None:
-    """A checkpoint that is whole, but of another network."""
+    """Replace the checkpoint by a valid one of another network."""
     saved = checkpoint.load(newest(run))
     saved.model["fc.weight"] = torch.zeros(3, 64)
     step = int(newest(run).name.split("-")[1])
-    for old in checkpoint.found(run / "checkpoints"):
+    for old in checkpoint.find(run / "checkpoints"):
         for file in old.iterdir():
             file.unlink()
         old.rmdir()
@@ -221,9 +221,9 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "unknown option": (lambda t: ["train", "x", "--modle", "y"], "--model"),
     "nothing to train on": (lambda t: ["train", "--seed", "1"], "reslearn train DATA"),
     "unknown device": (good_folder_with("--device", "gpu"), "no device 'gpu'"),
-    "a device that is not there": (good_folder_with("--device", "cuda"), "is not available here"),
+    "a device that is not there": (good_folder_with("--device", "cuda"), "is not available; available: "),
     # run folders
-    "a run in the same folder": (lambda t: (finished(t), good_folder_with()(t))[1], "holds a run already"),
+    "a run in the same folder": (lambda t: (finished(t), good_folder_with()(t))[1], "already contains a run"),
     "a folder with other things": (full_run_folder, "not an empty folder"),
     "a file instead of a folder": (empty_file_for_run, "not an empty folder"),
     "resume with a recipe": (lambda t: ["train", "--resume", str(t), "--seed", "0"], "--seed"),
@@ -277,7 +277,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     ),
     "a set with boxes": (
         lambda t: ["eval", str(model(t)), str(put(t / "d" / "annotations" / "instances_test.json").parents[1])],
-        "/d is a set with boxes: a detector is tested on it, by reslearn detect eval",
+        "/d is a set with boxes: evaluate a detector on it with reslearn detect eval",
     ),
     "two formats at once": (lambda t: ["predict", str(model(t)), str(t), "--json", "--csv"], "choose --json or --csv"),
     "no class at all": (lambda t: ["predict", str(model(t)), str(t), "--top", "0"], "--top"),
@@ -302,7 +302,7 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_in_tmp")
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, run_cli: RunCli) -> None:
+def test_invalid_input_gives_a_one_line_error_and_writes_nothing(case: str, tmp_path: Path, run_cli: RunCli) -> None:
     make, said = CASES[case]
     argv = make(tmp_path)
     before = tree(tmp_path)
@@ -313,11 +313,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, run
     assert tree(tmp_path) == before
 
 
-def test_a_run_that_another_process_is_at(tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_locked_run(tmp_path: Path, run_cli: RunCli) -> None:
     argv = interrupted(tmp_path, lambda run: None)
     with FileLock(tmp_path / "run" / "lock"):
         code, _, err = run_cli(*argv)
-    assert code == 2 and "another process is at work" in err
+    assert code == 2 and "another process is using" in err
 
 
 def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, run_cli: RunCli) -> None:
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_during_a_run(small_disk: Path, tmp_path: Path, run
     settings = ["--set", "schedule.steps=9", "--set", "checkpoint.every=1", "--set", "batch.size=4"]
     code, _, err = run_cli("train", str(data), "--model", "resnet14", "--out", str(small_disk / "run"), *settings)
     assert code == 2 and err.count("\n") == 1 and "the disk is full" in err
-    for path in checkpoint.found(small_disk / "run" / "checkpoints"):
+    for path in checkpoint.find(small_disk / "run" / "checkpoints"):
         checkpoint.load(path)
     assert not [p for p in small_disk.rglob("*") if "partial" in p.name]
 
@@ -336,7 +336,7 @@ def test_a_disk_that_cannot_be_written(small_disk: Path, tmp_path: Path, run_cli
     assert code == 2 and err.count("\n") == 1 and "read-only" in err
 
 
-def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(tmp_path: Path, run_cli: RunCli) -> None:
+def test_predict_reports_a_broken_file_and_predicts_the_others(tmp_path: Path, run_cli: RunCli) -> None:
     folder = draw_images(tmp_path / "d", each=2)
     put(folder / "a" / "x.png", "<html>")
     path = model(tmp_path)
@@ -347,7 +347,7 @@ def test_a_broken_file_among_good_ones_is_named_and_the_others_predicted(tmp_pat
     assert sum("predictions" in line for line in lines) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_non_finite_loss_stops_the_run_before_the_update(tmp_path: Path, run_cli: RunCli) -> None:
     argv = good_folder_with("--set", "schedule.lr=1e30", "--set", "schedule.steps=50", "--set", "checkpoint.every=1")(tmp_path)
     code, _, err = run_cli(*argv)
     assert code == 2 and err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The command line, end to end, trained by a process; and the Python face."""
+"""The command line and the Python functions, end to end."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ COMMANDS = ["train", "eval", "ensemble", "predict", "report", "pack", "doctor", 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(run, data): a short run of the command line on a folder of two classes that are easy to tell apart."""
+    """(run, data): a short run on two classes that are easy to tell apart."""
     folder = tmp_path_factory.mktemp("cli")
     data = draw_images(folder / "data", each=40)
     done = run_reslearn("train", data, "--model", "resnet8", "--out", folder / "run", "--set", "schedule.epochs=12")
@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "run", data
 
 
-def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
+def test_contents_of_a_run_folder(trained: tuple[Path, Path]) -> None:
     run, _ = trained
     names = {p.name for p in run.iterdir()}
     assert names >= {"recipe.json", "metrics.jsonl", "result.json", "split.json", "report.html", "model.safetensors"}
@@ -40,7 +40,7 @@ def test_a_run_folder_holds_what_it_should(trained: tuple[Path, Path]) -> None:
         assert sheet.size == (12 * 18, 4 * 18)
 
 
-def test_eval_takes_the_images_that_the_run_held_out(trained: tuple[Path, Path], run_cli: RunCli) -> None:
+def test_eval_uses_the_held_out_images_of_the_run(trained: tuple[Path, Path], run_cli: RunCli) -> None:
     run, data = trained
     result = json.loads(run_cli("eval", run, data, "--json").out)
     last = json.loads((run / "result.json").read_text())["last"]["test"]
@@ -71,14 +71,14 @@ def test_deepen_writes_a_deeper_model_that_predicts_the_same(trained: tuple[Path
     run, data = trained
     done = run_cli("deepen", run, "resnet20", "-o", tmp_path / "deep.safetensors", "--data", data)
     assert done.code == 0, done.err
-    assert "80 images" in done.out and "is 0; 0 predictions differ" in done.out
+    assert "80 images" in done.out and ": 0; 0 predictions differ" in done.out
     deep, shallow = reslearn.load(tmp_path / "deep.safetensors"), reslearn.load(run)
     assert deep.card.net == "resnet20" and deep.card.classes == shallow.card.classes
     files = sorted(data.rglob("*.png"))
     assert [p.classes for p in reslearn.predict(deep, files)] == [p.classes for p in reslearn.predict(shallow, files)]
 
 
-def test_the_python_face_in_three_lines(trained: tuple[Path, Path]) -> None:
+def test_python_functions(trained: tuple[Path, Path]) -> None:
     run, data = trained
     model = reslearn.load(run)
     (prediction,) = reslearn.predict(model, data / "a" / "3.png")
@@ -113,7 +113,7 @@ def test_photos_train_evaluate_and_predict(tmp_path: Path) -> None:
     assert {name for name, _ in prediction.classes} == {"a", "b"}
 
 
-def test_one_image_a_class_trains_without_a_special_case(tmp_path: Path) -> None:
+def test_one_image_per_class(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "d", classes="abcdefgh", each=1)
     run = reslearn.train(data, model="resnet8", settings=["schedule.steps=3"], out=tmp_path / "run", quiet=True)
     assert run.result["last"]["train"]["n"] == 8 and "val" not in run.result["last"]

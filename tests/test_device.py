@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Device and precision."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Some of the goldens (see goldens.py): the weights to the bit on the machine of the record, the losses everywhere."""
+"""Some of the goldens (see goldens.py): exact weights on the recorded machine, approximate losses elsewhere."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ OTHERS = ("options-eager", "stochastic-depth-fused", "photos-eager", "c4-fused",
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_a_run_is_what_it_was(name: str, tmp_path: Path) -> None:
+def test_runs_match_the_record(name: str, tmp_path: Path) -> None:
     now, before = goldens.run(name, tmp_path), RECORD["cases"][name]
     assert len(now["losses"]) == len(before["losses"])
     assert now["losses"][0] == pytest.approx(before["losses"][0], rel=0.05)  # later ones drift apart where the rounding differs
@@ -25,7 +25,7 @@ def test_every_case_is_recorded() -> None:
     assert set(RECORD["cases"]) == {*goldens.CASES, *goldens.RANKS}
 
 
-def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+def test_the_digest_detects_a_changed_weight(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Rooms can be removed: without one of them the others import, their commands run and their tests pass."""
+"""Packages can be removed: without one of them, the others import, their commands run and their tests pass."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tasks by name: those of this package, and one of another package that is trained by the same core."""
+"""Tasks by name, and a task of another package trained by the same core."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from reslearn.training.request import parse
 
 
 def register(site: Path, name: str, target: str) -> None:
-    """What installing a package with this entry point leaves in a folder of installed packages."""
+    """Create the metadata of an installed package with this entry point."""
     info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -25,7 +25,7 @@ def register(site: Path, name: str, target: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages: one has a task, one a task that cannot be imported."""
+    """A folder of installed packages: one with a task, two with tasks that cannot be imported."""
     register(tmp_path / "site", "brightness", "toy_task:BRIGHTNESS")
     register(tmp_path / "site", "broken", "package_that_is_not_there:TASK")
     register(tmp_path / "site", "renamed", "toy_task:NO_SUCH_TASK")
@@ -37,7 +37,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """40 images of every brightness."""
+    """40 images of random brightness."""
     numbers = np.random.default_rng(0)
     images = numbers.random((40, 3, 8, 8)) * numbers.random((40, 1, 1, 1))
     np.save(tmp_path / "images.npy", images.astype(np.float32))
@@ -57,11 +57,12 @@ def test_a_task_of_another_package_is_found_by_name(site: Path) -> None:
             tasks.get(name)
 
 
-def test_it_is_trained_by_the_core_and_resumes_bit_for_bit(site: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_it_trains_and_resumes_bit_for_bit(site: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     whole = train(data, task="brightness", settings=SETTINGS, out=tmp_path / "whole", quiet=True)
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["event"] == "train"]
     assert len(losses) == 8 and losses[-1] < losses[0] and whole.result["last"]["val"]["n"] == 8
+    assert not any("error" in line for line in lines), "the task does not count wrong images"
     assert whole.result["best"]["step"] in (4, 8) and whole.result["shown"] == "val"
 
     out = tmp_path / "stopped"
@@ -77,7 +78,7 @@ def test_it_is_trained_by_the_core_and_resumes_bit_for_bit(site: Path, data: Pat
     assert (out / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
-def test_its_data_its_seeds_and_its_recipes_are_the_cores_affair(site: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_seeds_recipes_and_changed_data(site: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     request = parse(data, "brightness-quick", task="brightness", settings=SETTINGS, seed=3, out=tmp_path / "many", quiet=True)
     first, second = api.train_seeds(2, request)
     assert [first.folder.name, second.folder.name] == ["seed-3", "seed-4"]

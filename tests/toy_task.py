@@ -1,4 +1,4 @@
-"""A task of another package, found through its entry point: how bright is an image? Its data set is a .npy file, (N, 3, H, W)."""
+"""A task of another package: predict the brightness of an image. Its data set is a .npy file, float32 (N, 3, H, W)."""
 
 import hashlib
 import json
@@ -29,11 +29,12 @@ NAMED = {"brightness-quick": quick}
 
 @dataclass(frozen=True)
 class Images:
-    """A data set, a split of it, or examples of a step."""
+    """A data set, a split of it, or the examples of a step."""
 
     images: Tensor
     name: str = "images"
     classes: tuple[str, ...] = ("brightness",)
+    has_val = False
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +90,7 @@ class Brightness(Task[Recipe, Images, Images]):
     def examples(self, job: Job, draws: Draws):
         return Images(job.sources.train.images[draws.indices])
 
-    def evaluate(self, job, model, source, *, precision, progress, forward=None, full=False):
+    def evaluate(self, job, model, source, options):
         with torch.no_grad():
             loss = source.squared_error(model.eval()).item()
         model.train()

@@ -1,4 +1,4 @@
-"""Recipes, jobs and steps of trainings that have no run folder."""
+"""Recipes, jobs and steps without a run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +24,12 @@ VIEW = Preprocessing(channels=3, size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3
 
 
 def resolved(data: Any, recipe: Any = None, model: str | None = None, settings: Any = (), **options: Any) -> tuple[Any, list[str]]:
-    """The recipe of a run on a data set that is already open, and sentences on what was chosen; options as for parse."""
+    """The recipe of a run on an opened data set, and its notes. Options as for parse."""
     return resolve(parse("data", recipe, model=model, settings=settings, **options), data)
 
 
 def resident(images: int = 100, pad: int = 2) -> Resident:
-    """Small images of four classes, in memory."""
+    """Small in-memory images of four classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 4, (images,), generator=generator)
@@ -39,19 +39,19 @@ def resident(images: int = 100, pad: int = 2) -> Resident:
 
 
 def make_job(recipe: Any, train: Any, task: Any = CLASSIFY, execution: str = "eager", classes: Sequence[str] = "abcd") -> Job:
-    """A job on these training images, without a folder."""
+    """A job without a run folder."""
     data: Any = SimpleNamespace(name="data", classes=tuple(classes))
     return Job(Path("nowhere"), {}, task, recipe, data, Sources(train, None, None, VIEW), CPU, execution, Display(True))
 
 
 def make_state(job: Job[Any, Any, Any], model: torch.nn.Module) -> State:
-    """The state of a job before its first step, with this network."""
+    """The state of a job before its first step."""
     model = fuse(model) if job.execution == "fused" else model
     return State(model.train(), job.recipe, job.task.phases(job.recipe, len(job.sources.train)), job.task)
 
 
 def take_step(stepper: Stepper, state: State) -> None:
-    """One step, of the lr that the optimizer has."""
+    """One step with the current lr."""
     stepper(stepper.prepare(state.progress.step))
     stepper.collect()
     state.progress.step += 1

@@ -1,4 +1,4 @@
-"""Residual networks to train, evaluate, understand and use (He et al., Deep Residual Learning for Image Recognition).
+"""Train, evaluate, analyze and use residual networks (He et al., Deep Residual Learning for Image Recognition).
 
 import reslearn
 run = reslearn.train("path/to/folder")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reslearn.nets import create, models
     from reslearn.weights import Card, load, save
 
-# Imported when first used: `import reslearn` and the command line's --help do not wait for torch.
+# Imported on first use, so that `import reslearn` and `reslearn --help` do not import torch.
 _HOME = {
     "train": "api",
     "resume": "api",

@@ -1,4 +1,4 @@
-"""The Python face of the main job: what the command line does, as functions."""
+"""Training from Python: the functions behind the command line."""
 
 import json
 from importlib.util import find_spec
@@ -24,15 +24,15 @@ def train(
     task: str = "classify",
     quiet: bool = False,
 ) -> Run:
-    """Train a network; write its run folder, with a report.
+    """Train a network and write a run folder with a report.
 
-    data: a data set's name, a folder or a list; for a detector or localizer, a set with boxes. recipe: a recipe's name, a file, or
-    a recipe object; chosen from the data unless given. model: a network's name (see `models`). settings: values for keys of the
-    recipe, a mapping such as {"schedule.epochs": 5} or a list of "key=value". init: a model file or run folder to start from: its
-    network, weights and preprocessing. out: the run's new folder. device: auto, cpu, cuda or mps. task: classify, detect,
-    localize, or one that another package registers. `run.result` is what result.json holds.
-    Raises UserError for whatever cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM, when the run can
-    be resumed.
+    data: data set name, folder or list; for a detector or localizer, a set with boxes. recipe: recipe name, file or object; by
+    default chosen from the data. model: network name (see `models`). settings: recipe values, as a mapping such as
+    {"schedule.epochs": 5} or a list of "key=value". init: model file or run folder to start from; its network, weights and
+    normalization are reused. out: new run folder. device: auto, cpu, cuda or mps. task: classify, detect, localize, or a task
+    that another package registers.
+    Returns the run; `run.result` is the content of result.json. Raises UserError for invalid input, before anything is written;
+    Interrupted after SIGINT or SIGTERM, with the run saved.
 
     >>> run = train("fashion-sample", settings={"schedule.epochs": 2}, out="runs/first")  # doctest: +SKIP
     >>> run.result["last"]["test"]["top1_error"]  # doctest: +SKIP
@@ -44,42 +44,42 @@ def train(
 
 
 def train_request(request: TrainRequest) -> Run:
-    """train, of a request that is parsed already."""
-    return _reported(run.train(request))
+    """Train from a parsed request; see train."""
+    return _with_report(run.train(request))
 
 
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
-    """Continue an interrupted run to its end, bit for bit on the same machine, and write its report."""
-    return _reported(run.resume(folder, device, quiet))
+    """Resume an interrupted run (bit-exact on the same machine) and write its report."""
+    return _with_report(run.resume(folder, device, quiet))
 
 
 def train_seeds(seeds: int, request: TrainRequest) -> list[Run]:
-    """Train with several seeds, in OUT/seed-0, ...; OUT/seeds.json and OUT/report.html hold all of them.
+    """Train with consecutive seeds in OUT/seed-0, ...; write OUT/seeds.json and OUT/report.html.
 
-    Raises what train raises, and UserError for a request without `out`.
+    Raises the errors of train, and UserError for a request without `out`.
     """
-    return _summed_up(many.train_seeds(seeds, request))
+    return _with_summary(many.train_seeds(seeds, request))
 
 
 def resume_seeds(out: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
-    """Continue interrupted runs of several seeds to their ends."""
-    return _summed_up(many.resume_seeds(out, device, quiet))
+    """Resume interrupted runs with several seeds."""
+    return _with_summary(many.resume_seeds(out, device, quiet))
 
 
-def _summed_up(runs: list[Run]) -> list[Run]:
+def _with_summary(runs: list[Run]) -> list[Run]:
     out = runs[0].folder.parent
     write_text(out / "seeds.json", json.dumps(many.summary(runs), indent=1))
-    _write_report([_reported(run) for run in runs], out)
+    _write_report([_with_report(run) for run in runs], out)
     return runs
 
 
-def _reported(run: Run) -> Run:
+def _with_report(run: Run) -> Run:
     _write_report([run], run.folder)
     return run
 
 
 def _write_report(runs: list[Run], folder: Path) -> None:
-    """Write FOLDER/report.html, for runs of a task that has a page, where reports are installed."""
+    """Write FOLDER/report.html, if the task has a report page and the report package is installed."""
     if not ranks.first() or find_spec("reslearn.report") is None:
         return
     from reslearn.report import page

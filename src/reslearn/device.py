@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Device and precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,37 +9,37 @@ from reslearn.errors import UserError, did_you_mean
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The fastest device there is, or the one asked for. Raises UserError where it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """Returns a device; "auto" is the fastest one available. Raises UserError for a device that is not available."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
     kind = name.split(":")[0]
-    if kind not in there:
-        raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *there])}")
-    if not there[kind]:
-        raise UserError(f"device '{name}' is not available here: {', '.join(k for k, yes in there.items() if yes)} is")
+    if kind not in available:
+        raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *available])}")
+    if not available[kind]:
+        raise UserError(f"device '{name}' is not available; available: {', '.join(k for k, yes in available.items() if yes)}")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"no device '{name}': write a kind, or a kind and a number, such as cuda:1") from error
+        raise UserError(f"no device '{name}': must be a kind, or a kind and an index, such as cuda:1") from error
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if device.index is not None and device.index >= count:
-        raise UserError(f"no device '{name}': there is {f'only {kind}:0' if count == 1 else f'{kind}:0 to {kind}:{count - 1}'}")
+        raise UserError(f"no device '{name}'; available: {', '.join(f'{kind}:{i}' for i in range(count))}")
     return device
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the hardware computes in it, else fp32."""
+    """Returns "fp32" or "bf16"; "auto" is bf16 if the hardware supports it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        has = [getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-        return "bf16" if any(has) else "fp32"
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return "bf16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "fp32"
     return "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What the forward pass runs in. The weights, the optimizer and the loss stay in fp32."""
+    """The autocast context of the forward pass. Weights, optimizer and loss stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,10 +1,10 @@
-"""How long work reports how far it is: a callback that every part may take."""
+"""Progress callbacks."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with a title, the number of items done, and their total number."""
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that is not shown."""
+def silent(title: str, done: int, total: int) -> None:
+    """Ignores progress."""

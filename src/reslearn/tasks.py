@@ -1,6 +1,6 @@
-"""The tasks by name: a table for those of this package, entry points for those of others.
+"""All tasks by name: those of this package, and those that other packages register.
 
-Another package registers a task with one line of its pyproject.toml:
+A package registers a task in its pyproject.toml:
 
     [project.entry-points."reslearn.tasks"]
     segment = "my_package.task:SEGMENT"
@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> "Task[Any, Any, Any]":
-    """A task by its name. Raises UserError for an unknown name, and for a task that cannot be imported."""
+    """Returns a task. Raises UserError for an unknown name, and for a task that cannot be imported."""
     if name not in _known():
         raise UserError(f"no task '{name}'{did_you_mean(name, names())}")
     module, _, attribute = _known()[name].partition(":")

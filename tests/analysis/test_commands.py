@@ -94,7 +94,7 @@ def test_several_nets_are_drawn_together(run: Path, tmp_path: Path, run_cli: Run
         (["responses", "nowhere"], "nowhere"),
         (["responses", "RUN", "RUN"], "a model is given twice"),
         (["responses", "RUN", "--data", "cifar11"], "no data set or folder called 'cifar11'; did you mean 'cifar10'"),
-        (["landscape", "RUN", "--size", 4], "--size 4: take an odd number"),
+        (["landscape", "RUN", "--size", 4], "--size 4: must be odd"),
         (["explain", "RUN", "RUN/recipe.json"], "recipe.json"),
         (["explain", "RUN", "RUN/recipe.json", "--class", "Sandel"], "the model has no class 'Sandel'; did you mean 'Sandal'"),
         (["paths", "plain8", "--data", "fashion-sample", "--images", 4], "this network is plain: it has no shortcuts"),

@@ -1,4 +1,4 @@
-"""The ImageNet recipes on a few drawn photos, whole: jitter, color, growing views, plateaus, BN settled after training."""
+"""The ImageNet recipes on small generated photos: jitter, color noise, progressive resizing, plateaus, precise BN."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_each_recipe_trains_on_any_folder(photos: Path, tmp_path: Path, recipe: 
     assert reslearn.evaluate(run.folder, photos)["top1_error"] == run.result["last"]["test"]["top1_error"]
 
 
-def test_bn_is_settled_as_an_average_over_the_batches_that_would_come_next(photos: Path, tmp_path: Path) -> None:
+def test_precise_bn_averages_over_the_batches_after_the_last_step(photos: Path, tmp_path: Path) -> None:
     settings = ("precision=fp32", "execution=eager", "data.color=null", "data.flip=false")
     run = train(photos, tmp_path / "run", "imagenet-paper", *settings)
     moving = train(photos, tmp_path / "moving", "imagenet-paper", *settings, "precise_bn=null")
@@ -64,7 +64,7 @@ def _train_source(photos: Path, split: dict, preprocessing: object, recipe: dict
     return Photos(splits["train"], preprocessing, flip=False, jitter=(36, 60))  # type: ignore[arg-type]
 
 
-def test_a_plateau_of_held_out_error_divides_the_rate(photos: Path, tmp_path: Path) -> None:
+def test_a_plateau_of_the_validation_error_divides_lr_by_10(photos: Path, tmp_path: Path) -> None:
     settings = ("schedule.patience=2", "evaluate.every=1", "schedule.steps=8", "schedule.lr=1e-9")  # nothing is learned
     run = train(photos, tmp_path / "run", "imagenet-paper", *settings)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -80,14 +80,16 @@ def test_a_plateau_of_held_out_error_divides_the_rate(photos: Path, tmp_path: Pa
     assert rates == pytest.approx(expected) and len(set(rates)) > 1
 
 
-def test_views_that_grow_beyond_those_of_tests_are_noted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_images_larger_than_in_evaluation_are_noted(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for size, noted in ((48, True), (64, False)):
         settings = ["schedule.steps=1", "batch.size=8", "data.grow=[32,64]", f"data.size={size}", "data.workers=0"]
         reslearn.train(photos, "imagenet-fast", model="resnet18", settings=settings, out=tmp_path / f"{size}")
-        assert ("training views grow to 64 px, beyond the 48 px of tests" in capsys.readouterr().out) == noted
+        assert ("training images grow to 64 px, larger than the 48 px of evaluation" in capsys.readouterr().out) == noted
 
 
-def test_views_grow_and_tests_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_images_grow_and_evaluation_keeps_its_size(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, int]] = []
     forward = ResNet.forward
 
@@ -102,7 +104,7 @@ def test_views_grow_and_tests_stay(photos: Path, tmp_path: Path, monkeypatch: py
     assert {size for training, size in seen if not training} == {32}
 
 
-def test_parts_of_a_batch_are_of_one_size(photos: Path) -> None:
+def test_all_images_of_a_batch_have_one_size(photos: Path) -> None:
     from reslearn import data as datasets
     from reslearn.data.preprocess import Preprocessing
 

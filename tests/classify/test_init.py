@@ -1,4 +1,4 @@
-"""Fine-tuning: from a model as it is, with other classes, with frozen stages, from a deepened one."""
+"""Fine-tuning: same and other classes, frozen stages, deepened models."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ QUICK = ["schedule.steps=8", "batch.size=8", "log.every=1", "schedule.warmup=0"]
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(run, data): a resnet8 that has learnt two classes."""
+    """(run, data): a trained resnet8 with two classes."""
     folder = tmp_path_factory.mktemp("shallow")
     data = draw_images(folder / "data", each=40)
     settings = ["schedule.epochs=8", "batch.size=8", "loss.label_smoothing=0"]
@@ -33,7 +33,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path / "model.safetensors" if path.is_dir() else path)
 
 
-def test_a_deepened_net_starts_where_the_shallow_one_was(shallow: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_deepened_net_starts_with_the_loss_of_the_shallow_one(shallow: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = shallow
     deep = deepen_model(run, "resnet20", tmp_path / "deep.safetensors").path
     settings = [*QUICK, "schedule.lr=0.001", "loss.label_smoothing=0", "precision=fp32"]
@@ -46,7 +46,7 @@ def test_a_deepened_net_starts_where_the_shallow_one_was(shallow: tuple[Path, Pa
     assert starts[1] < 0.5 * losses(fresh)[0]
 
 
-def test_the_models_preprocessing_and_options_come_along(shallow: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_preprocessing_of_the_model_is_reused(shallow: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = shallow
     tuned = reslearn.load(reslearn.train(data, settings=QUICK, init=run, out=tmp_path / "t", quiet=True).folder)
     assert tuned.card.net == "resnet8" and tuned.card.preprocessing == reslearn.load(run).card.preprocessing
@@ -62,7 +62,7 @@ def test_other_classes_get_a_new_last_layer(shallow: tuple[Path, Path], tmp_path
     assert not changed, "all stages are frozen: their weights and BN statistics stay, and gray images are fed as color"
 
 
-def test_frozen_stages_stay_and_the_others_learn(shallow: tuple[Path, Path], tmp_path: Path) -> None:
+def test_frozen_stages_do_not_change(shallow: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = shallow
     settings = [*QUICK, "net.frozen=2", "ema=0.5"]
     tuned = weights(reslearn.train(data, settings=settings, init=run, out=tmp_path / "t", quiet=True).folder)
@@ -71,7 +71,7 @@ def test_frozen_stages_stay_and_the_others_learn(shallow: tuple[Path, Path], tmp
     assert {"conv1", "bn1", "layer1"} <= same and "layer2" not in {n.split(".")[0] for n in same}
 
 
-def test_the_backbone_learns_more_slowly(shallow: tuple[Path, Path], tmp_path: Path) -> None:
+def test_backbone_lr_slows_the_backbone(shallow: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = shallow
     moved = {}
     for share in (1.0, 0.01):
@@ -100,11 +100,11 @@ def test_a_fine_tuning_resumes_bit_for_bit(shallow: tuple[Path, Path], tmp_path:
     ("settings", "model", "said"),
     [
         ([], "resnet20", "is a resnet8, not a resnet20"),
-        (["net.name=resnet14"], None, "is a resnet8, not a resnet14: leave the network's name out"),
+        (["net.name=resnet14"], None, "is a resnet8, not a resnet14: leave out the network name"),
         (["net.frozen=9"], None, "has a stem and 3 stages"),
     ],
 )
-def test_what_does_not_fit_is_said(shallow: tuple[Path, Path], settings: list[str], model: str | None, said: str) -> None:
+def test_mismatches_are_reported(shallow: tuple[Path, Path], settings: list[str], model: str | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
         reslearn.train(
             shallow[1], model=model, settings=[*QUICK, *settings], init=shallow[0], out=shallow[0].parent / "no", quiet=True
@@ -112,6 +112,6 @@ def test_what_does_not_fit_is_said(shallow: tuple[Path, Path], settings: list[st
 
 
 @pytest.mark.parametrize("setting", ["net.frozen=1", "optimizer.backbone_lr=0.1"])
-def test_fine_tuning_options_need_a_model_to_start_from(shallow: tuple[Path, Path], setting: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="init as well"):
+def test_fine_tuning_options_need_init(shallow: tuple[Path, Path], setting: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs (net\.)?init"):
         reslearn.train(shallow[1], model="resnet8", settings=[setting], out=tmp_path / "no", quiet=True)

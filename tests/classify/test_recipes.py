@@ -1,4 +1,4 @@
-"""Recipes: the paper's numbers, what the data decides, settings and files, and what is refused."""
+"""Recipes of classification: published values, values chosen from data, settings, files and errors."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from training_jobs import resolved
 
 
 def small(n: int = 60_000, size: int = 32, channels: int = 3, name: str = "cifar10", classes: int = 10) -> DataSet:
-    """A set of black images that takes no memory."""
+    """A set of black images without memory cost."""
     pixels = torch.zeros(1, dtype=torch.uint8).expand(n, channels, size, size)
     split = Split(np.arange(n) % classes, tuple(f"{i}" for i in range(n)), pixels)
     return DataSet(name, tuple(map(str, range(classes))), channels, {"train": split}, {}, (size, size))
@@ -64,7 +64,7 @@ def test_cifar10_paper_is_section_4_2() -> None:
         (photos(300, (70, 64)), "resnet20", 64, 16, 60),
     ],
 )
-def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int | None, batch: int, epochs: int) -> None:
+def test_the_default_recipe_depends_on_the_data(data: DataSet, net: str, size: int | None, batch: int, epochs: int) -> None:
     recipe, chose = resolved(data, "default")
     got = (recipe.net.name, recipe.data.size, recipe.batch.size, recipe.schedule.epochs)
     n = len(data.splits.get("train", data.splits.get("all")).labels)
@@ -77,22 +77,20 @@ def test_the_default_is_chosen_from_the_data(data: DataSet, net: str, size: int 
     assert any(" epochs: " in line for line in others) == (size is None)
 
 
-def test_uneven_classes_are_weighted_and_it_says_so() -> None:
+def test_imbalanced_classes_are_weighted() -> None:
     recipe, chose = resolved(photos(500, weights=(4, 1)))
     assert recipe.loss.class_weights == "auto" and any("100 to 400 images" in line for line in chose)
     assert resolved(photos(500))[0].loss.class_weights == "none"
 
 
-def test_the_fashion_sets_have_their_recipe_and_all_others_the_default() -> None:
+def test_the_fashion_sets_use_their_own_recipe() -> None:
     assert resolved(small(600, 28, 1, name="fashion-sample"))[0].name == "fashion"
     assert resolved(small(600))[0].name == "default"
 
 
 @pytest.mark.parametrize("name", ["fashion-mine", "elsewhere/fashion-sample"])
 @pytest.mark.parametrize("size", [(70, 90), (16, 16)], ids=["photos", "small"])
-def test_a_folder_of_ones_own_that_is_called_like_the_fashion_sets_gets_the_default(
-    tmp_path: Path, name: str, size: tuple[int, int]
-) -> None:
+def test_a_folder_named_like_a_fashion_set_uses_the_default(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     folder = draw_images(tmp_path / name, size=size)
     settings = {"schedule.steps": 2, **({"data.size": 32, "data.workers": 0} if size[0] > 16 else {})}
     run = train(folder, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True)
@@ -110,7 +108,7 @@ def test_every_named_recipe_survives_a_round_trip(tmp_path: Path) -> None:
         assert again == recipe
 
 
-def test_the_imagenet_recipes_are_the_papers_and_the_classic_one() -> None:
+def test_the_imagenet_recipes_have_the_published_values() -> None:
     paper, _ = resolved(photos(5000), "imagenet-paper")
     assert paper.data.jitter == (256, 480) and paper.data.size == 224 and paper.data.color == 0.1
     assert paper.data.normalize == "pixel-mean" and paper.precise_bn
@@ -192,7 +190,7 @@ OTHER_VALUES = {  # key -> another value than that of `default`; what it needs b
 
 
 @pytest.mark.parametrize("key", keys(ClassifyRecipe))
-def test_every_key_can_be_set_and_changes_nothing_else(key: str) -> None:
+def test_setting_a_key_changes_only_that_key(key: str) -> None:
     before, _ = resolved(small(), "default")
     text, *more = f"{key}={OTHER_VALUES[key]}".split()
     after = flatten(change(before, parse("data", settings=[text, *more]).settings).model_dump(mode="json"))
@@ -203,7 +201,7 @@ def test_every_key_can_be_set_and_changes_nothing_else(key: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["--model", "--set", "file", "file and --set"])
-def test_what_a_recipe_chooses_is_chosen_for_the_network_that_is_asked_for(tmp_path: Path, how: str) -> None:
+def test_recipes_choose_values_for_the_requested_network(tmp_path: Path, how: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "cifar10-paper"\n[net]\nname = "resnet110"\n')
     recipe, _ = {
@@ -217,7 +215,7 @@ def test_what_a_recipe_chooses_is_chosen_for_the_network_that_is_asked_for(tmp_p
     assert plain.net.zero_init_last_gamma is None
 
 
-def test_a_start_keeps_the_rest_of_a_files_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_keeps_the_other_net_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
     monkeypatch.setattr(resolve, "read_card", lambda path: Card(net="resnet20", classes=("a", "b"), preprocessing=view))
     monkeypatch.chdir(tmp_path)
@@ -232,11 +230,11 @@ def test_settings_change_values_and_steps_replace_epochs() -> None:
     assert recipe.schedule.steps == 1200 and recipe.schedule.epochs is None
     assert not recipe.data.flip and recipe.optimizer.momentum == 0.8 and recipe.seed == 7
     assert resolved(small(), "cifar10-paper", settings=["schedule.epochs=2"])[0].schedule.steps is None
-    with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give one of them"):
+    with pytest.raises(UserError, match=r"^--set schedule\.epochs=2 and --set schedule\.steps=9: give only one of them"):
         resolved(small(), "cifar10-paper", settings=["schedule.epochs=2", "schedule.steps=9"])
 
 
-def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
+def test_a_recipe_file_may_have_a_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "cifar10-paper"\nseed = 4\n[schedule]\nepochs = 3\ndrops = []\n[net]\nname = "plain20"\n')
     recipe, _ = resolved(small(), path)
@@ -248,18 +246,18 @@ def test_a_file_may_stand_on_a_named_recipe(tmp_path: Path) -> None:
 SETTINGS = {
     "schedule.stepps=5": "no key 'schedule.stepps'; did you mean 'schedule.steps'?",
     "lr=0.1": "no key 'lr'; did you mean 'schedule.lr'?",
-    "schedule.steps": "write it as key=value",
+    "schedule.steps": "must have the form key=value",
     "schedule.steps=0": "schedule.steps: Input should be greater than or equal to 1 (not 0)",
     "schedule.steps=many": "schedule.steps: Input should be a valid integer",
     "schedule.lr=nan": "schedule.lr",
     "schedule.lr=-1": "greater than 0",
     "schedule.shape=cosin": "did you mean 'cosine'",
-    "schedule.drops=[5,3]": "drops must be rising",
+    "schedule.drops=[5,3]": "drops must be increasing",
     "batch.micro=7": "size must be a multiple of micro",
     "batch.size=1": "greater than or equal to 2",
-    "data.val=1.5": "a share below 1 or a whole number",
+    "data.val=1.5": "a fraction below 1 or a whole number",
     "data.val=-0.1": "greater than or equal to 0",
-    "data.crop_scale=[0.5,2]": "two shares",
+    "data.crop_scale=[0.5,2]": "two fractions",
     "data.crop_scale=[0.5,1]": "data.crop_scale applies to photos",
     "data.cache=on": "data.cache applies to photos",
     "loss.label_smoothing=1": "less than 1",
@@ -275,7 +273,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
+def test_an_invalid_setting_gives_a_one_line_error(setting: str) -> None:
     if not SETTINGS[setting]:
         assert resolved(small(), "default", settings=[setting])[0].net.name == "resnet18"
         return
@@ -288,14 +286,14 @@ def test_a_setting_that_cannot_be_is_one_clear_line(setting: str) -> None:
     ("content", "said"),
     [
         ("{", "is not valid json"),
-        ("[1]", "does not hold a recipe"),
+        ("[1]", "does not contain a recipe"),
         ('{"bass": 1}', "no key 'bass'; did you mean 'base'?"),
         ('{"base": "cifar"}', "no base recipe 'cifar'; did you mean 'cifar10-"),
         ('{"base": "default", "sched": {}}', "no key 'sched'"),
         ('{"base": "default", "schedule": {"lrr": 1}}', "no key 'schedule.lrr'; did you mean 'schedule.lr'"),
     ],
 )
-def test_a_recipe_file_that_cannot_be_is_one_clear_line(tmp_path: Path, content: str, said: str) -> None:
+def test_an_invalid_recipe_file_gives_a_one_line_error(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
@@ -304,7 +302,7 @@ def test_a_recipe_file_that_cannot_be_is_one_clear_line(tmp_path: Path, content:
 
 
 @pytest.mark.parametrize("setting", ["data.pad=4", "data.size=none", "data.pad_with=mean"])
-def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
+def test_options_for_small_images_are_rejected_for_photos(setting: str) -> None:
     with pytest.raises(UserError):
         resolved(photos(100), settings=[setting])
 
@@ -316,16 +314,20 @@ def test_what_does_not_apply_to_photos_is_refused(setting: str) -> None:
         (small(), ["data.color=0.1"], "data.color applies to photos"),
         (photos(100), ["data.jitter=[256,480]"], "give jitter or crop_scale, not both"),
         (photos(100), ["data.crop_scale=null", "data.jitter=[64,480]"], "jitter must be two sizes in px, size <= low"),
-        (photos(100), ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"], "cache=on does not go with jitter"),
+        (
+            photos(100),
+            ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"],
+            "cache=on cannot be combined",
+        ),
         (photos(100), ["data.grow=[96,64]"], "grow must be two sizes in px"),
-        (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow does not go with normalize=pixel-mean"),
+        (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow cannot be combined with normalize=pixel-mean"),
         (photos(100), ["schedule.patience=3"], "patience applies to shape 'plateau'"),
-        (photos(100), ["schedule.shape=plateau", "data.val=0"], "schedule.shape=plateau watches the error on held-out images"),
-        (small(), ["schedule.shape=steps", "schedule.drops=[0.5,20]"], "drops must be rising numbers of steps, or rising shares"),
-        (small(), ["schedule.shape=steps", "schedule.drops=[2.5]"], "drops must be rising numbers of steps, or rising shares"),
+        (photos(100), ["schedule.shape=plateau", "data.val=0"], "schedule.shape=plateau needs a validation set"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[0.5,20]"], "drops must be increasing steps, or increasing fractions"),
+        (small(), ["schedule.shape=steps", "schedule.drops=[2.5]"], "drops must be increasing steps, or increasing fractions"),
     ],
 )
-def test_what_does_not_go_together_is_refused(data: DataSet, settings: list[str], line: str) -> None:
+def test_inapplicable_and_conflicting_options_are_rejected(data: DataSet, settings: list[str], line: str) -> None:
     with pytest.raises(UserError, match=re.escape(line)):
         resolved(data, settings=settings)
 

@@ -1,4 +1,4 @@
-"""reslearn detect eval, compare, ladder and predict: what they print and write, and every mistake in one line."""
+"""reslearn detect eval, compare, ladder and predict: output, files and errors."""
 
 import contextlib
 import io
@@ -73,7 +73,7 @@ def coco_eval(data: Path, results: Path, kind: str) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
-def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
+def test_pycocotools_computes_the_same_numbers_from_the_results_of_eval(
     masked: Path, data: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     out = tmp_path / "results.json"
@@ -90,10 +90,10 @@ def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
     assert numbers["n"] == 3 and numbers["objects"] == 4 and numbers["left_out"] == {} and numbers["seconds_per_image"] > 0
     assert set(numbers["mistakes"]) == {"class", "location", "both", "duplicate", "background", "missed"}
     code, _, err = run_cli("detect", "eval", masked, data, "--out", out)
-    assert code == 2 and err == f"reslearn: --out {out}: is there already: choose another name, or remove it\n"
+    assert code == 2 and err == f"reslearn: --out {out}: already exists: choose another name, or remove it\n"
 
 
-def test_eval_prints_headline_classes_and_mistakes(model: Path, data: Path, run_cli: RunCli) -> None:
+def test_eval_prints_headlines_classes_and_error_types(model: Path, data: Path, run_cli: RunCli) -> None:
     code, out, _ = run_cli("detect", "eval", model, model, data, "--refinement", "--scales", "32,48")
     assert code == 0
     assert out.startswith("set, 3 images, 4 objects, ") and " ms an image\n" in out
@@ -102,7 +102,7 @@ def test_eval_prints_headline_classes_and_mistakes(model: Path, data: Path, run_
     assert "masks" not in out
 
 
-def test_an_ensemble_and_the_improvements_are_those_of_detect(model: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_eval_uses_the_ensemble_and_improvements_of_detect(model: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
     out = tmp_path / "both.json"
     assert run_cli("detect", "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
@@ -163,9 +163,7 @@ def test_ladder_has_the_rungs_of_table_9(
     assert f"trained with{'' if context else 'out'} it" in out
 
 
-def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
-    masked: Path, data: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_predict_saves_annotated_images_and_skips_invalid_files(masked: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     folder, out = data.parent, tmp_path / "drawn"
     Image.open(folder / "a.png").convert("L").save(folder / "gray.webp")
     (folder / "broken.jpg").write_bytes(b"no image")
@@ -186,7 +184,7 @@ def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
     assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
 
 
-def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(masked: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_predict_gives_boxes_in_the_upright_image(masked: Path, tmp_path: Path, run_cli: RunCli) -> None:
     rng = np.random.default_rng(0)
     stored = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8)).resize((72, 48))
     exif = Image.Exif()
@@ -216,7 +214,7 @@ def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(masked
     assert entries[0]["image_id"] == 1 and entries[0]["file_name"].endswith("turned.png")
 
 
-def test_files_of_one_name_in_several_folders_keep_their_folders(model: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_annotated_files_with_the_same_name_keep_their_folders(model: Path, tmp_path: Path, run_cli: RunCli) -> None:
     draw_images(tmp_path / "photos", classes=["cat", "dog"], each=1, size=(40, 40))
     out = tmp_path / "drawn"
     assert run_cli("detect", "predict", model, tmp_path / "photos", "--out", out)[0] == 0
@@ -251,7 +249,7 @@ def test_a_detector_of_gray_images_and_a_run_folder(tmp_path: Path, data: Path, 
     assert run_cli("detect", "predict", run_folder, data.parent)[0] == 0
 
 
-def test_numbers_of_training_images_are_noted(
+def test_evaluating_on_training_images_is_noted(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     folder = tmp_path / "run"
@@ -275,7 +273,7 @@ def test_numbers_of_training_images_are_noted(
     (["localize", "train", "--model", "resnet8", "--out", "new"], "reslearn doctor SET --fix COPY"),
     (None, "data.bad=drop"),
 ])  # fmt: skip
-def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
+def test_errors_about_invalid_boxes_name_the_option_to_drop_them(
     command: list[str] | None, remedy: str, data: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
@@ -302,7 +300,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["ladder", "MODEL", "DATA", "--scales", "32,4097"], "4097 is no shorter side of 16 to 4096 px"),
     (["compare", "MODEL", "MODEL", "DATA", "--scales", "0,32"], "0 is no shorter side of 16 to 4096 px"),
     (["predict", "MODEL", "set/a.png", "--scales", "15,32"], "15 is no shorter side of 16 to 4096 px"),
-    (["eval", "MODEL", "DATA", "--scales", "a,b"], "write whole numbers with commas between"),
+    (["eval", "MODEL", "DATA", "--scales", "a,b"], "write integers separated by commas"),
     (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
     (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
     (["eval", "MODEL", "GRAY", "DATA"], "all look at gray images, or all at colored"),
@@ -319,7 +317,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["predict", "MODEL", "set/a.png", "./set/../set/a.png", "--out", "new"], "give each once"),
     (["ladder", "MODEL", "DATA", "--device", "tpu"], "no device 'tpu'"),
 ])  # fmt: skip
-def test_mistakes_get_one_line_and_leave_nothing(
+def test_invalid_input_gives_a_one_line_error_and_writes_nothing(
     words: list[str], said: str, model: Path, masked: Path, data: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""reslearn doctor: what it prints, its exit codes, what it writes, and Ctrl-C."""
+"""reslearn doctor: output, exit codes, --fix and Ctrl-C."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_faults_exit_with_1_and_are_named(photos: Path, run_cli: RunCli) -> None
     code, out, err = run_cli("doctor", photos)
     assert code == 1 and err == "" and "nothing wrong" not in out
     assert "  empty, 7: files of 0 bytes (--fix: left out)\n    val/dog/empty0.jpg: not an image: empty file (0 bytes)\n" in out
-    assert "    and 2 more, which --json names\n" in out
+    assert "    and 2 more (see --json)\n" in out
     assert "  leak, 1: the same image in several" in out and "train/cat/0.jpg, val/cat/x.png: the same pixels in train, val" in out
     assert "    'train/cat/a\\nb.jpg': unprintable character\n" in out
     code, out, _ = run_cli("doctor", photos, "--json")
@@ -49,7 +49,7 @@ def test_faults_exit_with_1_and_are_named(photos: Path, run_cli: RunCli) -> None
     assert {"mean", "std", "eigenvalues", "eigenvectors", "formats", "modes", "height"} <= set(found)
 
 
-def test_fix_writes_a_list_or_a_copy_that_is_clean(photos: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_fix_writes_a_clean_list_or_copy(photos: Path, tmp_path: Path, run_cli: RunCli) -> None:
     FAULTS["a JPEG cut short"][0](photos)
     for target in (tmp_path / "clean.csv", tmp_path / "copy"):
         code, out, _ = run_cli("doctor", photos, "--fix", target)
@@ -65,7 +65,7 @@ def test_fix_writes_no_copy_into_a_data_set(photos: Path, tmp_path: Path, run_cl
     assert code == 2 and "is a data set (it contains train/)" in err and not (tmp_path / "other" / "new").exists()
 
 
-def test_what_was_found_is_printed_even_where_nothing_can_be_kept(tmp_path: Path, run_cli: RunCli) -> None:
+def test_findings_are_printed_even_if_no_image_is_usable(tmp_path: Path, run_cli: RunCli) -> None:
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "1.jpg").write_bytes(encoded(photo(0), "JPEG"))
@@ -74,13 +74,13 @@ def test_what_was_found_is_printed_even_where_nothing_can_be_kept(tmp_path: Path
     assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["contradiction", "few images"]
 
 
-def test_what_cannot_be_examined_exits_with_2(tmp_path: Path, run_cli: RunCli) -> None:
+def test_unreadable_data_exits_with_2(tmp_path: Path, run_cli: RunCli) -> None:
     for data, fragment in ((tmp_path, "contains no images or class folders"), ("fotos", "no data set or folder called 'fotos'")):
         code, out, err = run_cli("doctor", data)
         assert (code, out) == (2, "") and fragment in err and err.count("\n") == 1
 
 
-def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_stops_at_once_and_writes_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "a").mkdir(parents=True)
     (data / "b").mkdir()

@@ -1,4 +1,4 @@
-"""reslearn doctor on sets with boxes: what it prints, its exit codes, options that do not apply."""
+"""reslearn doctor on sets with boxes: output, exit codes and inapplicable options."""
 
 import json
 from pathlib import Path
@@ -20,17 +20,17 @@ def boxes(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_faults_are_printed_and_repaired(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli("doctor", boxes, "--size", "40", "--fix", tmp_path / "clean")
     assert code == 1 and err == "" and out.startswith("boxes: 1 class, 6 train images, 5 objects, ")
     for words in (
         "  no objects   1 images of train\n",
-        "  objects      0 to 1 an image, median 1\n",
+        "  objects      0 to 1 per image, median 1\n",
         "  class  train  small  medium  large             side, px\n  cat        5      5       0      0  22 to 22, median 22\n",
         "  C4             40, 67          128, 256, 512",
         "  no area, 7: boxes without width or height: they make losses NaN (--fix: left out)\n",
         "    Annotations/bad.xml object 0: box xmin 1, ymin 9, xmax 1, ymax 20\n",
-        "    and 2 more, which --json names\n",
+        "    and 2 more (see --json)\n",
     ):
         assert words in out, (words, out)
     assert out.endswith(f"wrote {tmp_path / 'clean'}: 6 of 6 images, 5 of 12 objects\n")
@@ -48,7 +48,7 @@ def test_what_is_wrong_is_printed_and_repaired(boxes: Path, tmp_path: Path, run_
         (("--size", "huge"), "--size huge: must be SHORTER or SHORTER,LONGEST in px (16 to 4096), such as 600,1000"),
     ],
 )
-def test_mistakes(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
+def test_invalid_options(boxes: Path, words: tuple[str, ...], says: str, run_cli: RunCli) -> None:
     assert run_cli("doctor", boxes, *words) == (2, "", f"reslearn: {says}\n")
 
 
@@ -61,7 +61,7 @@ def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCl
 
 @pytest.mark.parametrize("files", [("labels/train/a.txt", "images/train/a.jpg"), ("data.yaml", "train/images/a.jpg")])
 @pytest.mark.parametrize("words", [("doctor",), ("detect", "train")])
-def test_yolos_layout_is_refused_by_name(
+def test_yolo_layout_is_rejected(
     files: tuple[str, str],
     words: tuple[str, ...],
     tmp_path: Path,

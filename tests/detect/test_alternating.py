@@ -269,7 +269,7 @@ def test_every_kind_of_detector_takes_turns(net: str, options: dict, regions: se
         (["alternate=[1,1,1,1]", "ema=0.9"], "ema does not go with alternate"),
         (["alternate=[1,1,1,1]", "schedule.shape=plateau"], "plateau does not go with alternate"),
         (["alternate=[1,1,1,1]", "schedule.shape=steps", "schedule.drops=[5]"], "shares below 1 of each phase"),
-        (["alternate=[9,1,9,1]", "schedule.steps=100", "schedule.warmup=5"], "shortest phase of 5 steps"),
+        (["alternate=[9,1,9,1]", "schedule.steps=100", "schedule.warmup=5"], "must be shorter than the shortest phase (5 steps)"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_before_anything_is_written(

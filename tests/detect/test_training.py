@@ -206,7 +206,7 @@ def test_a_backbone_is_named_in_three_ways_with_one_meaning(shapes: Path, tmp_pa
         assert found[0].facts[key] == found[1].facts[key] == found[2].facts[key]
     assert recipes[1].detector.batch_norm == "frozen" and recipes[1].schedule.lr == 0.005 and recipes[1].net.init == str(file)
     assert ready(shapes, tmp_path / "mine.toml", "net.init=null", "net.name=resnet8").recipe.detector.batch_norm == "live"
-    with pytest.raises(UserError, match=r"--init .* and --set net\.init=x: give one of them"):
+    with pytest.raises(UserError, match=r"--init .* and --set net\.init=x: give only one of them"):
         ready(shapes, None, "net.init=x", init=file)
     (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = 5\n')
     with pytest.raises(UserError, match=r"mine\.toml: net\.init: write the model file or run as text"):
@@ -274,7 +274,7 @@ train({str(copy)!r}, model="resnet8", settings={[*SMALL, *STEPS]!r}, out={str(ou
         ("shapes", ["data.train=trainval"], "trainval"),
         ("file", ["data.train=val"], "no split 'val'"),
         ("shapes", ["data.val=100"], "hold out"),
-        ("shapes", ["schedule.warmup=1000"], "no shorter than the run"),
+        ("shapes", ["schedule.warmup=1000"], "must be shorter than the run"),
         ("flat", [], "no area"),
     ],
 )
@@ -310,5 +310,5 @@ def test_what_is_no_set_is_said_first(tmp_path: Path) -> None:
 
 def test_ranks_that_cannot_share_a_batch_are_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 2)
-    with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):
+    with pytest.raises(UserError, match=r"batch\.size=3 cannot be divided among 2 ranks: set a multiple of 2"):
         ready(shapes, None, "batch.size=3")

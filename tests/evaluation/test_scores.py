@@ -123,7 +123,7 @@ def test_the_commands(models: list[Path], photos3: Path, tmp_path: Path, monkeyp
     assert code == 0 and result["confusion"] == together["confusion"]
     assert result["loss"] == pytest.approx(together["loss"]) and load_scores(Path("both.npz")).names
     code, out, _ = run_cli("ensemble", "m0.npz", "m1.npz")
-    assert code == 0 and "15 images, 10crop, mirrored" in out and out.count(" alone") == 2 and "together)" in out
+    assert code == 0 and "15 images, 10crop, mirrored" in out and out.count(" alone") == 2 and "ensemble)" in out
     words = ["eval", models[0], photos3, "--protocol", "multiscale", "--scales", "32,48", "--json"]
     assert json.loads(run_cli(*words)[1])["protocol"] == "multiscale 32 48, mirrored"
 

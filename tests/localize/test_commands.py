@@ -191,7 +191,7 @@ def set_(*settings: str) -> list[str]:
 TRAIN = ["train", "{data}", "--out", "o", "--model", "resnet8"]
 REFINE = ["train", "{data}", "--out", "o", "--recipe", "localize-regions"]
 MISTAKES = {
-    "no data": (["train", "--model", "resnet8"], "say what to train on: reslearn localize train DATA"),
+    "no data": (["train", "--model", "resnet8"], "DATA is missing: reslearn localize train DATA"),
     "another net": (
         ["train", "{data}", "--out", "o", "--model", "resnet20", "--init", "{model}"],
         "is a resnet8, not a",
@@ -201,8 +201,11 @@ MISTAKES = {
     "lr": ([*TRAIN, *set_("schedule.lr=0")], "schedule.lr"),
     "net": (["train", "{data}", "--out", "o", "--model", "resnt8"], "no network called 'resnt8'"),
     "there": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "exists and is not an empty folder"),
-    "a run is there": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "holds a run already"),
-    "resume and more": (["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")], "leave out --model, --set"),
+    "a run is there": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "already contains a run"),
+    "resume and more": (
+        ["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")],
+        "--model, --set cannot be combined",
+    ),
     "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
     "no test images": (["eval", "{run}", "{alone}"], "has no test or val images"),
@@ -214,7 +217,7 @@ MISTAKES = {
     "split": (["eval", "{run}", "{data}", "--split", "tset"], "no split 'tset'; did you mean 'test'"),
     "key": ([*TRAIN, *set_("data.jiter=[32,48]")], "no key 'data.jiter'; did you mean 'data.jitter'?"),
     "localizer key": ([*TRAIN, *set_("localizer.anchor=1")], "no key 'localizer.anchor'; did you mean 'localizer.anchors'?"),
-    "no pair": ([*TRAIN, *set_("localizer.hidden")], "write it as key=value"),
+    "no pair": ([*TRAIN, *set_("localizer.hidden")], "must have the form key=value"),
     "count": ([*TRAIN, *set_("localizer.count=0")], "localizer.count: Input should be greater than or equal to 1"),
     "anchors and count": ([*TRAIN, *set_("localizer.anchors=[[8,8]]", "localizer.count=4")], "localizer.count does not apply"),
     "anchors, none": ([*TRAIN, *set_("localizer.anchors=[]")], "localizer.anchors: Tuple should have at least 1 item"),
@@ -229,7 +232,10 @@ MISTAKES = {
     "plateau of nothing": ([*TRAIN, *set_("schedule.shape=plateau", "data.val=0")], "schedule.shape=plateau", "data.val"),
     "val twice": (["train", "{val}", "--out", "o", "--model", "resnet8", *set_("data.val=3")], "has its own val images"),
     "too many held out": ([*TRAIN, *set_("data.val=64")], "would hold out 64 of 64 images"),
-    "long warm-up": ([*TRAIN, *set_("schedule.steps=5", "schedule.warmup=5")], "schedule.warmup=5 is no shorter than the run's 5"),
+    "long warm-up": (
+        [*TRAIN, *set_("schedule.steps=5", "schedule.warmup=5")],
+        "must be shorter than the run (5 steps)",
+    ),
     "no train images": (["train", "{tested}", "--out", "o", "--model", "resnet8"], "no train split"),
     "one class": (["train", "{single}", "--out", "o", "--model", "resnet8"], "only one class, 'disc'"),
     "two classes in an image": (["train", "{mixed}", "--out", "o", "--model", "resnet8"], "0.png: has disc and square"),

@@ -287,12 +287,12 @@ def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkey
     file.write_text(file.read_text().replace('"disc"', '"ring"'))
     refine = ["--recipe", "localize-regions", "--init"]
     for given, line in (
-        ([*refine, weak, "--out", "n"], "say what to train on"),
+        ([*refine, weak, "--out", "n"], "DATA is missing"),
         ([shapes, *refine, both, "--out", "n"], "already has a second stage"),
         ([others, *refine, weak, "--out", "n"], "has the classes disc, square, but others has ring, square"),
         ([shapes, *refine, weak, "--out", "n", "--set", "localizer.proposals=0"], "proposals: Input should be greater"),
-        ([shapes, *refine, weak, "--out", "o"], "holds a run already"),
-        (["--resume", "o", "--set", "schedule.lr=1"], "leave out --set"),
+        ([shapes, *refine, weak, "--out", "o"], "already contains a run"),
+        (["--resume", "o", "--set", "schedule.lr=1"], "--set cannot be combined with --resume"),
     ):
         code, out, err = run_cli("localize", "train", *given)
         assert line in err and code == 2, err

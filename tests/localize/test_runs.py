@@ -62,7 +62,7 @@ from reslearn import cli
 from reslearn.localize.task import Localization
 evaluate = Localization.evaluate
 def stopped(*given, **named):
-    assert named["full"]
+    assert given[-1].full
     os.kill(os.getpid(), signal.SIGINT)
     return evaluate(*given, **named)
 Localization.evaluate = stopped
@@ -77,7 +77,7 @@ def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path, run_cli: RunCli) 
     words = ["reslearn", "localize", "train", str(shapes), "--out", str(out), "--device", "cpu", *settings]
     said = run_python("-c", IN_THE_LAST_TEST.format(words=words))
     assert said.code == 130, said.err
-    assert f"stopped by SIGINT; the run is saved, and reslearn train --resume '{out}' goes on" in said.err
+    assert f"stopped by SIGINT; the run is saved; to resume it: reslearn train --resume '{out}'" in said.err
     assert "Traceback" not in said.err and not (out / "result.json").exists()
     log = (out / "metrics.jsonl").read_text()
     done = run_cli("train", "--resume", out, "--device", "cpu")  # of any task
@@ -118,7 +118,7 @@ def test_a_run_is_of_its_data(run: Path, shapes: Path, tmp_path: Path) -> None:
         (tmp_path / "recipe.json").write_text(json.dumps(facts | change))
         with pytest.raises(UserError, match=said):
             resume(tmp_path)
-    with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
+    with pytest.raises(UserError, match="already contains a run: resume it with --resume"):
         train(shapes, run)
     copy, out = tmp_path / "set", tmp_path / "run"
     shutil.copytree(shapes, copy)

@@ -126,7 +126,7 @@ def test_two_seeds_by_command(shapes: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(validated: Path) -> None:
-    saved = checkpoint.load(checkpoint.found(validated / "checkpoints")[-1])
+    saved = checkpoint.load(checkpoint.find(validated / "checkpoints")[-1])
     kept = load_file(validated / "model.safetensors")
     average = {name.removeprefix("ema."): tensor for name, tensor in saved.state.items() if name.startswith("ema.")}
     assert all(torch.equal(kept[name], average[name]) for name in kept)
@@ -212,7 +212,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(shapes: Path, tmp_path: Pat
         return found
 
     monkeypatch.setattr(task, "losses", spoiled)
-    with pytest.raises(Diverged, match=r"step 1: the loss is [0-9.]+ and the norm of its gradient nan; the weights are untouched"):
+    with pytest.raises(Diverged, match=r"step 1: the loss is [0-9.]+ and the gradient norm is nan; the weights were not updated"):
         train(shapes, tmp_path / "run", SHORT)
     names = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["batch"]
     assert len(names) == 8 and not list((tmp_path / "run").glob("*.safetensors"))

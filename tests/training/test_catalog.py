@@ -1,4 +1,4 @@
-"""The named recipes, listed and printed: every key with its value, meaning and source."""
+"""reslearn recipes: listing and printing the named recipes."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ FREE = sorted({*recipes.NAMED, *detectors.NAMED} - FROM_DATA)
 
 @pytest.fixture(autouse=True)
 def _without_a_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As where a task's code is not installed: the other tasks' recipes are there."""
+    """Make one task impossible to import."""
     monkeypatch.setattr(tasks, "TASKS", tasks.TASKS | {"localize": "reslearn.no_such_room.task:LOCALIZE"})
     tasks._known.cache_clear()
     yield
@@ -39,7 +39,7 @@ def test_all_recipes_of_the_tasks_that_can_be_imported_are_listed(run_cli: RunCl
 
 
 @pytest.mark.parametrize("task", ["classify", "detect"])
-def test_every_key_says_what_it_means(task: str) -> None:
+def test_every_key_has_a_description(task: str) -> None:
     assert not [key for key, field in fields(tasks.get(task).recipe) if not field.description]
     sized = ("size", "min_size", "max_size", "pad", "jitter", "grow", "anchors", "roi_size")
     for key, field in fields(tasks.get(task).recipe):
@@ -71,16 +71,16 @@ def test_cifar10_paper_quotes_the_paper(run_cli: RunCli) -> None:
     deep = {row["key"]: row for row in json.loads(run_cli("recipes", "cifar10-paper", "--model", "resnet110", "--json").out)}
     assert deep["schedule.warmup_lr"]["value"] == 0.01 and "below 80%" in deep["schedule.warmup_lr"]["source"]
     code, out, err = run_cli("recipes", "cifar10-paper")
-    assert code == 0 and not err and out.startswith("DRL 4.2, with the numbers' sources beside them.")
+    assert code == 0 and not err and out.startswith("The paper's CIFAR-10 training (DRL 4.2), with the source of each number.")
     words = " ".join(out.split())
     assert all(key in words for key in keys(Recipe)) and "[32000,48000]" in words and "Deviations:" in words
 
 
-def test_a_recipe_chosen_from_data_needs_it_and_says_why(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_recipes_that_depend_on_data_require_it_and_give_reasons(images: Path, tmp_path: Path, run_cli: RunCli) -> None:
     for name in FROM_DATA:
         code, out, err = run_cli("recipes", name)
         assert code == 2 and not out and err.count("\n") == 1
-        assert f"recipe {name} is chosen from the data: name it as well" in err
+        assert f"recipe {name} " in err and "the data" in err
     rows = {row["key"]: row for row in json.loads(run_cli("recipes", "default", images, "--json").out)}
     assert (rows["net.name"]["value"], rows["net.name"]["source"]) == ("resnet20", "net resnet20: images are about 16x16 px")
     assert (rows["batch.size"]["value"], rows["batch.size"]["source"]) == (16, "batch 16: 24 images")
@@ -96,11 +96,11 @@ def test_a_recipe_chosen_from_data_needs_it_and_says_why(images: Path, tmp_path:
     (["cifar10-paper", "nowhere"], "no data set or folder called 'nowhere'"),
     (["cifar10-paper", "--model", "resnt20"], "no network called 'resnt20'; did you mean 'resnet20'"),
 ])  # fmt: skip
-def test_what_cannot_be_printed_is_one_line(words: list[str], said: str, run_cli: RunCli) -> None:
+def test_invalid_arguments_give_a_one_line_error(words: list[str], said: str, run_cli: RunCli) -> None:
     code, out, err = run_cli("recipes", *words)
     assert code == 2 and not out and err.count("\n") == 1 and said in err
 
 
-def test_data_that_a_recipe_is_not_for_is_refused(images: Path) -> None:
+def test_unsuitable_data_is_rejected(images: Path) -> None:
     with pytest.raises(UserError, match="recipe cifar10-paper is for 32x32 color images"):
         describe("cifar10-paper", str(images), None)

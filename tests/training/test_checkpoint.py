@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, every damage noticed, a full disk survived."""
+"""Checkpoints: atomic writes, detection of damage, full disks."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def make(value: float = 1.0, size: int = 50) -> Checkpoint:
 def test_round_trip_keeps_the_last_two(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, step, make(step))
-    assert [p.name for p in checkpoint.found(tmp_path)] == ["step-00000020", "step-00000030"]
-    saved = checkpoint.load(checkpoint.found(tmp_path)[-1])
+    assert [p.name for p in checkpoint.find(tmp_path)] == ["step-00000020", "step-00000030"]
+    saved = checkpoint.load(checkpoint.find(tmp_path)[-1])
     assert torch.equal(saved.model["w"], torch.full((50,), 30.0))
     assert torch.equal(saved.state["momentum.w"], torch.arange(3.0))
     assert saved.facts == {"step": 1, "lr": 0.1}
@@ -41,7 +41,7 @@ def test_there_is_no_pickle(tmp_path: Path) -> None:
     ]
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
+def test_flipped_bits_and_truncation_are_detected(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, 1, make())
     chance, files = random.Random(0), sorted(folder.iterdir())
     for trial in range(400):
@@ -69,7 +69,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crash", ["save_file", "fsync", "rename"])
-def test_a_crash_at_any_point_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str) -> None:
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str) -> None:
     checkpoint.save(tmp_path, 1, make(1))
 
     def die(*arguments: object, **options: object) -> None:
@@ -83,7 +83,7 @@ def test_a_crash_at_any_point_leaves_the_old_one(tmp_path: Path, monkeypatch: py
     assert checkpoint.load(tmp_path / "step-00000001").model["w"][0] == 1
 
 
-def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+def test_full_disk(small_disk: Path) -> None:
     checkpoint.save(small_disk, 1, make(1, 50_000))
     with pytest.raises(UserError, match=r"the disk is full: .* \(4\.0 MB are needed\)"):
         checkpoint.save(small_disk, 2, make(2, 1_000_000))
@@ -91,7 +91,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     assert checkpoint.load(small_disk / "step-00000001").model["w"][0] == 1
 
 
-def test_a_disk_that_is_really_read_only(small_disk: Path) -> None:
+def test_read_only_disk(small_disk: Path) -> None:
     checkpoint.save(small_disk, 1, make(1))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UserError, match="no permission, or the disk is read-only"):

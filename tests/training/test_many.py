@@ -1,4 +1,4 @@
-"""Several seeds, of classifiers and detectors: each run is what it is alone; interrupted and killed ones go on."""
+"""Runs with several seeds: identical to single runs, and resumable after signals and kills."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs have the same weights; the command that began them may differ."""
+    """Whether two runs have the same weights."""
     import safetensors.torch
     import torch
 
@@ -35,7 +35,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_each_seed_is_what_it_is_alone(images: Path, tmp_path: Path) -> None:
+def test_each_seed_equals_a_single_run(images: Path, tmp_path: Path) -> None:
     runs = many.train_seeds(2, parse(images, model="resnet8", settings=SETTINGS, seed=4, out=tmp_path / "many", quiet=True))
     assert [each.folder.name for each in runs] == ["seed-4", "seed-5"]
     for seed, done in zip((4, 5), runs, strict=True):
@@ -49,7 +49,7 @@ def test_each_seed_is_what_it_is_alone(images: Path, tmp_path: Path) -> None:
     assert many.summary(runs[:1])["test"]["error"] == {"each": errors[:1], "mean": errors[0], "std": None}
 
 
-def test_what_one_of_the_runs_cannot_measure_has_no_mean() -> None:
+def test_undefined_values_have_no_mean() -> None:
     def one(ap: float | None, **more: Any) -> Run:
         numbers = {"AP": ap, "AP50": 3.0, "AP75": 1.0, "intervals": dict.fromkeys(("AP", "AP50", "AP75"))}
         return Run(Path("run"), "detect", {"last": {"step": 1, "test": numbers | more}})
@@ -61,7 +61,7 @@ def test_what_one_of_the_runs_cannot_measure_has_no_mean() -> None:
     assert "mask AP" not in many.summary([one(4.0, masks=masks), one(4.0)])["test"]
 
 
-def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_detectors_with_several_seeds_equal_single_runs(boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out, recipe = tmp_path / "many", tmp_path / "mine.toml"
     recipe.write_text('base = "detect-default"\nseed = 3\n')  # where the seeds begin
     words = ["detect", "train", boxes, "--model", "resnet8", "--recipe", recipe, *(f"--set={each}" for each in BOXED)]
@@ -100,18 +100,18 @@ def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_pat
     assert said in (out / "report.html").read_text()
 
 
-def test_side_by_side_is_as_alone(images: Path, tmp_path: Path) -> None:
+def test_concurrent_runs_equal_single_runs(images: Path, tmp_path: Path) -> None:
     steps = {1: 6, 2: 3, 3: 6}
     how = {seed: {"model": "resnet8", "settings": [*SETTINGS, f"schedule.steps={n}"], "seed": seed} for seed, n in steps.items()}
     jobs = [begin(parse(images, **how[seed], out=tmp_path / f"{seed}", device="cpu", quiet=True)) for seed in steps]
-    for done, seed in zip(many.side_by_side(jobs), steps, strict=True):
+    for done, seed in zip(many.train_concurrently(jobs), steps, strict=True):
         assert done.folder.name == f"{seed}"
         alone = train(images, **how[seed], out=tmp_path / f"alone-{seed}", quiet=True)
         assert same(alone.folder, done.folder)
 
 
 @pytest.mark.parametrize(("task", "sent"), [("classify", signal.SIGKILL), ("detect", signal.SIGINT)])
-def test_interrupted_seeds_go_on(
+def test_interrupted_seeds_resume(
     task: str, sent: signal.Signals, images: Path, boxes: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     out, command = tmp_path / "many", ["train"] if task == "classify" else ["detect", "train"]
@@ -124,7 +124,7 @@ def test_interrupted_seeds_go_on(
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
-    assert ("the run is saved, and reslearn train --resume" in said) == (sent == signal.SIGINT)
+    assert ("the run is saved; to resume it: reslearn train --resume" in said) == (sent == signal.SIGINT)
     assert (out / "seed-1" / "recipe.json").exists() and not (out / "seed-1" / "result.json").exists()
     done = run_cli(*command, "--resume", out)
     assert done.code == 0 and "n=2 seeds" in done.out, done.err
@@ -136,7 +136,7 @@ def test_interrupted_seeds_go_on(
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
-def test_whichever_command_goes_on_with_detectors(command: list[str], boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_any_train_command_resumes_detectors(command: list[str], boxes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     for seed in (0, 1):
         out = tmp_path / "many" / f"seed-{seed}"
         begin(parse(boxes, model="resnet8", settings=BOXED, seed=seed, out=out, device="cpu", quiet=True, task="detect"))
@@ -144,7 +144,7 @@ def test_whichever_command_goes_on_with_detectors(command: list[str], boxes: Pat
     assert code == 0 and "result   held-out AP " in out and out.endswith(f"report   {tmp_path}/many/report.html\n")
 
 
-def test_stopped_while_data_is_opened_it_says_how_to_go_on(
+def test_an_interrupt_while_opening_data_names_the_resume_command(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     def stop(*_: object) -> Run:
@@ -153,21 +153,21 @@ def test_stopped_while_data_is_opened_it_says_how_to_go_on(
     begin(parse(images, model="resnet8", settings=SETTINGS, out=tmp_path / "many" / "seed-0", device="cpu", quiet=True))
     monkeypatch.setattr(many, "resume", stop)
     code, _, err = run_cli("train", "--resume", tmp_path / "many")
-    assert code == 130 and err.endswith(f"the run is saved, and reslearn train --resume {tmp_path}/many goes on with it\n")
+    assert code == 130 and err.endswith(f"the run is saved; to resume it: reslearn train --resume {tmp_path}/many\n")
 
 
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
 @pytest.mark.parametrize("words, said", [
     (["DATA", "--seeds", "0", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
-    (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: say where with --out"),
-    (["DATA", "--seeds", "2", "--out", "there"], "there exists: continue its runs with --resume there, or choose another --out"),
+    (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: set --out"),
+    (["DATA", "--seeds", "2", "--out", "there"], "there already exists: resume its runs with --resume there"),
     (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--set seed=2147483648: seed: Input"),
-    (["--resume", "there", "--seeds", "2"], "--resume takes its recipe from the run: leave out --seeds"),
-    (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "from the run: leave out DATA, --set, --seed"),
-    (["--seeds", "2", "--out", "new"], "say what to train on: reslearn "),
+    (["--resume", "there", "--seeds", "2"], "--seeds cannot be combined with --resume: the recipe is that of the run"),
+    (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "DATA, --set, --seed cannot be combined with --resume"),
+    (["--seeds", "2", "--out", "new"], "DATA is missing: reslearn "),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused(
+def test_invalid_options_give_a_one_line_error(
     command: list[str], words: list[str], said: str, images: Path, boxes: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused(
 
 @pytest.mark.parametrize("words", [["DATA", "--seeds", "2", "--out", "new"], ["--resume", "MANY"]])
 @pytest.mark.parametrize("command", [["train"], ["detect", "train"]])
-def test_ranks_do_not_share_seeds(
+def test_several_seeds_reject_torchrun(
     command: list[str], words: list[str], images: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli,
 ) -> None:  # fmt: skip
@@ -192,14 +192,14 @@ def test_ranks_do_not_share_seeds(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(here)
     code, out, err = run_cli(*command, *({"DATA": images, "MANY": "many"}.get(word, word) for word in words))
-    assert code == 2 and not out and err.endswith("each by one process: start them without torchrun\n")
+    assert code == 2 and not out and err.endswith("several seeds do not support torchrun: start a single process\n")
     assert [path.name for path in here.iterdir()] == ["many"]
 
 
-def test_in_python_too_it_needs_a_folder_and_runs_in_it(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say where with --out"):
+def test_the_python_functions_check_their_arguments(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="set --out"):
         api.train_seeds(2, parse(images))
     with pytest.raises(UserError, match="must be at least 1"):
         api.train_seeds(0, parse(images, out=tmp_path / "new"))
-    with pytest.raises(UserError, match="holds no runs of several seeds"):
+    with pytest.raises(UserError, match="has no runs of several seeds"):
         api.resume_seeds(tmp_path)

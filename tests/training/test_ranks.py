@@ -1,4 +1,4 @@
-"""Several ranks do what one does: real processes, started by torchrun or by hand as it starts them."""
+"""Distributed training in real processes, started by torchrun or with its environment variables."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What one rank does, and what each of two does."""
+    """The results of one rank, and of each of two."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "reslearn").mkdir()
     (folder / "reslearn" / "kernels").symlink_to(kernels)
@@ -47,7 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[dict
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_see_the_samples_of_one_and_hold_the_same_state(found: Any, case: str) -> None:
+def test_two_ranks_train_on_the_samples_of_one_and_hold_equal_states(found: Any, case: str) -> None:
     one, (a, b) = found[0]["train"][case], (part["train"][case] for part in found[1])
     assert [x + y for x, y in zip(a["seen"], b["seen"], strict=True)] == one["seen"], "the same pixels in the same order"
     assert a["stream"] == b["stream"] == one["stream"] != 0
@@ -57,7 +57,7 @@ def test_two_ranks_see_the_samples_of_one_and_hold_the_same_state(found: Any, ca
     assert len(one["losses"]) == STEPS and one["losses"][-1] != one["losses"][0]
 
 
-def test_synchronized_bn_is_bn_of_the_whole_batch(found: Any) -> None:
+def test_synchronized_bn_equals_bn_over_the_whole_batch(found: Any) -> None:
     one, (first, second) = found[0]["bn"], (part["bn"] for part in found[1])
     close = {"rtol": 1e-9, "atol": 1e-9}
     for key in ("y", "x"):
@@ -83,7 +83,7 @@ def test_ranks_agree(found: Any) -> None:
     assert found[1][0]["agreed"] == found[1][1]["agreed"] == [7, 5, [0, 1]]
 
 
-def test_the_checksum_tells_places_apart_and_adds_up() -> None:
+def test_the_checksum_depends_on_order_and_is_additive() -> None:
     epochs, indices = SampleOrder(0, 10, 8)[1]
     whole = checksum(8, epochs, indices)
     assert (checksum(8, epochs[:3], indices[:3]) + checksum(11, epochs[3:], indices[3:])) % 2**32 == whole
@@ -92,7 +92,7 @@ def test_the_checksum_tells_places_apart_and_adds_up() -> None:
 
 
 def start(arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """Two ranks of a training, each a process of ours."""
+    """Start training on two ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -120,7 +120,7 @@ def progress(run: Path) -> list[dict[str, Any]]:
 SETTINGS = ["schedule.steps=24", "schedule.lr=0.02", "batch.size=8", "ema=0.9", "log.every=1", "checkpoint.every=1000"]
 
 
-def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_signal_to_any_rank_stops_all_ranks_and_the_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     data = str(draw_images(tmp_path / "images", each=40))
     arguments = [data, "--model", "resnet8", "--device", "cpu", *(f"--set={setting}" for setting in SETTINGS)]
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -149,7 +149,7 @@ def test_a_signal_to_one_or_to_all_stops_all_at_a_step_and_the_run_goes_on_bit_f
     assert recorded["machine"]["ranks"] == 2 and "job" not in recorded
 
 
-def test_a_killed_rank_ends_the_job_which_goes_on_bit_for_bit() -> None:
+def test_a_killed_rank_ends_the_job_and_the_run_resumes_bit_for_bit() -> None:
     script = ROOT / "benchmarks" / "kill_a_rank.py"
     done = run_python(script, "--runs", 1, "--seed", os.getpid())
     assert done.code == 0, done.out + done.err
@@ -175,7 +175,7 @@ with ranks.joined("cpu"):
 """
 
 
-def test_others_wait_for_rank_0_which_writes_but_it_waits_for_them_no_longer_than_for_an_answer() -> None:
+def test_ranks_wait_longer_for_rank_0_than_rank_0_for_them() -> None:
     lines = run_python(*TORCHRUN, "--tee", 3, "--no-python", sys.executable, "-c", WAITING).out.splitlines()
     for said in ("[default0]:0 was slow: here", "[default1]:0 was slow: here", "[default0]:1 was slow: left after 2"):
         assert said in lines, lines
@@ -185,41 +185,39 @@ def recipe(**values: Any) -> ClassifyRecipe:
     return validate({"net": {"name": "resnet8"}, "schedule": {"steps": 2}} | values, ClassifyRecipe)
 
 
-def test_what_ranks_cannot_do_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+def test_unsupported_options_are_rejected(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 3)
-    with pytest.raises(UserError, match=r"batch.size=128 cannot be shared by 3 ranks: make it a multiple of 3$"):
+    with pytest.raises(UserError, match=r"batch.size=128 cannot be divided among 3 ranks: set a multiple of 3$"):
         ranks.check(recipe())
-    with pytest.raises(UserError, match="by 3 ranks of micro-batches of 16: make it a multiple of 48"):
+    with pytest.raises(UserError, match=r"among 3 ranks with batch.micro=16: set a multiple of 48"):
         ranks.check(recipe(batch={"size": 96 - 48 + 16, "micro": 16}))
     ranks.check(recipe(batch={"size": 96, "micro": 16}))
     with pytest.raises(UserError, match="class_weights=auto"):
         prepare(parse(images, model="resnet8", settings={"batch.size": 96, "loss.class_weights": "auto"}, quiet=True))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="start them without torchrun"):
+    with pytest.raises(UserError, match="several seeds do not support torchrun"):
         many.train_seeds(2, parse("fashion-sample", out="nowhere"))
-    with pytest.raises(UserError, match="each rank takes a GPU of its own; give --device cuda"):
+    with pytest.raises(UserError, match="each rank needs its own GPU; use --device cuda"):
         ranks.own_device(torch.device("cuda:1"))
-    with pytest.raises(UserError, match="not on mps"):
+    with pytest.raises(UserError, match="does not support mps"):
         ranks.own_device(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="no GPU for rank 1 of this host: start no more ranks than GPUs, --nproc-per-node 1"):
+    with pytest.raises(UserError, match="no GPU for rank 1 of this host: start at most one rank per GPU, --nproc-per-node 1"):
         ranks.own_device(torch.device("cuda"))
     assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("command", ["models", "detect eval"])
-def test_other_commands_are_for_one_process(command: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_reject_torchrun(command: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         monkeypatch.setenv(name, value)
     done = run_cli(*command.split(), *(["a", "b"] if " " in command else []))
     assert done.code == 2 and done.err == f"reslearn: {command} does not support torchrun: start it as a single process\n"
 
 
-def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path
-) -> None:
+def test_a_restarted_job_resumes_only_its_own_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:
     from reslearn import train
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
@@ -228,7 +226,7 @@ def test_a_restarted_job_finds_the_run_that_it_began_and_no_other(
     )
     assert begun(run.folder) is None, "nothing has been restarted"
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    with pytest.raises(UserError, match="say where with --out"):
+    with pytest.raises(UserError, match="set --out"):
         begun(None)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert begun(run.folder) == run.folder

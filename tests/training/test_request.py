@@ -1,4 +1,4 @@
-"""What can be asked of a run: settings in every form, recipe objects, paths; and what contradicts itself."""
+"""Requests: settings in every form, recipe objects, paths and contradictions."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_settings_are_a_list_a_mapping_or_nested(settings: Any) -> None:
     assert parse("data", settings=settings, seed=3, model="resnet8").settings == asked | {"seed": 3, "net.name": "resnet8"}
 
 
-def test_one_setting_may_be_given_as_text_and_python_says_true_its_own_way() -> None:
+def test_a_setting_may_be_a_string_and_use_python_literals() -> None:
     assert parse("data", settings="data.flip=True").settings == {"data.flip": True}
     assert parse("data", settings=["data.flip=False", "ema=None", "loss.class_weights=none"]).settings == {
         "data.flip": False,
@@ -39,7 +39,7 @@ def test_one_setting_may_be_given_as_text_and_python_says_true_its_own_way() -> 
     }
 
 
-def test_the_last_of_equal_settings_counts() -> None:
+def test_the_last_of_repeated_settings_wins() -> None:
     assert parse("data", settings=["ema=0.5", "ema=0.9"]).settings == {"ema": 0.9}
 
 
@@ -49,33 +49,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a section as a key": ({"settings": {"schedule": 3}}, "settings: schedule=3: no key 'schedule'"),
     "a key that is no text": ({"settings": {1: 2}}, "settings: 1=2: no key '1'"),
     "a key of another task": ({"settings": ["detector.kind=fpn"]}, "no key 'detector.kind'"),
-    "a key without a value": ({"settings": ["ema"]}, "--set ema: write it as key=value, such as"),
+    "a key without a value": ({"settings": ["ema"]}, "--set ema: must have the form key=value, such as"),
     "two lengths": (
         {"settings": ["schedule.epochs=3", "schedule.steps=9"]},
-        "--set schedule.epochs=3 and --set schedule.steps=9: give one of them, the length in steps or in epochs",
+        "--set schedule.epochs=3 and --set schedule.steps=9: give only one of them",
     ),
-    "two lengths in a mapping": ({"settings": {"schedule": {"steps": 9, "epochs": 3}}}, "give one of them, the length"),
+    "two lengths in a mapping": ({"settings": {"schedule": {"steps": 9, "epochs": 3}}}, "give only one of them"),
     "two networks": (
         {"model": "resnet8", "settings": ["net.name=resnet14"]},
-        "--model resnet8 and --set net.name=resnet14: give one of them",
+        "--model resnet8 and --set net.name=resnet14: give only one of them",
     ),
-    "two seeds": ({"seed": 0, "settings": {"seed": 0}}, "--seed 0 and --set seed=0: give one of them"),
-    "two starts": ({"init": Path("a"), "settings": ["net.init=b"]}, "--init a and --set net.init=b: give one of them"),
+    "two seeds": ({"seed": 0, "settings": {"seed": 0}}, "--seed 0 and --set seed=0: give only one of them"),
+    "two starts": ({"init": Path("a"), "settings": ["net.init=b"]}, "--init a and --set net.init=b: give only one of them"),
     "an unknown network": ({"model": "resnt20"}, "no network called 'resnt20'; did you mean 'resnet20'"),
-    "a network that is a number": ({"settings": ["net.name=20"]}, "--set net.name=20: net.name: write the network's name as text"),
-    "a start that is a list": ({"settings": ["net.init=[1]"]}, "--set net.init=[1]: net.init: write the model file or run as text"),
+    "a network that is a number": ({"settings": ["net.name=20"]}, "--set net.name=20: net.name: must be a string"),
+    "a start that is a list": ({"settings": ["net.init=[1]"]}, "--set net.init=[1]: net.init: must be a string"),
     "an unknown recipe": ({"recipe": "defualt"}, "no recipe or recipe file called 'defualt'; did you mean 'default'?"),
     "a recipe of another task": ({"recipe": "voc-paper"}, "no recipe or recipe file called 'voc-paper'"),
     "a recipe object of another task": (
         {"recipe": validate(QUICK, ClassifyRecipe), "task": "detect"},
-        "a ClassifyRecipe is not a recipe of task 'detect': that takes a DetectRecipe",
+        "task 'detect' needs a DetectRecipe, not a ClassifyRecipe",
     ),
     "an unknown task": ({"task": "detekt"}, "no task 'detekt'; did you mean 'detect'?"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_contradicts_itself_is_refused_in_one_line(case: str) -> None:
+def test_invalid_requests_give_a_one_line_error(case: str) -> None:
     asked, said = REFUSED[case]
     with pytest.raises(UserError) as caught:
         parse("data", **asked)
@@ -91,14 +91,14 @@ TEXT = st.text() | st.sampled_from(ODD)
     settings=st.lists(st.builds("{}={}".format, st.sampled_from(keys(ClassifyRecipe) + keys(DetectRecipe)) | TEXT, TEXT) | TEXT),
     options=st.fixed_dictionaries({}, optional={"model": TEXT, "recipe": TEXT, "seed": st.integers(), "init": TEXT}),
 )
-def test_whatever_is_written_is_a_request_or_one_line(task: str, settings: list[str], options: dict[str, Any]) -> None:
+def test_any_text_gives_a_request_or_a_one_line_error(task: str, settings: list[str], options: dict[str, Any]) -> None:
     try:
         assert isinstance(parse("data", task=task, settings=settings, **options), TrainRequest)
     except UserError as error:
         assert "\n" not in str(error)
 
 
-def test_a_recipe_object_trains_as_its_file_does(images: Path, tmp_path: Path) -> None:
+def test_a_recipe_object_equals_its_file(images: Path, tmp_path: Path) -> None:
     recipe, file = validate(QUICK | {"data": {"pad": 2}}, ClassifyRecipe), tmp_path / "mine.json"
     file.write_text(recipe.model_dump_json())
     runs = [train(images, each, out=tmp_path / f"{i}", quiet=True).folder for i, each in enumerate((recipe, file))]

@@ -1,4 +1,4 @@
-"""Real processes, real kills: what comes out of an interrupted run is what comes out of the whole one."""
+"""Interrupted and killed runs, in real processes, end with the same weights as uninterrupted ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole runs in this process: what does not change the result, what selects, what warms up."""
+"""Whole runs in this process."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def lines(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["images", "photos"])
-def test_workers_and_checkpoints_change_nothing(kind: str, tmp_path: Path) -> None:
+def test_workers_and_checkpoints_do_not_change_the_weights(kind: str, tmp_path: Path) -> None:
     data = draw_images(tmp_path / "d", size=(16, 16) if kind == "images" else (70, 90))
     settings = [*QUICK, *(["data.size=32"] if kind == "photos" else [])]
     ways = {"0": ["data.workers=0"], "2": ["data.workers=2", "checkpoint.every=1"], "off": ["log.every=1"]}
@@ -38,12 +38,12 @@ def test_workers_and_checkpoints_change_nothing(kind: str, tmp_path: Path) -> No
         assert all(torch.equal(first[name], tensor) for name, tensor in weights(run).items())
 
 
-def test_a_finished_run_keeps_its_last_checkpoint_alone(images: Path, tmp_path: Path) -> None:
+def test_a_finished_run_keeps_only_its_last_checkpoint(images: Path, tmp_path: Path) -> None:
     run = reslearn.train(images, model="resnet8", settings=[*QUICK, "checkpoint.every=2"], out=tmp_path / "run", quiet=True).folder
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
 
 
-def test_the_seed_decides_everything(images: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_weights(images: Path, tmp_path: Path) -> None:
     runs = [
         reslearn.train(images, model="resnet8", settings=QUICK, seed=seed, out=tmp_path / f"{i}", quiet=True).folder
         for i, seed in enumerate((1, 1, 2))
@@ -52,7 +52,7 @@ def test_the_seed_decides_everything(images: Path, tmp_path: Path) -> None:
     assert not torch.equal(weights(runs[0])["fc.weight"], weights(runs[2])["fc.weight"])
 
 
-def test_the_best_held_out_weights_are_kept_beside_the_last(images: Path, tmp_path: Path) -> None:
+def test_the_best_weights_are_saved_with_the_last(images: Path, tmp_path: Path) -> None:
     settings = ["schedule.steps=30", "batch.size=8", "evaluate.every=3", "schedule.lr=0.3", "ema=0.5"]
     run = reslearn.train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True)
     held_out = {line["step"]: (line["top1_error"], line["loss"]) for line in lines(run.folder) if line["event"] == "eval"}
@@ -63,14 +63,14 @@ def test_the_best_held_out_weights_are_kept_beside_the_last(images: Path, tmp_pa
     assert reslearn.load(run.folder / "best.safetensors").card.metrics["val"]["n"] == 2
 
 
-def test_the_warm_up_ends_on_measured_training_error_and_is_remembered(images: Path, tmp_path: Path) -> None:
+def test_the_training_error_ends_the_warm_up(images: Path, tmp_path: Path) -> None:
     settings = ["schedule.shape=steps", "schedule.warmup=0", "schedule.warmup_lr=0.001", "schedule.warmup_until=99"]
     settings += ["schedule.steps=102", "batch.size=4", "log.every=1", "data.test=0", "data.val=0"]
     run = reslearn.train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True).folder
     rates = [line["lr"] for line in lines(run) if line["event"] == "train"]
     lr = json.loads((run / "recipe.json").read_text())["recipe"]["schedule"]["lr"]
     assert rates == [0.001] * 100 + [lr] * 2
-    assert checkpoint.load(checkpoint.found(run / "checkpoints")[-1]).facts["warmup_ended"] == 100
+    assert checkpoint.load(checkpoint.find(run / "checkpoints")[-1]).facts["warmup_ended"] == 100
 
 
 def test_tensorboard_gets_the_same_numbers(images: Path, tmp_path: Path) -> None:

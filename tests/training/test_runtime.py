@@ -1,4 +1,4 @@
-"""The machine a run is on."""
+"""Memory of the process."""
 
 import ctypes
 
@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
 def step():
     for _ in range(4):
         torch.ones(1 << 24)
-for _ in range(8):  # at first the C library leaves holes between what it aligns; they close within a few steps
+for _ in range(8):  # the heap settles within a few steps
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def _libc() -> tuple[int, ...]:
-    """The version of the GNU C library; () where it is another."""
+    """The version of the GNU C library; () for others."""
     try:
         version = ctypes.CDLL(None).gnu_get_libc_version
     except (OSError, AttributeError, TypeError):
@@ -32,9 +32,9 @@ def _libc() -> tuple[int, ...]:
     return tuple(int(part) for part in version().decode().split(".")[:2])
 
 
-# Older ones never keep as much as this test takes at once, which by default comes from the system each time.
+# Older versions cannot keep allocations of this size.
 @pytest.mark.skipif(_libc() < (2, 35), reason="not a recent GNU C library")
-def test_freed_memory_is_used_again_without_touching_fresh_pages() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     def faults(how: str) -> int:
         return int(run_python("-c", FAULTS, how).out)
 

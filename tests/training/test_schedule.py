@@ -1,4 +1,4 @@
-"""The learning rate, step by step."""
+"""The learning-rate schedule."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ def test_the_papers_cifar_schedule() -> None:
     assert at == pytest.approx({0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001})
 
 
-def test_warmup_until_the_error_has_fallen_then_back_to_the_rule() -> None:
+def test_the_warm_up_lr_holds_until_the_error_has_fallen() -> None:
     schedule = Schedule(steps=64_000, lr=0.1, drops=(32_000,), warmup_lr=0.01)
     assert lr(schedule, 5_000, 64_000, None) == 0.01, "as long as the error is high"
     assert lr(schedule, 399, 64_000, 400) == 0.01
@@ -38,7 +38,7 @@ def test_cosine_and_warmup_in_steps() -> None:
     assert lr(schedule, 999, 1000) < 1e-4
 
 
-def test_lr_in_proportion_to_the_batch_and_drops_as_shares() -> None:
+def test_lr_scales_with_the_batch_and_drops_may_be_fractions() -> None:
     schedule = Schedule(epochs=90, lr=0.1, lr_batch=256, drops=(1 / 3, 2 / 3))
     rates = [lr(schedule, step, 900, batch=512) for step in (0, 299, 300, 599, 600, 899)]
     assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002, 0.002])

@@ -1,4 +1,4 @@
-"""One step against arithmetic written out: both kinds of SGD, micro-batches, weights of classes, what is refused."""
+"""A training step against explicit formulas: SGD, micro-batches, class weights, EMA."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fixed:
-    """A split whose batches are always these images and labels."""
+    """A split that always returns these images and labels."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images, self.labels, self.names = images, labels, tuple(map(str, range(len(labels))))
@@ -50,7 +50,7 @@ class Fixed:
 
 
 def begun(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **values: Any) -> tuple[State, HostStepper]:
-    """The state and the stepper of a training on these images of three classes; values of the recipe."""
+    """State and stepper of a run on these images of three classes. values: of the recipe."""
     values = {"net": {"name": "resnet8"}, "schedule": {"steps": 9}, "batch": {"size": len(labels)}, "precision": "fp32"} | values
     job = make_job(validate(values, ClassifyRecipe), Fixed(images, labels), classes="abc")
     state = make_state(job, model)
@@ -58,7 +58,7 @@ def begun(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **values
 
 
 def step(state: State, stepper: HostStepper) -> Outcome:
-    """One step, and what came of it."""
+    """Take a step and return its outcome."""
     seen: list[Outcome] = []
     examples = stepper.prepare(state.progress.step).examples
     assert examples is not None
@@ -68,7 +68,7 @@ def step(state: State, stepper: HostStepper) -> Outcome:
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_written_out(style: str, nesterov: bool) -> None:
+def test_sgd_equals_its_formula(style: str, nesterov: bool) -> None:
     torch.manual_seed(0)
     model = Linear()
     images, labels = batch()
@@ -91,7 +91,7 @@ def test_sgd_written_out(style: str, nesterov: bool) -> None:
         torch.testing.assert_close(model.fc.weight, w, rtol=0, atol=1e-6)
 
 
-def test_micro_batches_give_the_whole_batchs_gradient() -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     models = []
     for micro in (None, 2):
         torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_batch_norm_sees_one_micro_batch_at_a_time() -> None:
     assert net.bn1.num_batches_tracked == 2
 
 
-def test_auto_weights_are_images_over_classes_times_count() -> None:
+def test_auto_class_weights() -> None:
     loss = cross_entropy(Loss(class_weights="auto", label_smoothing=0.1), torch.tensor([60, 30, 10]))
     images, labels, model = torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 2, 0]), Linear()
     weight = torch.tensor([100 / 180, 100 / 90, 100 / 30])
@@ -120,7 +120,7 @@ def test_auto_weights_are_images_over_classes_times_count() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(poison: float) -> None:
+def test_a_non_finite_loss_does_not_change_the_weights(poison: float) -> None:
     model = Linear()
     before = model.fc.weight.detach().clone()
     images, labels = batch()
@@ -144,14 +144,14 @@ def test_ema_is_the_running_average_with_a_rising_decay() -> None:
         assert ema.module.weight.item() == pytest.approx(average)
 
 
-def test_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mismatched_versions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.check_versions()
     monkeypatch.setattr(runtime, "requires", lambda name: ["numpy", "torch==1.0.0"])
-    with pytest.raises(UserError, match=r"torch .* and torchvision .* do not match \(it needs torch 1.0.0\)"):
+    with pytest.raises(UserError, match=r"torchvision .* needs torch 1.0.0, but torch .* is installed"):
         runtime.check_versions()
 
 
-def test_what_does_not_decay() -> None:
+def test_bn_parameters_and_biases_do_not_decay() -> None:
     model = create("resnet8", 3)
     optimizer = make_optimizer(model, Optimizer(weight_decay=0.1, undecayed="norm-and-bias", momentum=0), 0.5)
     decayed = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}

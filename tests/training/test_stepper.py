@@ -1,4 +1,4 @@
-"""Every execution mode gives the same losses from the same batches; what cannot be used is refused by name."""
+"""Execution modes give the same losses from the same batches; unavailable ones are rejected."""
 
 import json
 from collections.abc import Callable
@@ -42,9 +42,9 @@ def recipe(**changes: Any) -> ClassifyRecipe:
 
 
 def losses(make: str | Callable[..., Stepper], steps: int = STEPS, **changes: Any) -> tuple[list[float], list[list[int]], State]:
-    """The loss and the indices of each step."""
+    """The losses and the indices of all steps, and the final state."""
     made = recipe(**changes)
-    execution = pick(made, CPU, resident=True, asked=make)[0] if isinstance(make, str) else "eager"
+    execution = pick(made, CPU, resident=True, mode=make)[0] if isinstance(make, str) else "eager"
     job = make_job(made, resident(), execution=execution)
     torch.manual_seed(0)
     model = create(made.net.name, 4, **made.net.options()).to(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def difference(one: list[float], other: list[float]) -> float:
 def test_every_execution_mode_gives_the_losses_of_eager(mode: str, net: str) -> None:
     name, _, order = net.partition("-")
     options = {"name": name, "order": order} if order else {"name": name}
-    # A rounding grows a hundredfold in these steps at lr 0.01, whatever it comes from (another number of threads, say).
+    # Rounding errors grow a hundredfold in these steps at lr 0.01.
     changes: dict[str, Any] = {"net": options, "schedule": {"steps": STEPS, "lr": 3e-4}}
     eager, batches, _ = losses("eager", **changes)
     other, same, _ = losses(mode, **changes)
@@ -81,7 +81,7 @@ def test_every_execution_mode_gives_the_losses_of_eager(mode: str, net: str) -> 
     assert 0 < difference(eager, other) < 1e-5 and eager[-1] < eager[0]
 
 
-def test_on_the_device_is_as_on_the_host() -> None:
+def test_the_device_stepper_equals_the_host_stepper() -> None:
     host, batches, one = losses(DIRECTLY["host"])
     device, same, other = losses(DIRECTLY["device"])
     assert batches == same and difference(host, device) < 1e-6
@@ -97,7 +97,7 @@ def test_bf16_is_near_fp32() -> None:
 
 
 @pytest.mark.parametrize("how", DIRECTLY)
-def test_what_is_not_finite_changes_nothing(how: str) -> None:
+def test_a_non_finite_step_changes_nothing(how: str) -> None:
     job = make_job(recipe(), resident())
     state = make_state(job, create("resnet8", 4))
     stepper = DIRECTLY[how](job, state)
@@ -115,31 +115,31 @@ def test_what_is_not_finite_changes_nothing(how: str) -> None:
     assert torch.equal(buffer, state.optimizer.state[state.model.conv1.weight]["momentum_buffer"])  # type: ignore[union-attr,index]
 
 
-def test_what_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="execution=captured cannot be used: it is for GPUs"):
-        pick(recipe(), CPU, resident=True, asked="captured")
+def test_unavailable_modes_are_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="execution=captured is not available: it is for GPUs"):
+        pick(recipe(), CPU, resident=True, mode="captured")
     cuda = torch.device("cuda")
     with pytest.raises(UserError, match="the images are not resident in memory"):
-        pick(recipe(), cuda, resident=False, asked="captured")
+        pick(recipe(), cuda, resident=False, mode="captured")
     depth = recipe(net={"name": "resnet8", "last_survival": 0.5})
-    with pytest.raises(UserError, match="stochastic depth draws on the host"):
-        pick(depth, cuda, resident=True, asked="captured")
-    assert pick(recipe(), cuda, resident=True, asked="auto") == ("captured", None)
-    assert pick(depth, cuda, resident=True, asked="auto")[0] == "eager"
+    with pytest.raises(UserError, match="stochastic depth samples on the host"):
+        pick(depth, cuda, resident=True, mode="captured")
+    assert pick(recipe(), cuda, resident=True, mode="auto") == ("captured", None)
+    assert pick(depth, cuda, resident=True, mode="auto")[0] == "eager"
     with pytest.raises(UserError, match="it is for CPUs"):
-        pick(recipe(), cuda, resident=True, asked="fused")
-    with pytest.raises(UserError, match="no BN and ReLU of this network"):
-        pick(recipe(net={"name": "alexnet"}), CPU, resident=True, asked="fused")
-    assert pick(recipe(net={"name": "alexnet"}), CPU, resident=True, asked="auto") == ("eager", None)
+        pick(recipe(), cuda, resident=True, mode="fused")
+    with pytest.raises(UserError, match="this network has no BN and ReLU"):
+        pick(recipe(net={"name": "alexnet"}), CPU, resident=True, mode="fused")
+    assert pick(recipe(net={"name": "alexnet"}), CPU, resident=True, mode="auto") == ("eager", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     library.cache_clear()
-    assert pick(recipe(), CPU, resident=True, asked="auto") == ("eager", "BN and ReLU are not fused: there is no C++ compiler")
-    with pytest.raises(UserError, match="execution=fused cannot be used: there is no C\\+\\+ compiler"):
-        pick(recipe(), CPU, resident=True, asked="fused")
+    assert pick(recipe(), CPU, resident=True, mode="auto") == ("eager", "BN and ReLU are not fused: there is no C++ compiler")
+    with pytest.raises(UserError, match="execution=fused is not available: there is no C\\+\\+ compiler"):
+        pick(recipe(), CPU, resident=True, mode="fused")
 
 
-def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:
+def test_recipe_json_records_the_execution_mode(tmp_path: Path, images: Path) -> None:
     run = train(
         images, model="resnet8", settings=["schedule.steps=2", "batch.size=4", "execution=eager"], out=tmp_path / "run", quiet=True
     )
@@ -148,7 +148,7 @@ def test_a_run_says_how_its_steps_are_run(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["eager", "fused"])
 @pytest.mark.parametrize("options", [{}, {"last_survival": 0.5}], ids=str)
-def test_recomputing_changes_no_bit_and_keeps_less(mode: str, options: dict[str, Any]) -> None:
+def test_recomputing_saves_memory_and_changes_no_bit(mode: str, options: dict[str, Any]) -> None:
     results = []
     for recompute in (False, True):
         kept = 0

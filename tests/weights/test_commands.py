@@ -13,7 +13,7 @@ def test_the_published_resnet20_deepens_exactly(real_data: Path, tmp_path: Path,
     code, said, _ = run_cli("import", real_data / "weights" / "resnet20-12fca82f.th", "-o", shallow)
     assert code == 0 and "resnet20 with 10 classes" in said
     code, said, _ = run_cli("deepen", shallow, "resnet56", "-o", deep, "--data", "cifar10")
-    assert code == 0 and "is 0; 0 predictions differ" in said
+    assert code == 0 and ": 0; 0 predictions differ" in said
 
 
 def test_torchvision_round_trip(tmp_path: Path, run_cli: RunCli) -> None:
@@ -35,7 +35,7 @@ def test_torchvision_round_trip(tmp_path: Path, run_cli: RunCli) -> None:
     ("words", "message"),
     [
         (["import", "none.pth", "-o", "m.safetensors"], "no weights file called"),
-        (["import", "m.pth", "--mean", "a,b", "-o", "m.safetensors"], "write numbers with commas between"),
+        (["import", "m.pth", "--mean", "a,b", "-o", "m.safetensors"], "write numbers separated by commas"),
         (["export", "none", "--format", "timm", "-o", "x"], "no model file or run folder"),
         (["export", "none", "--format", "tim", "-o", "x"], "tim"),
     ],

@@ -1,1 +1,1 @@
-"""Image classification: its recipes, its task, its evaluation."""
+"""Image classification: recipes, task and evaluation."""

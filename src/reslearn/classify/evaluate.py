@@ -1,4 +1,4 @@
-"""A model's numbers on a data set."""
+"""Evaluation of models on a data set."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,22 +19,21 @@ from reslearn.evaluation.metrics import metrics
 from reslearn.evaluation.protocols import many_views, single_view
 from reslearn.evaluation.scores import Scores, check_target, ensemble, load_scores, save_scores
 from reslearn.evaluation.views import Pictures, Views, check_applies
-from reslearn.evaluation.views import protocol as chosen_protocol
+from reslearn.evaluation.views import protocol as make_protocol
 from reslearn.training.folder import read_held_out
 from reslearn.weights.store import Card, load, read_card
 
 
 def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split: str | None) -> tuple[str, Split]:
-    """The images to evaluate on: the split asked for, else test, else val, else all.
+    """Returns the split to evaluate on, with its name. split: None for test, else val, else all.
 
-    held_out: names that the run held out of an undivided set, used where the set is the one it was trained on.
+    held_out: names of the images that the run held out, by split; used if the data set is the one it was trained on.
     """
     splits = dict(data.splits)
     if "all" in splits and held_out and _same(data, card):
-        whole = splits["all"]
-        place = {name: i for i, name in enumerate(whole.names)}
+        index = {name: i for i, name in enumerate(splits["all"].names)}
         for name, names in held_out.items():
-            splits[name] = whole.take(np.array([place[n] for n in names], np.int64))
+            splits[name] = splits["all"].take(np.array([index[n] for n in names], np.int64))
     if split is None:
         split = next(name for name in ("test", "val", "all", "train") if name in splits)
     if split not in splits:
@@ -43,18 +42,18 @@ def pick_split(data: DataSet, card: Card, held_out: dict[str, list[str]], split:
 
 
 def _same(data: DataSet, card: Card) -> bool:
-    """Whether the data set is the one that the model was trained on, and its images are called the same."""
+    """Whether the data set is the one the model was trained on, with the same file names."""
     same = card.data.get("fingerprint") == data.fingerprint()
     return same and card.data.get("arrangement") in (None, data.arrangement())
 
 
 def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
-    """The split with labels that count the model's classes. Raises UserError for a class that the model does not know."""
-    place = {name: i for i, name in enumerate(classes)}
-    unknown = [name for i, name in enumerate(data.classes) if name not in place and (split.labels == i).any()]
+    """Returns the split with labels as indices into the model's classes. Raises UserError for an unknown class."""
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = [name for i, name in enumerate(data.classes) if name not in index and (split.labels == i).any()]
     if unknown:
         raise UserError(f"the model has no class '{unknown[0]}' of '{data.name}'{did_you_mean(unknown[0], classes)}")
-    table = np.array([place.get(name, -1) for name in data.classes], np.int64)
+    table = np.array([index.get(name, -1) for name in data.classes], np.int64)
     return Split(table[split.labels], split.names, split.pixels, split.files)
 
 
@@ -75,17 +74,18 @@ def evaluate(
     scales: Sequence[int] | None = None,
     scores: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics), in fp32.
+    """Evaluate one model or an ensemble in fp32: top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics).
 
-    model: of `load`, or a model file or run folder; or several, whose scores are averaged. data: as for `train`. split: "train",
-    "val", "test" or "all"; by default the test split, also the one that the model's run held out. on_bad: "skip" leaves out
-    files that cannot be read and lists them.
-    protocol: "center" (one view of each image), "10crop", "dense" or "multiscale", with `scales` in pixels where it takes them
-    (see views.protocol). flip: also the mirror of each view; with "center" the mean is that of the logits, else of the scores.
-    scores: a .npz file for the scores of each image (see scores.save_scores).
-    device: for a model file (see device.pick_device). progress(what, done, total) is called as images are done. Besides the
-    metrics: `data`, `split`, `protocol`, `unreadable` {name: reason}, `left_out` {reason: number}, of several models `members`
-    with the errors of each, and a `note` where the images may be those that the model was trained on. Raises UserError.
+    model: a loaded model, model file or run folder; or several, whose scores are averaged. data: as for `train`. split: "train",
+    "val", "test" or "all"; by default test, which may be the images that the model's run held out. on_bad: "skip" leaves out
+    files that cannot be read. seed: of the bootstrap.
+    protocol: "center" (one view per image), "10crop", "dense" or "multiscale"; `scales`, in px, apply to the last two (see
+    views.protocol). flip: average each view with its mirror image; with "center" the logits are averaged, otherwise the scores.
+    scores: .npz file to write the scores of each image to (see scores.save_scores).
+    device: for model files (see device.pick_device). progress(title, done, total) is called as images are evaluated.
+
+    Returns the metrics, `data`, `split`, `protocol`, `unreadable` {name: reason} and `left_out` {reason: number}; for several
+    models `members`, with the errors of each; and a `note` if the images may include training images. Raises UserError.
     """
     if on_bad not in ("error", "skip"):
         raise UserError(f"on_bad={on_bad!r}: must be 'error' or 'skip'")
@@ -93,35 +93,34 @@ def evaluate(
     models = [model] if isinstance(model, nn.Module | str | Path) else list(model)
     if not models:
         raise UserError("evaluate needs at least one model")
-    cards = [_card(each) for each in models]
+    cards = [_card(m) for m in models]
     if data not in datasets.NAMES and boxes_alone(data):
-        raise UserError(f"{data} is a set with boxes: a detector is tested on it, by reslearn detect eval")
+        raise UserError(f"{data} is a set with boxes: evaluate a detector on it with reslearn detect eval")
     opened = datasets.open(data, on_bad=on_bad)  # type: ignore[arg-type]
-    how = protocol, None if scales is None else tuple(scales), flip
-    # All of them are looked at before the first one takes its time.
-    tests = [_prepare(each, card, opened, split, how) for each, card in zip(models, cards, strict=True)]
+    views = protocol, None if scales is None else tuple(scales), flip
+    tests = [_prepare(m, card, opened, split, views) for m, card in zip(models, cards, strict=True)]  # errors before any work
     runs = [_run(test, opened, pick_device(device), on_bad, progress) for test in tests]
     members, logits, unreadable = [run[0] for run in runs], runs[0][1], runs[0][2]
-    whole = ensemble(members)
-    result = {"data": opened.name, "split": whole.split, "protocol": whole.protocol}
-    result |= metrics(logits, whole.labels, whole.classes, seed=seed) if len(tests) == 1 else whole.metrics(seed)
+    combined = ensemble(members)
+    result = {"data": opened.name, "split": combined.split, "protocol": combined.protocol}
+    result |= metrics(logits, combined.labels, combined.classes, seed=seed) if len(tests) == 1 else combined.metrics(seed)
     if target is not None:
-        save_scores(whole, target)
+        save_scores(combined, target)
     result |= {"unreadable": unreadable, "left_out": opened.left_out}
-    result |= {"members": [_member(each, seed) for each in members]} if len(members) > 1 else {}
-    said = next((test.note for test in tests if test.note), "")
-    return result | ({"note": said} if said else {})
+    result |= {"members": [_member(member, seed) for member in members]} if len(members) > 1 else {}
+    warning = next((test.note for test in tests if test.note), "")
+    return result | ({"note": warning} if warning else {})
 
 
-def of_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Path | None = None) -> dict[str, Any]:
-    """What `evaluate` returns of several models, from files of their scores. Raises UserError."""
+def evaluate_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Path | None = None) -> dict[str, Any]:
+    """Evaluate the ensemble of saved scores. Returns what `evaluate` returns for several models. Raises UserError."""
     target = None if scores is None else check_target(Path(scores))
     members = [load_scores(Path(file)) for file in files]
-    whole = ensemble(members)
-    result = {"data": whole.data, "split": whole.split, "protocol": whole.protocol, **whole.metrics(seed)}
+    combined = ensemble(members)
+    result = {"data": combined.data, "split": combined.split, "protocol": combined.protocol, **combined.metrics(seed)}
     if target is not None:
-        save_scores(whole, target)
-    return result | {"unreadable": {}, "left_out": {}, "members": [_member(each, seed) for each in members]}
+        save_scores(combined, target)
+    return result | {"unreadable": {}, "left_out": {}, "members": [_member(member, seed) for member in members]}
 
 
 def _member(scores: Scores, seed: int) -> dict[str, Any]:
@@ -131,11 +130,11 @@ def _member(scores: Scores, seed: int) -> dict[str, Any]:
     return {"model": scores.model, "protocol": scores.protocol, **errors}
 
 
-class Planned(NamedTuple):
-    """A model and what it is to be tested on: images of a split, by a protocol; and what is to be said with the numbers."""
+class Test(NamedTuple):
+    """A model, and the images and protocol to evaluate it on. note: a warning to show with the numbers, or empty."""
 
     model: Model
-    called: str
+    title: str
     card: Card
     protocol: Views
     split: str
@@ -146,48 +145,49 @@ class Planned(NamedTuple):
 def _card(model: Model) -> Card:
     card = getattr(model, "card", None) if isinstance(model, nn.Module) else read_card(model)
     if not isinstance(card, Card):
-        raise UserError("evaluate needs a model with a card: one that reslearn.load() made")
+        raise UserError("evaluate needs a model with a card, as returned by reslearn.load()")
     return card
 
 
-def _prepare(model: Model, card: Card, data: DataSet, split: str | None, how: tuple[str, tuple[int, ...] | None, bool]) -> Planned:
+def _prepare(model: Model, card: Card, data: DataSet, split: str | None, views: tuple[str, tuple[int, ...] | None, bool]) -> Test:
     loaded = isinstance(model, nn.Module)
     held_out = {} if loaded else read_held_out(Path(model))
     name, images = pick_split(data, card, held_out, split)
     images = relabel(images, data, card.classes)
-    asked = chosen_protocol(how[0], card.preprocessing, *how[1:])
-    check_applies(asked, card.preprocessing, data)
-    return Planned(model, card.net if loaded else str(model), card, asked, name, images, note(name, data, card, held_out))
+    protocol = make_protocol(views[0], card.preprocessing, *views[1:])
+    check_applies(protocol, card.preprocessing, data)
+    return Test(model, card.net if loaded else str(model), card, protocol, name, images, note(name, data, card, held_out))
 
 
 def _run(
-    test: Planned, data: DataSet, device: torch.device, on_bad: str, progress: Callable[[str, int, int], None]
+    test: Test, data: DataSet, device: torch.device, on_bad: str, progress: Callable[[str, int, int], None]
 ) -> tuple[Scores, Tensor, dict[str, str]]:
-    """Scores, the logits that they are made of, and the files that could not be read, with the reason."""
+    """Returns the scores, their logits, and the files that could not be read, with reasons."""
     model = test.model if isinstance(test.model, nn.Module) else load(test.model, device)
-    look, on = test.card.preprocessing, next(model.parameters()).device
+    view, device = test.card.preprocessing, next(model.parameters()).device
 
     def count(done: int) -> None:
-        progress(f"evaluating {test.called} on {test.split}", done, len(test.images))
+        progress(f"evaluating {test.title} on {test.split}", done, len(test.images))
 
     if test.protocol.name != "center":
-        source = Pictures(test.images, look, on_bad)
-        seen = many_views(model, source, test.protocol, progress=count)
+        source = Pictures(test.images, view, on_bad)
+        predictions = many_views(model, source, test.protocol, progress=count)
     else:
         resident = test.images.pixels is not None
-        source = Resident(test.images, look, device=on) if resident else Photos(test.images, look, on_bad=on_bad, device=on)
-        seen = single_view(model, source, batch=100, flip=test.protocol.mirror, progress=count)
-    names = tuple(str(test.images.names[i]) for i in seen.indices.tolist())
-    said = {"model": test.called, "protocol": str(test.protocol), "data": data.name, "split": test.split}
-    return Scores(seen.logits.softmax(1), seen.labels, names, test.card.classes, **said), seen.logits, source.bad
+        source = Resident(test.images, view, device=device) if resident else Photos(test.images, view, on_bad=on_bad, device=device)
+        predictions = single_view(model, source, batch=100, flip=test.protocol.mirror, progress=count)
+    names = tuple(str(test.images.names[i]) for i in predictions.indices.tolist())
+    facts = {"model": test.title, "protocol": str(test.protocol), "data": data.name, "split": test.split}
+    logits = predictions.logits
+    return Scores(logits.softmax(1), predictions.labels, names, test.card.classes, **facts), logits, source.bad
 
 
 def note(split: str, data: DataSet, card: Card, held_out: dict[str, list[str]]) -> str:
-    """A warning where a number would look better than it is."""
+    """A warning if the error may be too low, because the images include training images."""
     if split not in ("all", "train"):
         return ""
-    if card.data.get("fingerprint") == data.fingerprint():  # whatever the files are called now
+    if card.data.get("fingerprint") == data.fingerprint():  # independent of file names
         return "these include the images that the model was trained on"
     if held_out:
-        return f"'{data.name}' is not what the run was trained on, or has changed since: all its images are used"
+        return f"'{data.name}' differs from the data of the run: all of its images are used"
     return ""

@@ -1,4 +1,4 @@
-"""Pictures of a classification run for its report: augmented training images, and the hardest test images."""
+"""Pictures for the report: augmented training images, and the images with the highest loss."""
 
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,20 @@ from reslearn.data.sampling import SampleOrder, view_seed
 from reslearn.evaluation.protocols import Predictions
 from reslearn.files import write_atomic
 
-WORST = 16  # images with the highest loss that the report shows
-SHEET = (4, 12)  # rows and columns of the sheet of augmented images
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """uint8 (C, H, W) as a picture."""
-    array = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+WORST = 16  # images with the highest loss in the report
+SHEET = (4, 12)  # rows and columns of augmented images
 
 
 def _save_picture(pixels: Tensor, path: Path) -> None:
+    """Write a uint8 (C, H, W) image as PNG."""
+    array = pixels.permute(1, 2, 0).numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, lambda temporary: _picture(pixels).save(temporary, "PNG"))
+    write_atomic(path, lambda temporary: image.save(temporary, "PNG"))
 
 
 def save_augmented_sheet(folder: Path, seed: int, source: Images) -> None:
-    """RUN/images/augmented.png: the first training images as the network sees them."""
+    """Write RUN/images/augmented.png: the first training images after augmentation."""
     rows, columns = SHEET
     epochs, indices = SampleOrder(seed, len(source), rows * columns)[0]
     views, _ = source.train_batch(Draws(view_seed(seed), epochs, indices))
@@ -39,14 +36,15 @@ def save_augmented_sheet(folder: Path, seed: int, source: Images) -> None:
     _save_picture(sheet, folder / "images" / "augmented.png")
 
 
-def save_worst(folder: Path, source: Images, seen: Predictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The images with the highest loss, their pictures saved beside."""
-    losses = F.cross_entropy(seen.logits, seen.labels, reduction="none")
+def save_worst(folder: Path, source: Images, predictions: Predictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Write the images with the highest loss. Returns their entries for result.json, highest loss first."""
+    logits, labels = predictions.logits, predictions.labels
+    losses = F.cross_entropy(logits, labels, reduction="none")
     rows = []
     for rank, i in enumerate(losses.argsort(descending=True)[:WORST].tolist()):
-        image, at = f"images/worst-{rank:02d}.png", int(seen.indices[i])
-        _save_picture(source.view(at), folder / image)
-        row = {"image": image, "name": source.names[at], "label": classes[seen.labels[i]]}
-        row |= {"predicted": classes[int(seen.logits[i].argmax())], "loss": losses[i].item()}
-        rows.append(row | {"probability": seen.logits[i].softmax(0)[seen.labels[i]].item()})
+        image, index = f"images/worst-{rank:02d}.png", int(predictions.indices[i])
+        _save_picture(source.view(index), folder / image)
+        row = {"image": image, "name": source.names[index], "label": classes[labels[i]]}
+        row |= {"predicted": classes[int(logits[i].argmax())], "loss": losses[i].item()}
+        rows.append(row | {"probability": logits[i].softmax(0)[labels[i]].item()})
     return rows

@@ -1,4 +1,4 @@
-"""Image classification: what a run of it is made of."""
+"""The task of image classification."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ from reslearn.training import ranks
 from reslearn.training.display import Display
 from reslearn.training.precise_bn import precise_bn
 from reslearn.training.recipe import Chosen
-from reslearn.training.state import frozen_parts
-from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Progress, Sources, Task
+from reslearn.training.state import frozen_modules
+from reslearn.training.task import Evaluation, EvaluationOptions, Job, Losses, LossFunction, Sources, Task
 from reslearn.weights.store import Card, load, read_card, save
 
-SHOWN_BAD = 5  # files that cannot be read, of each split
-EVAL_BATCH = (250, 1000)  # images at once in evaluation, on a CPU, on a GPU
-EVAL_PIXELS = 1 << 21  # on a CPU; of photos few at once, so that no rank waits long for another's
-FULL_BATCH = 250  # of the final test, on every device: its numbers depend on the batch in the last bits
+SHOWN_BAD = 5  # unreadable files to list per split
+EVAL_BATCH = (250, 1000)  # evaluation batch size on a CPU, on a GPU
+EVAL_PIXELS = 1 << 21  # most pixels per evaluation batch on a CPU: small batches of photos keep ranks from waiting for each other
+FULL_BATCH = 250  # batch size of the final test on every device, because the last bits depend on it
 CARD_METRICS = ("n", "loss", "top1_error", "top1_interval", "top5_error", "calibration_error")
 
 ClassifyJob = Job[ClassifyRecipe, DataSet, Images]
@@ -45,7 +45,7 @@ ClassifyJob = Job[ClassifyRecipe, DataSet, Images]
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """images: float32 (N, C, H, W), normalized; labels: int64 (N,); on the device."""
+    """images: float32 (N, C, H, W), normalized; labels: int64 (N,). Both are on the device."""
 
     images: Tensor
     labels: Tensor
@@ -58,7 +58,7 @@ class ImageExamples:
 
 
 class Classification(Task[ClassifyRecipe, DataSet, Images]):
-    """A network that gives one of the set's classes for an image."""
+    """Assigns one class to each image."""
 
     name = "classify"
     recipe = ClassifyRecipe
@@ -67,27 +67,27 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
 
     def open(self, source: str | Path, given: Mapping[str, Any]) -> DataSet:
         if source not in datasets.NAMES and boxes_alone(source):
-            raise UserError(f"{source} is a set with boxes: reslearn detect train {source} trains a detector on it")
+            raise UserError(f"{source} is a set with boxes: train a detector with reslearn detect train {source}")
         return datasets.open(source, on_bad="skip" if given.get("data.on_bad") == "skip" else "error")
 
     def usual(self, data: DataSet) -> str:
         fashion = data.name in ("fashion-sample", "fashion-mnist") and data.sizes == (28, 28) and data.channels == 1
-        return "fashion" if fashion and data.resident else "default"  # a folder of one's own may have such a name, too
+        return "fashion" if fashion and data.resident else "default"  # a user's folder may have the same name
 
     def choose(self, name: str, data: DataSet | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
         return NAMED[name](data, net)
 
     def check(self, recipe: ClassifyRecipe, data: DataSet, given: Mapping[str, Any]) -> None:
-        _check_held_out(data, given)
+        if "data.test" in given and "all" not in data.splits:
+            reason = "has its own test images" if "test" in data.splits else "is already divided, without test images"
+            raise UserError(f"data.test does not apply: '{data.name}' {reason}; leave it out")
         _check_applies(recipe, data)
 
     def sources(
         self, data: DataSet, recipe: ClassifyRecipe, device: torch.device, display: Display, view: Preprocessing | None
     ) -> Sources[Images]:
         if ranks.count() > 1 and recipe.loss.class_weights == "auto":
-            raise UserError(
-                "loss.class_weights=auto, whose mean is over a whole batch, does not go with several ranks: set it to none"
-            )
+            raise UserError("loss.class_weights=auto does not support several ranks: set loss.class_weights=none")
         if view is None and recipe.net.init is not None:
             view = starting_view(read_card(recipe.net.init), data, recipe.data)
         splits, held_out = divide(data, val=recipe.data.val, test=recipe.data.test, seed=recipe.seed)
@@ -118,7 +118,7 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
             lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
         grow, size = job.recipe.data.grow, min(sources.preprocessing.size)
         if grow is not None and grow[1] > size:
-            lines.append(f"note     training views grow to {grow[1]} px, beyond the {size} px of tests: data.grow sets them")
+            lines.append(f"note     data.grow: training images grow to {grow[1]} px, larger than the {size} px of evaluation")
         return lines
 
     def model(self, job: ClassifyJob, *, fresh: bool) -> nn.Module:
@@ -139,33 +139,23 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
     def resident(self, sources: Sources[Images]) -> bool:
         return isinstance(sources.train, Resident)
 
-    def evaluate(
-        self,
-        job: ClassifyJob,
-        model: nn.Module,
-        source: Images,
-        *,
-        precision: str,
-        progress: Progress,
-        forward: Callable[[Tensor], Tensor] | None = None,
-        full: bool = False,
-    ) -> Evaluation:
+    def evaluate(self, job: ClassifyJob, model: nn.Module, source: Images, options: EvaluationOptions) -> Evaluation:
         height, width = job.sources.preprocessing.size
         on_cpu, on_gpu = EVAL_BATCH
         batch = on_gpu if job.device.type == "cuda" else max(min(on_cpu, EVAL_PIXELS // (height * width)), 1)
-        seen = validation.single_view(
+        predictions = validation.single_view(
             model,
             source,
-            batch=min(batch, FULL_BATCH) if full else batch,
-            forward=forward,
+            batch=min(batch, FULL_BATCH) if options.full else batch,
+            forward=options.forward,
             flip=job.recipe.evaluate.flip,
-            autocast=autocast(precision, job.device),
-            progress=progress,
+            autocast=autocast(options.precision, job.device),
+            progress=options.progress,
         )
-        if full:
-            numbers = metrics(seen.logits, seen.labels, job.data.classes, seed=job.recipe.seed)
-            return Evaluation(numbers["top1_error"], numbers, f"error {numbers['top1_error']:.2f}%", seen)
-        error, loss = error_and_loss(seen.logits, seen.labels)
+        if options.full:
+            numbers = metrics(predictions.logits, predictions.labels, job.data.classes, seed=job.recipe.seed)
+            return Evaluation(numbers["top1_error"], numbers, f"error {numbers['top1_error']:.2f}%", predictions)
+        error, loss = error_and_loss(predictions.logits, predictions.labels)
         return Evaluation(error, {"loss": loss, "top1_error": error}, f"held-out error {error:.2f}%")
 
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
@@ -197,11 +187,11 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
 
     def settle(self, job: ClassifyJob, model: nn.Module, check: Callable[[], None]) -> None:
         recipe, source, count = job.recipe, job.sources.train, job.recipe.precise_bn
-        source.bad = ranks.merged(source.bad)  # each rank has read images of its own
+        source.bad = ranks.merged(source.bad)  # each rank has read only its own images
         if count is None:
             return
         size = recipe.batch.micro or recipe.batch.size
-        order = SampleOrder(recipe.seed, len(source), size)  # of the batches that would come next
+        order = SampleOrder(recipe.seed, len(source), size)  # continues with the batches after the last step
         first = recipe.schedule.total(len(source), recipe.batch.size) * recipe.batch.size // size
 
         def batches() -> Any:
@@ -212,12 +202,12 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
                 yield source.train_batch(draws)[0].contiguous(memory_format=torch.channels_last)
                 job.display.progress("averaging BN", i + 1, count)
 
-        keep = {module for part in frozen_parts(model, recipe.net.frozen) for module in part.modules()}
+        keep = {module for frozen in frozen_modules(model, recipe.net.frozen) for module in frozen.modules()}
         precise_bn(model.eval(), batches(), keep)
 
 
 def cross_entropy(recipe: Loss, counts: Tensor) -> LossFunction:
-    """Mean cross-entropy of logits (N, K) against labels (N,). counts: training images of each class, (K,)."""
+    """Returns the mean cross-entropy of logits (N, K) and labels (N,). counts: training images per class, (K,)."""
     weight = None
     if recipe.class_weights == "auto":
         weight = counts.sum() / (len(counts) * counts.clamp(min=1).float())
@@ -230,52 +220,38 @@ def cross_entropy(recipe: Loss, counts: Tensor) -> LossFunction:
     return loss
 
 
-def _check_held_out(data: DataSet, given: Mapping[str, Any]) -> None:
-    """Raise UserError where a share is asked for that the data set has decided itself."""
-    for name in ("val", "test"):
-        decided = name in data.splits or (name == "test" and "all" not in data.splits)
-        if decided and f"data.{name}" in given:
-            has = f"has its own {name} images" if name in data.splits else "is divided already, without test images"
-            raise UserError(f"data.{name} does not apply: '{data.name}' {has}; leave it out")
-
-
 def _check_applies(recipe: ClassifyRecipe, data: DataSet) -> None:
-    """An option that does not apply to the data is an error, never ignored."""
+    """Raise UserError for an option that does not apply to the data; none is ignored."""
     d, row = recipe.data, spec(recipe.net.name)
-    small_only = "applies to small images of one size, which stay in memory; these are photos: use data.crop_scale"
     if not data.resident:
         if d.pad:
-            raise UserError(f"data.pad={d.pad} {small_only}")
+            raise UserError(f"data.pad={d.pad} applies to small images; '{data.name}' has photos: use data.crop_scale")
         if d.size is None:
-            raise UserError("data.size is needed for photos: the side, in px, of what the network sees, such as data.size=128")
+            raise UserError("data.size is missing: photos need an input size in px, such as data.size=128")
     elif key := next((key for key in ("crop_scale", "jitter", "color") if getattr(d, key) is not None), None) or (
         "cache" if d.cache == "on" else None
     ):
-        raise UserError(f"data.{key} applies to photos; '{data.name}' has small images, which stay in memory: use data.pad")
+        raise UserError(f"data.{key} applies to photos; '{data.name}' has small images: use data.pad")
     if d.color is not None and data.channels != 3:
         raise UserError(f"data.color applies to color photos; those of '{data.name}' are gray")
-    if recipe.schedule.shape == "plateau" and not d.val and "val" not in data.splits:
-        raise UserError("schedule.shape=plateau watches the error on held-out images: give some with data.val")
     if row.build is not None:
-        _check_takes(recipe, data)
+        _check_input_size(recipe, data)
     size = d.size or min(data.sizes)
     if row.stem == "imagenet" and size < 32:
         raise UserError(
-            f"{row.name} shrinks its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or data.size"
+            f"{row.name} downsamples its input 32 times: {size} px are too few; use a CIFAR net such as resnet20, or set data.size"
         )
 
 
-def _check_takes(recipe: ClassifyRecipe, data: DataSet) -> None:
-    """Raise UserError where a baseline's layers shrink the images to nothing."""
+def _check_input_size(recipe: ClassifyRecipe, data: DataSet) -> None:
+    """Raise UserError where the images are too small for a baseline network."""
     height, width = (recipe.data.size,) * 2 if recipe.data.size else data.sizes
     with torch.device("meta"):
         net = create(recipe.net.name, len(data.classes), data.channels).eval()
         try:
             net(torch.zeros(1, data.channels, height, width))
         except RuntimeError as error:
-            raise UserError(
-                f"{recipe.net.name} cannot take images of {height}x{width} px: use larger ones, or data.size"
-            ) from error
+            raise UserError(f"images of {height}x{width} px are too small for {recipe.net.name}: set data.size") from error
 
 
 CLASSIFY = Classification()

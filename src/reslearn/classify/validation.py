@@ -1,4 +1,4 @@
-"""The images of a split through a network while it trains: every image once, each rank taking a share."""
+"""Evaluation on a split during training, shared by all ranks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,24 +12,24 @@ from reslearn.training import ranks
 
 
 class Shard:
-    """Every ranks.count()-th batch of a split: what this rank evaluates. Batches are those that one rank would take."""
+    """This rank's share of a split: every ranks.count()-th batch. The batches are those of a single rank."""
 
     def __init__(self, source: EvalSource, batch: int) -> None:
         starts = range(ranks.rank() * batch, len(source), ranks.count() * batch)
-        places = [torch.arange(start, min(start + batch, len(source))) for start in starts]
-        self.source, self.places = source, torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
-        self.labels = source.labels.cpu()[self.places]
+        indices = [torch.arange(start, min(start + batch, len(source))) for start in starts]
+        self.source, self.indices = source, torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
+        self.labels = source.labels.cpu()[self.indices]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     @property
     def holes(self) -> set[int]:
-        return {i for i, place in enumerate(self.places.tolist()) if place in self.source.holes}
+        return {i for i, index in enumerate(self.indices.tolist()) if index in self.source.holes}
 
     def eval_batch(self, start: int, stop: int) -> Tensor:
-        at = int(self.places[start])
-        return self.source.eval_batch(at, at + stop - start)
+        first = int(self.indices[start])
+        return self.source.eval_batch(first, first + stop - start)
 
 
 def single_view(
@@ -38,12 +38,15 @@ def single_view(
     *,
     batch: int = 250,
     progress: Callable[[int], None] = lambda done: None,
-    **how: Any,
+    **options: Any,
 ) -> Predictions:
-    """protocols.single_view, each rank seeing a part: every image once, no image twice. progress is called by all ranks alike."""
+    """protocols.single_view over all ranks: each evaluates its shard, and all get all predictions, in the order of the source.
+
+    progress is called equally often on all ranks.
+    """
     if ranks.count() == 1:
-        return protocols.single_view(model, source, batch=batch, progress=progress, **how)
-    part: Any = Shard(source, batch)
+        return protocols.single_view(model, source, batch=batch, progress=progress, **options)
+    shard: Any = Shard(source, batch)
     rounds, done = -(-len(source) // (batch * ranks.count())), 0
 
     def next_round(_: int) -> None:
@@ -51,13 +54,15 @@ def single_view(
         done += 1
         progress(min(done * batch * ranks.count(), len(source)))
 
-    seen = protocols.single_view(model, part, batch=batch, progress=next_round, **how) if len(part) else None
+    own = None
+    if len(shard):
+        predictions = protocols.single_view(model, shard, batch=batch, progress=next_round, **options)
+        own = predictions.logits, predictions.labels, shard.indices[predictions.indices]
     while done < rounds:
         next_round(0)
-    own_part = None if seen is None else (seen.logits, seen.labels, part.places[seen.indices])
-    parts = [found for found in ranks.gather(own_part) if found is not None]
+    shares = [share for share in ranks.gather(own) if share is not None]
     source.holes.update(*ranks.gather(source.holes))
     source.bad = ranks.merged(source.bad)
-    logits, labels, places = (torch.cat(list(column)) for column in zip(*parts, strict=True))
-    order = places.argsort()
-    return Predictions(logits[order], labels[order], places[order])
+    logits, labels, indices = (torch.cat(list(column)) for column in zip(*shares, strict=True))
+    order = indices.argsort()
+    return Predictions(logits[order], labels[order], indices[order])

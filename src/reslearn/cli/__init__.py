@@ -1,4 +1,4 @@
-"""The command line: one short function a command. What is heavy is imported inside it, so that --help answers at once."""
+"""The command line. Each command is one short function that imports what is heavy itself, so that --help is fast."""
 
 import errno
 import io
@@ -11,12 +11,12 @@ from typer.exceptions import TyperException
 
 from reslearn import __version__
 from reslearn.cli import analyze, bench, detect, doctor, localize, models, packing, reproduce, runs
-from reslearn.cli.options import one_process, several_ranks
+from reslearn.cli.options import many_ranks, refuse_ranks
 from reslearn.errors import Interrupted, Lost, UserError
 
 app = typer.Typer(
     name="reslearn",
-    help="Residual networks: train on your own images, see what they learned, use them.",
+    help="Train, evaluate, analyze and use residual networks.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -40,20 +40,13 @@ COMMANDS = {
     "export": models.export,
     "reproduce": reproduce.reproduce,
 }
-LISTS = (models.models, reproduce.reproduce, runs.recipes)  # what they print without an argument is a list, not the help
+LISTS = (models.models, reproduce.reproduce, runs.recipes)  # without arguments they print a list instead of the help
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=command not in LISTS)(command)
-
-
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(bench.app, name="bench")
 app.add_typer(detect.app, name="detect")
 app.add_typer(localize.app, name="localize")
-
-
-def _rank() -> int:
-    """Which of the processes that torchrun has started this one is."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 @app.callback(invoke_without_command=True)
@@ -61,30 +54,33 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
     if version:
         typer.echo(f"reslearn {__version__}")
         raise typer.Exit
-    if not several_ranks():
+    if not many_ranks():
         return
-    # Before PyTorch is imported: each rank would be told that a flag of DDP costs time, which training/ranks.py has a use for.
+    # Set before PyTorch is imported: DDP would warn on every rank that find_unused_parameters costs time; see training/ranks.py.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if context.invoked_subcommand not in ("train", "detect", "localize"):  # whose other commands are refused there
-        raise one_process(str(context.invoked_subcommand))
+    if context.invoked_subcommand not in ("train", "detect", "localize"):  # these groups check their own subcommands
+        refuse_ranks(str(context.invoked_subcommand))
 
 
 def main() -> None:
-    """Run the command line. Exit code 2 and one line on standard error for a user's mistake; 130 and 143 after a signal."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be no UTF-8
+    """Run the command line.
+
+    Exit codes: 2 with one line on standard error for invalid input, 130 after SIGINT, 143 after SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that are not UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except Lost as error:
-        _complain(str(error))
+        _print_error(str(error))
         sys.stdout.flush()
-        os._exit(2)  # the usual way out may wait for those that do not answer
+        os._exit(2)  # a normal exit could wait for ranks that do not respond
     except UserError as error:
-        code = _complain(str(error), error.shared)
-    except TyperException as error:  # an unknown command, option or value; or nothing at all, answered by the help
-        message = getattr(error, "format_message", error.__str__)()
-        code = _complain(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
+        code = _print_error(str(error), error.shared)
+    except TyperException as error:  # an unknown command, option or value; or the help, where no argument was given
+        message = getattr(error, "format_message", error.__str__)().replace("Value error, ", "")
+        code = _print_error(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("reslearn: stopped", err=True)
         code = 130
@@ -94,16 +90,21 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        code = _complain("the disk is full: the output could not be written")
+        code = _print_error("the disk is full: the output could not be written")
     except Interrupted as error:
         if not _rank():
-            typer.echo(f"reslearn: stopped by {error}; the run is saved, and {error.again} goes on with it", err=True)
+            typer.echo(f"reslearn: stopped by {error}; the run is saved; to resume it: {error.again}", err=True)
         code = 128 + error.number
     sys.exit(code)
 
 
-def _complain(message: str, shared: bool = False) -> int:
-    """shared: all ranks have it, and the first one says so."""
+def _rank() -> int:
+    """The rank of this process under torchrun, otherwise 0."""
+    return int(os.environ.get("RANK", "0")) if many_ranks() else 0
+
+
+def _print_error(message: str, shared: bool = False) -> int:
+    """Print an error and return the exit code. shared: every rank has this error, and only the first one prints it."""
     if not (shared and _rank()):
         typer.echo(f"reslearn: rank {_rank()}: {message}" if _rank() else f"reslearn: {message}", err=True)
     return 2

@@ -1,26 +1,13 @@
-"""detect: detectors trained on annotated sets, tested there, and used on images."""
+"""detect: train, evaluate, compare and use detectors."""
 
 import json
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reslearn.cli.options import (
-    Device,
-    Json,
-    Out,
-    Recipe,
-    Resume,
-    Seed,
-    Seeds,
-    Set,
-    one_process,
-    several_ranks,
-    whole_numbers,
-)
+from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, parse_scales, refuse_ranks
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
@@ -28,50 +15,46 @@ if TYPE_CHECKING:
     from reslearn.data.boxes.box_set import BoxSet
     from reslearn.detect import Detector
 
-app = typer.Typer(help="Find objects: detectors trained, tested, compared and used.", no_args_is_help=True)
+app = typer.Typer(help="Train, evaluate, compare and use object detectors.", no_args_is_help=True)
+
+DROP = "--bad-boxes drop"  # the option that error messages suggest
 
 
-DROP = "--bad-boxes drop"  # how invalid boxes are left out
-
-
-class BadBoxPolicy(StrEnum):
-    drop, fail = "drop", "fail"
-
-
-Data = Annotated[Path, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")]
-Split = Annotated[str | None, typer.Option("--split", help="By default test, else val, otherwise whichever split exists.")]
+BadBoxPolicy = Literal["drop", "fail"]
+DATA_HELP = "VOC folder or VOCdevkit, COCO folder, or COCO .json file."
+Model = Annotated[Path, typer.Argument(help="Run folder or model file.")]
+Data = Annotated[Path, typer.Argument(help=DATA_HELP)]
+Split = Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val, else the only one].")]
 Bad = Annotated[
-    BadBoxPolicy | None,
-    typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop. By default as the run did, otherwise fail."),
+    BadBoxPolicy | None, typer.Option("--bad-boxes", help="Invalid boxes: drop these objects, or fail [default: as in the run].")
 ]
 Refinement = Annotated[bool, typer.Option("--refinement", help="Box refinement with box voting (DRL appendix B).")]
-Scales = Annotated[str | None, typer.Option("--scales", help="Multi-scale testing: shorter sides in pixels, 200,400,600,800,1000.")]
+Scales = Annotated[str | None, typer.Option("--scales", help="Shorter sides for multi-scale testing, px, such as 400,600,800.")]
 
 
 @app.callback()
 def _group(context: typer.Context) -> None:
-    """Detectors trained, tested, compared and used."""
-    if several_ranks() and context.invoked_subcommand != "train":
-        raise one_process(f"detect {context.invoked_subcommand}")
+    if context.invoked_subcommand != "train":
+        refuse_ranks(f"detect {context.invoked_subcommand}")
 
 
 @app.command(no_args_is_help=True)
 def train(
-    data: Annotated[Path | None, typer.Argument(help="A VOC folder or VOCdevkit, a COCO folder or a COCO .json file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The backbone, such as resnet18, resnet50 or vgg16-bn.")] = None,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Backbone, such as resnet18, resnet50 or vgg16-bn.")] = None,
     recipe: Recipe = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[Path | None, typer.Option("--init", help="Classification model or run to start the backbone from.")] = None,
     bad_boxes: Annotated[
-        BadBoxPolicy | None, typer.Option("--bad-boxes", help="Invalid boxes: leave them out, or stop (the default).")
+        BadBoxPolicy | None, typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail [default: fail].")
     ] = None,
     out: Out = None,
     resume: Resume = None,
     device: Device = "auto",
 ) -> None:
-    """Train a detector on images with boxes (and masks), or resume an interrupted run.
+    """Train a detector, or resume an interrupted run.
 
     \b
     Examples:
@@ -85,8 +68,8 @@ def train(
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
 
     if resume is not None and bad_boxes is not None:
-        raise UserError("--resume takes its recipe from the run: leave out --bad-boxes")
-    settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes.value}"])]
+        raise UserError("--bad-boxes cannot be combined with --resume: the recipe is that of the run")
+    settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes}"])]
     options = {"model": model, "recipe": recipe, "settings": settings, "seed": seed, "init": init, "out": out}
     with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
         train_command("detect", data, resume, seeds, device, **options)
@@ -97,7 +80,10 @@ def evaluate(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL...", default_factory=list, show_default=False, help="Run folders or model files; several: an ensemble."
+            metavar="MODEL...",
+            default_factory=list,
+            show_default=False,
+            help="Run folders or model files; several form an ensemble.",
         ),
     ],
     data: Data,
@@ -105,11 +91,13 @@ def evaluate(
     refinement: Refinement = False,
     scales: Scales = None,
     bad_boxes: Bad = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the detections to this new file, as COCO's results.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the detections to this new file, in COCO's format.")] = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """COCO's and VOC's average precision with intervals, by class and size, and the mistakes by kind.
+    """Evaluate detectors: average precision and error types.
+
+    Reports COCO's and VOC's average precision with 95% intervals, by class and by size.
 
     \b
     Examples:
@@ -117,10 +105,10 @@ def evaluate(
       reslearn detect eval runs/cells bccd --refinement --scales 160,240,320
       reslearn detect eval runs/cells runs/others instances_val.json --out results.json --json
     """
-    if not models:  # the last of the arguments is DATA, whatever was meant
+    if not models:  # a single argument is parsed as DATA
         raise UserError(f"DATA is missing: reslearn detect eval {data} DATA")
-    sides = whole_numbers(scales)
-    _new_file("--out", out)
+    sides = parse_scales(scales)
+    _check_new("--out", out)
     from reslearn.detect.evaluate import TestOptions, find, numbers, open_detectors
     from reslearn.detect.results import categories, results
     from reslearn.files import write_text
@@ -129,13 +117,16 @@ def evaluate(
     detectors = open_detectors(models, device)
     opened = _open(data, models[0], detectors[0], split, bad_boxes)
     if out is not None:
-        categories(opened)  # before any work
-    way = TestOptions(detectors, refinement, tuple(sides or ()))
+        categories(opened)  # raises UserError before any work
     with Display(stderr=True) as display:
-        (found,) = find(opened.images, [way], display.progress)
-    result = {"models": [str(model) for model in models], **numbers(found, opened), "trained_on": _trained_on(models, data, opened)}
+        (output,) = find(opened.images, [TestOptions(detectors, refinement, sides)], display.progress)
+    result = {
+        "models": [str(model) for model in models],
+        **numbers(output, opened),
+        "trained_on": _trained_on(models, data, opened),
+    }
     if out is not None:
-        write_text(out, json.dumps(results(found.detections, opened)))
+        write_text(out, json.dumps(results(output.detections, opened)))
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -148,8 +139,8 @@ def evaluate(
 
 @app.command(no_args_is_help=True)
 def compare(
-    one: Annotated[Path, typer.Argument(metavar="A", help="A run folder or model file.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    one: Annotated[Path, typer.Argument(metavar="A", help="Run folder or model file.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Run folder or model file to compare with A.")],
     data: Data,
     split: Split = None,
     refinement: Refinement = False,
@@ -158,14 +149,16 @@ def compare(
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Whether B is better than A: the difference in AP on the same images, with its paired 95% interval.
+    """Compare two detectors: difference in AP, B minus A.
+
+    Both are evaluated on the same images; the 95% interval is paired.
 
     \b
     Examples:
       reslearn detect compare runs/plain34 runs/resnet34 bccd
       reslearn detect compare runs/plain34 runs/resnet34 bccd --split val --json
     """
-    sides = tuple(whole_numbers(scales) or ())
+    sides = parse_scales(scales)
     from reslearn.detect.evaluate import TestOptions, find, matches, open_detectors
     from reslearn.evaluation.average_precision import compare as difference
     from reslearn.training.display import Display
@@ -173,9 +166,8 @@ def compare(
     detectors = open_detectors([one, other], device)
     opened = _open(data, one, detectors[0], split, bad_boxes)
     with Display(stderr=True) as display:
-        ways = [TestOptions((model,), refinement, sides) for model in detectors]
-        found = find(opened.images, ways, display.progress)
-    numbers = difference(*(matches(each.detections, opened) for each in found))
+        outputs = find(opened.images, [TestOptions((model,), refinement, sides) for model in detectors], display.progress)
+    numbers = difference(*(matches(output.detections, opened) for output in outputs))
     result = {
         "data": opened.name,
         "n": len(opened),
@@ -183,7 +175,7 @@ def compare(
         "other": str(other),
         "trained_on": [_trained_on([model], data, opened) for model in (one, other)],
         "numbers": {key: numbers[key] for key in ("AP", "AP50", "AP75")},
-        "seconds_per_image": [each.seconds for each in found],
+        "seconds_per_image": [output.seconds for output in outputs],
     }
     if as_json:
         typer.echo(json.dumps(result))
@@ -195,25 +187,27 @@ def compare(
 
 @app.command(no_args_is_help=True)
 def ladder(
-    model: Annotated[Path, typer.Argument(help="A run folder or model file.")],
+    model: Model,
     data: Data,
-    others: Annotated[list[Path] | None, typer.Option("--with", help="Another detector, for an ensemble; may be repeated.")] = None,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="Another detector for the ensemble. Repeatable.")] = None,
     scales: Annotated[
-        str | None, typer.Option("--scales", help="Shorter sides in pixels; by default the paper's, in proportion to the model's.")
+        str | None, typer.Option("--scales", help="Shorter sides, px [default: the paper's, scaled to the model].")
     ] = None,
     split: Split = None,
     bad_boxes: Bad = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """The paper's Table 9 for a detector: what refinement, several scales and an ensemble bring, rung by rung, and cost.
+    """Reproduce the paper's Table 9 for a detector.
+
+    Adds box refinement, multi-scale testing and an ensemble one by one; reports the gain in AP and the time of each.
 
     \b
     Examples:
       reslearn detect ladder runs/cells bccd
       reslearn detect ladder runs/cells bccd --scales 160,240,320 --with runs/others --json
     """
-    sides = whole_numbers(scales)
+    sides = parse_scales(scales)
     from reslearn.detect.evaluate import open_detectors
     from reslearn.detect.ladder import ladder as climb
     from reslearn.training.display import Display
@@ -221,7 +215,7 @@ def ladder(
     first, *rest = open_detectors([model, *(others or [])], device)
     opened = _open(data, model, first, split, bad_boxes)
     with Display(stderr=True) as display:
-        result = climb(first, opened, others=rest, scales=sides or (), progress=display.progress)
+        result = climb(first, opened, others=rest, scales=sides, progress=display.progress)
     paths = [model, *(others or [])]
     result = {"models": [str(path) for path in paths], **result, "trained_on": _trained_on(paths, data, opened)}
     if as_json:
@@ -234,17 +228,19 @@ def ladder(
 
 @app.command(no_args_is_help=True)
 def predict(
-    model: Annotated[Path, typer.Argument(help="A run folder or model file.")],
+    model: Model,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Draw what is found on copies of the images in this folder.")] = None,
-    score: Annotated[float, typer.Option("--score", min=0, max=1, help="Only what is found with at least this score.")] = 0.5,
+    out: Annotated[Path | None, typer.Option("--out", help="Save annotated copies of the images in this folder.")] = None,
+    score: Annotated[float, typer.Option("--score", min=0, max=1, help="Minimum detection score.")] = 0.5,
     refinement: Refinement = False,
     scales: Scales = None,
     as_json: Json = False,
-    coco: Annotated[Path | None, typer.Option("--coco", help="Write what is found to this new file, as COCO's results.")] = None,
+    coco: Annotated[Path | None, typer.Option("--coco", help="Write the detections to this new file, in COCO's format.")] = None,
     device: Device = "auto",
 ) -> None:
-    """The objects in image files. A file that cannot be read is named, and the others go on (exit code 2).
+    """Detect objects in image files.
+
+    Files that cannot be read are reported and skipped; the exit code is then 2.
 
     \b
     Examples:
@@ -254,8 +250,8 @@ def predict(
     """
     if as_json and coco is not None:
         raise UserError("choose --json or --coco")
-    sides = tuple(whole_numbers(scales) or ())
-    _new_file("--coco", coco)
+    sides = parse_scales(scales)
+    _check_new("--coco", coco)
     from reslearn.deploy.predict import find_images
     from reslearn.detect.evaluate import TestOptions, open_detectors
     from reslearn.detect.pictures import places, predictions
@@ -270,11 +266,11 @@ def predict(
     rows: list[dict[str, Any]] = []
     width = min(max(len(str(file)) for file in files), 60)
     for number, prediction in enumerate(predictions(TestOptions(detectors, refinement, sides), files, score, targets), 1):
-        name, found = str(prediction.file), prediction.found
-        if found is None:
+        name, detections = str(prediction.file), prediction.found
+        if detections is None:
             errors.append(prediction.error or "")
         elif coco is not None:
-            rows += entries(found, number, range(1, len(classes) + 1), name)
+            rows += entries(detections, number, range(1, len(classes) + 1), name)
         if as_json:
             typer.echo(json.dumps({"file": name} | prediction.as_json(classes)))
         else:
@@ -290,23 +286,23 @@ def _open(data: Path, model: Path, detector: "Detector", split: str | None, bad:
     from reslearn.data.boxes.box_set import bad_boxes_left_out_by
     from reslearn.detect.evaluate import open_split, run_held_out, run_policy
 
-    policy, held_out = bad.value if bad else run_policy(model) or "fail", run_held_out(model, data)
+    policy, held_out = bad or run_policy(model) or "fail", run_held_out(model, data)
     with bad_boxes_left_out_by(DROP):
         return open_split(data, detector.classes, split, policy, held_out)  # type: ignore[arg-type]
 
 
 def _trained_on(models: list[Path], data: Path, opened: "BoxSet") -> int:
-    """How many of the images one of the models, where it is a run, was trained on."""
+    """The number of images that any of the runs among the models was trained on."""
     from reslearn.detect.evaluate import run_trained_on
 
     return len(set().union(*(run_trained_on(model, data, opened.images) for model in models)))
 
 
-def _new_file(option: str, path: Path | None) -> None:
-    """Raises UserError, before any work, where a file cannot be written as new."""
+def _check_new(option: str, path: Path | None) -> None:
+    """Raise UserError, before any work, if the file exists or its folder does not."""
     if path is None:
         return
     if path.exists():
-        raise UserError(f"{option} {path}: is there already: choose another name, or remove it")
+        raise UserError(f"{option} {path}: already exists: choose another name, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")

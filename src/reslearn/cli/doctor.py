@@ -1,4 +1,4 @@
-"""doctor: checks a data set before training."""
+"""doctor: check a data set before training."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,19 @@ from reslearn.cli.options import Json
 
 
 def doctor(
-    data: Annotated[str, typer.Argument(help="A folder, a list, a packed folder or a name, as for train.")],
-    fix: Annotated[
-        Path | None, typer.Option("--fix", help="Write the usable images: a list LIST.csv, or a copy FOLDER. Never overwrites.")
-    ] = None,
+    data: Annotated[str, typer.Argument(help="Data set name, folder, packed folder or list, as for train.")],
+    fix: Annotated[Path | None, typer.Option("--fix", help="Write the usable images to a new list (.csv) or folder.")] = None,
     size: Annotated[
-        str | None, typer.Option("--size", help="Sets with boxes: image size to try anchors at, such as 600 or 600,1000.")
+        str | None, typer.Option("--size", help="Input size to fit anchors at (sets with boxes), px, such as 600 or 600,1000.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check your data: read every image once and report damaged files, copies, leaks, labels, names, classes, boxes and anchor fit.
+    """Check a data set before training.
 
-    Exit code 0 without faults (notes do not count), 1 with faults, 2 where the data cannot be examined at all.
+    Reads every image once. Reports damaged files, duplicates, leaks between splits, problems with labels, names and boxes, and how
+    well anchors fit.
+
+    Exit code: 0 without faults (notes do not count), 1 with faults, 2 if the data cannot be examined.
 
     \b
     Examples:
@@ -35,11 +36,11 @@ def doctor(
     from reslearn.data.doctor.boxes import parse_size
     from reslearn.training.display import Display
 
-    tried = parse_size(size)
+    anchor_size = parse_size(size)
     if fix is not None:
         check_fix(data, fix)
     with Display(stderr=True) as display:
-        diagnosis = examine(data, display.progress, tried)
+        diagnosis = examine(data, display.progress, anchor_size)
     if as_json:
         typer.echo(json.dumps(diagnosis.as_json()))
     else:

@@ -1,4 +1,4 @@
-"""Prints a diagnosis: what a data set holds, then faults and notes by kind."""
+"""Prints a diagnosis: the contents of a data set, then faults and notes by kind."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from reslearn.data.doctor.diagnosis import Diagnosis, ObjectStatistics
     from reslearn.data.findings import Finding
 
-CLASSES = 20  # with more classes, class folders show the range of their sizes, and sets with boxes so many rows
-SHOWN = 5  # findings of a kind that are printed; --json has all
+CLASSES = 20  # with more classes, only the range of class sizes is printed; for sets with boxes, only this many rows
+SHOWN = 5  # findings printed per kind; --json lists all
 
 
 def show(diagnosis: "Diagnosis") -> None:
-    """Prints a diagnosis; of sets with boxes also objects by class and how anchors fit."""
+    """Prints a diagnosis; for sets with boxes also objects per class and anchor fit."""
     objects, pixels = diagnosis.objects, diagnosis.pixels
     images = " + ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in diagnosis.images.items())
     classes = f"{len(diagnosis.classes):,} {'class' if len(diagnosis.classes) == 1 else 'classes'}"
@@ -49,13 +49,13 @@ def _row(title: str, text: str) -> None:
 def _sizes(counts: Mapping[str, int]) -> str:
     if len(counts) <= CLASSES:
         return ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    return f"{min(counts.values()):,} to {max(counts.values()):,} a class, of {len(counts):,} classes"
+    return f"{min(counts.values()):,} to {max(counts.values()):,} per class, {len(counts):,} classes"
 
 
 def _objects(diagnosis: "Diagnosis", objects: "ObjectStatistics") -> None:
-    """A row for each class: objects by split and by size, and the side of their boxes; then how anchors fit."""
+    """Prints one row per class (objects by split and size, box sides in px), then the anchor fit."""
     if span := objects.per_image:
-        _row("objects", f"{span[0]:,g} to {span[2]:,g} an image, median {span[1]:,g}")
+        _row("objects", f"{span[0]:,g} to {span[2]:,g} per image, median {span[1]:,g}")
     _row("no objects", ", ".join(f"{n:,} images of {split}" for split, n in objects.without_objects.items() if n))
     counts = (("difficult", objects.difficult), ("crowds", objects.crowds), ("with outlines", objects.segmented))
     _row("of these", ", ".join(f"{n:,} {title}" for title, n in counts if n))
@@ -68,9 +68,9 @@ def _objects(diagnosis: "Diagnosis", objects: "ObjectStatistics") -> None:
         rows.append([name, *(f"{n:,}" for n in numbers), sides])
     _columns(rows)
     if len(classes) > CLASSES:
-        typer.echo(f"  and {len(classes) - CLASSES:,} classes more, which --json has")
+        typer.echo(f"  and {len(classes) - CLASSES:,} more classes (see --json)")
     if objects.anchors:
-        typer.echo("boxes with an anchor of IoU 0.5 or more, of the first split:")
+        typer.echo("share of boxes in the first split with an anchor of IoU 0.5 or more:")
         shown = classes if len(classes) <= 5 else ()
         rows = [["anchors", "size", "sides, px", "ratios", "all", *shown]]
         for anchor in objects.anchors:
@@ -81,7 +81,7 @@ def _objects(diagnosis: "Diagnosis", objects: "ObjectStatistics") -> None:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows in columns, the first aligned to the left, the others to the right."""
+    """Prints rows in columns: the first left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
@@ -102,4 +102,4 @@ def _findings(title: str, findings: Sequence["Finding"]) -> None:
         for finding in some[:SHOWN]:
             typer.echo(f"    {finding.place}" + (f": {finding.detail}" if finding.detail else ""))
         if len(some) > SHOWN:
-            typer.echo(f"    and {len(some) - SHOWN:,} more, which --json names")
+            typer.echo(f"    and {len(some) - SHOWN:,} more (see --json)")

@@ -1,4 +1,4 @@
-"""localize: find the object of an image, with boxes for each class on a classification network."""
+"""localize: train and evaluate localizers, which predict one box per class (DRL appendix C)."""
 
 import json
 from pathlib import Path
@@ -7,32 +7,30 @@ from typing import Annotated, Any
 import typer
 
 from reslearn.cli.detect import DROP, BadBoxPolicy
-from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, one_process, several_ranks
+from reslearn.cli.options import Device, Json, JsonFile, Out, Recipe, Resume, Seed, Seeds, Set, check_folder, refuse_ranks
 from reslearn.cli.training import train_command
-from reslearn.errors import UserError
 
-app = typer.Typer(help="Train and evaluate localizers: one box for each class on a classification network.", no_args_is_help=True)
+app = typer.Typer(help="Train and evaluate localizers: one box per class.", no_args_is_help=True)
 
 
 @app.callback()
 def _group(context: typer.Context) -> None:
-    """Localization, the paper's appendix C."""
-    if several_ranks() and context.invoked_subcommand != "train":
-        raise one_process(f"localize {context.invoked_subcommand}")
+    if context.invoked_subcommand != "train":
+        refuse_ranks(f"localize {context.invoked_subcommand}")
 
 
 @app.command(no_args_is_help=True)
 def crops(
-    data: Annotated[Path, typer.Argument(help="VOC or COCO set; any number of objects per image.")],
+    data: Annotated[Path, typer.Argument(help="VOC or COCO set with any number of objects per image.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
-    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Training windows per class.")] = 600,
-    tested: Annotated[int, typer.Option("--tested", min=1, help="Most test windows per class; one per object.")] = 100,
+    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Training crops per class.")] = 600,
+    tested: Annotated[int, typer.Option("--tested", min=1, help="Maximum number of test crops per class, one per object.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
-    bad_boxes: Annotated[
-        BadBoxPolicy, typer.Option("--bad-boxes", help="Invalid boxes: fail, or drop these objects.")
-    ] = BadBoxPolicy.fail,
+    bad_boxes: Annotated[BadBoxPolicy, typer.Option("--bad-boxes", help="Drop objects with invalid boxes, or fail.")] = "fail",
 ) -> None:
-    """Cut out square windows with one whole object each: a data set for localize train, and for train (class folders).
+    """Crop a detection set to one object per image.
+
+    Writes square crops with one whole object each, as a data set for localize train and, by its class folders, for train.
 
     \b
     Examples:
@@ -42,29 +40,30 @@ def crops(
     from reslearn.localize.windows import cut_out
 
     with bad_boxes_left_out_by(DROP):
-        counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes.value)
-    for split, of in counts.items():
-        typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in of.items()))
+        counts = cut_out(data, out, per_class=per_class, tested=tested, seed=seed, bad=bad_boxes)
+    for split, per_split in counts.items():
+        typer.echo(f"{split:<6}" + ", ".join(f"{name} {n:,}" for name, n in per_split.items()))
     typer.echo(f"wrote {out}")
 
 
 @app.command(no_args_is_help=True)
 def train(
-    data: Annotated[Path | None, typer.Argument(help="VOC or COCO set; objects of one class in each image.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Network; resnet18 by default, or that of --init.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="VOC or COCO set with objects of one class per image.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Network [default: that of --init, else resnet18].")] = None,
     recipe: Recipe = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
     init: Annotated[
-        Path | None,
-        typer.Option("--init", help="Classification model or run to start from; for localize-regions, a localizer."),
+        Path | None, typer.Option("--init", help="Model or run to start from (recipe localize-regions: a localizer).")
     ] = None,
     out: Out = None,
     resume: Resume = None,
     device: Device = "auto",
 ) -> None:
-    """Train a localizer, or its second stage (recipe localize-regions); or resume an interrupted run.
+    """Train a localizer, or resume an interrupted run.
+
+    Recipe localize-regions trains the second stage of a localizer.
 
     \b
     Examples:
@@ -80,21 +79,19 @@ def train(
 @app.command("eval", no_args_is_help=True)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder or model file of a localizer.")],
-    data: Annotated[Path, typer.Argument(help="VOC or COCO set; objects of one class in each image.")],
+    data: Annotated[Path, typer.Argument(help="VOC or COCO set with objects of one class per image.")],
     classifier: Annotated[
-        Path | None,
-        typer.Option("--classifier", help="Model that predicts the classes; default: the localizer."),
+        Path | None, typer.Option("--classifier", help="Model to predict the classes [default: the localizer].")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate; test by default, otherwise val.")] = None,
-    scales: Annotated[
-        list[int] | None,
-        typer.Option("--scale", help="Shorter side for dense evaluation, px; may be repeated."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON here.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate [default: test, else val].")] = None,
+    scales: Annotated[list[int] | None, typer.Option("--scale", help="Shorter side for dense evaluation, px. Repeatable.")] = None,
+    out: JsonFile = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Compute localization errors, with the true class given and with predicted classes, on one crop and on whole images.
+    """Measure localization errors.
+
+    Errors are measured with the true class given and with predicted classes, on one crop and on whole images.
 
     \b
     Examples:
@@ -105,8 +102,7 @@ def evaluate(
     from reslearn.localize.evaluate import evaluate as measure
     from reslearn.training.display import Display
 
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    check_folder(out)
     with Display(stderr=True) as display:
         options = {"split": split, "scales": scales or (), "classifier": classifier, "device": device}
         result = measure(model, data, progress=display.progress, **options)
@@ -128,10 +124,10 @@ def _print(result: dict[str, Any]) -> None:
     typer.echo(f"{'error, % (95% interval)':<24}" + "".join(f"{heads[view]:>26}" for view in views))
     for key, title in TITLES.items():
         if key in result["1-crop"]:
-            cells = [result[view][key] for view in views]
-            shown = [f"{c['error']:.2f} ({c['interval'][0]:.2f} to {c['interval'][1]:.2f})" for c in cells]
-            typer.echo(f"  {title:<22}" + "".join(f"{each:>26}" for each in shown))
-    for those in zip(*(result[view]["per_class"] for view in views), strict=True):
-        if those[0]["n"]:
-            numbers = "".join(f"{each['error']:>26.2f}" for each in those)
-            typer.echo(f"  {those[0]['class'][:15]:<15} n={those[0]['n']:<4}{numbers}")
+            numbers = [result[view][key] for view in views]
+            cells = [f"{n['error']:.2f} ({n['interval'][0]:.2f} to {n['interval'][1]:.2f})" for n in numbers]
+            typer.echo(f"  {title:<22}" + "".join(f"{cell:>26}" for cell in cells))
+    for rows in zip(*(result[view]["per_class"] for view in views), strict=True):
+        if rows[0]["n"]:
+            cells = "".join(f"{row['error']:>26.2f}" for row in rows)
+            typer.echo(f"  {rows[0]['class'][:15]:<15} n={rows[0]['n']:<4}{cells}")

@@ -1,9 +1,8 @@
-"""models, summary, deepen, import, export: networks and model files."""
+"""models, summary, deepen, import and export."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,11 +10,8 @@ from reslearn.cli.options import Json
 from reslearn.errors import UserError
 
 
-def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list, with * as a wildcard.")] = "*",
-    as_json: Json = False,
-) -> None:
-    """List networks: parameters, multiply-adds, activation memory, and the test errors from their papers.
+def models(pattern: Annotated[str, typer.Argument(help="Names to list; * is a wildcard.")] = "*", as_json: Json = False) -> None:
+    """List networks with their cost and published errors.
 
     \b
     Examples:
@@ -31,12 +27,16 @@ def models(
 
 
 def summary(
-    model: Annotated[str, typer.Argument(help="A network's name, a run folder or a model file.")],
-    input: Annotated[str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH [default: the network's own].")] = None,
+    model: Annotated[str, typer.Argument(help="Network name, run folder or model file.")],
+    input: Annotated[
+        str | None, typer.Option("--input", help="CHANNELSxHEIGHTxWIDTH of the input [default: the network's own].")
+    ] = None,
     every_row: Annotated[bool, typer.Option("--all", help="List every layer.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the layer table of a network: output, parameters, multiply-adds, activation memory, receptive field.
+    """Print the layer table of a network.
+
+    Shows output size, parameters, multiply-adds, activation memory and receptive field.
 
     \b
     Examples:
@@ -58,22 +58,24 @@ def summary(
 def _shape(text: str) -> tuple[int, ...]:
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and 0 < int(side) <= 10_000 for side in sides):
-        raise UserError(f"--input {text}: write it as CHANNELSxHEIGHTxWIDTH, such as 3x224x224")
+        raise UserError(f"--input {text}: must have the form CHANNELSxHEIGHTxWIDTH, such as 3x224x224")
     return tuple(map(int, sides))
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .th, .safetensors or .caffemodel file.")],
+    file: Annotated[Path, typer.Argument(help=".pth, .pt, .th, .safetensors or .caffemodel file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
-    net: Annotated[str | None, typer.Option("--net", help="Network, where the file does not determine it.")] = None,
-    options: Annotated[list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A-average.")] = None,
-    classes: Annotated[Path | None, typer.Option("--classes", help="File of class names, one a line, or a JSON list.")] = None,
+    net: Annotated[str | None, typer.Option("--net", help="Network name, if the file does not determine it.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A. Repeatable.")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="File of class names: one per line, or a JSON list.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Per-channel mean on [0, 1], such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation on [0, 1].")] = None,
     prototxt: Annotated[Path | None, typer.Option("--prototxt", help="Prototxt to check the layers against.")] = None,
-    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Mean image of a .caffemodel, .binaryproto.")] = None,
+    mean_file: Annotated[Path | None, typer.Option("--mean-file", help="Mean image of a .caffemodel (.binaryproto).")] = None,
 ) -> None:
-    """Import weights of torchvision, timm, Caffe's original release and others as a model file. Code in the file is never run.
+    """Import weights from torchvision, timm or Caffe.
+
+    Any file whose weights fit a network of reslearn models can be imported. Code in the file is never run.
 
     \b
     Examples:
@@ -84,17 +86,17 @@ def import_(
     from reslearn.weights.read import import_weights
 
     numbers = (_numbers("--mean", mean), _numbers("--std", std))
-    path, said = import_weights(
+    path, notes = import_weights(
         file, net, classes, *numbers, out=out, prototxt=prototxt, mean_file=mean_file, options=_options(options)
     )
-    for line in (*said, f"model    {path}"):
+    for line in (*notes, f"model    {path}"):
         typer.echo(line)
 
 
-def _options(given: list[str] | None) -> dict[str, Any]:
-    pairs = [option.partition("=") for option in given or ()]
+def _options(settings: list[str] | None) -> dict[str, Any]:
+    pairs = [setting.partition("=") for setting in settings or ()]
     if bad := next((key for key, equals, _ in pairs if not equals), None):
-        raise UserError(f"--option {bad}: write it as key=value, such as shortcut=A-average")
+        raise UserError(f"--option {bad}: must have the form key=value, such as shortcut=A-average")
     return {key: _value(text) for key, _, text in pairs}
 
 
@@ -107,17 +109,19 @@ def _value(text: str) -> Any:
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        return None if text is None else [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{option} {text}: write numbers with commas between, such as 0.485,0.456,0.406") from error
+        raise UserError(f"{option} {text}: write numbers separated by commas, such as 0.485,0.456,0.406") from error
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
     format: Annotated[str, typer.Option("--format", help="torchvision (a state dict) or timm (a folder).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File (.pth, .safetensors) or folder to write.")],
 ) -> None:
-    """Export a model for torchvision (a state dict) or timm (a folder with config.json, weights and a model card).
+    """Export a model for torchvision or timm.
+
+    For torchvision it writes a state dict; for timm, a folder with config.json, weights and a model card.
 
     \b
     Examples:
@@ -129,18 +133,18 @@ def export(
     typer.echo(write(model, format, out))
 
 
-class Place(StrEnum):
-    spread, append = "spread", "append"
-
-
 def deepen(
-    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
-    net: Annotated[str, typer.Argument(help="A deeper network of its family, such as resnet56 for resnet20.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+    net: Annotated[str, typer.Argument(help="Deeper network of the same family, such as resnet56 for resnet20.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")],
-    where: Annotated[Place, typer.Option("--where", help="Position of each stage's new blocks.")] = Place.spread,
+    where: Annotated[
+        Literal["spread", "append"], typer.Option("--where", help="Spread new blocks over each stage, or append them to its end.")
+    ] = "spread",
     data: Annotated[str | None, typer.Option("--data", help="Data set to verify with; required for plain networks.")] = None,
 ) -> None:
-    """Make a trained network deeper without changing its function (the paper's constructed solution), to train it further.
+    """Make a trained network deeper, preserving its outputs.
+
+    This is the paper's constructed solution: the new layers are identities. The model can then be fine-tuned with train --init.
 
     \b
     Examples:
@@ -149,8 +153,9 @@ def deepen(
     """
     from reslearn.weights.deepened import deepen_model
 
-    made = deepen_model(model, net, out, where.value, data)
-    on = f"{made.images} images of {data}" if data else f"{made.images} images of noise"
+    deepened = deepen_model(model, net, out, where, data)
+    images = f"{deepened.images} images of {data or 'noise'}"
     typer.echo(
-        f"{made.path}: on {on} the largest difference of a logit is {made.difference:.3g}; {made.changed} predictions differ"
+        f"{deepened.path}: largest difference of a logit on {images}: {deepened.difference:.3g}; "
+        f"{deepened.changed} predictions differ"
     )

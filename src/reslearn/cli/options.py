@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands share."""
 
 import os
 from pathlib import Path
@@ -10,32 +10,40 @@ from reslearn.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-# of commands that train
-Recipe = Annotated[str | None, typer.Option("--recipe", help="A named recipe (see reslearn recipes), or a .toml/.json file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, for any key of the recipe; may be repeated.")]
+JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results to this JSON file.")]
+# Commands that train:
+Recipe = Annotated[str | None, typer.Option("--recipe", help="Named recipe (see reslearn recipes), or a .toml or .json file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Set a recipe key, as key=value. Repeatable.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train N runs with consecutive seeds.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's new folder; runs/DATA-MODEL by default.")]
+Out = Annotated[Path | None, typer.Option("--out", help="New run folder [default: runs/DATA-MODEL].")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Resume this run (bit-exact). Cannot be combined with other options.")
 ]
 
 
-def several_ranks() -> bool:
-    """Whether torchrun has started more than this process."""
+def many_ranks() -> bool:
+    """Whether torchrun has started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def one_process(command: str) -> UserError:
-    """The error of a command that several ranks cannot share."""
-    return UserError(f"{command} does not support torchrun: start it as a single process")
+def refuse_ranks(command: str) -> None:
+    """Raise UserError under torchrun with several processes."""
+    if many_ranks():
+        raise UserError(f"{command} does not support torchrun: start it as a single process")
 
 
-def whole_numbers(text: str | None) -> list[int] | None:
-    """Whole numbers with commas between."""
+def parse_scales(text: str | None) -> tuple[int, ...]:
+    """The sizes of --scales, in pixels; () without the option."""
     if text is None:
-        return None
+        return ()
     try:
-        return [int(word) for word in text.split(",")]
+        return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise UserError(f"--scales {text}: write whole numbers with commas between, such as 224,256") from None
+        raise UserError(f"--scales {text}: write integers separated by commas, such as 224,256") from None
+
+
+def check_folder(out: Path | None) -> None:
+    """Raise UserError where the folder of an output file does not exist."""
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")

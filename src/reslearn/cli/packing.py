@@ -1,4 +1,4 @@
-"""pack: writes a folder of images as a few large files."""
+"""pack: write a folder of images as a few large files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,20 +9,23 @@ from reslearn.errors import UserError
 
 
 def pack(
-    data: Annotated[str, typer.Argument(help="A folder or a list of images; with --verify, a packed folder.")],
-    out: Annotated[Path | None, typer.Argument(help="The new folder.")] = None,
+    data: Annotated[str, typer.Argument(help="Folder or list of images; with --verify, a packed folder.")],
+    out: Annotated[Path | None, typer.Argument(help="New folder to write.")] = None,
     short_side: Annotated[
-        int | None, typer.Option("--short-side", min=16, max=4096, help="Shorter side in px; default 256.")
+        int | None, typer.Option("--short-side", min=16, max=4096, help="Shorter side, px [default: 256].")
     ] = None,
-    quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="JPEG quality; default 90.")] = None,
-    as_is: Annotated[bool, typer.Option("--as-is", help="Keep every file's bytes; scale nothing.")] = False,
-    on_bad: Annotated[str | None, typer.Option("--on-bad", help="Files that are not images: error (default) or skip.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Threads; default 2.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read a whole packed folder and list what is damaged.")] = False,
+    quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="JPEG quality [default: 90].")] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Keep all files byte for byte, without scaling.")] = False,
+    on_bad: Annotated[
+        Literal["error", "skip"] | None, typer.Option("--on-bad", help="Fail on invalid images, or skip them [default: error].")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Threads [default: 2].")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check a packed folder for damage.")] = False,
 ) -> None:
-    """Pack images, scaled once, into a few large files: train and eval take the folder like any other, and read it faster.
+    """Pack images into a few large files that read faster.
 
-    Images whose shorter side is at most --short-side keep their bytes. Run the same command again to resume.
+    train and eval accept the packed folder like any other. Images whose shorter side is at most --short-side keep their bytes.
+    Run the same command again to resume.
 
     \b
     Examples:
@@ -34,26 +37,23 @@ def pack(
     given |= {"--on-bad": on_bad, "--workers": workers}
     if verify:
         if extra := [name for name, value in given.items() if value is not None]:
-            raise UserError(f"--verify reads a packed folder: leave out {', '.join(extra)}")
+            raise UserError(f"{', '.join(extra)} cannot be combined with --verify")
         _verify(data)
         return
     if out is None:
-        raise UserError("say where to: reslearn pack DATA OUT (or --verify)")
+        raise UserError("OUT is missing: reslearn pack DATA OUT (or --verify)")
     if as_is and (extra := [name for name in ("--short-side", "--quality") if given[name] is not None]):
-        raise UserError(f"--as-is keeps every file's bytes: leave out {', '.join(extra)}")
-    how: Literal["error", "skip"] = "skip" if on_bad == "skip" else "error"
-    if on_bad not in (None, "error", "skip"):
-        raise UserError(f"--on-bad {on_bad}: write error or skip")
+        raise UserError(f"{', '.join(extra)} cannot be combined with --as-is, which keeps all files byte for byte")
     from reslearn.data.images.pack import PackFormat
     from reslearn.data.images.pack import pack as write
     from reslearn.training.display import Display
 
     form = PackFormat(None) if as_is else PackFormat(short_side or 256, quality or 90)
-    with Display(quiet=False) as display:
-        made = write(data, out, form, workers=workers or 2, on_bad=how, progress=display.progress)
-    total = sum(made.about["bytes"].values())
-    lost = "".join(f", {n:,} {reason} left out" for reason, n in made.about["left_out"].items())
-    typer.echo(f"packed   {out}: {len(made.index):,} images in {len(made.about['shards'])} shards, {total / 1e6:,.1f} MB{lost}")
+    with Display() as display:
+        packed = write(data, out, form, workers=workers or 2, on_bad=on_bad or "error", progress=display.progress)
+    size = sum(packed.about["bytes"].values()) / 1e6
+    left_out = "".join(f", {n:,} {reason} left out" for reason, n in packed.about["left_out"].items())
+    typer.echo(f"packed   {out}: {len(packed.index):,} images in {len(packed.about['shards'])} shards, {size:,.1f} MB{left_out}")
 
 
 def _verify(data: str) -> None:
@@ -62,9 +62,9 @@ def _verify(data: str) -> None:
 
     folder = user_path(data)
     if not folder.is_dir() or not is_packed(folder):
-        raise UserError(f"{folder}: not a packed folder: reslearn pack DATA OUT makes one")
+        raise UserError(f"{folder}: not a packed folder: create one with reslearn pack DATA OUT")
     pack = Pack(folder)
     if damaged := pack.verify():
         more = f" (and {len(damaged) - 1} more shards)" if len(damaged) > 1 else ""
         raise UserError(f"{damaged[0]}: damaged{more}; pack the images again")
-    typer.echo(f"{folder}: {len(pack.index):,} images in {len(pack.about['shards'])} shards, as they were written")
+    typer.echo(f"{folder}: {len(pack.index):,} images in {len(pack.about['shards'])} shards, no damage")

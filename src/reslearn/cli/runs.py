@@ -1,15 +1,14 @@
-"""train, eval, ensemble, predict, report: from images to a model, and what it does."""
+"""train, recipes, eval, ensemble, predict and report."""
 
 import csv
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, whole_numbers
+from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, parse_scales
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
@@ -18,7 +17,7 @@ def train(
     data: Annotated[
         str | None, typer.Argument(help="fashion-sample, fashion-mnist, cifar10, cifar100, a folder or a list.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A network, such as resnet20, plain34 or resnet50.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Network, such as resnet20, plain34 or resnet50.")] = None,
     recipe: Recipe = None,
     settings: Set = None,
     seed: Seed = None,
@@ -26,10 +25,10 @@ def train(
     init: Annotated[Path | None, typer.Option("--init", help="Fine-tune this model file or run.")] = None,
     out: Out = None,
     resume: Resume = None,
-    task: Annotated[str, typer.Option("--task", help="classify, or the name of a task that another package brings.")] = "classify",
+    task: Annotated[str, typer.Option("--task", help="classify, or a task that another package registers.")] = "classify",
     device: Device = "auto",
 ) -> None:
-    """Train a network on images, or resume an interrupted run.
+    """Train a classifier, or resume an interrupted run.
 
     \b
     Examples:
@@ -42,19 +41,21 @@ def train(
       reslearn train --resume runs/mine
     """
     if resume is not None and task != "classify":
-        raise UserError("--resume takes its task from the run: leave out --task")
+        raise UserError("--task cannot be combined with --resume: the task is that of the run")
     options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
     train_command(task, data, resume, seeds, device, **options)
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A named recipe; otherwise all are listed.")] = None,
-    data: Annotated[str | None, typer.Argument(help="The data, for recipes that choose values from it.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The network; otherwise the recipe's own.")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="A model file or run that training would start from.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to print; without it, list all recipes.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Data set, for recipes that depend on it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Network [default: the recipe's own].")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="Model file or run to start from, as for train.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the named recipes, or print one with every key, its value, meaning and source.
+    """List the named recipes, or print one.
+
+    Prints every key with its value, meaning and source.
 
     \b
     Examples:
@@ -70,38 +71,32 @@ def recipes(
         print_recipe(name, data, model, init, as_json)
 
 
-class SplitName(StrEnum):
-    train, val, test, all = "train", "val", "test", "all"
-
-
-class OnBad(StrEnum):
-    error, skip = "error", "skip"
-
-
-class Protocol(StrEnum):
-    one, ten, several, dense = "center", "10crop", "multiscale", "dense"
-
-
-Scores = Annotated[Path | None, typer.Option("--scores", help="Write the scores of each image to this .npz file.")]
+Scores = Annotated[Path | None, typer.Option("--scores", help="Write the class scores of each image to this .npz file.")]
 
 
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several: an ensemble.")],
-    data: Annotated[str, typer.Argument(help="A data set, folder or list, as for train.")],
-    split: Annotated[SplitName | None, typer.Option("--split", help="By default test, else val, else all images.")] = None,
-    protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="One view of each image, ten crops, or the whole at several scales or at one.")
-    ] = Protocol.one,
-    scales: Annotated[
-        str | None, typer.Option("--scales", help="Shorter sides in pixels for multiscale or dense: 224,256.")
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or model files; several form an ensemble.")],
+    data: Annotated[str, typer.Argument(help="Data set name, folder or list, as for train.")],
+    split: Annotated[
+        Literal["train", "val", "test", "all"] | None,
+        typer.Option("--split", help="Split to evaluate [default: test, else val, else all images]."),
     ] = None,
-    on_bad: Annotated[OnBad, typer.Option("--on-bad", help="What to do with files that cannot be read.")] = OnBad.error,
-    flip: Annotated[bool, typer.Option("--flip", help="Average each view and its mirror.")] = False,
+    protocol: Annotated[
+        Literal["center", "10crop", "multiscale", "dense"],
+        typer.Option("--protocol", help="One center crop, ten crops, or fully convolutional at several scales or at one scale."),
+    ] = "center",
+    scales: Annotated[str | None, typer.Option("--scales", help="Shorter sides, px, such as 224,256 (multiscale, dense).")] = None,
+    on_bad: Annotated[
+        Literal["error", "skip"], typer.Option("--on-bad", help="Fail on files that cannot be read, or skip them.")
+    ] = "error",
+    flip: Annotated[bool, typer.Option("--flip", help="Average each view with its mirror image.")] = False,
     scores: Scores = None,
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Top-1 and top-5 error with a bootstrap interval, calibration, accuracy by class, confusion matrix.
+    """Evaluate classifiers: top-1 and top-5 error.
+
+    Also reports 95% bootstrap intervals, calibration error, accuracy by class and the confusion matrix.
 
     \b
     Examples:
@@ -113,30 +108,27 @@ def evaluate(
     from reslearn.classify.evaluate import evaluate as run
     from reslearn.training.display import Display
 
-    display = Display(stderr=True)
-    try:
-        given = {"protocol": protocol.value, "scales": whole_numbers(scales), "scores": scores}
-        result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **given)
-    finally:
-        display.stop()
+    with Display(stderr=True) as display:
+        options = {"protocol": protocol, "scales": parse_scales(scales) or None, "scores": scores}
+        result = run(models, data, split, on_bad, device=device, flip=flip, progress=display.progress, **options)
     _print_numbers(result, as_json)
 
 
 def ensemble(
-    files: Annotated[list[Path], typer.Argument(help="Files that reslearn eval --scores has written, of the same images.")],
+    files: Annotated[list[Path], typer.Argument(help="Files written by reslearn eval --scores, for the same images.")],
     scores: Scores = None,
     as_json: Json = False,
 ) -> None:
-    """What models say together: the mean of scores that eval has saved, without running a model again.
+    """Average the saved scores of several models.
 
     \b
     Examples:
       reslearn ensemble mine.npz larger.npz
       reslearn ensemble mine.npz larger.npz --scores both.npz --json
     """
-    from reslearn.classify.evaluate import of_scores
+    from reslearn.classify.evaluate import evaluate_scores
 
-    _print_numbers(of_scores(files, scores=scores), as_json)
+    _print_numbers(evaluate_scores(files, scores=scores), as_json)
 
 
 def _print_numbers(result: dict[str, Any], as_json: bool) -> None:
@@ -149,14 +141,16 @@ def _print_numbers(result: dict[str, Any], as_json: bool) -> None:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
     files: Annotated[list[str], typer.Argument(help="Image files and folders; - reads one image from standard input.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes.")] = 3,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes per image.")] = 3,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
 ) -> None:
-    """The most probable classes of image files. A file that cannot be read is named, and the others go on (exit code 2).
+    """Classify image files.
+
+    Files that cannot be read are reported and skipped; the exit code is then 2.
 
     \b
     Examples:
@@ -180,29 +174,30 @@ def predict(
     errors: list[str] = []
     width = min(max((len(str(image)) for image in images if image is not sys.stdin.buffer), default=1), 60)
     for prediction in stream(network, images, top):
-        errors += [prediction.error] if prediction.error is not None else []
+        file, error = prediction.file, prediction.error
+        errors += [error] if error is not None else []
         if as_json:
-            best = [{"class": name, "probability": round(p, 6)} for name, p in prediction.classes]
-            found = {"predictions": best} if prediction.error is None else {"error": prediction.error}
-            typer.echo(json.dumps({"file": prediction.file, **found}))
+            classes = [{"class": name, "probability": round(p, 6)} for name, p in prediction.classes]
+            typer.echo(json.dumps({"file": file} | ({"predictions": classes} if error is None else {"error": error})))
         elif as_csv:
-            rows.writerows([prediction.file, i, name, f"{p:.6f}", ""] for i, (name, p) in enumerate(prediction.classes, 1))
-            if prediction.error is not None:
-                rows.writerow([prediction.file, "", "", "", prediction.error])
-        elif prediction.error is None:
-            shown = "".join(f"  {name} {100 * p:5.1f}%" for name, p in prediction.classes)
-            typer.echo(f"{prediction.file:<{width}}{shown}")
+            rows.writerows([file, i, name, f"{p:.6f}", ""] for i, (name, p) in enumerate(prediction.classes, 1))
+            if error is not None:
+                rows.writerow([file, "", "", "", error])
+        elif error is None:
+            typer.echo(f"{file:<{width}}" + "".join(f"  {name} {100 * p:5.1f}%" for name, p in prediction.classes))
         else:
-            typer.echo(f"{prediction.file:<{width}}  {prediction.error.removeprefix(f'{prediction.file}: ')}")
+            typer.echo(f"{file:<{width}}  {error.removeprefix(f'{file}: ')}")
     if errors:
         raise UserError(f"{len(errors)} of {len(images)} files could not be read: {errors[0]}")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or those of several seeds; several are laid over each other.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; FOLDER/report.html for one folder.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of several seeds; several are overlaid.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file [default: RUN/report.html of a single run].")] = None,
 ) -> None:
-    """One self-contained HTML page: curves, confusion, the hardest images, the recipe, the cost.
+    """Write an HTML report of one or several runs.
+
+    The page is self-contained: curves, confusion matrix, hardest images, recipe and cost.
 
     \b
     Examples:
@@ -212,7 +207,7 @@ def report(
     from reslearn.training.many import seed_folders
 
     if out is None and len(runs) > 1:
-        raise UserError("several runs make one page: say where with -o PAGE.html")
+        raise UserError("a report of several runs needs -o PAGE.html")
     from reslearn import report
 
     folders = [run for folder in runs for run in seed_folders(folder) or [folder]]

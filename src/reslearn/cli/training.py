@@ -1,4 +1,4 @@
-"""What the commands that train have in common: one request, carried out, and the numbers of its runs."""
+"""What the commands that train share: start or resume runs, and print their results."""
 
 import math
 from pathlib import Path
@@ -15,18 +15,18 @@ SPLITS = {"val": "held-out", "test": "test", "train": "training"}
 
 
 def train_command(task: str, data: str | Path | None, resume: Path | None, seeds: int | None, device: str, **options: Any) -> None:
-    """Train what is asked for, or continue a run of any task, or those of several seeds. Print the last numbers.
+    """Train or resume one run, or runs with several seeds, and print the final numbers.
 
-    options: those of training.request.parse by name, None or empty where they are not given.
+    options: keyword arguments of training.request.parse; None or empty if not given.
     """
     if resume is not None:
-        named = {"DATA": data, "--seeds": seeds}
-        named |= {f"--{'set' if name == 'settings' else name.replace('_', '-')}": value for name, value in options.items()}
-        if extra := [name for name, value in named.items() if value not in (None, (), [])]:
-            raise UserError(f"--resume takes its recipe from the run: leave out {', '.join(extra)}")
+        given = {"DATA": data, "--seeds": seeds}
+        given |= {f"--{'set' if name == 'settings' else name.replace('_', '-')}": value for name, value in options.items()}
+        if extra := [name for name, value in given.items() if value not in (None, (), [])]:
+            raise UserError(f"{', '.join(extra)} cannot be combined with --resume: the recipe is that of the run")
     elif data is None:
         command = f"reslearn {task} train" if task in ("detect", "localize") else "reslearn train"
-        raise UserError(f"say what to train on: {command} DATA (or --resume RUN)")
+        raise UserError(f"DATA is missing: {command} DATA (or --resume RUN)")
     from reslearn import api
     from reslearn.training.request import parse
 
@@ -39,7 +39,7 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
         try:
             request = parse(data, task=task, device=device, **options)
         except UserError as error:
-            error.shared = True  # of several ranks, all have it
+            error.shared = True  # every rank raises it
             raise
         if seeds is None:
             _print_run(api.train_request(request))
@@ -48,7 +48,7 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
 
 
 def _print_run(run: "Run") -> None:
-    """The numbers of a finished run, and where its files are; of several ranks, the first one says so."""
+    """Print the numbers and files of a finished run, on the first rank only."""
     from reslearn import tasks
     from reslearn.training import ranks
 
@@ -58,34 +58,34 @@ def _print_run(run: "Run") -> None:
     same = run.result.get("best", {}).get("step") == run.result["last"]["step"]
     for name in ["last"] if same else [name for name in ("last", "best") if name in run.result]:
         step, title = run.result[name]["step"], "last, best" if same else name
-        for split, what in SPLITS.items():
+        for split, label in SPLITS.items():
             if split in run.result[name]:
                 numbers = run.result[name][split]
                 note = " (nothing was held out)" if split == "train" else ""
                 for measure, (value, interval) in measures(numbers).items():
                     spread = f"95% interval {interval[0]:.2f} to {interval[1]:.2f}, " if interval else ""
-                    about = f"{spread}n={numbers['n']:,}; {title}: step {step:,}"
-                    typer.echo(f"result   {what}{note} {measure} {_number(value):.2f}%  ({about})")
+                    details = f"{spread}n={numbers['n']:,}; {title}: step {step:,}"
+                    typer.echo(f"result   {label}{note} {measure} {_number(value):.2f}%  ({details})")
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     _print_report(run.folder)
 
 
 def _print_seeds(runs: "list[Run]") -> None:
-    """The numbers of runs with several seeds: a line for each split and measure."""
+    """Print the mean over runs with several seeds: one line per split and measure."""
     from reslearn.training.many import summary
 
-    found, folder = summary(runs), runs[0].folder.parent
-    for split, what in SPLITS.items():
-        for measure, of in found.get(split, {}).items():
-            values = ", ".join(f"{_number(value):.2f}" for value in of["each"])
-            spread = "" if of["std"] is None else f" +- {of['std']:.2f}"
+    numbers = summary(runs)
+    for split, label in SPLITS.items():
+        for measure, stats in numbers.get(split, {}).items():
+            values = ", ".join(f"{_number(value):.2f}" for value in stats["each"])
+            spread = "" if stats["std"] is None else f" +- {stats['std']:.2f}"
             seeds = f"n={len(runs)} seed{'s' * (len(runs) > 1)}"
-            typer.echo(f"result   {what} {measure} {_number(of['mean']):.2f}{spread}%  ({values}; {seeds})")
-    _print_report(folder)
+            typer.echo(f"result   {label} {measure} {_number(stats['mean']):.2f}{spread}%  ({values}; {seeds})")
+    _print_report(runs[0].folder.parent)
 
 
 def _print_report(folder: Path) -> None:
-    """Where the report is; tasks of other packages may have none."""
+    """Print the path of the report; tasks of other packages may have none."""
     if (page := folder / "report.html").is_file():
         typer.echo(f"report   {page}")
 

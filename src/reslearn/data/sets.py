@@ -95,6 +95,11 @@ class DataSet:
         return all(split.pixels is not None for split in self.splits.values())
 
     @property
+    def has_val(self) -> bool:
+        """Whether the set has its own validation split."""
+        return "val" in self.splits
+
+    @property
     def packed(self) -> bool:
         """Whether the images were written by `reslearn pack`."""
         return any(isinstance(file, PackedImage) for split in self.splits.values() for file in (split.files or ())[:1])

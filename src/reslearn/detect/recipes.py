@@ -268,7 +268,3 @@ def check(recipe: DetectRecipe, data: AnnotatedSet, given: Mapping[str, Any]) ->
             raise UserError(f"{image.path}: {why}")
     if d.masks and not any(image.objects.segmentations for image in images):
         raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")
-    if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
-        raise UserError("schedule.shape=plateau watches the AP of held-out images: give some with data.val")
-    if data.has_val and "data.val" in given:
-        raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")

@@ -1,7 +1,7 @@
 """Object detection: what a run of it is made of."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from reslearn.training import ranks
 from reslearn.training.display import Display, percent
 from reslearn.training.precise_bn import precise_bn
 from reslearn.training.recipe import Chosen
-from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Phase, Progress, Sources, Task
+from reslearn.training.task import Evaluation, EvaluationOptions, Job, Losses, LossFunction, Phase, Sources, Task
 from reslearn.weights.store import Card, load
 
 SHOWN = 8  # findings that are named when a run starts
@@ -159,22 +159,12 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
     def enter(self, model: nn.Module, phase: int) -> nn.Module:
         return model.enter(phase) if isinstance(model, Alternating) else model
 
-    def evaluate(
-        self,
-        job: DetectJob,
-        model: nn.Module,
-        source: BoxSource,
-        *,
-        precision: str,
-        progress: Progress,
-        forward: Callable[[Tensor], Tensor] | None = None,
-        full: bool = False,
-    ) -> Evaluation:
+    def evaluate(self, job: DetectJob, model: nn.Module, source: BoxSource, options: EvaluationOptions) -> Evaluation:
         seed = job.recipe.seed
-        seen = validate_split(detector_of(model), source, precision, seed, progress)
+        seen = validate_split(detector_of(model), source, options.precision, seed, options.progress)
         losses: dict[str, Any] = {"loss": sum(seen.losses.values()), "losses": seen.losses}
         numbers: dict[str, Any]
-        if full:
+        if options.full:
             numbers = detection_metrics(seen.boxes, seed=seed) | losses | {"review": review(seen.boxes, source.names)}
             if seen.masks is not None:
                 numbers["masks"] = detection_metrics(seen.masks, seed=seed)

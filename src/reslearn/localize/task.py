@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxes.annotated import AnnotatedSet
@@ -34,7 +34,7 @@ from reslearn.nets import create
 from reslearn.training import ranks
 from reslearn.training.display import Display
 from reslearn.training.recipe import Chosen, flatten, shown
-from reslearn.training.task import Evaluation, Job, Losses, LossFunction, Progress, Sources, Task
+from reslearn.training.task import Evaluation, EvaluationOptions, Job, Losses, LossFunction, Progress, Sources, Task
 from reslearn.weights.store import check_classifies, load, model_file, read_card
 
 LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
@@ -59,10 +59,6 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         return NAMED[name](data, net, given)
 
     def check(self, recipe: LocalizeRecipe, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
-        if data.has_val and "data.val" in given:
-            raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
-        if recipe.schedule.shape == "plateau" and not recipe.data.val and not data.has_val:
-            raise UserError("schedule.shape=plateau needs validation images: set data.val")
         if recipe.stage == "regions":
             _check_second_stage(recipe, data)
             return
@@ -150,21 +146,11 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         proposals = np.load(job.folder / regions.FILE, mmap_mode="r")
         return regions.regions_of(source, proposals, job.sources.preprocessing, draws)
 
-    def evaluate(
-        self,
-        job: LocalizeJob,
-        model: nn.Module,
-        source: LocalizeSource,
-        *,
-        precision: str,
-        progress: Progress,
-        forward: Callable[[Tensor], Tensor] | None = None,
-        full: bool = False,
-    ) -> Evaluation:
+    def evaluate(self, job: LocalizeJob, model: nn.Module, source: LocalizeSource, options: EvaluationOptions) -> Evaluation:
         assert isinstance(model, Localizer)
-        scales = (min(model.card.preprocessing.covered),)
+        scales, progress = (min(model.card.preprocessing.covered),), options.progress
         with evaluating(model):
-            if full or model.regions is not None:
+            if options.full or model.regions is not None:
                 found = _shared(source, progress, lambda own, step: views(model, own.data, own.single.labels, scales, None, step))
             else:
                 found = _shared(source, progress, lambda own, step: {"1-crop": View.of(*predict(model, own.data, None, step))})
@@ -172,7 +158,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         numbers = {name: errors(view.order, view.boxes, source.single, model.classes) for name, view in found.items()}
         error, name = numbers[last]["true_class"]["error"], "R-CNN" if last == "refined" else "1 crop"
         text = f"held-out localization error, true class given, {name}: {error:.2f}%"
-        if not full:
+        if not options.full:
             return Evaluation(error, {"localization_error": error}, text)
         about = {"n": len(source), "scales": list(scales), "classes": list(model.classes), "classes_from": "its own scores"}
         return Evaluation(error, about | numbers, text, found)

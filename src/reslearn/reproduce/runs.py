@@ -42,9 +42,9 @@ class ProgressDisplay(Display):
         if line.startswith(self.title):
             super().say(line)
 
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+    def progress(self, title: str, done: int, total: int, note: str = "") -> None:
         """See Display."""
-        super().progress(f"{self.title}: {what}", done, total, note)
+        super().progress(f"{self.title}: {title}", done, total, note)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _train(runs: SeedRuns, titles: Mapping[int, str], device: str, quiet: bool) 
             jobs.append(replace(job, display=ProgressDisplay(title, quiet or len(jobs) > 0)))
             if job.execution != "captured":
                 break
-        many.side_by_side(jobs) if len(jobs) > 1 else train_job(jobs[0])
+        many.train_concurrently(jobs) if len(jobs) > 1 else train_job(jobs[0])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The numbers of metrics.jsonl for TensorBoard, where a recipe asks for them."""
+"""Writes the numbers of metrics.jsonl for TensorBoard."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,13 +8,13 @@ from reslearn.errors import UserError
 
 
 def check_installed() -> None:
-    """Raise UserError, naming the extra, where TensorBoard is missing."""
+    """Raise UserError, naming the extra to install, if TensorBoard is missing."""
     if find_spec("tensorboard") is None:
         raise UserError("log.tensorboard needs TensorBoard: pip install 'reslearn[tensorboard]', or set log.tensorboard=false")
 
 
 class Board:
-    """Writes RUN/tensorboard. step: of the run's present state; what an earlier process wrote after it is dropped."""
+    """Writes RUN/tensorboard. step: the step that the run continues from; later entries of an earlier process are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
         check_installed()
@@ -23,7 +23,7 @@ class Board:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Every number of one line of metrics.jsonl, under its split."""
+        """Write the numbers of one line of metrics.jsonl, grouped by split."""
         group = line.get("split", "train")
         for key, value in [*line.items(), *line.get("losses", {}).items()]:
             if isinstance(value, float):

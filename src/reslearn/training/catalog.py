@@ -1,7 +1,8 @@
-"""The named recipes of all tasks, listed and printed."""
+"""Lists and prints the named recipes of all tasks."""
 
 import json
 from contextlib import suppress
+from inspect import getdoc
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -16,13 +17,13 @@ from reslearn.weights.store import read_card
 
 
 def by_name() -> dict[str, Task[Any, Any, Any]]:
-    """Every named recipe of the tasks that can be imported, with its task."""
-    found: dict[str, Task[Any, Any, Any]] = {}
+    """The task of every named recipe, for the tasks that can be imported."""
+    recipes: dict[str, Task[Any, Any, Any]] = {}
     for name in tasks.names():
         with suppress(UserError):
             task = tasks.get(name)
-            found = {recipe: task for recipe in task.named} | found
-    return found
+            recipes = {recipe: task for recipe in task.named} | recipes
+    return recipes
 
 
 def summary(task: Task[Any, Any, Any], name: str) -> str:
@@ -37,18 +38,16 @@ def list_recipes(as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "task", "summary"):
-        table.add_column(column)
+    table = Table("recipe", "task", "summary", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row.values())
     rich_print(table)
 
 
 def describe(name: str, data: str | None, model: str | None, init: str | None = None) -> list[dict[str, Any]]:
-    """Every key of a named recipe with its value, what it means, and where the value comes from.
+    """Every key of a named recipe, with its value, meaning and source.
 
-    Raises UserError for unknown names, and where a recipe chooses from data that is not given.
+    Raises UserError for unknown names, and if a recipe depends on data that is not given.
     """
     recipes = by_name()
     if name not in recipes:
@@ -76,9 +75,7 @@ def print_recipe(name: str, data: str | None, model: str | None, init: str | Non
     if as_json:
         print(json.dumps(rows))
         return
-    task = by_name()[name]
-    lines = (task.named[name].__doc__ or "").strip().splitlines()
-    print("\n".join(line.strip() for line in lines) + "\n")
+    print(f"{getdoc(by_name()[name].named[name]) or ''}\n")
     table = Table(box=None, pad_edge=False)
     for column in ("key", "value", "meaning", "source"):
         table.add_column(column, overflow="fold", no_wrap=column == "key")

@@ -1,4 +1,4 @@
-"""A checkpoint is a folder with a manifest: whole and verified, or not there at all. No pickle."""
+"""Checkpoints: folders with a manifest of hashes, written atomically and verified when loaded. No pickle."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from torch import Tensor
 from reslearn.errors import UserError
 from reslearn.files import fsync_file, fsync_folder, writing
 
-KEEP = 2  # the newest ones; the older of them is the way back from a damaged one
+KEEP = 2  # the newest, and one to fall back to if it is damaged
 
 
 class Checkpoint(NamedTuple):
-    """model: the weights; state: all other tensors by name; facts: what JSON can hold; best: the best held-out weights."""
+    """model: weights. state: all other tensors by name. facts: JSON-compatible. best: weights with the lowest validation error."""
 
     model: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -34,20 +34,20 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Write folder/step-00001200: to a temporary name, made durable, then renamed. Older ones than the last two go.
+    """Write folder/step-00001200 atomically: write to a temporary name, fsync, rename. Then delete all but the newest two.
 
-    A run killed at any moment leaves whole checkpoints only. Raises UserError where the disk is full or read-only; the
-    checkpoints that were there stay.
+    A run that is killed at any moment leaves only complete checkpoints. Raises UserError if the disk is full or read-only;
+    existing checkpoints are kept.
     """
     target = folder / f"step-{step:08d}"
-    if target.exists():  # the state at a step is a function of the recipe: it is there already
+    if target.exists():  # it is identical: the state at a step is determined by the recipe
         return target
     temporary = folder / f".{target.name}.partial"
     tensors = {"model": checkpoint.model, "state": checkpoint.state, "best": checkpoint.best}
     megabytes = sum(t.nbytes for group in tensors.values() for t in group.values()) / 1e6
     with writing(target, megabytes):
         try:
-            for stale in folder.glob(".step-*.partial"):  # of a run that was killed while it saved
+            for stale in folder.glob(".step-*.partial"):  # left by a process that was killed while saving
                 shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(parents=True)
             for name, group in tensors.items():
@@ -67,28 +67,28 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Leave the newest `keep` checkpoints of a folder."""
-    for old in found(folder)[:-keep]:
+    """Delete all but the newest `keep` checkpoints of a folder."""
+    for old in find(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def found(folder: Path) -> list[Path]:
+def find(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint, every byte checked against its manifest before it is used.
+    """Load a checkpoint after verifying every file against the manifest.
 
-    Raises UserError naming the first file that is missing or differs.
+    Raises UserError naming the first file that is missing or damaged.
     """
-    older = [other.name for other in found(path.parent) if other < path]
+    older = [other.name for other in find(path.parent) if other < path]
     remedy = f"; delete {path} to resume from {older[-1]}" if older else f"; delete {path} to start again"
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name in ("model.safetensors", "state.safetensors", "best.safetensors", "state.json"):
             if _digest(path / name) != manifest.get(name):
-                raise UserError(f"{path / name} is damaged: it does not match the checkpoint's manifest{remedy}")
+                raise UserError(f"{path / name} is damaged: it does not match the manifest{remedy}")
         tensors = {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "state", "best")}
         return Checkpoint(tensors["model"], tensors["state"], json.loads((path / "state.json").read_text()), tensors["best"])
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a live line in a terminal, plain lines elsewhere."""
+"""Progress output: a live progress bar in a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 10  # without a terminal, lines of progress come no more often
+PLAIN_SECONDS = 10  # shortest time between progress lines without a terminal
 
 
 def percent(value: float | None) -> str:
-    """A number in percent that may not be there."""
+    """Formats a percentage that may be undefined."""
     return "none" if value is None else f"{value:.2f}%"
 
 
 class Display:
-    """Lines that stay, and progress: how much is done, how fast, how long it will still take."""
+    """Prints lines and progress, with speed and remaining time."""
 
     def __init__(self, quiet: bool = False, stderr: bool = False) -> None:
         self.console = Console(quiet=quiet, stderr=stderr, highlight=False, soft_wrap=True, markup=False)
         self.bar: Progress | None = None
-        self.what = ""
+        self._title = ""
         self.printed_at = self.trained_at = time.monotonic()
 
     def __enter__(self) -> "Display":
@@ -30,33 +30,33 @@ class Display:
         self.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         self.console.print(line)
         self.printed_at = time.monotonic()
 
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` of one piece of work; another `what` begins a new one."""
-        if what != self.what:
+    def progress(self, title: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` items are finished. A new title starts a new progress bar."""
+        if title != self._title:
             self.stop()
-            self.what, self.began, self.began_at = what, done, time.monotonic()
+            self._title, self.began, self.began_at = title, done, time.monotonic()
         if self.console.is_terminal:
             if self.bar is None:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
                 self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-                self.task = self.bar.add_task(what, total=total, completed=done, note=note)
+                self.task = self.bar.add_task(title, total=total, completed=done, note=note)
                 self.bar.start()
             self.bar.update(self.task, completed=done, note=note)
         elif time.monotonic() - self.printed_at >= PLAIN_SECONDS:
-            self.say(f"{what} {done:,}/{total:,}  {note}  {self._left(done, total)}")
+            self.say(f"{title} {done:,}/{total:,}  {note}  {self._left(done, total)}")
 
     def stop(self) -> None:
-        """The present piece of work is over."""
+        """Remove the progress bar."""
         if self.bar is not None:
             self.bar.stop()
-        self.bar, self.what = None, ""
+        self.bar, self._title = None, ""
 
     def train(self, line: dict[str, Any], total: int, images_per_s: float) -> None:
-        """One training line of metrics.jsonl."""
+        """Print a training line of metrics.jsonl."""
         now = time.monotonic()
         if self.bar is None and now - self.trained_at < PLAIN_SECONDS and line["step"] != total:
             return
@@ -69,7 +69,7 @@ class Display:
         )
 
     def evaluation(self, step: int, epoch: float, text: str) -> None:
-        """The numbers of an evaluation."""
+        """Print the result of an evaluation."""
         self.say(f"step {step:>6}  epoch {epoch:6.2f}  {text}")
 
     def _left(self, done: int, total: int) -> str:

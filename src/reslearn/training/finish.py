@@ -1,4 +1,4 @@
-"""The end of a run: the test set, once; the numbers of the last and the best weights, the model files and result.json."""
+"""The end of a run: final evaluation of the last and best weights, model files and result.json."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,17 @@ from reslearn.files import write_text
 from reslearn.training import ranks, runtime
 from reslearn.training.loop import Loop
 from reslearn.training.stepper import make_model
+from reslearn.training.task import EvaluationOptions
 
 
 def conclude(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    """Test the weights in fp32, write model.safetensors, best.safetensors (where there is a validation set) and result.json.
+    """Evaluate the weights in fp32; write model.safetensors, best.safetensors (with a validation set) and result.json.
 
-    All ranks test; the first one writes. Returns the result.
+    All ranks evaluate; the first one writes. Returns the content of result.json.
     """
     job, folder, state, p = loop.job, loop.folder, loop.state, loop.state.progress
     task, best = job.task, None
-    if state.best and p.best_step != p.step:  # first: should the last weights have gone astray, the best ones are kept
+    if state.best and p.best_step != p.step:  # before the last weights: if those diverged, the best ones are still saved
         model = make_model(job, fresh=False)
         task.enter(model, len(state.phases))
         model.load_state_dict(state.best)
@@ -50,7 +51,7 @@ def conclude(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
 
 
 def _tested(loop: Loop, model: nn.Module, stop: runtime.Stop) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Full numbers by split, and what pictures need of each."""
+    """Evaluates a network. Returns its full numbers and Evaluation.details by split."""
     job = loop.job
     job.task.settle(job, model, stop.check)
     numbers, details = {}, {}
@@ -60,6 +61,6 @@ def _tested(loop: Loop, model: nn.Module, stop: runtime.Stop) -> tuple[dict[str,
             stop.check()
             job.display.progress(f"evaluating on {name}", done, total)
 
-        evaluation = job.task.evaluate(job, model, source, precision="fp32", progress=progress, full=True)
+        evaluation = job.task.evaluate(job, model, source, EvaluationOptions("fp32", progress, full=True))
         numbers[name], details[name] = evaluation.numbers, evaluation.details
     return numbers, details

@@ -1,4 +1,4 @@
-"""A run folder as the run's processes find it: its facts, and who is at work in it."""
+"""The run folder: recipe.json, split.json and the lock."""
 
 import json
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from reslearn.training import ranks
 
 
 def begun(out: str | Path | None) -> Path | None:
-    """The run that torchrun's present job has begun before it was restarted, if that is what has happened."""
-    restarted, most = ranks.restarts()
-    if most and out is None:
-        raise UserError("torchrun may restart this run, which needs a folder to find it again: say where with --out")
-    if not restarted or out is None or not (Path(out) / "recipe.json").exists():
+    """The run to resume if torchrun has restarted the job that began it, otherwise None."""
+    restarts, max_restarts = ranks.restarts()
+    if max_restarts and out is None:
+        raise UserError("torchrun --max-restarts needs a fixed run folder: set --out")
+    if not restarts or out is None or not (Path(out) / "recipe.json").exists():
         return None
     return Path(out) if read_facts(Path(out)).get("job") == ranks.job() else None
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What recipe.json holds. Raises UserError where the folder is no run, or the file is damaged."""
+    """The content of recipe.json. Raises UserError if the folder is not a run or the file is damaged."""
     path = folder / "recipe.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no recipe.json")
@@ -36,7 +36,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         kinds = {"recipe": dict, "source": str, "data": dict, "machine": dict, "versions": dict, "chose": list}
         for key, kind in kinds.items():
             if not isinstance(facts[key], kind):
-                raise TypeError(f"'{key}' is no {kind.__name__}")
+                raise TypeError(f"'{key}' is not a {kind.__name__}")
         for key in ("name", "classes", "n", "fingerprint", *tasks.get(facts["task"]).described):
             facts["data"][key]
         for key in ("device", "processor", "threads", "precision", "execution"):
@@ -53,7 +53,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder. Raises UserError where one is there already."""
+    """Lock a run folder. Raises UserError if another process holds the lock."""
     lock = FileLock(folder / "lock")
 
     def take() -> None:
@@ -61,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
-                raise UserError(f"another process is at work in {folder}") from error
+                raise UserError(f"another process is using {folder}") from error
 
     ranks.by_first(take)
     try:
@@ -71,14 +71,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_held_out(model: Path) -> dict[str, list[str]]:
-    """The names that the run of a model file or run folder held out of an undivided set; {} where there is no such record."""
+    """The images that the run of a model file or run folder held out, by split; {} if there is no split.json."""
     record = (model if model.is_dir() else model.parent) / "split.json"
     if not record.is_file():
         return {}
     try:
         held_out = json.loads(record.read_text(encoding="utf-8"))
         if any(not isinstance(name, str) for names in held_out.values() for name in names):
-            raise TypeError("its names are no texts")
-    except (OSError, ValueError, TypeError, AttributeError) as why:
-        raise UserError(f"{record}: damaged, so that it is not known which images the run held out: {why}") from None
+            raise TypeError("names must be strings")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} is damaged, so the held-out images of the run are unknown: {error}") from None
     return held_out

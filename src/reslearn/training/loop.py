@@ -1,4 +1,4 @@
-"""The training loop: steps, and three consumers of them (log, evaluate, checkpoint)."""
+"""The training loop: steps, logging, evaluation and checkpoints."""
 
 import json
 import time
@@ -21,17 +21,16 @@ from reslearn.training.schedule import lr
 from reslearn.training.state import State
 from reslearn.training.step import NonFinite
 from reslearn.training.stepper import CapturedForward, DeviceStepper, StepBatch, Stepper
-from reslearn.training.task import Job
+from reslearn.training.task import EvaluationOptions, Job
 
-WARMUP_UNTIL = 80  # percent of training error (DRL 4.2)
-PATIENCE = 5  # evaluations without a lower error that are a plateau
-WARMUP_WINDOW = 100  # steps over which the training error that ends a warm-up is measured
-CHECKPOINT_SECONDS = 60  # where the recipe gives no number of steps
+WARMUP_UNTIL = 80  # training error that ends a warm-up at warmup_lr, percent (DRL 4.2)
+WARMUP_WINDOW = 100  # steps over which that error is measured
+PATIENCE = 5  # evaluations without a lower error until lr is divided by 10
+CHECKPOINT_SECONDS = 60  # time between checkpoints if checkpoint.every is unset
 
 
 class Loop:
-    """One run from its present step to its end: a stepper changes the weights, a task evaluates them. Everything that happens is a
-    function of (recipe, data, step)."""
+    """Trains a run from its current step to the end. Everything is a function of (recipe, data, step)."""
 
     def __init__(self, job: Job[Any, Any, Any], state: State, stepper: Stepper) -> None:
         self.job, self.state, self.stepper = job, state, stepper
@@ -42,18 +41,18 @@ class Loop:
         self.forward = CapturedForward(state.evaluated) if isinstance(stepper, DeviceStepper) else None
         self.metrics = self.folder / "metrics.jsonl"
         self.board = Board(self.folder, state.progress.step) if self.recipe.log.tensorboard and ranks.first() else None
-        self.draws = ranks.draws(state.model)
-        self.stream = 0  # checksum of this rank's images since it was last added up
+        self.seed_rank = ranks.seed_rank(state.model)
+        self.stream = 0  # checksum of this rank's images since the last collection
         self.interval_images, self.interval_seconds = 0, 0.0
         self.saved_at = time.monotonic()
 
     def steps(self, stop: runtime.Stop) -> Iterator[None]:
-        """Train to the end, one step for each time it is asked. Once a signal asks to stop: save, then raise Interrupted."""
+        """Train to the end; each iteration is one step. After a signal, save a checkpoint and raise Interrupted."""
         p = self.state.progress
-        self._cut_metrics()
+        self._truncate_metrics()
         self.state.model.train()
-        for part in self.state.frozen:
-            part.eval()
+        for module in self.state.frozen:
+            module.eval()
         self.display.progress("training", p.step, self.total)
         workers = self.recipe.data.workers
         stuck = getattr(self.job.sources.train, "stuck", lambda: "")
@@ -83,19 +82,19 @@ class Loop:
                 self.board.close()
 
     def epoch(self) -> float:
-        """Passes over the training images so far."""
+        """The current epoch, fractional."""
         return self.state.progress.step * self.recipe.batch.size / self.images
 
     def _step(self, batch: StepBatch) -> None:
         p, recipe = self.state.progress, self.recipe
-        step, total = self.state.stretch
+        step, total = self.state.phase_step
         p.lr = lr(recipe.schedule, step, total, p.warmup_ended, batch=recipe.batch.size, dropped=p.dropped)
         set_lr(self.state.optimizer, p.lr, recipe.optimizer.style)
-        runtime.seed_step(recipe.seed, p.step, self.draws)
+        runtime.seed_step(recipe.seed, p.step, self.seed_rank)
         try:
             self.stepper(batch)
         except NonFinite as error:
-            self._refuse(error)
+            self._raise_diverged(error)
         own, size = ranks.own(recipe.batch.size), recipe.batch.size
         self.stream += checksum(p.step * size + own.start, batch.epochs[own], batch.indices[own])
         p.step += 1
@@ -103,40 +102,40 @@ class Loop:
         p.warmup_seen += size
         self._end_warmup()
         if p.step == self.state.phases[self.state.phase - 1].end < self.total:
-            self.state.enter(self.state.phase + 1)  # before a checkpoint of this step, which is the next phase's first
+            self.state.enter(self.state.phase + 1)  # a checkpoint of this step must contain the state of the next phase
 
     def _collect(self) -> None:
         p = self.state.progress
         try:
             self.stepper.collect()
         except NonFinite as error:
-            self._refuse(error)
+            self._raise_diverged(error)
         p.stream, self.stream = (p.stream + int(ranks.total(torch.tensor(self.stream)))) % 2**32, 0
 
     def _end_warmup(self) -> None:
-        """DRL 4.2: the low rate ends once the measured training error is below 80%; that it has ended is state."""
+        """End the warm-up at warmup_lr once the measured training error is below warmup_until (DRL 4.2)."""
         p, schedule = self.state.progress, self.recipe.schedule
         if schedule.warmup_lr is None or p.warmup_ended is not None:
             return
         if p.step % WARMUP_WINDOW == 0:
             self._collect()
-            if 100 * p.warmup_wrong / p.warmup_seen < (schedule.warmup_until or WARMUP_UNTIL):
+            if 100 * p.warmup_wrong / p.warmup_seen < (schedule.warmup_until or WARMUP_UNTIL):  # percent
                 p.warmup_ended = p.step
             p.warmup_wrong = p.warmup_seen = 0
             self.stepper.restart()
 
-    def _refuse(self, error: NonFinite) -> NoReturn:
+    def _raise_diverged(self, error: NonFinite) -> NoReturn:
         p = self.state.progress
         step = p.step if error.step is None else error.step
         names = [self.job.sources.train.names[int(i)] for i in self.stepper.prepare(step).indices]
         if ranks.first():
             write_text(self.folder / "nonfinite.json", json.dumps({"step": step + 1, "lr": p.lr, "batch": names}, indent=1))
-        saved = checkpoint.found(self.folder / "checkpoints")
-        where = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        saved = checkpoint.find(self.folder / "checkpoints")
+        last = f"the last checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise Diverged(
-            f"step {step + 1}: {error}; the weights are untouched and {where}; batch: {', '.join(names[:3])}{more}, "
-            f"all in {self.folder / 'nonfinite.json'}; a lower schedule.lr (now {p.lr:g}) in a new run may help"
+            f"step {step + 1}: {error}; the weights were not updated, and {last}; batch: {', '.join(names[:3])}{more}, "
+            f"all listed in {self.folder / 'nonfinite.json'}; start a new run with a lower schedule.lr (now {p.lr:g})"
         ) from error
 
     def _count(self, seconds: float) -> None:
@@ -155,17 +154,15 @@ class Loop:
         if self.board is not None:
             self.board.write(line)
 
-    def _cut_metrics(self) -> None:
-        """Lines after the checkpoint will come again."""
+    def _truncate_metrics(self) -> None:
+        """Remove the lines after the checkpoint: those steps are repeated."""
         if not ranks.first():
             return
         with writing(self.metrics), self.metrics.open("a") as file:
-            there = file.tell()
-            if there < self.state.progress.metrics_bytes:
-                self.display.say(
-                    f"note     {self.metrics} has lost lines since the checkpoint: the report's curves will have a gap"
-                )
-            file.truncate(min(there, self.state.progress.metrics_bytes))
+            size = file.tell()
+            if size < self.state.progress.metrics_bytes:
+                self.display.say(f"note     {self.metrics} is shorter than at the checkpoint: curves in the report will have a gap")
+            file.truncate(min(size, self.state.progress.metrics_bytes))
 
     def _log_due(self) -> bool:
         p = self.state.progress
@@ -179,24 +176,26 @@ class Loop:
             "epoch": round(self.epoch(), 4),
             "lr": p.lr,
             "loss": p.loss / p.seen,
-            **self._trained(),
+            **self._parts(),
             "grad_norm": self.stepper.grad_norm,
             "stream": f"{p.stream:08x}",
         }
         speed = self.interval_images / self.interval_seconds if self.interval_seconds else 0.0
         self._write(line | {"time": {"seconds": round(p.seconds, 3), "images_per_s": round(speed, 1)}})
         self.display.train(line, self.total, speed)
-        p.loss, p.losses, p.wrong, p.seen = 0.0, {}, 0, 0
+        p.loss, p.losses, p.wrong, p.seen = 0.0, {}, None, 0
         self.stepper.restart()
         self.interval_images, self.interval_seconds = 0, 0.0
 
-    def _trained(self) -> dict[str, Any]:
-        """The phase of several, the error of tasks that have one, the losses of those that have several."""
+    def _parts(self) -> dict[str, Any]:
+        """The entries of a training line that only some tasks have: phase, training error in percent, losses by name."""
         p, ends = self.state.progress, [phase.end for phase in self.state.phases]
         line: dict[str, Any] = {"phase": 1 + sum(end < p.step for end in ends[:-1])} if len(ends) > 1 else {}
-        if not p.losses:
-            return line | {"error": 100 * p.wrong / p.seen}
-        return line | {"losses": {name: total / p.seen for name, total in p.losses.items()}}
+        if p.wrong is not None:
+            line["error"] = 100 * p.wrong / p.seen
+        if p.losses:
+            line["losses"] = {name: total / p.seen for name, total in p.losses.items()}
+        return line
 
     def _evaluation_due(self) -> bool:
         p, every = self.state.progress, self.recipe.evaluate.every
@@ -211,14 +210,9 @@ class Loop:
     def _evaluate(self, stop: runtime.Stop) -> None:
         p, started = self.state.progress, time.perf_counter()
         self._collect()
-        error, numbers, text, _ = self.job.task.evaluate(
-            self.job,
-            self.state.evaluated,
-            self.job.sources.val,
-            precision=pick_precision(self.recipe.precision, self.job.device),
-            progress=lambda done: stop.check(),
-            forward=self.forward,
-        )
+        precision = pick_precision(self.recipe.precision, self.job.device)
+        options = EvaluationOptions(precision, lambda done: stop.check(), self.forward)
+        error, numbers, text, _ = self.job.task.evaluate(self.job, self.state.evaluated, self.job.sources.val, options)
         self.state.keep_best(error, numbers.get("loss", 0.0))
         self._watch_plateau(error)
         p.evaluated_at = p.step
@@ -228,7 +222,7 @@ class Loop:
         self.display.evaluation(p.step, self.epoch(), text + (f"  loss {numbers['loss']:.4f}" if "loss" in numbers else ""))
 
     def _watch_plateau(self, error: float) -> None:
-        """DRL 3.4: lr "is divided by 10 when the error plateaus"."""
+        """Divide lr by 10 when the validation error plateaus (DRL 3.4)."""
         p, schedule = self.state.progress, self.recipe.schedule
         if schedule.shape != "plateau":
             return
@@ -246,11 +240,11 @@ class Loop:
         return p.step % every == 0 if every else bool(ranks.agree(time.monotonic() - self.saved_at > CHECKPOINT_SECONDS))
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, which is all ranks' state."""
+        """Write a checkpoint of the current step. All ranks have the same state; the first one writes."""
         self._collect()
         if ranks.first():
             if self.metrics.exists():
-                fsync_file(self.metrics)  # a checkpoint counts its bytes
+                fsync_file(self.metrics)  # the checkpoint records its size
             checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
-        ranks.wait(ranks.WRITING, others=ranks.ANSWER)  # who have nothing to do but to wait
+        ranks.wait(ranks.WRITING, others=ranks.ANSWER)  # the other ranks only wait
         self.saved_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The same run with several seeds: one after the other, or side by side on a GPU that a small network cannot fill."""
+"""Runs with several seeds: one after another, or concurrently on a GPU that a small network cannot fill."""
 
 import shutil
 import statistics
@@ -21,26 +21,26 @@ from reslearn.training.request import TrainRequest
 from reslearn.training.run import Run, begin, finish, make_loop, reopen, resume
 from reslearn.training.task import Job
 
-OVER = object()
+FINISHED = object()
 
 
 def train_seeds(seeds: int, request: TrainRequest) -> list[Run]:
-    """Runs with the seeds `seed`, `seed` + 1, ... (from the recipe's on), in the folders OUT/seed-0, ...; see train.
+    """Train with consecutive seeds, starting at that of the recipe, in the folders OUT/seed-0, ...; see train.
 
-    Each gives the same as alone. Raises what train raises; Interrupted leaves runs that resume_seeds(OUT) continues.
+    Each run is identical to one trained alone. Raises the errors of train; after Interrupted, resume_seeds(OUT) continues.
     """
-    _alone()
+    _refuse_ranks()
     if seeds < 1:
         raise UserError(f"seeds={seeds}: must be at least 1")
     if (out := request.out) is None:
-        raise UserError("several seeds need a folder for their runs: say where with --out")
+        raise UserError("several seeds need a folder for their runs: set --out")
     if out.exists():
-        raise UserError(f"{out} exists: continue its runs with --resume {out}, or choose another --out")
+        raise UserError(f"{out} already exists: resume its runs with --resume {out}, or choose another --out")
     fresh = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a process that was killed
     with writing(out):
         fresh.mkdir(parents=True)
-    try:  # the folder appears with all of its runs, or not at all: what is resumed is what was asked for
+    try:  # the folder appears with all of its runs or not at all, so that resuming it trains every seed
         next_seed: dict[str, int] = {}
         for number in range(seeds):
             job = begin(replace(request, settings=request.settings | next_seed, out=fresh / str(number), quiet=True))
@@ -53,22 +53,22 @@ def train_seeds(seeds: int, request: TrainRequest) -> list[Run]:
     return resume_seeds(out, request.device, request.quiet)
 
 
-def _alone() -> None:
-    if ranks.asked() > 1:
-        raise UserError("several seeds are trained one after the other, each by one process: start them without torchrun")
+def _refuse_ranks() -> None:
+    if ranks.launched() > 1:
+        raise UserError("several seeds do not support torchrun: start a single process")
 
 
 def seed_folders(folder: str | Path) -> list[Path]:
-    """The runs of several seeds in a folder, in their order; none where the folder is something else."""
-    found = [path for path in Path(folder).glob("seed-*") if (path / "recipe.json").is_file()]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    """The runs with several seeds in a folder, ordered by seed; empty for any other folder."""
+    folders = [path for path in Path(folder).glob("seed-*") if (path / "recipe.json").is_file()]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) -> list[Run]:
-    """Go on with the runs of several seeds to their ends. Raises what resume raises."""
-    _alone()
+    """Resume all unfinished runs with several seeds. Raises the errors of resume."""
+    _refuse_ranks()
     if not seed_folders(folder):
-        raise UserError(f"{folder} holds no runs of several seeds: they are folders such as {Path(folder) / 'seed-0'}")
+        raise UserError(f"{folder} has no runs of several seeds: there is no folder such as {Path(folder) / 'seed-0'}")
     display, runs = Display(quiet), {}
     waiting = [path for path in seed_folders(folder) if not (path / "result.json").exists()]
     facts = [read_facts(path) for path in waiting]
@@ -77,8 +77,8 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
             for path in waiting:
                 locks.enter_context(locked(path))
             jobs = [reopen(path, fact, device, True) for path, fact in zip(waiting, facts, strict=True)]
-            display.say(f"run      {len(jobs)} runs side by side in {folder}")
-            runs = {run.folder: run for run in side_by_side(jobs)}
+            display.say(f"run      {len(jobs)} concurrent runs in {folder}")
+            runs = {run.folder: run for run in train_concurrently(jobs)}
     for path in seed_folders(folder):
         if path not in runs:
             display.say(f"run      {path}")
@@ -86,25 +86,25 @@ def resume_seeds(folder: str | Path, device: str = "auto", quiet: bool = False) 
                 runs[path] = resume(path, device, quiet)
             except Interrupted as signal:
                 raise Interrupted(signal.number, Path(folder)) from None
-            except KeyboardInterrupt:  # while its data is opened
+            except KeyboardInterrupt:  # while the data is opened
                 raise Interrupted(SIGINT, Path(folder)) from None
     return [runs[path] for path in seed_folders(folder)]
 
 
-def side_by_side(jobs: Sequence[Job[Any, Any, Any]]) -> list[Run]:
-    """Runs to their ends, a step of each in turn, each on its own stream of the device."""
+def train_concurrently(jobs: Sequence[Job[Any, Any, Any]]) -> list[Run]:
+    """Train runs concurrently: one step of each in turn, each on its own CUDA stream."""
     loops = [make_loop(job) for job in jobs]
     device = jobs[0].device
     with runtime.stop_on_signals() as stop, runtime.deterministic(device):
-        turns = [(loop.steps(stop), torch.cuda.Stream(device) if device.type == "cuda" else None) for loop in loops]
+        active = [(loop.steps(stop), torch.cuda.Stream(device) if device.type == "cuda" else None) for loop in loops]
         try:
-            while turns:
-                going_on = []
-                for steps, stream in turns:
+            while active:
+                unfinished = []
+                for steps, stream in active:
                     with torch.cuda.stream(stream) if stream is not None else nullcontext():
-                        if next(steps, OVER) is not OVER:
-                            going_on.append((steps, stream))
-                turns = going_on
+                        if next(steps, FINISHED) is not FINISHED:
+                            unfinished.append((steps, stream))
+                active = unfinished
             return [Run(job.folder, job.task.name, finish(loop, stop)) for job, loop in zip(jobs, loops, strict=True)]
         except Interrupted as signal:
             for loop in loops:
@@ -113,23 +113,25 @@ def side_by_side(jobs: Sequence[Job[Any, Any, Any]]) -> list[Run]:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The last numbers of runs of one task with several seeds, with the values of each run in their order:
-    `{"runs": folders, split: {measure: {"each": values, "mean": , "std": }}}`. std is of the sample, None for one run; both are
-    None where a value is."""
-    found: dict[str, Any] = {"runs": [str(run.folder) for run in runs]}
+    """Statistics over runs of one task with several seeds, from the numbers of their last weights.
+
+    Returns {"runs": folders, split: {measure: {"each": values, "mean": mean, "std": std}}}, with values in the order of the runs.
+    std is the sample standard deviation, None for a single run. Both are None if a value is None.
+    """
+    result: dict[str, Any] = {"runs": [str(run.folder) for run in runs]}
     for split in ("val", "test", "train"):
         numbers = [tasks.get(run.task).measures(run.result["last"][split]) for run in runs if split in run.result["last"]]
         if len(numbers) == len(runs):
-            shared = [name for name in numbers[0] if all(name in one for one in numbers)]
-            found[split] = {name: _spread([one[name][0] for one in numbers]) for name in shared}
-    return found
+            shared = [name for name in numbers[0] if all(name in measures for measures in numbers)]
+            result[split] = {name: _spread([measures[name][0] for measures in numbers]) for name in shared}
+    return result
 
 
-def _spread(each: Sequence[float | None]) -> dict[str, Any]:
-    values = [value for value in each if value is not None]
-    whole = len(values) == len(each)
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    defined = [value for value in values if value is not None]
+    complete = len(defined) == len(values)
     return {
-        "each": list(each),
-        "mean": statistics.mean(values) if whole else None,
-        "std": statistics.stdev(values) if whole and len(values) > 1 else None,
+        "each": list(values),
+        "mean": statistics.mean(defined) if complete else None,
+        "std": statistics.stdev(defined) if complete and len(defined) > 1 else None,
     }

@@ -1,4 +1,4 @@
-"""SGD with momentum, of PyTorch's kind or Caffe's."""
+"""SGD with momentum, in PyTorch's or Caffe's form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +11,21 @@ from reslearn.training.recipe import Optimizer as OptimizerSection
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerSection, lr: float, head: Sequence[nn.Parameter] = ()) -> SGD:
-    """SGD over every parameter that is not frozen; a group's lr is its `share` of the step's: 1 for the head's parameters,
-    backbone_lr for the others.
+    """Makes SGD over all trainable parameters. A group's lr is its `factor` times lr: 1 for the head, backbone_lr for the others.
 
-    Momentum buffers start as zeros, which is what PyTorch's first step does too. On a GPU the lr is a tensor, so that a captured
-    step reads the present one.
+    Momentum buffers start at zero, which equals PyTorch's first step. On a GPU the lr is a tensor, because captured steps read it.
     """
     device = next(model.parameters()).device
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": trainable, "share": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": trainable, "factor": 1.0}]
     if recipe.backbone_lr != 1:
         new = set(map(id, head))
-        groups = [{"params": [p for p in trainable if id(p) not in new], "share": recipe.backbone_lr}]
-        groups += [{"params": [p for p in trainable if id(p) in new], "share": 1.0}]
+        groups = [{"params": [p for p in trainable if id(p) not in new], "factor": recipe.backbone_lr}]
+        groups += [{"params": [p for p in trainable if id(p) in new], "factor": 1.0}]
     if recipe.undecayed is not None:
-        groups = [part for group in groups for part in _by_decay(group, recipe.weight_decay)]
+        groups = [half for group in groups for half in _split_by_decay(group, recipe.weight_decay)]
     for group in groups:
-        group["rate"] = group["share"] * lr
+        group["rate"] = group["factor"] * lr
         group["lr"] = torch.tensor(group["rate"], device=device) if device.type == "cuda" else group["rate"]
     optimizer = SGD(
         groups,
@@ -41,23 +39,23 @@ def make_optimizer(model: nn.Module, recipe: OptimizerSection, lr: float, head: 
     return optimizer
 
 
-def _by_decay(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
-    """A group as two: weights, which decay, and gammas, betas and biases, which do not."""
+def _split_by_decay(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
+    """Splits a group into weights, which decay, and BN parameters and biases, which do not."""
     weights = [p for p in group["params"] if p.ndim > 1]
     others = [p for p in group["params"] if p.ndim <= 1]
-    parts = ({**group, "params": weights, "weight_decay": decay}, {**group, "params": others, "weight_decay": 0.0})
-    return [part for part in parts if part["params"]]
+    halves = ({**group, "params": weights, "weight_decay": decay}, {**group, "params": others, "weight_decay": 0.0})
+    return [half for half in halves if half["params"]]
 
 
 @torch.no_grad()
 def set_lr(optimizer: Optimizer, lr: float, style: str) -> None:
-    """Give the optimizer the step's learning rate.
+    """Set the learning rate.
 
-    PyTorch's momentum buffer does not contain lr, Caffe's does (v = m v + lr g): scaling PyTorch's by old / new at a change makes
-    the two the same.
+    Caffe's momentum buffer includes lr (v = m v + lr g), PyTorch's does not: scaling PyTorch's buffer by old / new at each change
+    of lr makes the two equal.
     """
     for group in optimizer.param_groups:
-        old, new = group["rate"], group["share"] * lr
+        old, new = group["rate"], group["factor"] * lr
         if new == old:
             continue
         if style == "caffe":

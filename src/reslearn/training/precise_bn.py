@@ -1,5 +1,5 @@
-"""BN statistics as a true average over training images instead of a moving one: after training (DRL 3.4), and of a backbone
-before a detector freezes them (DRL appendix A)."""
+"""Precise BN: statistics averaged over training images instead of a moving average. Used after training (DRL 3.4), and for a
+backbone before a detector freezes it (DRL appendix A)."""
 
 from collections.abc import Collection, Iterable
 
@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def precise_bn(model: nn.Module, batches: Iterable[Tensor], keep: Collection[nn.Module] = ()) -> None:
-    """Replace the running means and variances of a network by their averages over batches of its normalized input, (N, C, H, W).
+    """Replace the running means and variances of a network by averages over batches of normalized input, float32 (N, C, H, W).
 
-    Everything but BN is in evaluation mode meanwhile. keep: layers that stay as they are.
+    All other layers are in evaluation mode meanwhile. keep: BN layers to leave unchanged.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module not in keep]
     momenta, modes = [layer.momentum for layer in layers], {module: module.training for module in model.modules()}
@@ -23,7 +23,7 @@ def precise_bn(model: nn.Module, batches: Iterable[Tensor], keep: Collection[nn.
     try:
         for i, batch in enumerate(batches, start=1):
             for layer in layers:
-                layer.momentum = 1 / i  # all batches count alike
+                layer.momentum = 1 / i  # equal weight for all batches
             model(batch)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

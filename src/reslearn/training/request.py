@@ -1,4 +1,4 @@
-"""What is asked of a new run: parsed and checked once, and passed as one value from the command line to the run."""
+"""The request for a new run: parsed and validated once, then passed as one value from the command line to the run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ Settings = Mapping[str, Any] | Sequence[str] | str
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A new run as it was asked for; see `train` for what each argument means.
+    """The request for a new run; see `train` for the arguments.
 
-    base: the named recipe that values come from; None: the task's usual one, or a file or recipe object that is complete.
-    values: nested values of a recipe file or object. settings: values by dotted key, on top of those.
+    base: the named recipe to start from; None for the task's usual one, or for a complete recipe file or object.
+    values: nested values of a recipe file or object. settings: values by dotted key; they override the others.
     """
 
     task: Task[Any, Any, Any]
@@ -35,11 +35,11 @@ class TrainRequest:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Every value that was asked for, by dotted key, and the named recipe as "base"; what that says is not among them."""
+        """Every requested value by dotted key, and the named recipe as "base". The values of that recipe are not included."""
         return ({} if self.base is None else {"base": self.base}) | flatten(self.values) | self.settings
 
     def get(self, key: str) -> Any:
-        """What was asked for under a dotted key, or None."""
+        """The requested value of a dotted key, or None."""
         return self.given.get(key)
 
 
@@ -56,37 +56,37 @@ def parse(
     task: str = "classify",
     quiet: bool = False,
 ) -> TrainRequest:
-    """A request. Raises UserError for unknown tasks, recipes, keys and networks, and for what contradicts itself."""
+    """Returns a request. Raises UserError for unknown tasks, recipes, keys and networks, and for contradictions."""
     kind = tasks.get(task)
-    chosen = _settings(settings, kind)
+    parsed = _settings(settings, kind)
     for option, key, value in (("--model", "net.name", model), ("--seed", "seed", seed), ("--init", "net.init", init)):
         if value is not None:
-            if key in chosen:
-                raise UserError(f"{option} {value} and --set {key}={shown(chosen[key])}: give one of them")
-            chosen[key] = str(value) if isinstance(value, Path) else value
+            if key in parsed:
+                raise UserError(f"{option} {value} and --set {key}={shown(parsed[key])}: give only one of them")
+            parsed[key] = str(value) if isinstance(value, Path) else value
     base, values, name = None, dict[str, Any](), None
     if isinstance(recipe, Recipe):
         if not isinstance(recipe, kind.recipe):
-            raise UserError(f"a {type(recipe).__name__} is not a recipe of task '{task}': that takes a {kind.recipe.__name__}")
+            raise UserError(f"task '{task}' needs a {kind.recipe.__name__}, not a {type(recipe).__name__}")
         name, values = recipe.name, recipe.model_dump(mode="json")
     elif recipe is not None:
         name = str(recipe)
         base, values = (name, {}) if name in kind.named else _file(Path(name), kind)
     folder = None if out is None else Path(out).expanduser()
-    request = TrainRequest(kind, data, name, base, values, chosen, folder, device, quiet)
-    for key, what in (("net.name", "the network's name"), ("net.init", "the model file or run")):
+    request = TrainRequest(kind, data, name, base, values, parsed, folder, device, quiet)
+    for key in ("net.name", "net.init"):
         if not isinstance(value := request.get(key), str | None):
-            where = f"--set {key}={shown(value)}" if key in chosen else name
-            raise UserError(f"{where}: {key}: write {what} as text (not {value!r})")
+            where = f"--set {key}={shown(value)}" if key in parsed else name
+            raise UserError(f"{where}: {key}: must be a string (not {value!r})")
     if (net := request.get("net.name")) is not None:
-        spec(net)  # an unknown name is the first thing to hear of
+        spec(net)  # report an unknown name before anything else
     return request
 
 
 def _settings(settings: Settings, task: Task[Any, Any, Any]) -> dict[str, Any]:
-    """Settings by dotted key. Raises UserError for unknown keys and for two lengths."""
+    """Parses settings, by dotted key. Raises UserError for unknown keys and for two lengths."""
     known = keys(task.recipe)
-    chosen: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     if isinstance(settings, Mapping):
         pairs = [(str(key), value, f"settings: {key}={value!r}") for key, value in flatten(settings).items()]
     else:
@@ -94,27 +94,27 @@ def _settings(settings: Settings, task: Task[Any, Any, Any]) -> dict[str, Any]:
         for setting in [settings] if isinstance(settings, str) else settings:
             key, equals, text = setting.partition("=")
             if not equals:
-                raise UserError(f"--set {setting}: write it as key=value, such as --set schedule.epochs=20")
+                raise UserError(f"--set {setting}: must have the form key=value, such as --set schedule.epochs=20")
             pairs.append((key.strip(), _value(text), f"--set {setting}"))
     for key, value, where in pairs:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'{did_you_mean(key, known)}")
-        chosen[key] = str(value) if isinstance(value, Path) else value
-    if len(lengths := [f"--set {key}={shown(chosen[key])}" for key in chosen if key in ("schedule.steps", "schedule.epochs")]) > 1:
-        raise UserError(f"{' and '.join(lengths)}: give one of them, the length in steps or in epochs")
-    return chosen
+        parsed[key] = str(value) if isinstance(value, Path) else value
+    if len(lengths := [f"--set {key}={shown(parsed[key])}" for key in parsed if key in ("schedule.steps", "schedule.epochs")]) > 1:
+        raise UserError(f"{' and '.join(lengths)}: give only one of them")
+    return parsed
 
 
 def _value(text: str) -> Any:
-    """A value as the command line gives it: JSON where it is, else the text itself."""
+    """Parses a command-line value as JSON if it is valid, otherwise as text."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
+    except (ValueError, RecursionError):  # ValueError also for integers of thousands of digits
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def _file(path: Path, task: Task[Any, Any, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The base of a recipe file, where it names one, and its other values."""
+    """The base of a recipe file, or None, and its other values."""
     path = path.expanduser()
     if not path.exists() and path.suffix not in (".toml", ".json"):
         raise UserError(f"no recipe or recipe file called '{path}'{did_you_mean(str(path), task.named)}")
@@ -123,5 +123,5 @@ def _file(path: Path, task: Task[Any, Any, Any]) -> tuple[str | None, dict[str, 
     if base is not None and (not isinstance(base, str) or base not in task.named):
         raise UserError(f"{path}: no base recipe '{base}'{did_you_mean(str(base), task.named)}")
     if not isinstance(values.get("net", {}), dict):
-        raise UserError(f'{path}: net: write it as a table, such as [net] with name = "resnet20"')
+        raise UserError(f'{path}: net: must be a table, such as [net] with name = "resnet20"')
     return base, values

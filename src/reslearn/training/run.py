@@ -1,10 +1,10 @@
-"""A run folder, from its start or from its last checkpoint, to its end."""
+"""Starts, resumes and finishes runs."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from reslearn.training.task import Job, Phase
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its task's name and its result.json."""
+    """A finished run. task: name of the task. result: content of result.json."""
 
     folder: Path
     task: str
@@ -41,17 +41,16 @@ class Run:
 
 
 def free_name(data: str, net: str, parent: Path = Path("runs")) -> Path:
-    """runs/DATA-NET, with a number behind it where that is taken."""
+    """runs/DATA-NET, or runs/DATA-NET-2, ... if that exists."""
     stem = f"{Path(data).name}-{net}"
-    names = (parent / (stem if i == 1 else f"{stem}-{i}") for i in range(1, sys.maxsize))
-    return next(path for path in names if not path.exists())
+    paths = (parent / (stem if i == 1 else f"{stem}-{i}") for i in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def train(request: TrainRequest) -> Run:
     """Train a network and write a run folder.
 
-    Raises UserError for whatever cannot be used, before anything is written; Interrupted after SIGINT or SIGTERM, when the run
-    can be resumed.
+    Raises UserError for invalid input, before anything is written; Interrupted after SIGINT or SIGTERM, with the run saved.
     """
     with ranks.joined(request.device):
         if (again := begun(request.out)) is not None:
@@ -68,15 +67,15 @@ def train(request: TrainRequest) -> Run:
 
 
 def begin(request: TrainRequest) -> Job[Any, Any, Any]:
-    """A new run in its folder, with its recipe, not yet trained."""
+    """Create the folder of a new run, without training it."""
     job = prepare(request)
     _create(job.folder, job.facts, job.sources.held_out)
     return job
 
 
 def prepare(request: TrainRequest) -> Job[Any, Any, Any]:
-    """A new run whose folder is not there yet."""
-    task, display = request.task, Display(request.quiet)  # of rank 0, which alone begins runs
+    """Resolve and check a new run, without creating its folder."""
+    task, display = request.task, Display(request.quiet)  # only rank 0 starts runs
     runtime.check_versions()
     device = ranks.own_device(pick_device(request.device))
     if request.out is not None:
@@ -108,10 +107,10 @@ def prepare(request: TrainRequest) -> Job[Any, Any, Any]:
 
 
 def resume(folder: str | Path, device: str = "auto", quiet: bool = False) -> Run:
-    """Continue a run from its last checkpoint, bit for bit on the same machine with the same versions.
+    """Resume a run from its last checkpoint, bit-exact on the same machine with the same versions.
 
-    device: by default the kind that the run began on, where it is there.
-    Raises UserError where the folder is no run, its data has changed, its checkpoint is damaged or another process is at it.
+    device: "auto" is the kind that the run began on, if available.
+    Raises UserError if the folder is not a run, its data has changed, its checkpoint is damaged, or another process uses it.
     """
     folder = Path(folder).expanduser()
     with ranks.joined(device):
@@ -129,7 +128,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
 
 
 def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job[Any, Any, Any]:
-    """A run that has begun, with its data."""
+    """Reopen the data of an existing run. Raises UserError if the data has changed."""
     task, display = tasks.get(facts["task"]), Display(quiet or not ranks.first())
     runtime.check_versions()
     on = ranks.own_device(_same_device(facts["machine"].get("device", "auto")) if device == "auto" else pick_device(device))
@@ -141,35 +140,35 @@ def reopen(folder: Path, facts: dict[str, Any], device: str, quiet: bool) -> Job
     with display:
         sources = task.sources(data, recipe, on, display, Preprocessing.model_validate(facts["preprocessing"]))
     execution = _same_execution(facts["machine"].get("execution", "eager"), on, recipe, resident=task.resident(sources))
-    here = {"ranks": 1} | _machine(recipe, on, execution) | runtime.versions()
+    now = {"ranks": 1} | _machine(recipe, on, execution) | runtime.versions()
     before = {"ranks": 1} | facts["machine"] | facts["versions"]
-    if changed := [f"{key} {before.get(key)} -> {value}" for key, value in here.items() if before.get(key) != value]:
+    if changed := [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]:
         display.say(f"note     machine or versions have changed, so the last bits may differ: {', '.join(changed)}")
     return Job(folder, facts, task, recipe, data, sources, on, execution, display)
 
 
 def make_loop(job: Job[Any, Any, Any]) -> Loop:
-    """The loop of a run: a fresh network, one that starts from another's weights, or the last checkpoint's."""
-    saved = ranks.by_first(lambda: checkpoint.found(job.folder / "checkpoints"))
+    """Make the loop of a run, from its last checkpoint if there is one."""
+    saved = ranks.by_first(lambda: checkpoint.find(job.folder / "checkpoints"))
     state = make_state(job, fresh=not saved)
     if saved:
         state.from_checkpoint(checkpoint.load(saved[-1]), str(saved[-1]))
     ranks.wait(ranks.PREPARING)
-    ranks.by_first(lambda: job.task.begin(job))  # before DDP, whose beginning is everyone's and does not wait for long
+    ranks.by_first(lambda: job.task.begin(job))  # before DDP is set up, which has a short timeout
     loop = Loop(job, state, make_stepper(job, state))
-    ranks.wait(ranks.PREPARING)  # drawing the first picture ever takes rank 0 a while
+    ranks.wait(ranks.PREPARING)
     _introduce(job, loop)
     return loop
 
 
 def make_state(job: Job[Any, Any, Any], *, fresh: bool = True) -> State:
-    """A run's state before its first step; see Task.model."""
+    """The state of a run before its first step. fresh: see Task.model."""
     phases = job.task.phases(job.recipe, len(job.sources.train))
     return State(make_model(job, fresh=fresh), job.recipe, phases, job.task)
 
 
 def train_job(job: Job[Any, Any, Any]) -> Run:
-    """A run to its end."""
+    """Train a run to its end."""
     with job.display:
         loop = make_loop(job)
     with runtime.stop_on_signals() as stop, runtime.deterministic(job.device), job.display:
@@ -182,7 +181,7 @@ def train_job(job: Job[Any, Any, Any]) -> Run:
 
 
 def finish(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
-    """Test, and write the model files and result.json; of the checkpoints the last one stays."""
+    """Evaluate, write the model files and result.json, and delete all checkpoints but the last."""
     result = conclude(loop, stop)
     if ranks.first():
         checkpoint.prune(loop.job.folder / "checkpoints", 1)
@@ -190,7 +189,7 @@ def finish(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:
 
 
 def _machine(recipe: Recipe, device: torch.device, execution: str) -> dict[str, Any]:
-    """What trains, and how many of them where it is more than one."""
+    """The entry "machine" of recipe.json."""
     machine = runtime.machine(device, pick_precision(recipe.precision, device), execution)
     return machine | {"ranks": ranks.count()} if ranks.count() > 1 else machine
 
@@ -203,11 +202,11 @@ def _same_device(began: str) -> torch.device:
 
 
 def _same_execution(began: str, device: torch.device, recipe: Recipe, *, resident: bool) -> str:
-    """The execution mode that the run began with, where it is possible here."""
+    """The execution mode that the run began with, if it is available here."""
     try:
-        return pick(recipe, device, resident=resident, asked=began)[0]
+        return pick(recipe, device, resident=resident, mode=began)[0]
     except UserError:
-        return pick(recipe, device, resident=resident, asked="auto")[0]
+        return pick(recipe, device, resident=resident, mode="auto")[0]
 
 
 def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
@@ -215,8 +214,8 @@ def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
     for line in job.task.introduce(job):
         display.say(line)
     several = f"{machine['ranks']} ranks, " if "ranks" in machine else ""
-    how = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['execution']}"
-    display.say(f"machine  {machine['processor']} ({how})")
+    details = f"{several}{machine['device']}, {machine['threads']} threads, {machine['precision']}, {machine['execution']}"
+    display.say(f"machine  {machine['processor']} ({details})")
     for line in job.facts["chose"]:
         display.say(f"chose    {line}")
     for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
@@ -227,20 +226,20 @@ def _introduce(job: Job[Any, Any, Any], loop: Loop) -> None:
     display.say(f"run      {job.folder}, {loop.total:,} steps{step}")
     schedule = recipe.schedule
     if schedule.drops and loop.total <= schedule.drops[0]:
-        display.say(f"note     the lr never drops: schedule.drops begins at step {schedule.drops[0]:,}, after the run's end")
+        display.say(f"note     lr never drops: the first of schedule.drops, {schedule.drops[0]:,}, is after the end of the run")
     if job.sources.val is None:
-        why = "could be held out: too few a class" if recipe.data.val else "is held out (data.val=0)"
-        last = "" if job.sources.test is not None else "; the final numbers are of the training images"
-        display.say(f"note     no image {why}{last}")
+        reason = "too few images per class" if recipe.data.val else "data.val=0"
+        last = "" if job.sources.test is not None else "; the final numbers are those of the training images"
+        display.say(f"note     no validation set: {reason}{last}")
 
 
 def _check_warmup(recipe: Recipe, phases: Sequence[Phase]) -> None:
-    """Raise UserError where a phase would end before its warm-up does."""
+    """Raise UserError if a phase would end before its warm-up does."""
     ends = [phase.end for phase in phases]
     shortest = min(end - begin for begin, end in zip([0, *ends], ends, strict=False))
     if warmup_steps(recipe.schedule, shortest) >= shortest > 1:
-        whose = "the run's" if len(phases) == 1 else "the run's shortest phase of"
-        raise UserError(f"schedule.warmup={recipe.schedule.warmup:g} is no shorter than {whose} {shortest:,} steps")
+        whole = "the run" if len(phases) == 1 else "the shortest phase"
+        raise UserError(f"schedule.warmup={recipe.schedule.warmup:g} must be shorter than {whole} ({shortest:,} steps)")
 
 
 def _absolute(data: str | Path) -> str:
@@ -249,13 +248,13 @@ def _absolute(data: str | Path) -> str:
 
 def _refuse_existing(folder: Path) -> None:
     if (folder / "recipe.json").exists():
-        raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another --out")
+        raise UserError(f"{folder} already contains a run: resume it with --resume {folder}, or choose another --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another --out")
 
 
 def _create(folder: Path, facts: dict[str, Any], held_out: dict[str, list[str]]) -> None:
-    """The run folder appears whole, with its recipe, or not at all."""
+    """Create the run folder atomically, with its recipe."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as temporary:

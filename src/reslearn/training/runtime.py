@@ -1,4 +1,4 @@
-"""The machine a run is on: seeds, signals, versions, memory."""
+"""The process and machine of a run: determinism, seeds, signals, versions and memory."""
 
 import ctypes
 import os
@@ -27,26 +27,26 @@ deterministic_options: Any = torch.utils.deterministic
 
 
 def check_versions() -> None:
-    """Raise UserError where the installed torchvision was built for another torch: its operators would be missing."""
+    """Raise UserError if the installed torchvision was built for another torch version: its operators would be missing."""
     try:
         wanted = next((r for r in requires("torchvision") or [] if r.replace(" ", "").startswith("torch==")), "")
         installed, needed = version("torch"), wanted.replace(" ", "").removeprefix("torch==").split(";")[0]
     except PackageNotFoundError:
-        return  # a build without package metadata: nothing to compare
+        return  # builds without package metadata cannot be compared
     if needed and installed.split("+")[0] != needed.split("+")[0]:
         raise UserError(
-            f"torch {installed} and torchvision {version('torchvision')} do not match (it needs torch {needed}): "
-            "install both anew with 'pip install --upgrade torch torchvision'"
+            f"torchvision {version('torchvision')} needs torch {needed}, but torch {installed} is installed: "
+            "run 'pip install --upgrade torch torchvision'"
         )
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """The same numbers from the same seed; on a GPU as far as PyTorch can (it warns of an operator that cannot)."""
+    """Use deterministic algorithms. On a GPU, PyTorch warns about operators that have none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    # Filling writes every new tensor once more, and no result needs it.
+    # Filling new tensors costs time and affects no result.
     fill, deterministic_options.fill_uninitialized_memory = deterministic_options.fill_uninitialized_memory, False
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark = False
@@ -59,24 +59,24 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps freed memory for its next use, where the C library is GNU's.
+    """Keep freed memory in this process for reuse (GNU C library only).
 
-    By default each step's large tensors are given back to the system and asked for again: on a CPU, touching fresh pages takes
-    a quarter of a small net's step.
+    By default, large tensors are returned to the system after each step. Page faults of the new ones then take a quarter of a
+    step of a small network on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
     if not mallopt(M_MMAP_THRESHOLD, 1 << 30):
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # older versions take no more
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the maximum in older versions
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Draws inside the net (dropout, stochastic depth) are a function of (seed, step, rank): no generator state to keep."""
+    """Seed dropout and stochastic depth by (seed, step, rank), so that checkpoints need no generator state."""
     number = integer(seed, 0x57E9, step, *([rank] if rank else []))
-    torch.default_generator.manual_seed(number)  # torch.manual_seed would spend half a millisecond on devices that are not there
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.5 ms for devices that do not exist
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
     elif torch.backends.mps.is_available():
@@ -84,7 +84,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far in MB: of the device where it is a GPU, else of the process."""
+    """Peak memory in MB: of the GPU, otherwise of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,45 +100,41 @@ def _processor() -> str:
 
 
 def machine(device: torch.device, precision: str, execution: str) -> dict[str, Any]:
-    """What a result was made on, and how."""
+    """Describes the hardware and execution of a run, for recipe.json."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "device": device.type,
-        "processor": name,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "execution": execution,
-    }
+    common = {"device": device.type, "processor": name, "threads": torch.get_num_threads()}
+    return common | {"precision": precision, "execution": execution}
 
 
 def versions() -> dict[str, str]:
-    """What a result was made with."""
+    """The versions of reslearn, torch and Python."""
     return {"reslearn": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def command(function: str) -> str:
-    """The command line that began a run, or that it was `function` in Python."""
+    """The command line of this process, or "FUNCTION in Python"."""
     from_shell = Path(sys.argv[0]).parent.name == "reslearn" or Path(sys.argv[0]).name == "reslearn"
     return shlex.join(["reslearn", *sys.argv[1:]]) if from_shell else f"{function} in Python"
 
 
 @dataclass
 class Stop:
-    """Which signal asked to stop, if any."""
+    """number: the signal that was received, or None."""
 
     number: int | None = None
 
     def check(self) -> None:
-        """Raise Interrupted once a signal has come, to whichever rank."""
+        """Raise Interrupted if any rank has received a signal."""
         if number := ranks.agree(self.number or 0):
             raise Interrupted(number)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request that the loop answers; a second one stops at once.
+    """Record the first SIGINT or SIGTERM for the loop to act on; a second one raises KeyboardInterrupt.
 
-    Ranks get the same signal from several sides (the terminal, Slurm, torchrun, which itself stops them after a while).
+    With several ranks, further signals are ignored: the terminal, Slurm and torchrun may each send one, and torchrun kills the
+    ranks after a timeout.
     """
     stop = Stop()
 
@@ -149,7 +145,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are its caller's
+    except ValueError:  # signal handlers can be set in the main thread only
         yield stop
         return
     try:

@@ -6,17 +6,17 @@ from reslearn.training.recipe import Schedule
 
 
 def warmup_steps(schedule: Schedule, total: int) -> int:
-    """Steps of linear rise: `warmup` is a share of the run below 1, else a number of steps."""
+    """Length of the linear warm-up in steps."""
     return round(schedule.warmup * total) if schedule.warmup < 1 else round(schedule.warmup)
 
 
 def lr(schedule: Schedule, step: int, total: int, warmup_ended: int | None = None, *, batch: int = 1, dropped: int = 0) -> float:
     """The learning rate of step `step` (from 0) of `total`.
 
-    batch: images a step, which counts with `lr_batch`. dropped: how often a "plateau" has divided it by 10.
-    warmup_ended: the step at which the measured training error first fell below `warmup_until`; with `warmup_lr` set, the
-    rate stays there until then (DRL 4.2: ResNet-110). The drops count from the start of the run, warm-up included.
-    "one-cycle" rises and falls linearly (Smith and Topin, 2017); "cosine": Loshchilov and Hutter, 2017, one period.
+    batch: images per step, used with `lr_batch`. dropped: number of times that shape "plateau" has divided lr by 10.
+    warmup_ended: step at which the measured training error fell below `warmup_until`; before it, lr is `warmup_lr` if that is
+    set (DRL 4.2: ResNet-110). Drops count from the start of the run, including the warm-up.
+    "one-cycle" rises and falls linearly (Smith and Topin, 2017). "cosine" is one period of Loshchilov and Hutter, 2017.
     """
     if schedule.warmup_lr is not None and (warmup_ended is None or step < warmup_ended):
         return schedule.warmup_lr
@@ -24,7 +24,7 @@ def lr(schedule: Schedule, step: int, total: int, warmup_ended: int | None = Non
     rise = warmup_steps(schedule, total)
     if step < rise:
         return top * (step + 1) / rise
-    done = (step - rise) / max(total - rise, 1)  # share of the rest that is over: [0, 1)
+    done = (step - rise) / max(total - rise, 1)  # in [0, 1)
     if schedule.shape == "one-cycle":
         return top * (1 - done)
     if schedule.shape == "cosine":

@@ -1,4 +1,4 @@
-"""What a run is at a step: all of it goes into a checkpoint, and comes back bit for bit."""
+"""The state of a run. It is saved in checkpoints and restored bit for bit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,50 +19,50 @@ from reslearn.weights.store import shape_mismatch
 
 @dataclass
 class Progress:
-    """The part of the state that JSON can hold. Losses and counts are sums since the last line of metrics.jsonl."""
+    """The JSON-compatible part of the state. loss, losses, wrong and seen are sums since the last line of metrics.jsonl."""
 
     step: int = 0
     evaluated_at: int = 0
     lr: float = 0.0
     loss: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)  # its parts, by name, where there are several
-    wrong: int = 0
+    losses: dict[str, float] = field(default_factory=dict)  # by name, for tasks with several losses
+    wrong: int | None = None  # None for tasks that do not count wrong images
     seen: int = 0
-    warmup_wrong: int = 0  # over the present window of warm-up steps
+    warmup_wrong: int = 0  # in the current window of warm-up steps
     warmup_seen: int = 0
     warmup_ended: int | None = None
-    plateau_error: float | None = None  # lowest held-out error so far, percent, of a schedule that watches it
-    plateau_waited: int = 0  # evaluations since
-    dropped: int = 0  # times that lr has been divided by 10 for it
+    plateau_error: float | None = None  # lowest validation error so far, percent (shape plateau)
+    plateau_waited: int = 0  # evaluations since then
+    dropped: int = 0  # number of times that lr has been divided by 10
     best_step: int | None = None
-    best_error: float = 0.0  # percent, on the held-out images at best_step
+    best_error: float = 0.0  # validation error at best_step, percent
     best_loss: float = 0.0
     seconds: float = 0.0
     metrics_bytes: int = 0
-    stream: int = 0  # checksum of all images trained on so far, in their order
+    stream: int = 0  # checksum of all training images so far, in order
 
 
-def frozen_parts(model: nn.Module, frozen: int) -> list[nn.Module]:
-    """What net.frozen keeps as it is: the stem (1) and the first stages (2, ...) of a network."""
+def frozen_modules(model: nn.Module, frozen: int) -> list[nn.Module]:
+    """The modules that net.frozen keeps unchanged: the stem (1) and the first stages (2, ...) of a network."""
     names = ["conv1", "bn1", *(f"layer{i}" for i in range(1, frozen))] if frozen else []
     return [model.get_submodule(name) for name in names]
 
 
 class State:
-    """Model, optimizer, average, best weights and progress. phase: the present one, from 1; trained: what it changes."""
+    """Model, optimizer, average, best weights and progress. phase: current phase, from 1. trained: the module it trains."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, phases: Sequence[Phase], task: Task[Any, Any, Any]) -> None:
         self.model, self.recipe, self.phases, self.task = model, recipe, phases, task
-        self.frozen = frozen_parts(model, recipe.net.frozen)  # they stay in evaluation mode
-        for part in self.frozen:
-            part.requires_grad_(False)
+        self.frozen = frozen_modules(model, recipe.net.frozen)  # always in evaluation mode
+        for module in self.frozen:
+            module.requires_grad_(False)
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(lr=recipe.schedule.lr)
         self.enter(1)
         self.ema = Ema(model, recipe.ema) if recipe.ema is not None else None
 
     def enter(self, phase: int) -> None:
-        """Begin a phase, with momentum buffers of zero."""
+        """Start a phase, with zero momentum buffers."""
         self.phase = phase
         self.trained = self.task.enter(self.model, phase)
         head = self.task.head(self.model)
@@ -70,21 +70,21 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept: the average where there is one."""
+        """The network to evaluate and save: the moving average, if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     @property
-    def stretch(self) -> tuple[int, int]:
-        """The present step (from 0) and the number of steps of the present phase, as the lr's schedule counts them."""
+    def phase_step(self) -> tuple[int, int]:
+        """The current step (from 0) within the current phase, and the length of that phase."""
         begin = self.phases[self.phase - 2].end if self.phase > 1 else 0
         return self.progress.step - begin, self.phases[self.phase - 1].end - begin
 
     def batch_norms(self) -> list[_BatchNorm]:
-        """The layers that normalize by a batch and count it: those in training mode."""
+        """The BN layers in training mode."""
         return [module for module in self.trained.modules() if isinstance(module, _BatchNorm) and module.training]
 
     def keep_best(self, error: float, loss: float) -> None:
-        """Remember the evaluated weights if they are the best so far: lowest held-out error, then lowest loss."""
+        """Keep a copy of the evaluated weights if they are the best so far: lowest validation error, then lowest loss."""
         p = self.progress
         if p.best_step is None or (error, loss) < (p.best_error, p.best_loss):
             p.best_step, p.best_error, p.best_loss = p.step, error, loss
@@ -100,30 +100,26 @@ class State:
         return checkpoint.Checkpoint(self.model.state_dict(), state, asdict(self.progress), self.best)
 
     def from_checkpoint(self, saved: checkpoint.Checkpoint, where: str) -> None:
-        """Take over a checkpoint. Raises UserError naming the first tensor that does not fit the recipe's network."""
-        self.progress = self._progress(saved.facts, where)
+        """Load a checkpoint. Raises UserError naming the first tensor that does not fit the network."""
+        try:
+            self.progress = Progress(**saved.facts)
+        except TypeError as error:
+            raise UserError(f"{where}/state.json was written by another version of reslearn: {error}") from error
         self.enter(1 + sum(phase.end <= self.progress.step for phase in self.phases[:-1]))
-        self._fits(self.model.state_dict(), saved.model, where)
+        self._check_shapes(self.model.state_dict(), saved.model, where)
         self.model.load_state_dict(saved.model)
         for name, parameter in self.model.named_parameters():
             if (buffer := saved.state.get(f"momentum.{name}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(buffer)
         if self.ema is not None:
             ema = {name.removeprefix("ema."): t for name, t in saved.state.items() if name.startswith("ema.")}
-            self._fits(self.ema.state_dict(), ema, where)
+            self._check_shapes(self.ema.state_dict(), ema, where)
             self.ema.module.load_state_dict(ema)
         self.best = saved.best
-        set_lr(self.optimizer, self.progress.lr, "pytorch")  # the momentum buffers are of this rate already
+        set_lr(self.optimizer, self.progress.lr, "pytorch")  # the saved momentum buffers already match this lr
 
     @staticmethod
-    def _fits(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
-        difference = shape_mismatch({k: t.shape for k, t in expected.items()}, {k: t.shape for k, t in found.items()})
+    def _check_shapes(expected: dict[str, Tensor], saved: dict[str, Tensor], where: str) -> None:
+        difference = shape_mismatch({k: t.shape for k, t in expected.items()}, {k: t.shape for k, t in saved.items()})
         if difference:
             raise UserError(f"{where} does not fit the run's recipe: {difference}")
-
-    @staticmethod
-    def _progress(facts: dict[str, Any], where: str) -> Progress:
-        try:
-            return Progress(**facts)
-        except TypeError as error:
-            raise UserError(f"{where}/state.json is of another version of reslearn: {error}") from error

@@ -1,8 +1,8 @@
-"""How a step is executed: on the host's batches one by one, or as one CUDA graph on images that are in the device's memory.
+"""Execution modes of a step. All modes give the same losses up to rounding, from the same batches.
 
-eager: PyTorch's operations one by one. fused: BN, addition and ReLU as one operation on a CPU (kernels/). compiled: by
-torch.compile. captured: sampling, augmentation, forward, backward and update in one CUDA graph; compiled on a GPU is captured too.
-All give the same losses up to rounding, from the same batches.
+eager: PyTorch operations one by one. fused: BN, addition and ReLU as one operation on a CPU (kernels/). compiled: torch.compile.
+captured: sampling, augmentation, forward, backward and update in one CUDA graph, on images in device memory. compiled on a GPU
+is captured as well.
 """
 
 import math
@@ -26,7 +26,7 @@ from reslearn.training.task import Examples, Job
 
 
 class StepBatch(NamedTuple):
-    """A step's draws, int64 (N,) each; and its examples where the host makes them: all N, or a rank's own."""
+    """Epochs and indices of a batch, int64 (N,) each. examples: this rank's share, if the host prepares them."""
 
     epochs: Tensor
     indices: Tensor
@@ -34,16 +34,16 @@ class StepBatch(NamedTuple):
 
 
 class Stepper(Protocol):
-    """grad_norm: of the last step that was collected."""
+    """Executes steps. grad_norm: of the last collected step."""
 
     grad_norm: float
 
     def prepare(self, step: int) -> StepBatch:
-        """The batch of a step (from 0): a pure function, called on other threads ahead of time."""
+        """The batch of a step (from 0). A pure function, called in advance on worker threads."""
         ...
 
     def __call__(self, batch: StepBatch) -> None:
-        """One update. Adds to the state's progress, now or when collected. Raises NonFinite."""
+        """One update. Adds to the state's progress, now or in collect(). Raises NonFinite."""
         ...
 
     def collect(self) -> None:
@@ -51,66 +51,63 @@ class Stepper(Protocol):
         ...
 
     def restart(self) -> None:
-        """Take over a progress or a phase that has been changed."""
+        """Continue from a progress or phase that was changed from outside."""
         ...
 
 
-def pick(recipe: Recipe, device: torch.device, *, resident: bool, asked: Execution | str | None = None) -> tuple[str, str | None]:
-    """The execution mode of a recipe's steps, and a note where it is not the fastest. asked: instead of the recipe's.
+def pick(recipe: Recipe, device: torch.device, *, resident: bool, mode: Execution | str | None = None) -> tuple[str, str | None]:
+    """Returns the execution mode of a run, and a note if it is not the fastest one. mode: overrides that of the recipe.
 
-    "auto" is captured on a GPU (not measured there yet) and fused on a CPU, where torch.compile takes half a minute and more and
-    its step is no faster (see benchmarks/). Raises UserError for a mode that was asked for and cannot be used.
+    "auto" is captured on a GPU (not measured there yet) and fused on a CPU, where torch.compile takes 30 s or more to start and its
+    steps are no faster (see benchmarks/). Raises UserError for a requested mode that is not available.
     """
-    asked, row = asked or recipe.execution, spec(recipe.net.name)
-    # A gate that the host draws (see StochasticDepth) decides which operations run: nothing to capture.
+    mode, row = mode or recipe.execution, spec(recipe.net.name)
     options = check_options(row, recipe.net.options())
-    host_gates = options.last_survival < 1 and not options.per_sample
-    why_not_captured = (
-        "it is for GPUs"
-        if device.type != "cuda"
-        else "several ranks train"
-        if ranks.count() > 1
-        else "the images are not resident in memory"
-        if not resident
-        else "stochastic depth draws on the host (net.per_sample=true would not)"
-        if host_gates
-        else None
-    )
     if device.type == "cpu":
         runtime.keep_freed_memory()
-    if asked == "captured" and why_not_captured:
-        raise UserError(f"execution=captured cannot be used: {why_not_captured}; leave it at auto")
-    if asked == "auto" and device.type == "cuda":
-        return ("eager", f"steps are not captured: {why_not_captured}") if why_not_captured else ("captured", None)
-    if asked in ("auto", "fused") and device.type == "cpu":
-        why_not = "no BN and ReLU of this network can be fused" if row.build is not None else unavailable()
-        if asked == "fused" and why_not:
-            raise UserError(f"execution=fused cannot be used: {why_not}; leave it at auto")
-        if row.build is None and why_not:
-            return "eager", f"BN and ReLU are not fused: {why_not}"
-        return ("eager" if why_not else "fused"), None
-    if asked == "fused":
-        raise UserError("execution=fused cannot be used: it is for CPUs; leave it at auto")
-    return ("eager" if asked == "auto" else asked), None
+    if mode == "captured" or (mode == "auto" and device.type == "cuda"):
+        reason = _why_not_captured(device, resident, host_gates=options.last_survival < 1 and not options.per_sample)
+        if reason and mode == "captured":
+            raise UserError(f"execution=captured is not available: {reason}; set execution=auto")
+        return ("eager", f"steps are not captured: {reason}") if reason else ("captured", None)
+    if mode in ("auto", "fused") and device.type == "cpu":
+        reason = "this network has no BN and ReLU to fuse" if row.build is not None else unavailable()
+        if reason and mode == "fused":
+            raise UserError(f"execution=fused is not available: {reason}; set execution=auto")
+        if row.build is None and reason:
+            return "eager", f"BN and ReLU are not fused: {reason}"
+        return ("eager" if reason else "fused"), None
+    if mode == "fused":
+        raise UserError("execution=fused is not available: it is for CPUs; set execution=auto")
+    return ("eager" if mode == "auto" else mode), None
+
+
+def _why_not_captured(device: torch.device, resident: bool, host_gates: bool) -> str | None:
+    """host_gates: stochastic depth decides on the host which operations run, which a CUDA graph cannot record."""
+    if device.type != "cuda":
+        return "it is for GPUs"
+    if ranks.count() > 1:
+        return "it does not support several ranks"
+    if not resident:
+        return "the images are not resident in memory"
+    return "stochastic depth samples on the host (unless net.per_sample=true)" if host_gates else None
 
 
 def make_model(job: Job[Any, Any, Any], *, fresh: bool) -> nn.Module:
-    """The network of a run, ready to be executed its way; see Task.model."""
+    """The network of a run, prepared for its execution mode. fresh: see Task.model."""
     model = job.task.model(job, fresh=fresh)
     return fuse(model) if job.execution == "fused" else model
 
 
 def make_stepper(job: Job[Any, Any, Any], state: State) -> Stepper:
-    """What executes a run's steps."""
+    """The stepper for the execution mode of a run."""
     on_gpu = job.device.type == "cuda" and ranks.count() == 1
     if on_gpu and job.execution in ("captured", "compiled") and job.task.resident(job.sources):
         return DeviceStepper(job, state)
     return HostStepper(job, state)
 
 
-class _Stepping:
-    """What both steppers have."""
-
+class _BaseStepper:
     def __init__(self, job: Job[Any, Any, Any], state: State) -> None:
         self.job, self.state = job, state
         recipe = job.recipe
@@ -122,8 +119,8 @@ class _Stepping:
         self.grad_norm = 0.0
 
 
-class HostStepper(_Stepping):
-    """The host makes each batch, or a rank's share of it, and reads each outcome before the weights change."""
+class HostStepper(_BaseStepper):
+    """The host prepares each batch, or this rank's share of it, and reads each outcome before the update."""
 
     def __init__(self, job: Job[Any, Any, Any], state: State) -> None:
         super().__init__(job, state)
@@ -145,42 +142,45 @@ class HostStepper(_Stepping):
     def _read(self, outcome: Outcome, images: int) -> None:
         """Add the outcome of a step to the progress. Raises NonFinite."""
         progress = self.state.progress
-        *losses, wrong, norm = torch.cat([outcome.values, outcome.grad_norm.to(outcome.values)[None]]).tolist()  # the only wait
+        # The only synchronization with the device in a step:
+        *losses, wrong, norm = torch.cat([outcome.values, outcome.grad_norm.to(outcome.values)[None]]).tolist()
         loss = sum(losses)
         if not math.isfinite(loss + norm):
-            raise NonFinite(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
+            raise NonFinite(f"the loss is {loss:g} and the gradient norm is {norm:g}")
         progress.loss += loss * images
         for name, value in zip(outcome.names, losses, strict=True) if len(losses) > 1 else ():
             progress.losses[name] = progress.losses.get(name, 0.0) + value * images
-        progress.wrong += int(wrong)
-        progress.warmup_wrong += int(wrong)
+        if outcome.counted:
+            progress.wrong = (progress.wrong or 0) + int(wrong)
+            progress.warmup_wrong += int(wrong)
         self.grad_norm = norm
 
     def collect(self) -> None:
         pass
 
     def restart(self) -> None:
-        if self.state.phase != self.phase:  # other parameters have gradients now
+        if self.state.phase != self.phase:  # DDP must be set up for the parameters that are trained now
             self.model, self.phase = ranks.parallel(self.losses), self.state.phase
 
 
-class DeviceStepper(_Stepping):
-    """The device does all of a step, sampling included; the host gives the batch's indices and the lr, and waits for nothing.
+class DeviceStepper(_BaseStepper):
+    """The device executes the whole step, including sampling. The host sets the indices and lr, and never waits for a result.
 
-    A step that is not finite changes nothing, nor does any after it: the flag is an input of the optimizer on the device.
-    graph: captured as a CUDA graph at the first step; without, the same operations run one by one (on any device).
+    After a non-finite step the weights no longer change: a flag on the device makes the optimizer skip its updates.
+    graph: capture a CUDA graph at the first step; otherwise run the same operations one by one (on any device).
     """
 
     def __init__(self, job: Job[Any, Any, Any], state: State, graph: bool = True) -> None:
         super().__init__(job, state)
         on, size = job.device, job.recipe.batch.size
         self.epochs, self.indices = torch.zeros(2, size, dtype=torch.int64, device=on)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=on)  # loss x images, wrong, wrong of the warm-up window
+        self.sums = torch.zeros(3, dtype=torch.float64, device=on)  # loss * images, wrong, wrong in the warm-up window
         self.norm = torch.zeros((), device=on)
-        self.failed = torch.zeros((), device=on)  # 1 from the first step on that is not finite
-        self.good = torch.zeros((), dtype=torch.int64, device=on)  # steps before it
+        self.failed = torch.zeros((), device=on)  # 1 from the first non-finite step on
+        self.good = torch.zeros((), dtype=torch.int64, device=on)  # number of steps before it
+        self.counted = False
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.wanted = graph
+        self.use_graph = graph
         self.restart()
 
     def prepare(self, step: int) -> StepBatch:
@@ -188,11 +188,11 @@ class DeviceStepper(_Stepping):
 
     def _body(self) -> None:
         examples = self.job.task.examples(self.job, Draws(self.seed, self.epochs, self.indices))
-        update(self.losses, examples, self.state, self._note)
+        update(self.losses, examples, self.state, self._record)
 
-    def _note(self, outcome: Outcome) -> None:
-        """Keep the outcome of a step on the device."""
-        loss, wrong = outcome.loss, outcome.values[-1]
+    def _record(self, outcome: Outcome) -> None:
+        """Add the outcome of a step to the sums on the device."""
+        loss, wrong, self.counted = outcome.loss, outcome.values[-1], outcome.counted
         finite = torch.isfinite(loss + outcome.grad_norm)
         self.failed.copy_(torch.maximum(self.failed, (~finite).float()))
         self.good += (self.failed == 0).long()
@@ -200,7 +200,7 @@ class DeviceStepper(_Stepping):
         self.sums += torch.stack([loss * len(self.indices), wrong, wrong])
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """Rehearse on another stream, as CUDA graphs need it, put everything back, then record."""
+        """Warm up on a side stream, as CUDA graphs require, restore all tensors, then capture."""
         buffers = [s["momentum_buffer"] for s in self.state.optimizer.state.values() if "momentum_buffer" in s]
         averages = [] if self.state.ema is None else list(self.state.ema.state_dict().values())
         changing = [*self.state.model.state_dict().values(), *buffers, *averages, self.sums, self.norm, self.failed, self.good]
@@ -224,7 +224,7 @@ class DeviceStepper(_Stepping):
         self.indices.copy_(batch.indices, non_blocking=True)
         if self.state.ema is not None:
             self.state.ema.set_step(self.state.progress.step)
-        if not self.wanted:
+        if not self.use_graph:
             self._body()
             return
         if self.graph is None:
@@ -236,28 +236,29 @@ class DeviceStepper(_Stepping):
             [*self.sums, self.norm.double(), self.failed.double(), self.good.double()]
         ).tolist()
         if failed:
-            raise NonFinite("the loss or the norm of its gradient is not finite", self.begun + int(good))
+            raise NonFinite("the loss or the gradient norm is not finite", self.begun + int(good))
         progress = self.state.progress
-        progress.loss, progress.wrong, progress.warmup_wrong = loss, int(wrong), int(window)
+        progress.loss, progress.wrong, progress.warmup_wrong = loss, int(wrong) if self.counted else None, int(window)
 
     def restart(self) -> None:
         progress, optimizer = self.state.progress, self.state.optimizer
-        if getattr(optimizer, "found_inf", None) is not self.failed:  # another phase's
-            self.graph, optimizer.found_inf = None, self.failed  # type: ignore[attr-defined]  # PyTorch's own way to skip an update
-        self.sums.copy_(torch.tensor([progress.loss, progress.wrong, progress.warmup_wrong], dtype=torch.float64))
+        if getattr(optimizer, "found_inf", None) is not self.failed:  # a new phase has a new optimizer
+            self.graph, optimizer.found_inf = None, self.failed  # type: ignore[attr-defined]  # PyTorch skips the update if it is 1
+        self.sums.copy_(torch.tensor([progress.loss, progress.wrong or 0, progress.warmup_wrong], dtype=torch.float64))
+        self.counted |= progress.wrong is not None
         self.begun = progress.step
         self.good.zero_()
 
 
 class CapturedForward:
-    """A network in evaluation as a CUDA graph; batches of another shape than the first run without it."""
+    """The forward pass of a network in evaluation mode as a CUDA graph. Batches of another shape than the first run eagerly."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits; they are overwritten by the next call."""
+        """Returns logits, which the next call overwrites."""
         if self.graph is None:
             self.images = images.clone()
             side = torch.cuda.Stream()

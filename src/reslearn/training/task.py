@@ -1,4 +1,4 @@
-"""What a run is trained to do. The core asks a task for what differs from task to task, and for nothing else."""
+"""The interface between the training core and a task: everything that differs between tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,16 @@ from reslearn.training.display import Display
 from reslearn.training.recipe import Chosen, Recipe
 
 Progress = Callable[[int], None]
-"""Called with the number of images that are done, by all ranks alike."""
+"""Called with the number of images done so far, equally often on all ranks."""
 
 
 class Examples(Protocol):
-    """What a step learns from: inputs and targets of some images, or a rank's share of them."""
+    """Inputs and targets of a step: a batch, or a rank's share of it."""
 
     def __len__(self) -> int: ...
 
     def split(self, size: int) -> Sequence[Self]:
-        """The same in micro-batches of `size`, the last of which may be smaller."""
+        """Splits the examples into micro-batches of `size`; the last one may be smaller."""
         ...
 
 
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 class OpenedData(Protocol):
-    """A data set as a task opened it."""
+    """A data set as a task opened it. has_val: whether it has its own validation split."""
 
     @property
     def name(self) -> str: ...
@@ -46,10 +46,16 @@ class OpenedData(Protocol):
     @property
     def classes(self) -> tuple[str, ...]: ...
 
+    @property
+    def has_val(self) -> bool: ...
+
 
 class Losses(NamedTuple):
-    """Of a batch: 0-dim tensors by name, whose sum is minimized, and the number of images whose top-1 class is wrong, where the
-    task has one."""
+    """The losses of a batch.
+
+    parts: 0-dim tensors by name; their sum is minimized. wrong: number of images with a wrong top-1 class, 0-dim; None for tasks
+    without top-1 classes.
+    """
 
     parts: dict[str, Tensor]
     wrong: Tensor | None = None
@@ -59,21 +65,34 @@ LossFunction = Callable[[nn.Module, Any], Losses]
 
 
 class Phase(NamedTuple):
-    """A part of a run with a learning-rate schedule and momentum buffers of its own. end: its last step (from 1)."""
+    """A phase of a run, with its own learning-rate schedule and momentum buffers. end: its last step (from 1)."""
 
     end: int
     title: str = ""
-    evaluated: bool = True  # whether there is something to evaluate yet
+    evaluated: bool = True  # whether the network can be evaluated in this phase
 
 
 class Evaluation(NamedTuple):
-    """error: the headline, in percent, that selects the best weights. numbers: for JSON. text: the same for a person. details: what
-    the task's pictures need."""
+    """error: headline error in percent, which selects the best weights. numbers: JSON-compatible. text: log line. details: input of
+    the task's pictures."""
 
     error: float
     numbers: dict[str, Any]
     text: str
     details: Any = None
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """precision: of the forward pass, fp32 or bf16. forward: a faster function with the same outputs as the network.
+
+    full: also compute intervals, all numbers of result.json and the details for pictures; otherwise only those of a log line.
+    """
+
+    precision: str
+    progress: Progress
+    forward: Callable[[Tensor], Tensor] | None = None
+    full: bool = False
 
 
 S = TypeVar("S", bound=Source)
@@ -83,8 +102,7 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclass(frozen=True)
 class Sources(Generic[S]):
-    """The splits that a run reads; val and test are None where there is none. held_out: names of images that were held out here,
-    by split."""
+    """The splits of a run; val and test may be None. held_out: names of the images that this run held out, by split."""
 
     train: S
     val: S | None
@@ -93,18 +111,18 @@ class Sources(Generic[S]):
     held_out: dict[str, list[str]] = field(default_factory=dict)
 
     def named(self) -> dict[str, S]:
-        """The splits there are, by name."""
+        """The existing splits by name."""
         sources = {"train": self.train, "val": self.val, "test": self.test}
         return {name: source for name, source in sources.items() if source is not None}
 
     def tested(self) -> dict[str, S]:
-        """What the final numbers are taken on: val and test; the training images where nothing is held out."""
+        """The splits for the final numbers: val and test, or train if there is neither."""
         return {name: source for name, source in self.named().items() if name != "train"} or {"train": self.train}
 
 
 @dataclass(frozen=True)
 class Job(Generic[R, D, S]):
-    """A run to be trained, from its start or its last checkpoint. facts: what its recipe.json holds."""
+    """A run, new or resumed. facts: the content of its recipe.json."""
 
     folder: Path
     facts: dict[str, Any]
@@ -118,9 +136,9 @@ class Job(Generic[R, D, S]):
 
 
 class Task(ABC, Generic[R, D, S]):
-    """A task. Its methods raise UserError for what cannot be used.
+    """A task. Methods raise UserError for invalid input.
 
-    described: what recipe.json holds under "data", by key, besides name, classes, n and fingerprint.
+    described: additional keys of "data" in recipe.json, besides name, classes, n and fingerprint.
     """
 
     name: ClassVar[str]
@@ -132,104 +150,97 @@ class Task(ABC, Generic[R, D, S]):
 
     @abstractmethod
     def open(self, source: str | Path, given: Mapping[str, Any]) -> D:
-        """Open a data set. given: what is known of the recipe so far, by dotted key."""
+        """Opens a data set. given: the requested recipe values, by dotted key."""
 
     @abstractmethod
     def usual(self, data: D) -> str:
-        """The named recipe of a run that asks for none."""
+        """The named recipe to use by default."""
 
     @abstractmethod
     def choose(self, name: str, data: D | None, net: str | None, given: Mapping[str, Any]) -> Chosen:
-        """The values of a named recipe. net: the network, where it is known. given: what was asked for, by dotted key.
+        """The values of a named recipe. net: the network, if known. given: the requested values, by dotted key.
 
-        Raises UserError where the recipe does not suit the data, or needs some and there is none.
+        Raises UserError if the recipe does not suit the data, or needs data and there is none.
         """
 
     @abstractmethod
     def check(self, recipe: R, data: D, given: Mapping[str, Any]) -> None:
-        """Raise UserError where a key of the recipe does not apply to the data. given: the settings, and values of a recipe file or
-        object that are not the defaults, by dotted key."""
+        """Raises UserError if a key of the recipe does not apply to the data.
+
+        given: settings, and non-default values of a recipe file or object, by dotted key.
+        """
 
     @abstractmethod
     def sources(self, data: D, recipe: R, device: torch.device, display: Display, view: Preprocessing | None) -> Sources[S]:
-        """The splits to read. view: the preprocessing of a run that has begun; it is the task's to find otherwise."""
+        """The splits to read. view: the preprocessing of a resumed run; None for a new one."""
 
     @abstractmethod
     def identity(self, data: D) -> dict[str, str]:
-        """Hashes of what the data set holds, "fingerprint" for one: a run resumes on the same data only."""
+        """Hashes of the data set's content, among them "fingerprint". A run resumes only on identical data."""
 
     @abstractmethod
     def describe(self, data: D, sources: Sources[S]) -> dict[str, Any]:
-        """What recipe.json says of the data besides its identity."""
+        """The description of the data in recipe.json, without its identity."""
 
     @abstractmethod
     def introduce(self, job: Job[R, D, S]) -> list[str]:
-        """Lines on the data, and on what is peculiar to the run, before it starts."""
+        """Lines to print before the run: the data, and notes."""
 
     # The network and a step
 
     @abstractmethod
     def model(self, job: Job[R, D, S], *, fresh: bool) -> nn.Module:
-        """The run's network on its device. fresh: with the weights that it begins with; otherwise others will be loaded."""
+        """The run's network on its device. fresh: with its initial weights; otherwise a checkpoint is loaded into it."""
 
     @abstractmethod
     def loss(self, job: Job[R, D, S]) -> LossFunction:
-        """The function (model, examples) -> Losses that a step minimizes."""
+        """The function (model, examples) -> Losses that training minimizes."""
 
     @abstractmethod
     def examples(self, job: Job[R, D, S], draws: Draws) -> Examples:
-        """Training examples: a pure function of the draws, called on threads ahead of time."""
+        """Training examples: a pure function of the draws, called in advance on worker threads."""
 
     def resident(self, sources: Sources[S]) -> bool:
-        """Whether the training images are in the device's memory, as captured steps need them."""
+        """Whether the training images are in device memory, which captured steps require."""
         return False
 
     def phases(self, recipe: R, images: int) -> tuple[Phase, ...]:
-        """The phases of a run on so many training images."""
+        """The phases of a run with this number of training images."""
         return (Phase(recipe.schedule.total(images, recipe.batch.size)),)
 
     def enter(self, model: nn.Module, phase: int) -> nn.Module:
-        """Prepare a network for a phase (from 1). Returns what is trained in it."""
+        """Prepares a network for a phase (from 1). Returns the module that is trained in it."""
         return model
 
     def head(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters that optimizer.backbone_lr leaves alone: those of the last layer, unless the task says otherwise."""
+        """The parameters that optimizer.backbone_lr does not apply to; by default those of the last layer."""
         return list(model.parameters())[-2:]
 
     # Evaluation and the end of a run
 
     @abstractmethod
-    def evaluate(
-        self,
-        job: Job[R, D, S],
-        model: nn.Module,
-        source: S,
-        *,
-        precision: str,
-        progress: Progress,
-        forward: Callable[[Tensor], Tensor] | None = None,
-        full: bool = False,
-    ) -> Evaluation:
-        """Evaluate a network on a split; each rank takes its share. full: with intervals and all else that a result has, and the
-        details for pictures; otherwise what a line of the log has. forward: a faster way to run the same network."""
+    def evaluate(self, job: Job[R, D, S], model: nn.Module, source: S, options: EvaluationOptions) -> Evaluation:
+        """Evaluates a network on a split; each rank takes its share."""
 
     @abstractmethod
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
-        """The headlines of a split's full numbers in percent, by name, with their 95% intervals; None where there is nothing to
-        measure."""
+        """The headline measures in the full numbers of a split: percent and 95% interval by name; None if undefined."""
 
     @abstractmethod
     def save(self, job: Job[R, D, S], model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
-        """Write a model file with its card. numbers: full ones, by split."""
+        """Writes a model file with its card. numbers: the full numbers by split."""
 
     @abstractmethod
     def finish(self, job: Job[R, D, S], model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
-        """Pictures for the report. split: the one to show; details: of each split. Returns what result.json says of them."""
+        """Writes pictures for the report and returns their entries for result.json.
+
+        split: the one to show. details: Evaluation.details by split.
+        """
 
     def begin(self, job: Job[R, D, S]) -> None:
-        """Pictures of the training images, before the first step."""
+        """Writes pictures of the training images, before the first step."""
         return
 
     def settle(self, job: Job[R, D, S], model: nn.Module, check: Callable[[], None]) -> None:
-        """Make the final weights ready for their test, for instance with precise BN statistics. check: raises to interrupt."""
+        """Prepares the final weights for testing, for instance with precise BN. check: raises to interrupt."""
         return

@@ -232,16 +232,16 @@ def test_the_command(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
 
     out = str(tmp_path / "out")
     assert run(str(folder), out, "--short-side", "64")[1].startswith("packed")
-    assert run(out, "--verify") == (0, f"{out}: 21 images in 1 shards, as they were written\n")
+    assert run(out, "--verify") == (0, f"{out}: 21 images in 1 shards, no damage\n")
     flip_a_bit(Path(out) / "shard-00000.bin", 99)
     code, output = run(out, "--verify")
     assert code == 2 and "shard-00000.bin: train/a/0.png: damaged" in output
     for words, why in (
         ((str(folder), "--verify"), "not a packed folder"),
-        ((out, "--verify", "--quality", "50"), "leave out --quality"),
-        ((str(folder),), "say where to"),
-        ((str(folder), out, "--as-is", "--quality", "50"), "leave out --quality"),
-        ((str(folder), out, "--on-bad", "ignore"), "error or skip"),
+        ((out, "--verify", "--quality", "50"), "--quality cannot be combined with --verify"),
+        ((str(folder),), "OUT is missing"),
+        ((str(folder), out, "--as-is", "--quality", "50"), "--quality cannot be combined with --as-is"),
+        ((str(folder), out, "--on-bad", "ignore"), "is not one of 'error', 'skip'"),
     ):
         code, output = run(*words)
         assert code == 2 and why in output

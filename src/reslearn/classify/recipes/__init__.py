@@ -1,4 +1,4 @@
-"""The named recipes of classification: one function each, (data, network or None) -> Chosen."""
+"""The named recipes of classification. Each is a function (data, network) -> Chosen; both arguments may be None."""
 
 from collections.abc import Callable
 

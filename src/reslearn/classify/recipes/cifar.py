@@ -1,4 +1,4 @@
-"""The paper's CIFAR-10 training, DRL section 4.2.
+"""The paper's CIFAR-10 training (DRL section 4.2).
 
 reslearn train cifar10 --model resnet20 --recipe cifar10-paper
 """
@@ -9,21 +9,21 @@ from reslearn.training.recipe import Chosen, Cited
 
 
 def check_cifar(data: DataSet | None, recipe: str) -> None:
-    """Raise UserError for other images than CIFAR's kind."""
+    """Raise UserError for data unlike CIFAR."""
     if data is not None and (data.sizes != (32, 32) or not data.resident or data.channels != 3):
         height, width = data.sizes
         raise UserError(
-            f"recipe {recipe} is for 32x32 color images in memory; '{data.name}' has {data.channels}-channel images of "
-            f"about {height}x{width}; use --recipe default"
+            f"recipe {recipe} is for 32x32 color images; '{data.name}' has {data.channels}-channel images of "
+            f"about {height}x{width} px: use --recipe default"
         )
 
 
 def cifar10_paper(data: DataSet | None, net: str | None) -> Chosen:
-    """DRL 4.2, with the numbers' sources beside them.
+    """The paper's CIFAR-10 training (DRL 4.2), with the source of each number.
 
-    Deviations: precision is bf16 where the processor has it (the paper: fp32); where the padding's value is not stated, it is
-    zero after the mean is subtracted; 5,000 training images stay held out to the end (data.val=0 trains on all 50,000); the
-    training error that ends the warm-up is that of the last 100 iterations.
+    Deviations: bf16 where the hardware supports it (paper: fp32). Padding is zero after mean subtraction (not stated in the paper).
+    5,000 training images stay held out to the end (data.val=0 trains on all 50,000). The training error that ends the warm-up is
+    measured over the last 100 iterations.
     """
     check_cifar(data, "cifar10-paper")
     net = net or "resnet20"

@@ -1,4 +1,4 @@
-"""A user's own images: a schedule that works without tuning, chosen from the data, saying what it chose and why.
+"""The default recipe for a user's own images, chosen from the data.
 
 reslearn train path/to/folder
 """
@@ -18,9 +18,9 @@ def _training_labels(data: DataSet) -> np.ndarray:
 
 
 def default(data: DataSet | None, net: str | None) -> Chosen:
-    """Net, image size, batch size and epochs from the number and the size of the images. The schedule is one cycle."""
+    """Network, image size, batch size and epochs, chosen from the number and size of the images. One-cycle schedule."""
     if data is None:
-        raise UserError("recipe default is chosen from the data: name it as well")
+        raise UserError("recipe default depends on the data: give a data set as well")
     labels = _training_labels(data)
     images, (height, width) = len(labels), data.sizes
     small = data.resident or min(height, width) <= 80
@@ -36,7 +36,7 @@ def default(data: DataSet | None, net: str | None) -> Chosen:
     else:
         size = 128 if row.stem == "imagenet" else 32 if min(height, width) < 48 else 64
         view = {"size": size, "crop_scale": (0.35, 1.0), "crop_ratio": 0.875, "workers": 2}
-        chose["data.size"] = f"image size {size}: suits {net} and trains fast; data.size changes it"
+        chose["data.size"] = f"image size {size}: suits {net} and trains fast (to change it, set data.size)"
 
     batch = int(2 ** np.floor(np.log2(np.clip(images / 16, 16, 128))))
     epochs = int(np.clip(round(200_000 / max(images, 1)), 15, 60))

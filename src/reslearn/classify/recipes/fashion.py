@@ -1,4 +1,4 @@
-"""Photos of clothing: a few minutes on a laptop.
+"""Photos of clothing; trains in a few minutes on a laptop.
 
 reslearn train fashion-sample
 """
@@ -8,7 +8,7 @@ from reslearn.training.recipe import Chosen
 
 
 def fashion(data: DataSet | None, net: str | None) -> Chosen:
-    """A short modern schedule: one cycle of the learning rate (Smith and Topin, 2017), Nesterov momentum, flips, shifts."""
+    """A short schedule: one-cycle learning rate (Smith and Topin, 2017), Nesterov momentum, flips and shifts."""
     values = {
         "name": "fashion",
         "net": {"name": net or "resnet20"},

@@ -1,4 +1,4 @@
-"""ImageNet, or any folder of photos: the paper's training, the classic one of ninety epochs, and a fast one.
+"""ImageNet or any folder of photos: the paper's training, the classic 90 epochs, and a fast recipe.
 
 reslearn train IMAGENET --model resnet50 --recipe imagenet-classic
 """
@@ -11,22 +11,22 @@ from reslearn.training.recipe import Chosen, Cited
 
 
 def check_photos(data: DataSet | None, recipe: str) -> None:
-    """Raise UserError for small images of one size, which stay in memory."""
+    """Raise UserError for small images."""
     if data is not None and data.resident:
         height, width = data.sizes
         raise UserError(f"recipe {recipe} is for photos; '{data.name}' has images of {height}x{width} px: use --recipe default")
 
 
 def imagenet_paper(data: DataSet | None, net: str | None) -> Chosen:
-    """DRL 3.4, with the numbers' sources beside them.
+    """The paper's ImageNet training (DRL 3.4), with the source of each number.
 
     reslearn train IMAGENET --model resnet34 --recipe imagenet-paper
 
-    The paper's own nets under it, 10-crop top-1 error: ResNet-34 A 25.03, ResNet-50 22.85, 101 21.75, 152 21.43 (DRL Tables 2
-    and 3); 600,000 iterations are 120 epochs of ImageNet. Not run here: that takes days on a GPU.
+    Published 10-crop top-1 error: ResNet-34 A 25.03%, ResNet-50 22.85%, ResNet-101 21.75%, ResNet-152 21.43% (DRL Tables 2 and
+    3). 600,000 iterations are 120 epochs of ImageNet. Not run here: it takes days on a GPU.
 
-    Deviations: bf16 where the device has it; what a plateau is the paper does not say: five epochs without a lower error on
-    held-out images; 32 images share BN's statistics, as on eight GPUs.
+    Deviations: bf16 where the hardware supports it. A plateau, which the paper does not define, is five epochs without a lower
+    validation error. BN statistics are computed over 32 images, as on eight GPUs.
     """
     check_photos(data, "imagenet-paper")
     values = {
@@ -48,19 +48,19 @@ def imagenet_paper(data: DataSet | None, net: str | None) -> Chosen:
             "lr": 0.1,
             "shape": Cited("plateau", '"divided by 10 when the error plateaus"'),
         },
-        "precise_bn": Cited(200, "the paper says only that statistics are computed after training"),
+        "precise_bn": Cited(200, "the paper computes the statistics after training; the number of batches is not stated"),
         "log": {"every": 100},
     }
     return Chosen(values, {})
 
 
 def imagenet_classic(data: DataSet | None, net: str | None) -> Chosen:
-    """Ninety epochs of random resized crops, as most published weights were trained (torchvision's V1 weights among them).
+    """90 epochs of random resized crops, as for torchvision's V1 weights and most other published weights.
 
     reslearn train IMAGENET --model resnet50-v1.5 --recipe imagenet-classic
 
-    ResNet-50 with it: 23.85% top-1 error, one crop (torchvision's V1 weights). At the 2,470 images/s that NVIDIA's examples
-    report for PyTorch on an A100, 13 hours. Not run here.
+    ResNet-50: 23.85% top-1 error, one crop (torchvision's V1 weights). 13 hours at the 2,470 images/s that NVIDIA's examples
+    report for PyTorch on an A100. Not run here.
     """
     check_photos(data, "imagenet-classic")
     values = {
@@ -76,13 +76,13 @@ def imagenet_classic(data: DataSet | None, net: str | None) -> Chosen:
 
 
 def imagenet_fast(data: DataSet | None, net: str | None) -> Chosen:
-    """Accuracy by the hour: views that grow, one cycle of a higher lr, label smoothing, an average of the weights, no decay of BN
-    and biases. `--set schedule.epochs=` takes 16 to 88; more is better.
+    """Short training with progressive resizing, a one-cycle schedule with a higher lr, label smoothing, a moving average of the
+    weights, and no weight decay on BN and biases. Set schedule.epochs between 16 and 88; more epochs give a lower error.
 
     reslearn train IMAGENET --model resnet50-v1.5 --recipe imagenet-fast --set schedule.epochs=40
 
-    The same means took ResNet-50 to 77.2% top-1 in 40 epochs and 78.4% in 88 elsewhere (FFCV, 3,000 images/s on an A100: 40
-    epochs in 4.7 hours); that code is not this one, and this one has not been run on ImageNet.
+    FFCV reports 77.2% top-1 accuracy for ResNet-50 in 40 epochs and 78.4% in 88 with the same techniques (3,000 images/s on an
+    A100: 40 epochs in 4.7 hours). This implementation has not been run on ImageNet.
     """
     check_photos(data, "imagenet-fast")
     net = net or "resnet50-v1.5"
@@ -95,8 +95,8 @@ def imagenet_fast(data: DataSet | None, net: str | None) -> Chosen:
         "data": {
             "size": 224,
             "crop_ratio": 0.875,
-            "crop_scale": Cited((0.35, 1.0), "short trainings want easier crops"),
-            "grow": Cited((128, 192), "smaller than at test (Touvron et al., 2019)"),
+            "crop_scale": Cited((0.35, 1.0), "larger crops suit short training"),
+            "grow": Cited((128, 192), "smaller than in evaluation (Touvron et al., 2019)"),
             "flip": True,
             "workers": 2,
         },
