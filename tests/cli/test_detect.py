@@ -15,9 +15,9 @@ from detect.small import TINY, detector
 from drawing import draw_images
 from reslearn import UserError, create, train
 from reslearn.data.boxes.masks import draw, parse
+from reslearn.data.boxes.source import to_tensor
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, detect, save_detector
-from reslearn.detect.evaluate import tensor
 from reslearn.weights.store import Card, save
 
 CATEGORIES = [{"id": 3, "name": "class 1"}, {"id": 7, "name": "class 2"}, {"id": 8, "name": "class 3"}]
@@ -96,8 +96,8 @@ def test_eval_writes_results_on_which_pycocotools_finds_the_same_numbers(
 def test_eval_prints_headline_classes_and_mistakes(model: Path, data: Path, run_cli: RunCli) -> None:
     code, out, _ = run_cli("detect", "eval", model, model, data, "--refinement", "--scales", "32,48")
     assert code == 0
-    assert out.startswith("set, 3 images, 4 objects, ") and " ms an image\n" in out
-    for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "objects not found"):
+    assert out.startswith("set, 3 images, 4 objects, ") and " ms per image\n" in out
+    for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "missed object"):
         assert words in out
     assert "masks" not in out
 
@@ -106,7 +106,7 @@ def test_an_ensemble_and_the_improvements_are_those_of_detect(model: Path, data:
     other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
     out = tmp_path / "both.json"
     assert run_cli("detect", "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
-    image = tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
+    image = to_tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
     direct = detect([detector(), detector(seed=3)], [image], refinement=True, scales=(32, 48))[0]
     rows = [row for row in json.loads(out.read_text()) if row["image_id"] == 2]
     boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
@@ -182,8 +182,8 @@ def test_predict_draws_prints_and_goes_on_after_a_file_that_is_no_image(
     factor = drawn.shape[0] // plain.shape[0]
     assert drawn.shape == (48 * factor, 64 * factor, 3) and (drawn != plain.repeat(factor, 0).repeat(factor, 1)).any()
     code, printed, err = run_cli("detect", "predict", masked, files[0], "--out", out)
-    assert code == 2 and not printed and "a.png is there already" in err
-    assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
+    assert code == 2 and not printed and "a.png already exists" in err
+    assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  no detections\n")
 
 
 def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(masked: Path, tmp_path: Path, run_cli: RunCli) -> None:
@@ -193,7 +193,7 @@ def test_predict_gives_the_boxes_of_the_upright_image_as_json_and_as_coco(masked
     exif[274] = 6  # to be turned: upright it is 72 high and 48 wide
     stored.save(tmp_path / "turned.png", exif=exif)
     upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270)).copy()
-    direct = detector(seed=1, masks=True)([tensor(upright)])[0]
+    direct = detector(seed=1, masks=True)([to_tensor(upright)])[0]
     code, out, _ = run_cli("detect", "predict", masked, tmp_path / "turned.png", "--json", "--score", "0")
     found = json.loads(out)
     assert code == 0 and found["file"] == str(tmp_path / "turned.png")
@@ -258,7 +258,7 @@ def test_numbers_of_training_images_are_noted(
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(model.read_bytes())
     (folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"train": "train"}}}))
-    note = "3 of these 3 images were trained on: numbers of new images are lower\n"
+    note = "trained on 3 of these 3 images: AP on new images is lower\n"
     monkeypatch.setenv("COLUMNS", "100")
     for words, trained in ((["eval", model, folder], 3), (["compare", model, folder], [0, 3]), (["ladder", folder], 3)):
         found = json.loads(run_cli("detect", *words, data, "--json")[1])
@@ -314,7 +314,7 @@ def test_unsound_boxes_are_left_out_by_the_option_that_is_there(
     (["predict", "MODEL", "set/a.png", "--json", "--coco", "x.json"], "choose --json or --coco"),
     (["predict", "MODEL", "set/a.png", "--score", "2"], "--score"),
     (["predict", "MODEL", "set/a.png", "--out", "set/set.json"], "is a file, not a folder"),
-    (["predict", "MODEL", "set/a.png", "--out", "set"], "a.png is there already"),
+    (["predict", "MODEL", "set/a.png", "--out", "set"], "a.png already exists"),
     (["predict", "MODEL", "set/a.png", "./set/../set/a.png", "--out", "new"], "give each once"),
     (["ladder", "MODEL", "DATA", "--device", "tpu"], "no device 'tpu'"),
 ])  # fmt: skip

@@ -52,7 +52,7 @@ def check_format(path: Path) -> None:
 def write(path: Path, rows: Tensor, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
     """Writes features (N, D) with the images' names and labels. labels: indices into `classes`, -1 for no label.
 
-    .npz: arrays `features`, `labels`, `names`, `classes`. .parquet: one row per image: `name`, `label` (the class name), `features`.
+    .npz: arrays `features`, `labels`, `names`, `classes`. .parquet: one row per image, `name`, `label` (class name), `features`.
     """
     check_format(path)
     if path.suffix == ".npz":

@@ -36,9 +36,7 @@ def of_signal(signal: Signal) -> list[str]:
     if signal.steps:
         top = max(signal.steps, key=lambda step: step.branch)
         median = statistics.median(step.branch for step in signal.steps)
-        lines.append(
-            f"Norm of a branch relative to its shortcut: median {median:.2f}, largest {top.branch:.2f} (in {top.block})."
-        )
+        lines.append(f"Norm of a branch relative to its shortcut: median {median:.2f}, largest {top.branch:.2f} (in {top.block}).")
     for stretch in signal.stretches:
         exact = " (rounding)" if stretch.difference < 1e-5 else ""
         lines.append(
@@ -105,7 +103,8 @@ def of_paths(paths: Paths) -> list[str]:
     low, high = paths.effective
     mean = sum(k * share for k, share in enumerate(paths.carried))
     if paths.norm[0]:
-        ends = f"The path through all branches has {paths.norm[-1] / paths.norm[0]:.3g} times the gradient norm of that through none."
+        ratio = paths.norm[-1] / paths.norm[0]
+        ends = f"The path through all branches has {ratio:.3g} times the gradient norm of that through none."
     else:
         ends = "The path through the shortcuts alone has no gradient."
     return [
