@@ -53,7 +53,7 @@ def responses(model: nn.Module, images: Tensor) -> list[Response]:
     points = {layer: bn or layer for layer, bn in followed.items()}
     moments = {layer: _Moments() for layer in points}
     handles = [
-        model.get_submodule(point).register_forward_hook(lambda module, inputs, out, layer=layer: moments[layer].add(out))
+        model.get_submodule(point).register_forward_hook(lambda *hook, layer=layer: moments[layer].add(hook[2]))
         for layer, point in points.items()
     ]
     try:

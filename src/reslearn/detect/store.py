@@ -1,9 +1,10 @@
 """Detectors in model files: the format of classification models, with the detector's settings in the card."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reslearn.detect.build import assemble
 from reslearn.detect.detector import Detector
@@ -13,6 +14,17 @@ from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
 from reslearn.weights.store import Card, load, save
 
+S = TypeVar("S", bound=BaseModel)
+
+
+def card_settings(kind: type[S], section: str, values: dict[str, Any]) -> S:
+    """The settings of a section of a card. Raises UserError, naming the first invalid key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"its card is not valid at '{section}.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+
 
 def described(card: Card) -> Detector:
     """The detector of a card on the meta device, without weights. Raises UserError for other models or invalid settings."""
@@ -21,12 +33,7 @@ def described(card: Card) -> Detector:
     if card.detector is None:
         hint = "to use it as a backbone, see reslearn detect train --init, or create_detector in Python"
         raise UserError(f"holds a classification network, not a detector: {hint}")
-    try:
-        settings = DetectorSettings.model_validate(card.detector)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"its card is not valid at 'detector.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
-    row = spec(card.net)
+    settings, row = card_settings(DetectorSettings, "detector", card.detector), spec(card.net)
     check_options(row, card.options)
     with torch.device("meta"):
         net = create(card.net, row.classes, card.preprocessing.channels, **card.options)

@@ -49,8 +49,8 @@ def _worst(overlaps: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list
     counts = Counter[int]()
     ranked = []
     for rank, i in enumerate(worst[overlaps[worst] < IOU].tolist()):
-        ranked.append((counts[labels[i]], rank, i))
-        counts[labels[i]] += 1
+        ranked.append((counts[int(labels[i])], rank, i))
+        counts[int(labels[i])] += 1
     return [i for *_, i in sorted(ranked)[:WORST]]
 
 

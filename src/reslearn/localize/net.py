@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG
@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.backbone import Convolutions, Stages, split
 from reslearn.detect.heads import own_pooling
+from reslearn.detect.store import card_settings
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
@@ -193,11 +194,7 @@ def described(card: Card) -> Localizer:
     """The localizer of a card on the meta device, without weights. Raises UserError for other models or invalid settings."""
     if card.localizer is None:
         raise UserError("is not a localizer: train one with reslearn localize train")
-    try:
-        settings = LocalizerSettings.model_validate(card.localizer)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"its card is not valid at 'localizer.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+    settings = card_settings(LocalizerSettings, "localizer", card.localizer)
     check_options(spec(card.net), card.options)
     with torch.device("meta"):
         net = create(card.net, len(card.classes), card.preprocessing.channels, **card.options)

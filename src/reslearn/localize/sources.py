@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class LocalizeSource:
         self.split, self.single = split, of_one_kind(split)
         self.reader = ImageReader(split.images, cache=CACHE_BYTES)
         self.names = [image.name for image in split.images]
-        self._proposals: np.ndarray | None = None
+        self._proposals: Any = None
 
     def __len__(self) -> int:
         return len(self.split)
