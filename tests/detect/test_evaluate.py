@@ -16,7 +16,6 @@ from reslearn import UserError
 from reslearn.data.boxes import read as annotated
 from reslearn.data.boxes.box_set import BadBoxes, BoxImage, BoxSet, Objects
 from reslearn.data.boxes.masks import draw, parse
-from reslearn.data.boxes.source import to_tensor
 from reslearn.detect import detect, save_detector
 from reslearn.detect.evaluate import (
     TestOptions,
@@ -187,8 +186,3 @@ def test_open_detectors_and_run_policy(tmp_path: Path) -> None:
     for text, policy in (('{"recipe": {"data": {"bad": "drop"}}}', "drop"), ('{"recipe": {}}', None), ("[", None)):
         (tmp_path / "recipe.json").write_text(text)
         assert run_policy(tmp_path) == policy
-
-
-def test_pixels_are_scaled_to_0_to_1() -> None:
-    image = to_tensor(np.array([[[0, 51, 255]]], np.uint8))
-    assert image.dtype == torch.float32 and image.flatten().tolist() == pytest.approx([0, 0.2, 1])

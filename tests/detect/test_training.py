@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import boxed
-from command_line import run_python, start_python
+from command_line import start_python
 from painted_sets import lines
 from reslearn import UserError, create, resume, save, train
 from reslearn.data.boxes.read import open_boxes
@@ -19,7 +19,6 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder
 from reslearn.detect import load_detector
 from reslearn.detect.task import BoxExamples
-from reslearn.training import ranks
 from reslearn.training.request import parse
 from reslearn.training.run import Run, prepare
 from reslearn.training.step import LossModule, Outcome, update
@@ -236,27 +235,6 @@ def test_validation_losses_use_the_same_objects_as_training(tmp_path: Path) -> N
         assert len(sources.val.split.images[0].objects) == 2, "evaluation ignores difficult objects"
 
 
-def test_changed_data_is_rejected_on_resume(shapes: Path, tmp_path: Path) -> None:
-    copy = boxed.shapes(tmp_path / "set", images=6)
-    out = tmp_path / "run"
-    code = f"""
-import os, signal
-from reslearn import train
-from reslearn.training import loop
-saved = loop.Loop.save
-def save(self):
-    saved(self)
-    os.kill(os.getpid(), signal.SIGKILL)
-loop.Loop.save = save
-train({str(copy)!r}, model="resnet8", settings={[*SMALL, *STEPS]!r}, out={str(out)!r}, quiet=True, task="detect", device="cpu")
-"""
-    assert run_python("-c", code).code == -signal.SIGKILL
-    document = copy / "Annotations" / "train-0.xml"
-    document.write_text(document.read_text().replace("disc", "square"))
-    with pytest.raises(UserError, match="has changed since"):
-        resume(out, device="cpu", quiet=True)
-
-
 @pytest.mark.parametrize(
     ("data", "settings", "words"),
     [
@@ -295,9 +273,3 @@ def test_a_missing_or_unsupported_set_is_reported_first(tmp_path: Path) -> None:
     for data, words in ((tmp_path / "yolo", "YOLO's layout"), (tmp_path / "gone.json", "no such folder or .json file")):
         with pytest.raises(UserError, match=words):
             train(data, model="resnet8", recipe="voc-paper", out=tmp_path / "run", quiet=True, task="detect", device="cpu")
-
-
-def test_a_batch_that_ranks_cannot_share_is_rejected(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-    with pytest.raises(UserError, match=r"batch\.size=3 cannot be shared by 2 ranks: make it a multiple of 2"):
-        ready(shapes, None, "batch.size=3")
