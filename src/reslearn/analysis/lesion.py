@@ -36,13 +36,7 @@ class Lesion:
 
 
 def lesion(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    draws: int = 3,
-    seed: int = 0,
-    progress: Progress = silent,
+    model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 3, seed: int = 0, progress: Progress = silent
 ) -> Lesion:
     """The error of a network without some of its blocks, and with reordered blocks. Leaves the model unchanged.
 

@@ -35,13 +35,7 @@ class Paths:
 
 
 def paths(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    draws: int = 16,
-    seed: int = 0,
-    progress: Progress = silent,
+    model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 16, seed: int = 0, progress: Progress = silent
 ) -> Paths:
     """Samples `draws` paths of each length k: the forward pass is unchanged, and the gradient of the mean loss flows back through
     the branches of k blocks and the shortcuts of the others.

@@ -28,12 +28,7 @@ class Detector(GeneralizedRCNN):
     transform: GeneralizedRCNNTransform
 
     def __init__(
-        self,
-        *parts: nn.Module,
-        settings: DetectorSettings,
-        classes: tuple[str, ...],
-        frozen: list[nn.Module],
-        card: Any = None,
+        self, *parts: nn.Module, settings: DetectorSettings, classes: tuple[str, ...], frozen: list[nn.Module], card: Any = None
     ) -> None:
         super().__init__(*parts)
         self.settings, self.classes, self.card = settings, classes, card

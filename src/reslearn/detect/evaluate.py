@@ -13,7 +13,7 @@ import torch
 from reslearn.data.boxes.box_set import Bad, BadBoxes, BoxImage, BoxSet
 from reslearn.data.boxes.masks import draw, runs_of
 from reslearn.data.boxes.read import named_images, open_boxes, split_names
-from reslearn.data.boxes.source import to_tensor
+from reslearn.data.boxes.source import to_tensor as tensor
 from reslearn.data.images.files import read
 from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
@@ -166,7 +166,7 @@ def find(images: Sequence[BoxImage], tests: Sequence[TestOptions], progress: Pro
     for done, image in enumerate(images, 1):
         if error := next((error for test in tests if (error := test.problem(image.height, image.width))), None):
             raise UserError(f"{image.path}: {error}")
-        views = {count: to_tensor(read(image.path, count)) for count in {test.channels for test in tests}}
+        views = {count: tensor(read(image.path, count)) for count in {test.channels for test in tests}}
         for i, test in enumerate(tests):
             start = time.perf_counter()
             detections[i].append(predict(test, views[test.channels]))

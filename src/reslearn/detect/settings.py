@@ -18,14 +18,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "regions": 128,
         "nms": 0.3,
     },
-    "fpn": {
-        "min_size": 800,
-        "max_size": 1333,
-        "ranked": (2000, 1000),
-        "proposals": (2000, 1000),
-        "regions": 512,
-        "nms": 0.5,
-    },
+    "fpn": {"min_size": 800, "max_size": 1333, "ranked": (2000, 1000), "proposals": (2000, 1000), "regions": 512, "nms": 0.5},
 }
 
 

@@ -33,10 +33,7 @@ class CropData(common.Data, frozen=True):
 
     size: int = Field(default=SIZE, ge=32, le=1024, description="side of the square input, px")
     crop_ratio: float = Field(
-        default=0.875,
-        gt=0,
-        le=1,
-        description="one-crop evaluation scales the shorter side to size / crop_ratio first",
+        default=0.875, gt=0, le=1, description="one-crop evaluation scales the shorter side to size / crop_ratio first"
     )
     jitter: tuple[int, int] = Field(default=(256, 480), description="range that the shorter side is scaled to before cropping, px")
     workers: int = Field(default=2, ge=0, le=64, description="threads that prepare batches ahead of time")
