@@ -166,9 +166,8 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         validation = validate_split(detector_of(model), source, precision, seed, progress)
         losses: dict[str, Any] = {"loss": sum(validation.losses.values()), "losses": validation.losses}
         metrics = partial(detection_metrics, seed=seed) if full else _headlines
-        numbers = metrics(validation.boxes) | losses
-        if full:
-            numbers["review"] = review(validation.boxes, source.names)
+        numbers = metrics(validation.boxes)
+        numbers = numbers | losses | {"review": review(validation.boxes, source.names)} if full else losses | numbers
         if validation.masks is not None:
             numbers["masks"] = metrics(validation.masks)
         text = "  ".join(f"held-out {name} {percent(numbers[name])}" for name in HEADLINES)
