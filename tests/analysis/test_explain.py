@@ -1,4 +1,4 @@
-"""Grad-CAM against what it comes to where a linear layer follows the pool."""
+"""Grad-CAM against its closed form for a linear layer after average pooling."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,12 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_maps(name: str) -> None:
     heat = grad_cam(model, images, target)
     with torch.no_grad():
         maps = model.end(model.layer3(model.layer2(model.layer1(stem(model, images)))))
-        # The logit is linear in the pooled maps: its gradient is the last layer's row over the places.
+        # The logit is linear in the pooled maps: its gradient is the last layer's row, divided by the number of positions.
         weights = model.fc.weight[target] / maps[0, 0].numel()
         slow = F.relu((maps[0] * weights[:, None, None]).sum(0))
     slow = F.interpolate(slow[None, None], (16, 16), mode="bilinear", align_corners=False)[0, 0]
     assert slow.max() > 0 and torch.allclose(heat, slow / slow.max(), atol=1e-5)
-    assert not torch.allclose(heat, grad_cam(model, images, (target + 1) % 4), atol=1e-2), "another class, another place"
+    assert not torch.allclose(heat, grad_cam(model, images, (target + 1) % 4), atol=1e-2), "another class, another heat map"
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "densenet121", "googlenet"])
@@ -34,8 +34,8 @@ def test_baselines_have_a_last_map(name: str) -> None:
     assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1
 
 
-def test_a_network_without_a_last_map_is_refused() -> None:
-    with pytest.raises(UserError, match="needs a network with a last feature map"):
+def test_a_network_without_a_last_map_is_rejected() -> None:
+    with pytest.raises(UserError, match="Grad-CAM does not support this network"):
         grad_cam(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), torch.randn(1, 3, 4, 4), 0)
 
 
@@ -49,4 +49,4 @@ def test_the_large_view_shows_what_the_network_sees(shape: tuple[int, ...], rati
     assert large.shape == (*expected, n)
     small = F.interpolate(torch.from_numpy(large).permute(2, 0, 1)[None].float(), (8, 8), mode="area")[0]
     assert (small - view.fit(image).float()).abs().mean() < 8
-    assert large_view(image[:4, :4], view).shape == (8, 8, n), "no smaller than what the network sees"
+    assert large_view(image[:4, :4], view).shape == (8, 8, n), "no smaller than the network's input"

@@ -1,4 +1,4 @@
-"""Sampled paths against autograd on networks whose blocks are cut by hand."""
+"""Sampled paths against autograd on networks with blocks cut by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ from small_nets import batch, network
 
 
 def gradient(model: nn.Module, images: Tensor, labels: Tensor, chosen: frozenset[int] | None = None) -> Tensor:
-    """At the first block's input; through the branches of the chosen blocks only, if given: slow, one whole pass each."""
+    """The gradient at the first block's input; with `chosen`, through the branches of these blocks and the other shortcuts only."""
     start = stem(model, images).detach().requires_grad_()
     x = start
     for i, block in enumerate(residual_blocks(model).values()):
@@ -29,50 +29,49 @@ def subsets(n: int) -> list[frozenset[int]]:
 
 @pytest.mark.parametrize("name", ["resnet8", "preact-resnet8"])
 def test_gradients_of_all_paths_sum_to_the_gradient(name: str) -> None:
-    """With the masks of the non-linearities kept, the gradient is the sum over the 2^n paths."""
+    """With fixed ReLU masks, the gradient is the sum over the 2^n paths."""
     model, (images, labels) = network(name), batch(4)
-    every = list(residual_blocks(model).values())
-    backward = _Backward(model, every, images, labels, len(images))
+    sequence = list(residual_blocks(model).values())
+    backward = _Backward(model, sequence, images, labels, len(images))
     whole = gradient(model, images, labels)
-    total = torch.stack([backward.along(chosen) for chosen in subsets(len(every))]).sum(0)
+    total = torch.stack([backward.along(chosen) for chosen in subsets(len(sequence))]).sum(0)
     assert torch.allclose(total, whole, atol=1e-6 * whole.abs().max().item() + 1e-9)
 
 
-def test_each_path_is_the_gradient_of_the_net_with_the_other_ways_cut() -> None:
+def test_a_path_is_the_gradient_with_the_other_paths_cut() -> None:
     model, (images, labels) = network("resnet14", shortcut="B").double(), batch(3)
     images = images.double()
-    every = list(residual_blocks(model).values())
-    backward = _Backward(model, every, images, labels, len(images))
+    backward = _Backward(model, list(residual_blocks(model).values()), images, labels, len(images))
     for chosen in (frozenset[int](), frozenset({0, 3}), frozenset({2}), frozenset(range(6))):
         assert torch.allclose(backward.along(chosen), gradient(model, images, labels, chosen), rtol=1e-9, atol=1e-15)
 
 
 def test_the_ends_are_all_shortcuts_and_all_branches() -> None:
     model, (images, labels) = network("preact-resnet14"), batch(4)
-    found = paths(model, images, labels, draws=2)
-    assert found.blocks == 6 and sum(found.share) == pytest.approx(1) and sum(found.carried) == pytest.approx(1)
-    assert found.share == [math.comb(6, k) / 64 for k in range(7)]
-    assert [len(each) for each in found.sampled] == [1, 2, 2, 2, 2, 2, 1]
-    assert found.norm[0] == pytest.approx(gradient(model, images, labels, frozenset()).norm().item(), rel=1e-4)
-    assert found.norm[-1] == pytest.approx(gradient(model, images, labels, frozenset(range(6))).norm().item(), rel=1e-4)
-    low, high = found.effective
-    assert sum(found.carried[low : high + 1]) >= 0.95 and found.effective_share == sum(found.share[low : high + 1])
+    result = paths(model, images, labels, draws=2)
+    assert result.blocks == 6 and sum(result.share) == pytest.approx(1) and sum(result.carried) == pytest.approx(1)
+    assert result.share == [math.comb(6, k) / 64 for k in range(7)]
+    assert [len(norms) for norms in result.sampled] == [1, 2, 2, 2, 2, 2, 1]
+    assert result.norm[0] == pytest.approx(gradient(model, images, labels, frozenset()).norm().item(), rel=1e-4)
+    assert result.norm[-1] == pytest.approx(gradient(model, images, labels, frozenset(range(6))).norm().item(), rel=1e-4)
+    low, high = result.effective
+    assert sum(result.carried[low : high + 1]) >= 0.95 and result.effective_share == sum(result.share[low : high + 1])
 
 
-def test_in_a_linear_net_a_path_is_a_product() -> None:
-    """Branches that double what they get: a path through k of them has 2^k times the gradient of the one through none."""
+def test_in_a_linear_network_a_path_is_a_product() -> None:
+    """With branches that double their input, a path through k branches has 2^k times the gradient of the path through none."""
     model, (images, labels) = network("preact-resnet20"), batch(2)
     for block in residual_blocks(model).values():
         block.before = lambda x: x  # type: ignore[method-assign]
         block.branch = lambda x, block=block: 2 * block.shortcut(x)  # type: ignore[method-assign,misc]
-    found = paths(model, images, labels, draws=3)
-    assert [norm / found.norm[0] for norm in found.norm] == pytest.approx([2.0**k for k in range(10)], rel=1e-4)
-    # Binomial weights times 2^k are (1/3, 2/3)'s binomial distribution.
+    result = paths(model, images, labels, draws=3)
+    assert [norm / result.norm[0] for norm in result.norm] == pytest.approx([2.0**k for k in range(10)], rel=1e-4)
+    # Binomial weights times 2^k are a binomial distribution with probability 2/3.
     expected = [math.comb(9, k) * 2**k / 3**9 for k in range(10)]
-    assert found.carried == pytest.approx(expected, rel=1e-4)
+    assert result.carried == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_way_changes_no_value() -> None:
+def test_one_way_does_not_change_the_output() -> None:
     for name in ("resnet14", "preact-resnet14", "highway-19"):
         model, (images, _) = network(name), batch(4)
         x = stem(model, images)
@@ -81,7 +80,7 @@ def test_one_way_changes_no_value() -> None:
                 assert torch.allclose(one_way(block, state, branch), block(state), atol=1e-5)
 
 
-def test_images_in_pieces_and_the_same_seed_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_does_not_matter_and_the_seed_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (images, labels) = network("resnet14").double(), batch(7)
     whole = paths(model, images.double(), labels, draws=2, seed=4)
     assert paths(model, images.double(), labels, draws=2, seed=4) == whole
@@ -90,8 +89,8 @@ def test_images_in_pieces_and_the_same_seed_give_the_same(monkeypatch: pytest.Mo
     assert paths(model, images.double(), labels, draws=2, seed=4).norm == pytest.approx(whole.norm, rel=1e-9)
 
 
-def test_plain_networks_are_refused() -> None:
-    with pytest.raises(UserError, match="is plain: it has no shortcuts"):
+def test_plain_networks_are_rejected() -> None:
+    with pytest.raises(UserError, match="this network has no shortcuts"):
         paths(network("plain20"), *batch())
 
 

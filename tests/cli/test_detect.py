@@ -15,9 +15,9 @@ from detect.small import TINY, detector
 from drawing import draw_images
 from reslearn import UserError, create, train
 from reslearn.data.boxes.masks import draw, parse
+from reslearn.data.boxes.source import to_tensor
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect import create_detector, detect, save_detector
-from reslearn.detect.evaluate import tensor
 from reslearn.weights.store import Card, save
 
 CATEGORIES = [{"id": 3, "name": "class 1"}, {"id": 7, "name": "class 2"}, {"id": 8, "name": "class 3"}]
@@ -96,8 +96,8 @@ def test_pycocotools_computes_the_same_numbers_from_the_results_of_eval(
 def test_eval_prints_headlines_classes_and_error_types(model: Path, data: Path, run_cli: RunCli) -> None:
     code, out, _ = run_cli("detect", "eval", model, model, data, "--refinement", "--scales", "32,48")
     assert code == 0
-    assert out.startswith("set, 3 images, 4 objects, ") and " ms an image\n" in out
-    for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "objects not found"):
+    assert out.startswith("set, 3 images, 4 objects, ") and " ms per image\n" in out
+    for words in ("AP50, IoU 0.50", "VOC07, 11 recalls", "95% interval", "boxes by class", "class 3", "missed object"):
         assert words in out
     assert "masks" not in out
 
@@ -106,7 +106,7 @@ def test_eval_uses_the_ensemble_and_improvements_of_detect(model: Path, data: Pa
     other = save_detector(detector(seed=3), tmp_path / "other.safetensors")
     out = tmp_path / "both.json"
     assert run_cli("detect", "eval", model, other, data, "--refinement", "--scales", "32,48", "--out", out)[0] == 0
-    image = tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
+    image = to_tensor(np.asarray(Image.open(data.parent / "b.png")).copy())
     direct = detect([detector(), detector(seed=3)], [image], refinement=True, scales=(32, 48))[0]
     rows = [row for row in json.loads(out.read_text()) if row["image_id"] == 2]
     boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
@@ -180,8 +180,8 @@ def test_predict_saves_annotated_images_and_skips_invalid_files(masked: Path, da
     factor = drawn.shape[0] // plain.shape[0]
     assert drawn.shape == (48 * factor, 64 * factor, 3) and (drawn != plain.repeat(factor, 0).repeat(factor, 1)).any()
     code, printed, err = run_cli("detect", "predict", masked, files[0], "--out", out)
-    assert code == 2 and not printed and "a.png is there already" in err
-    assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  nothing found\n")
+    assert code == 2 and not printed and "a.png already exists" in err
+    assert run_cli("detect", "predict", masked, folder / "a.png", "--score", "1")[1].endswith("  no detections\n")
 
 
 def test_predict_gives_boxes_in_the_upright_image(masked: Path, tmp_path: Path, run_cli: RunCli) -> None:
@@ -191,7 +191,7 @@ def test_predict_gives_boxes_in_the_upright_image(masked: Path, tmp_path: Path, 
     exif[274] = 6  # to be turned: upright it is 72 high and 48 wide
     stored.save(tmp_path / "turned.png", exif=exif)
     upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270)).copy()
-    direct = detector(seed=1, masks=True)([tensor(upright)])[0]
+    direct = detector(seed=1, masks=True)([to_tensor(upright)])[0]
     code, out, _ = run_cli("detect", "predict", masked, tmp_path / "turned.png", "--json", "--score", "0")
     found = json.loads(out)
     assert code == 0 and found["file"] == str(tmp_path / "turned.png")
@@ -256,7 +256,7 @@ def test_evaluating_on_training_images_is_noted(
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(model.read_bytes())
     (folder / "recipe.json").write_text(json.dumps({"source": str(data), "recipe": {"data": {"train": "train"}}}))
-    note = "3 of these 3 images were trained on: numbers of new images are lower\n"
+    note = "trained on 3 of these 3 images: AP on new images is lower\n"
     monkeypatch.setenv("COLUMNS", "100")
     for words, trained in ((["eval", model, folder], 3), (["compare", model, folder], [0, 3]), (["ladder", folder], 3)):
         found = json.loads(run_cli("detect", *words, data, "--json")[1])
@@ -296,25 +296,25 @@ def test_errors_about_invalid_boxes_name_the_option_to_drop_them(
     (["eval", "MODEL", "nowhere"], "nowhere: there is no such folder or .json file"),
     (["eval", "MODEL", "DATA", "--split", "test"], "no split 'test'; known: all"),
     (["eval", "MODEL", "DATA", "--scales", "48"], "two or more shorter sides"),
-    (["eval", "MODEL", "DATA", "--scales", "8,100000"], "scales=(8, 100000): 8 is no shorter side of 16 to 4096 px"),
-    (["ladder", "MODEL", "DATA", "--scales", "32,4097"], "4097 is no shorter side of 16 to 4096 px"),
-    (["compare", "MODEL", "MODEL", "DATA", "--scales", "0,32"], "0 is no shorter side of 16 to 4096 px"),
-    (["predict", "MODEL", "set/a.png", "--scales", "15,32"], "15 is no shorter side of 16 to 4096 px"),
+    (["eval", "MODEL", "DATA", "--scales", "8,100000"], "scales=(8, 100000): 8 is out of range: use 16 to 4096 px"),
+    (["ladder", "MODEL", "DATA", "--scales", "32,4097"], "4097 is out of range: use 16 to 4096 px"),
+    (["compare", "MODEL", "MODEL", "DATA", "--scales", "0,32"], "0 is out of range: use 16 to 4096 px"),
+    (["predict", "MODEL", "set/a.png", "--scales", "15,32"], "15 is out of range: use 16 to 4096 px"),
     (["eval", "MODEL", "DATA", "--scales", "a,b"], "write integers separated by commas"),
     (["eval", "MODEL", "DATA", "--out", "no/where.json"], "there is no folder no"),
-    (["eval", "MODEL", "MASKED", "DATA"], "detectors all have masks, or none has"),
-    (["eval", "MODEL", "GRAY", "DATA"], "all look at gray images, or all at colored"),
-    (["compare", "MODEL", "TWO", "DATA"], "know different classes: class 1, class 2, class 3; and class 1, class 2"),
+    (["eval", "MODEL", "MASKED", "DATA"], "must all have masks, or none"),
+    (["eval", "MODEL", "GRAY", "DATA"], "must all take gray images or all take color"),
+    (["compare", "MODEL", "TWO", "DATA"], "have different classes: class 1, class 2, class 3; and class 1, class 2"),
     (["eval", "MODEL"], "DATA is missing: reslearn detect eval "),
     (["compare", "MODEL", "DATA"], "Missing argument"),
-    (["eval", "TWO", "DATA"], "that the detector does not know"),
+    (["eval", "TWO", "DATA"], "unknown class"),
     (["eval", "CLASSIFIER", "DATA"], "holds a classification network, not a detector"),
     (["predict", "CLASSIFIER", "set/a.png"], "holds a classification network, not a detector"),
     (["predict", "MODEL", "set/a.png", "--json", "--coco", "x.json"], "choose --json or --coco"),
     (["predict", "MODEL", "set/a.png", "--score", "2"], "--score"),
     (["predict", "MODEL", "set/a.png", "--out", "set/set.json"], "is a file, not a folder"),
-    (["predict", "MODEL", "set/a.png", "--out", "set"], "a.png is there already"),
-    (["predict", "MODEL", "set/a.png", "./set/../set/a.png", "--out", "new"], "give each once"),
+    (["predict", "MODEL", "set/a.png", "--out", "set"], "a.png already exists"),
+    (["predict", "MODEL", "set/a.png", "./set/../set/a.png", "--out", "new"], "give each image once"),
     (["ladder", "MODEL", "DATA", "--device", "tpu"], "no device 'tpu'"),
 ])  # fmt: skip
 def test_invalid_input_gives_a_one_line_error_and_writes_nothing(

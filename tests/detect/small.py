@@ -1,4 +1,4 @@
-"""Small detectors, images and targets for them."""
+"""Small detectors, images and targets."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ TINY = {"min_size": 32, "max_size": 64, "proposals": (60, 24), "regions": 16, "s
 
 
 def detector(net: str = "resnet8", seed: int = 0, classes: int = 3, **options: object) -> Detector:
-    """A detector in evaluation whose classes, boxes and proposals differ from region to region."""
+    """A detector in evaluation mode, with predictions that differ between regions."""
     torch.manual_seed(seed)
     if options.get("kind", "c4") == "c4":
         options = {"anchors": (8, 16), **options}
@@ -26,14 +26,14 @@ def detector(net: str = "resnet8", seed: int = 0, classes: int = 3, **options: o
 
 
 def pictures(*sizes: tuple[int, int], seed: int = 5, channels: int = 3) -> list[Tensor]:
-    """Images of these heights and widths, with some structure."""
+    """Smooth random images of these heights and widths."""
     generator = torch.Generator().manual_seed(seed)
     coarse = [torch.rand(1, channels, h // 8, w // 8, generator=generator) for h, w in sizes]
     return [nn.functional.interpolate(c, size=size, mode="bilinear")[0] for c, size in zip(coarse, sizes, strict=True)]
 
 
 def target(image: Tensor, *boxes: tuple[float, float, float, float], label: int = 1) -> dict[str, Tensor]:
-    """Objects of one class with masks that fill their boxes."""
+    """A target of objects of one class, whose masks fill their boxes."""
     masks = torch.zeros(len(boxes), *image.shape[-2:], dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = 1

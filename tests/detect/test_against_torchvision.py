@@ -1,4 +1,4 @@
-"""Pyramids beside torchvision's own models with the same weights; precise BN and frozen BN beside PyTorch's."""
+"""Pyramids against torchvision's models with the same weights; precise and frozen BN against PyTorch's."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from small_nets import batch, network
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["faster", "mask"])
-def test_a_pyramid_is_torchvisions_with_the_same_weights(masks: bool) -> None:
+def test_a_pyramid_equals_torchvisions_model(masks: bool) -> None:
     torch.manual_seed(0)
     theirs = (maskrcnn_resnet50_fpn if masks else fasterrcnn_resnet50_fpn)(
         weights=None, weights_backbone=None, num_classes=4, min_size=96, max_size=160, box_score_thresh=0.3
@@ -27,7 +27,7 @@ def test_a_pyramid_is_torchvisions_with_the_same_weights(masks: bool) -> None:
     options = {"kind": "fpn", "masks": masks, "min_size": 96, "max_size": 160, "score": 0.3}
     live, frozen = (create_detector("resnet50-v1.5", 3, batch_norm=kind, **options).eval() for kind in ("live", "frozen"))
     state = theirs.state_dict()
-    live.load_state_dict(state)  # every name is theirs
+    live.load_state_dict(state)
     frozen.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")})
     images = pictures((96, 128), (104, 80))
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_pyramid_is_torchvisions_with_the_same_weights(masks: bool) -> None:
     assert not any(module.training for module in live.modules())
 
 
-def test_frozen_batch_norm_is_the_same_function_and_stays_it() -> None:
+def test_frozen_batch_norm_is_a_fixed_function() -> None:
     net = network("resnet8")
     x, _ = batch()
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_frozen_batch_norm_is_the_same_function_and_stays_it() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_frozen_batch_norm_is_torchvisions_forward_and_backward_in_its_inputs_type(precision: str) -> None:
+def test_frozen_batch_norm_equals_torchvisions_and_keeps_the_dtype(precision: str) -> None:
     torch.manual_seed(0)
     theirs, mine = FrozenBatchNorm2d(16), FixedBatchNorm(16)
     for buffer in theirs.buffers():
@@ -86,7 +86,7 @@ def test_frozen_batch_norm_is_torchvisions_forward_and_backward_in_its_inputs_ty
     assert outputs[1].dtype == gradients[1].dtype == kind and outputs[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_settled_statistics_are_averages_over_all_batches() -> None:
+def test_precise_bn_averages_over_all_batches() -> None:
     net = network("resnet8")
     batches = [batch(seed=seed)[0] for seed in range(3)]
     precise_bn(net, batches)

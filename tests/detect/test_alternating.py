@@ -1,8 +1,7 @@
-"""Training in turns: what each phase trains and leaves alone, against a plain loop, killed, refused."""
+"""Alternating training: what each phase trains, against a plain loop, after kills, and rejected settings."""
 
 import copy
 import itertools
-import json
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import boxed
 from command_line import run_python
 from detect.small import TINY, pictures, target
 from drawing import draw_images
+from painted_sets import lines
 from reslearn import UserError, resume, train
 from reslearn.detect import Detector, create_detector, load_detector
 from reslearn.detect.alternating import Alternating, phases
@@ -47,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Moment(NamedTuple):
-    """A run after a step: its weights, those of phase 1's detector, and the largest number in each part's momentum buffers."""
+    """A run after a step: the detector's weights, phase 1's detector, and the largest momentum of each module."""
 
     model: dict[str, Tensor]
     first: dict[str, Tensor] | None
@@ -73,13 +73,13 @@ def moment(state: State) -> Moment:
 
 
 def phase_at(step: int) -> int:
-    """The phase (from 1) that a step (from 0) belongs to."""
+    """The phase (from 1) of a step (from 0)."""
     return 1 + sum(end <= step for end in ENDS[:-1])
 
 
 @pytest.fixture(scope="module")
 def watched(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """A run looked at after each step; moments[0] is before the first."""
+    """A run recorded after each step; moments[0] is before the first."""
     out = tmp_path_factory.mktemp("watched") / "run"
     job = run.begin(parse(shapes, model="resnet8", settings=SETTINGS, out=out, device="cpu", quiet=True, task="detect"))
     loop = run.make_loop(job)
@@ -89,30 +89,26 @@ def watched(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
         return Watched(loop, moments, Run(out, "detect", run.finish(loop, runtime.Stop())))
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The parts of a detector in which any number differs."""
+    """The modules of a detector whose state differs."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_each_phase_trains_its_parts_and_no_others(watched: Watched) -> None:
+def test_each_phase_trains_only_its_modules(watched: Watched) -> None:
     moments = watched.moments
     at = [moments[step] for step in (0, *ENDS)]
     first, learned, used = at[0].first, at[1].first, moments[ENDS[1] - 1].first
     assert first is not None and learned is not None and used is not None and at[2].first is None
     assert not changed(first, at[0].model), "both backbones start from the same weights"
     assert changed(first, learned) == {"backbone", "rpn"} and not changed(learned, used)
-    whats = [set(), {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
-    assert [changed(a.model, b.model) for a, b in itertools.pairwise(at)] == whats
+    parts = [set(), {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
+    assert [changed(a.model, b.model) for a, b in itertools.pairwise(at)] == parts
     statistics = [name for name in at[0].model if name.startswith("backbone") and "running_mean" in name]
-    assert statistics, "BN is live here: what is fixed are its statistics as well"
+    assert statistics, "BN is live: its statistics are fixed as well"
     assert not any(torch.equal(at[1].model[name], at[2].model[name]) for name in statistics)
 
 
-def test_momentum_starts_anew_with_each_phase(watched: Watched) -> None:
+def test_each_phase_starts_with_zero_momentum(watched: Watched) -> None:
     parts = [
         {"proposer.backbone", "proposer.rpn"},
         {"detector.backbone", "detector.roi_heads"},
@@ -125,25 +121,25 @@ def test_momentum_starts_anew_with_each_phase(watched: Watched) -> None:
         assert all((largest == 0) == still for largest in seen.momentum.values()), step
 
 
-def test_the_log_is_of_what_was_trained(watched: Watched) -> None:
+def test_the_log_has_the_losses_of_each_phase(watched: Watched) -> None:
     folder, result = watched.done.folder, watched.done.result
     trained = {line["step"]: line for line in lines(folder) if line["event"] == "train"}
-    assert list(trained) == [4, 6, 8, 9, 12, 15, 16, 18], "a phase's last step has a line: none is of two phases"
+    assert list(trained) == [4, 6, 8, 9, 12, 15, 16, 18], "each phase's last step has a line: no line spans two phases"
     for step, line in trained.items():
         assert line["phase"] == phase_at(step - 1)
         assert set(line["losses"]) == (PROPOSALS if line["phase"] % 2 else REGIONS)
         assert line["loss"] == pytest.approx(sum(line["losses"].values()))
     assert [line["lr"] for line in trained.values()] == pytest.approx([0.002, 0.002, 0.02, 0.002, 0.02, 0.002, 0.02, 0.002])
-    judged = [line for line in lines(folder) if line["event"] == "eval"]
-    assert [line["step"] for line in judged] == [12, 16, 18], "before, there is no detector"
-    assert all(set(line["losses"]) == PROPOSALS | REGIONS for line in judged)
+    evaluations = [line for line in lines(folder) if line["event"] == "eval"]
+    assert [line["step"] for line in evaluations] == [12, 16, 18], "phases 1 and 2 are not evaluated"
+    assert all(set(line["losses"]) == PROPOSALS | REGIONS for line in evaluations)
     assert result["best"]["step"] in (12, 16, 18) and result["last"]["test"]["n"] == 2
     ours, theirs = load_detector(folder).state_dict(), watched.moments[-1].model
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_it_ends_as_a_plain_loop_of_torchvisions_parts(watched: Watched) -> None:
-    """The same batches and draws, with torchvision's own forward of both halves, and SGD as it comes."""
+def test_training_equals_a_plain_loop_with_torchvisions_modules(watched: Watched) -> None:
+    """The same batches and random numbers, with torchvision's forward passes and a plain SGD."""
     loop, recipe = watched.loop, watched.loop.recipe
     assert isinstance(loop.state.model, Alternating)
     model = copy.deepcopy(loop.state.model.detector).requires_grad_(True)
@@ -174,8 +170,8 @@ def test_it_ends_as_a_plain_loop_of_torchvisions_parts(watched: Watched) -> None
                 losses = RegionProposalNetwork.forward(net.rpn, images, features, targets)[1]
             else:
                 with torch.no_grad(), torch.random.fork_rng():
-                    whose = proposer or net
-                    proposals = RegionProposalNetwork.forward(whose.rpn, images, whose.backbone(images.tensors), targets)[0]
+                    source = proposer or net
+                    proposals = RegionProposalNetwork.forward(source.rpn, images, source.backbone(images.tensors), targets)[0]
                 losses = RoIHeads.forward(net.roi_heads, features, proposals, images.image_sizes, targets)[1]
             sgd.zero_grad()
             sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -192,10 +188,10 @@ def test_it_ends_as_a_plain_loop_of_torchvisions_parts(watched: Watched) -> None
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_killed_in_each_phase_it_ends_bit_for_bit_the_same(watched: Watched, shapes: Path, tmp_path: Path) -> None:
-    """One run is killed in the update of each of these steps, and goes on each time from the checkpoint before."""
+def test_a_run_killed_in_each_phase_ends_with_the_same_bits(watched: Watched, shapes: Path, tmp_path: Path) -> None:
+    """One run is killed in the update of each of these steps, and resumed from the previous checkpoint."""
     out, whole = tmp_path / "killed", watched.done.folder
-    for step in (5, 7, 8, 13, 17):  # step 7 goes on from the end of phase 1, the others within a phase
+    for step in (5, 7, 8, 13, 17):  # step 7 resumes at the end of phase 1, the others within a phase
         code = f"""
 import os, signal
 from reslearn import resume, train
@@ -219,8 +215,7 @@ else:
     for file in ("model.safetensors", "best.safetensors"):
         ours, theirs = (load_detector(folder / file).state_dict() for folder in (out, whole))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    drop = lambda line: {key: value for key, value in line.items() if key != "time"}  # noqa: E731
-    assert [drop(line) for line in lines(out)] == [drop(line) for line in lines(whole)]
+    assert lines(out) == lines(whole)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +226,10 @@ else:
         ("vgg", {}, REGIONS),
     ],
 )
-def test_every_kind_of_detector_takes_turns(net: str, options: dict, regions: set[str]) -> None:
+def test_every_kind_of_detector_alternates(net: str, options: dict, regions: set[str]) -> None:
     torch.manual_seed(0)
     body = net
-    if net == "vgg":  # its fc6 and fc7 at their own width have 120 million weights
+    if net == "vgg":  # full-width fc6 and fc7 have 120 million weights
         body = VGG(make_layers([8, "M", 8, "M", 8, "M", 8, "M", 8, "M"]), num_classes=5)
         body.classifier = torch.nn.Sequential(
             torch.nn.Linear(8 * 49, 32), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(32, 16), torch.nn.Linear(16, 5)
@@ -253,8 +248,8 @@ def test_every_kind_of_detector_takes_turns(net: str, options: dict, regions: se
         assert set(losses) == (PROPOSALS if phase % 2 else regions)
         sum(losses.values()).backward()  # type: ignore[union-attr]
         state.optimizer.step()
-        whats = [set(), {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
-        assert changed(before, model.state_dict()) == whats[phase - 1]
+        parts = [set(), {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
+        assert changed(before, model.state_dict()) == parts[phase - 1]
     model.eval()
     assert len(model(images)) == 2
 
@@ -266,13 +261,13 @@ def test_every_kind_of_detector_takes_turns(net: str, options: dict, regions: se
         (["alternate=[1,1,0,1]"], "greater than 0"),
         (["alternate=true"], "alternate"),
         (["alternate=[1,1,1,1]", "schedule.steps=3"], "none of the run's 3 steps"),
-        (["alternate=[1,1,1,1]", "ema=0.9"], "ema does not go with alternate"),
-        (["alternate=[1,1,1,1]", "schedule.shape=plateau"], "plateau does not go with alternate"),
+        (["alternate=[1,1,1,1]", "ema=0.9"], "ema cannot be combined with alternate"),
+        (["alternate=[1,1,1,1]", "schedule.shape=plateau"], "plateau cannot be combined with alternate"),
         (["alternate=[1,1,1,1]", "schedule.shape=steps", "schedule.drops=[5]"], "shares below 1 of each phase"),
         (["alternate=[9,1,9,1]", "schedule.steps=100", "schedule.warmup=5"], "must be shorter than the shortest phase (5 steps)"),
     ],
 )
-def test_what_does_not_go_with_it_is_refused_before_anything_is_written(
+def test_invalid_settings_are_rejected_before_anything_is_written(
     shapes: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -280,12 +275,12 @@ def test_what_does_not_go_with_it_is_refused_before_anything_is_written(
     assert words in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_classification_has_no_such_key(tmp_path: Path) -> None:
+def test_classification_has_no_key_alternate(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no key 'alternate'"):
         train(draw_images(tmp_path / "photos"), model="resnet8", settings=["alternate=[1,1,1,1]"], out=tmp_path / "run", quiet=True)
 
 
-def test_the_papers_own_schedule_by_name() -> None:
+def test_the_papers_schedule() -> None:
     recipe = DetectRecipe.model_validate(NAMED["voc-paper-4step"](None, None, "c4", False).values)
     assert [phase.end for phase in phases(recipe, 5011)] == [80_000, 120_000, 200_000, 240_000]
     assert recipe.schedule.drops == (0.75,)

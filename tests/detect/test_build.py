@@ -1,4 +1,4 @@
-"""Detectors on every network that has the halves, their sizes, their training step, and what cannot be one."""
+"""Detectors on every supported network: split, size, a training step; and rejected networks and options."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from reslearn.detect.build import assemble
 from reslearn.detect.settings import make_settings
 from reslearn.nets.zoo import TABLE
 
-# those of a thousand layers take half a minute each, and differ from their shallower kin in nothing that is cut
+# without the 1000-layer networks, which take half a minute each and are split like the shallower ones
 STAGED = [name for name, row in TABLE.items() if row.build is None and row.depth < 400]
 
 
 @pytest.mark.parametrize("name", [*STAGED, "vgg11", "vgg16", "vgg16-bn", "vgg19"])
-def test_every_network_is_cut_where_its_description_says(name: str) -> None:
+def test_every_network_is_split_before_its_last_stage(name: str) -> None:
     with torch.device("meta"):
         model = create_detector(name, 2)
         halves = split(reslearn.create(name))
@@ -33,7 +33,7 @@ def test_every_network_is_cut_where_its_description_says(name: str) -> None:
         assert halves.stride == 16, "conv1 to conv4_x, or VGG's thirteen convolutions, have a total stride of 16"
     pooled = torch.zeros(3, halves.channels, halves.roi, halves.roi, device="meta")
     assert model.roi_heads.box_head(pooled).shape == (3, model.roi_heads.box_predictor.cls_score.in_features)
-    # every layer of the network but its classifier is there, once, under its own name
+    # every layer of the network except its classifier is there once, with its own name
     with torch.device("meta"):
         net = dict(reslearn.create(name).state_dict())
     own = [key.removeprefix("backbone.").removeprefix("roi_heads.box_head.") for key in model.state_dict()]
@@ -42,14 +42,14 @@ def test_every_network_is_cut_where_its_description_says(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet50", 33), ("resnet101", 52), ("vgg16", 137)])
-def test_the_papers_detectors_have_the_papers_size(name: str, millions: float) -> None:
+def test_the_papers_detectors_have_the_right_size(name: str, millions: float) -> None:
     with torch.device("meta"):
         model = create_detector(name, 20)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def step(model: Detector, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One step of SGD; the losses after it must be finite as well."""
+    """One step of SGD; the losses after it must be finite."""
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     torch.stack(list(model(images, targets).values())).sum().backward()
@@ -62,7 +62,7 @@ def step(model: Detector, images: list[Tensor], targets: list[dict[str, Tensor]]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "vgg16"])
-def test_full_size_detectors_take_trained_weights_and_a_step(name: str) -> None:
+def test_full_size_detectors_load_trained_weights_and_train(name: str) -> None:
     torch.manual_seed(0)
     net = reslearn.create(name)
     model = create_detector(net, 20, min_size=64, max_size=96, anchors=(16, 32), regions=8, proposals=(20, 10))
@@ -113,8 +113,8 @@ def test_every_kind_trains_with_and_without_objects(name: str, options: dict) ->
                 assert found["masks"].shape == (len(found["boxes"]), 1, *image.shape[-2:])
 
 
-def test_a_few_steps_find_the_object() -> None:
-    """Learning, from end to end: bright squares on dark ground, found where they are, with their masks."""
+def test_a_few_steps_learn_one_object() -> None:
+    """A bright square on a dark background, with its mask."""
     torch.manual_seed(0)
     model = create_detector("resnet8", 1, masks=True, **{**TINY, "anchors": (8, 16), "proposals": (60, 24)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
@@ -133,7 +133,7 @@ def test_a_few_steps_find_the_object() -> None:
     assert ((found["masks"][0, 0] > 0.5) == truth["masks"][0].bool()).float().mean() > 0.9
 
 
-def test_frozen_parts_and_frozen_batch_norm_stay(tmp_path: Path) -> None:
+def test_frozen_layers_and_frozen_batch_norm_do_not_change(tmp_path: Path) -> None:
     torch.manual_seed(0)
     view = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     card = Card(net="resnet8", classes=tuple("abcd"), preprocessing=view)
@@ -152,7 +152,7 @@ def test_frozen_parts_and_frozen_batch_norm_stay(tmp_path: Path) -> None:
         assert any("running_mean" in name for name in changed) == (each is live)
 
 
-def test_of_vgg_two_frozen_parts_are_conv1_and_conv2() -> None:
+def test_frozen_2_freezes_conv1_and_conv2_of_vgg() -> None:
     with torch.device("meta"):
         net, view = reslearn.create("vgg16"), Preprocessing(channels=3, size=(224, 224), mean=(0.5,) * 3, std=(0.2,) * 3)
         model = assemble(net, ("a", "b"), make_settings("c4", 0, {"frozen": 2}), view, None)
@@ -161,7 +161,7 @@ def test_of_vgg_two_frozen_parts_are_conv1_and_conv2() -> None:
     assert kept == [f"backbone.features.{i}.{kind}" for i in layers for kind in ("weight", "bias")]
 
 
-def test_a_pixel_mean_becomes_one_of_the_channels(tmp_path: Path) -> None:
+def test_a_mean_image_becomes_channel_means(tmp_path: Path) -> None:
     mean = torch.rand(3, 8, 8)
     view = Preprocessing(channels=3, size=(8, 8), mean=(0.0,) * 3, std=(0.5,) * 3, pixel_mean=Preprocessing.encode_pixel_mean(mean))
     card = Card(net="resnet8", classes=("a", "b"), preprocessing=view)
@@ -172,27 +172,27 @@ def test_a_pixel_mean_becomes_one_of_the_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "options", "said"),
+    ("net", "options", "message"),
     [
         ("resnt50", {}, "no network called 'resnt50'; did you mean"),
-        ("densenet121", {}, "no detector on DenseNet"),
-        ("alexnet", {}, "no detector on AlexNet"),
-        ("vgg16", {"masks": True}, "masks need a net with stages: VGG has none"),
-        ("vgg16", {"kind": "fpn"}, "need a net with stages"),
+        ("densenet121", {}, "detection does not support DenseNet"),
+        ("alexnet", {}, "detection does not support AlexNet"),
+        ("vgg16", {"masks": True}, "masks need a network with stages: VGG has none"),
+        ("vgg16", {"kind": "fpn"}, "need a network with stages"),
         ("resnet8", {"kind": "c5"}, "kind='c5': must be one of 'c4', 'fpn'"),
-        ("resnet8", {"kind": "fpn", "roi": "pool"}, "roi='pool' is of kind 'c4'"),
-        ("resnet8", {"min_sizes": 8}, "no option 'min_sizes' of a detector; did you mean 'min_size'"),
+        ("resnet8", {"kind": "fpn", "roi": "pool"}, "roi='pool' applies to kind='c4' only"),
+        ("resnet8", {"min_sizes": 8}, "a detector has no option 'min_sizes'; did you mean 'min_size'"),
         ("resnet8", {"anchors": (8, -1)}, "anchors and ratios must be above 0"),
-        ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "has 4 levels and takes as many, not 2"),
+        ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "needs 4 anchors, one per level, not 2"),
         ("resnet8", {"nms": 2}, "detector.nms: Input should be less than or equal to 1"),
         ("resnet8", {"min_size": 900, "max_size": 800}, "max_size=800 is below min_size=900"),
-        ("resnet8", {"frozen": 1}, "frozen keeps what a trained network brings"),
+        ("resnet8", {"frozen": 1}, "frozen needs a trained backbone"),
         ("resnet8", {"classes": 0}, "at least 1 class"),
-        ("resnet8", {"classes": "cat"}, "give a list of names"),
-        ("resnet8", {"classes": ("a", "a")}, "'a' is there twice"),
+        ("resnet8", {"classes": "cat"}, "must be a list of names or a number"),
+        ("resnet8", {"classes": ("a", "a")}, "'a' is given twice"),
     ],
 )
-def test_what_cannot_be_a_detector_is_one_line(net: str, options: dict, said: str) -> None:
+def test_invalid_detectors_are_rejected(net: str, options: dict, message: str) -> None:
     with torch.device("meta"), pytest.raises(UserError) as caught:
         create_detector(net, **{"classes": 2, **options})
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The papers' protocol on VOCdevkit, from one command to numbers on the test of 2007."""
+"""The papers' protocol on VOCdevkit, from the command line to results on the 2007 test split."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six, two and two images of 2007, four and two of 2012, some of them called alike; a test list of 2012 without annotations."""
+    """6 + 2 + 2 images of 2007 and 4 + 2 of 2012, some with equal names; a 2012 test list without annotations."""
     root = tmp_path_factory.mktemp("data") / "VOCdevkit"
     for year, splits in (("VOC2007", {"train": 6, "val": 2, "test": 2}), ("VOC2012", {"train": 4, "val": 2})):
         for split, count in splits.items():
@@ -34,7 +34,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_one_command_trains_on_07_and_12_and_tests_on_07(devkit: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_training_on_07_and_12_and_testing_on_07(devkit: Path, tmp_path: Path, run_cli: RunCli) -> None:
     run, words = tmp_path / "run", [word for setting in SMALL for word in ("--set", setting)]
     words = ["detect", "train", devkit, "--recipe", "voc-paper", "--model", "resnet8", "--out", run, "--device", "cpu", *words]
     code, out, err = run_cli(*words)
@@ -56,9 +56,9 @@ def test_one_command_trains_on_07_and_12_and_tests_on_07(devkit: Path, tmp_path:
     assert {row["file_name"] for row in json.loads(found.read_text())} <= {"VOC2007/test-0.png", "VOC2007/test-1.png"}
 
 
-def test_images_held_out_of_both_years_are_found_again_and_a_stopped_run_goes_on(devkit: Path, tmp_path: Path) -> None:
+def test_images_held_out_of_both_years_are_recorded_and_a_stopped_run_resumes(devkit: Path, tmp_path: Path) -> None:
     settings = [*SMALL, "data.train=train", "data.val=3"]
-    for year in ("VOC2007", "VOC2012"):  # without val lists, so that some are held out
+    for year in ("VOC2007", "VOC2012"):  # without val lists, so that images are held out
         source = devkit / year
         (tmp_path / "VOCdevkit" / year / "ImageSets" / "Main").mkdir(parents=True)
         for folder in ("Annotations", "JPEGImages"):
@@ -82,7 +82,7 @@ def test_images_held_out_of_both_years_are_found_again_and_a_stopped_run_goes_on
 
 
 @pytest.mark.parametrize(("recipe", "steps"), [("voc-paper", 2), ("voc-paper-4step", 6), ("coco-paper", 2)])
-def test_each_paper_recipe_trains_what_is_not_frozen(devkit: Path, tmp_path: Path, recipe: str, steps: int) -> None:
+def test_each_paper_recipe_trains_the_unfrozen_layers(devkit: Path, tmp_path: Path, recipe: str, steps: int) -> None:
     torch.manual_seed(0)
     view = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     before = create("resnet8", 2)
@@ -94,4 +94,4 @@ def test_each_paper_recipe_trains_what_is_not_frozen(devkit: Path, tmp_path: Pat
     assert all(tensor.isfinite().all() for tensor in after.values())
     shared = {name: tensor for name, tensor in before.state_dict().items() if f"backbone.{name}" in after}
     changed = {name.split(".")[0] for name, tensor in shared.items() if not torch.equal(tensor, after[f"backbone.{name}"])}
-    assert changed == {"layer2"}  # and not conv1 and layer1; layer3 looks at regions
+    assert changed == {"layer2"}  # conv1 and layer1 are frozen; layer3 is in the region head

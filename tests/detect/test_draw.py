@@ -1,4 +1,4 @@
-"""Pictures of detections: where the boxes are, colors that are told apart by everyone, labels that can be read."""
+"""Pictures of detections: positions of boxes, colorblind-safe colors, legible labels."""
 
 from itertools import combinations
 
@@ -36,22 +36,22 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colors_are_told_apart_by_everyone(kind: str) -> None:
-    """A difference of 2.3 is just noticed; these are apart by several times that."""
+def test_colors_are_distinguishable_with_color_blindness(kind: str) -> None:
+    """A difference of 2.3 is just noticeable; these differ by several times that."""
     seen = [lab(np.clip(BLINDNESS[kind] @ linear(paint), 0, 1)) for paint in COLORS]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 10
     assert len(set(COLORS)) == 7 and color(8) == color(1) != color(2)
 
 
-def test_labels_can_be_read_on_every_color() -> None:
-    """4.5 to 1 is WCAG's level AA."""
+def test_labels_are_legible_on_every_color() -> None:
+    """A contrast of 4.5 to 1 is WCAG's level AA."""
     for paint in (*COLORS, DARK, (255, 255, 255)):
         light, dark = sorted((0.05 + linear(each) @ [0.2126, 0.7152, 0.0722] for each in (paint, ink(paint))), reverse=True)
         assert light / dark >= 4.5, paint
 
 
 @pytest.mark.parametrize("ground", [0, 128, 255])
-def test_a_box_is_drawn_where_it_is(ground: int) -> None:
+def test_a_box_is_drawn_at_its_position(ground: int) -> None:
     image = np.full((500, 600, 3), ground, np.uint8)
     found = {"boxes": np.array([[100.0, 200, 300, 400]]), "labels": np.array([2]), "scores": np.array([0.9])}
     drawn = picture(image, found, ["cat", "dog"])
@@ -59,45 +59,35 @@ def test_a_box_is_drawn_where_it_is(ground: int) -> None:
     painted = np.argwhere((drawn == COLORS[1]).all(axis=2) & (np.arange(500) >= 200)[:, None])
     assert painted.min(axis=0).tolist() == [200, 100] and painted.max(axis=0).tolist() == [399, 299]
     assert (drawn[210:390, 110:290] == ground).all() and (drawn[:150] == ground).all() and (drawn[410:] == ground).all()
-    assert (drawn[300, 99] == DARK).all() or ground == 0  # a rim, for grounds of the color itself
+    assert (drawn[300, 99] == DARK).all() or ground == 0  # the rim
     label = drawn[170:200, 100:200]
     assert (label == COLORS[1]).all(axis=2).any() and (label.reshape(-1, 3) == ink(COLORS[1])).all(axis=1).any()
 
 
-def test_masks_are_tinted_with_an_edge() -> None:
+def test_masks_are_tinted_and_outlined() -> None:
     image = np.full((500, 600, 3), 100, np.uint8)
     mask = np.zeros((500, 600), bool)
     mask[250:350, 150:250] = True
-    found = {
-        "boxes": np.array([[100.0, 200, 300, 400]]),
-        "labels": np.array([1]),
-        "scores": np.array([0.9]),
-        "masks": (runs_of(mask),),
-    }
-    drawn = picture(image, found, ["cat"])
+    found = {"boxes": np.array([[100.0, 200, 300, 400]]), "labels": np.array([1]), "scores": np.array([0.9])}
+    drawn = picture(image, found | {"masks": (runs_of(mask),)}, ["cat"])
     assert (drawn[250, 150:250] == COLORS[0]).all() and (drawn[350, 160:240] == 100).all()
     assert drawn[300, 200].tolist() == [round(0.6 * 100 + 0.4 * c) for c in COLORS[0]]
 
 
-def test_nothing_found_small_images_and_boxes_at_the_rim() -> None:
+def test_no_detections_small_images_and_boxes_at_the_border() -> None:
     image = np.full((28, 36, 3), 100, np.uint8)
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
     assert (picture(image, nothing, ["cat"]) == 100).all()
     found = {"boxes": np.array([[0, 0, 36, 28], [35, 27, 36, 28.0]]), "labels": np.array([1, 1]), "scores": np.array([0.9, 0.8])}
-    drawn = picture(image, found, ["a very long name that does not fit into this small image at all, whatever is done" * 2])
+    drawn = picture(image, found, ["a very long name that does not fit into this small image at all" * 2])
     assert drawn.shape == (28 * 13, 36 * 13, 3)
     assert (drawn == COLORS[0]).all(axis=2).any()
 
 
-def test_labels_do_not_cover_each_other() -> None:
+def test_labels_do_not_overlap() -> None:
     image = np.full((480, 640, 3), 255, np.uint8)
-    box = [200.0, 200, 400, 400]
-    one, both = (
-        picture(
-            image, {"boxes": np.array([box] * n), "labels": np.arange(1, n + 1), "scores": np.linspace(0.9, 0.8, n)}, ["cat", "dog"]
-        )
-        for n in (1, 2)
-    )
+    found = {"boxes": np.array([[200.0, 200, 400, 400]] * 2), "labels": np.array([1, 2]), "scores": np.array([0.9, 0.8])}
+    one, both = (picture(image, {key: array[:n] for key, array in found.items()}, ["cat", "dog"]) for n in (1, 2))
     label = (slice(170, 200), slice(200, 400))
     first = (one[label] == COLORS[0]).all(axis=2)
     assert first.sum() > 300 and (both[label][first] == COLORS[0]).all()

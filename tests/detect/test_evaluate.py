@@ -1,4 +1,4 @@
-"""A detector on a set with boxes: the same as calling it image by image, and sets that do not fit it are refused."""
+"""Evaluation on a set with boxes, against calling the detector image by image; and incompatible sets."""
 
 import json
 import shutil
@@ -27,14 +27,13 @@ from reslearn.detect.evaluate import (
     run_held_out,
     run_policy,
     run_trained_on,
-    tensor,
 )
 from reslearn.detect.results import categories, results
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> BoxSet:
-    """Three images with structure, of which the second has no objects; ids 5, 6, 7."""
+    """Three images, the second without objects; ids 5, 6, 7."""
     folder = draw_images(tmp_path / "photos", classes="a", each=3, size=(8, 10))
     images = []
     for i, objects in enumerate(([[4, 4, 20, 30], [20, 8, 50, 40]], [], [[1, 1, 60, 50]])):
@@ -44,7 +43,7 @@ def data(tmp_path: Path) -> BoxSet:
     return BoxSet("photos", ("class 1", "class 2", "class 3"), tuple(images), category_ids=(11, 12, 90))
 
 
-def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
+def test_find_equals_detect_image_by_image(data: BoxSet) -> None:
     one, other = detector(masks=True), detector(seed=1, masks=True)
     ways = [TestOptions((one,)), TestOptions((one, other), True, (32, 48))]
     calls: list[tuple[str, int, int]] = []
@@ -62,8 +61,8 @@ def test_find_is_detect_image_by_image_for_every_way(data: BoxSet) -> None:
                 assert (draw(mask, 64, 80) == (drawn[0] > 0.5).numpy()).all()
 
 
-def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
-    """And masks are judged only where the objects have them."""
+def test_perfect_detections_have_perfect_metrics(data: BoxSet) -> None:
+    """Masks are evaluated only if the objects have masks."""
     (found,) = find(data.images, [TestOptions((detector(masks=True),))])
     for each, image in zip(found.detections, data.images, strict=True):
         n = len(image.objects)
@@ -75,7 +74,7 @@ def test_perfect_detections_are_perfect_numbers(data: BoxSet) -> None:
     assert matches(found.detections, data).hit.shape[0] == 3
 
 
-def test_results_have_the_sets_own_ids_and_packed_masks(data: BoxSet) -> None:
+def test_coco_results_have_the_sets_ids_and_compressed_masks(data: BoxSet) -> None:
     (found,) = find(data.images, [TestOptions((detector(masks=True),))])
     rows = iter(json.loads(json.dumps(results(found.detections, data))))
     for each, id in zip(found.detections, (5, 6, 7), strict=True):
@@ -93,14 +92,14 @@ def test_results_have_the_sets_own_ids_and_packed_masks(data: BoxSet) -> None:
         categories(BoxSet("photos", data.classes, data.images))
 
 
-def test_a_split_is_chosen_and_its_classes_are_the_detectors(tmp_path: Path) -> None:
+def test_a_split_is_opened_with_the_detectors_classes(tmp_path: Path) -> None:
     document = {"a": voc_xml(voc_object((5, 6, 20, 30))), "b": voc_xml()}
     voc(tmp_path / "set", document, "train")
     voc(tmp_path / "set", {"c": voc_xml(voc_object((5, 6, 20, 30), "dog"))}, "val")
     assert open_split(tmp_path / "set", ["dog", "cat"]).name == "set/val"
     train = open_split(tmp_path / "set", ["dog", "cat"], "train")
     assert train.images[0].objects.labels.tolist() == [2] and len(train.images[1].objects) == 0
-    with pytest.raises(UserError, match=r"a class that the detector does not know: .*'dog' is none.*; it knows cat, cow"):
+    with pytest.raises(UserError, match=r"unknown class: .*'dog' is none.*; the detector's classes are cat, cow"):
         open_split(tmp_path / "set", ["cat", "cow"])
     with pytest.raises(UserError, match="no split 'tests'"):
         open_split(tmp_path / "set", ["dog", "cat"], "tests")
@@ -112,7 +111,7 @@ def test_a_split_is_chosen_and_its_classes_are_the_detectors(tmp_path: Path) -> 
         open_split(coco(tmp_path / "coco", [annotation()]), ["dog", "cat"], "val")
 
 
-def test_a_run_is_tested_on_what_it_held_out(tmp_path: Path) -> None:
+def test_a_run_is_tested_on_its_held_out_images(tmp_path: Path) -> None:
     data, run = voc(tmp_path / "set", {name: voc_xml(voc_object((5, 6, 20, 30))) for name in "abcd"}), tmp_path / "run"
     run.mkdir()
     (run / "recipe.json").write_text(json.dumps({"source": str(data)}))
@@ -128,8 +127,8 @@ def test_a_run_is_tested_on_what_it_held_out(tmp_path: Path) -> None:
     assert open_split(data, ["cat"], "val", held_out=held).name == "set/train, held out"
 
 
-def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its split and what it held out of it; in COCO's folders a name may be in several splits."""
+def test_images_that_a_run_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By split and held-out images; in COCO folders, several splits may use the same file name."""
     cat, run = voc_xml(voc_object((5, 6, 20, 30))), tmp_path / "run"
     data = voc(tmp_path / "set", dict.fromkeys("abcd", cat), "trainval")
     for split, names in (("train", "ab"), ("val", "cd"), ("test", "ce")):
@@ -165,30 +164,25 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, monkeypatch: 
     assert (told("train", tmp_path / "coco"), told("val", tmp_path / "coco")) == (["a.jpg", "b.jpg"], [])
     images = open_split(tmp_path / "coco", ["cat", "dog"], "val").images
     with monkeypatch.context() as patched:
-        patched.setattr(annotated, "read_document", lambda path: pytest.fail(f"{path} is read for nothing"))
+        patched.setattr(annotated, "read_document", lambda path: pytest.fail(f"{path} must not be read"))
         assert not run_trained_on(run, tmp_path / "coco", images)
     trained(data, "trainval")
     (data / "ImageSets" / "Main" / "trainval.txt").unlink()
-    assert told("val") == [], "its list is there no more"
+    assert told("val") == [], "the split's list no longer exists"
     single = coco(tmp_path, [annotation()])
     trained(single, "train", "a.jpg")
     assert told("all", single) == ["b.jpg"]
 
 
-def test_detectors_are_opened_together_and_policies_read(tmp_path: Path) -> None:
+def test_open_detectors_and_run_policy(tmp_path: Path) -> None:
     one = save_detector(detector(), tmp_path / "one.safetensors")
     two = save_detector(detector(classes=2), tmp_path / "two.safetensors")
     assert [model.training for model in open_detectors([one, one])] == [False, False]
-    with pytest.raises(UserError, match=r"two.safetensors know different classes: class 1, class 2, class 3; and class 1, class 2"):
+    with pytest.raises(UserError, match=r"two.safetensors have different classes: class 1, class 2, class 3; and class 1, class 2"):
         open_detectors([one, two])
-    with pytest.raises(UserError, match="all look at gray images, or all at colored ones"):
+    with pytest.raises(UserError, match="must all take gray images or all take color images"):
         _ = TestOptions((detector(), detector(channels=1))).channels
     assert run_policy(one) is None and run_policy(tmp_path) is None
     for text, policy in (('{"recipe": {"data": {"bad": "drop"}}}', "drop"), ('{"recipe": {}}', None), ("[", None)):
         (tmp_path / "recipe.json").write_text(text)
         assert run_policy(tmp_path) == policy
-
-
-def test_pixels_are_on_0_to_1() -> None:
-    image = tensor(np.array([[[0, 51, 255]]], np.uint8))
-    assert image.dtype == torch.float32 and image.flatten().tolist() == pytest.approx([0, 0.2, 1])

@@ -1,4 +1,4 @@
-"""What a detector learns from: anchors and regions by the papers' rules, beside loops over random boxes."""
+"""Training examples of detectors: the papers' rules for anchors and regions, against loops over random boxes."""
 
 import math
 
@@ -45,10 +45,10 @@ def slow_anchors(anchors: list[list[float]], objects: list[list[float]], width: 
     return found
 
 
-def test_proposals_learn_from_anchors_inside_the_image_as_a_loop_finds_them() -> None:
+def test_anchors_inside_the_image_are_labeled_as_in_a_loop() -> None:
     generator = torch.Generator().manual_seed(3)
     model = detector("resnet8", **ANCHORS, anchors_inside=True)
-    sizes = [(96, 128), (104, 96)]  # in one batch, so that each is less than what it is padded to
+    sizes = [(96, 128), (104, 96)]  # in one batch, both padded
     batch = ImageList(torch.zeros(2, 3, 104, 128), sizes)
     with torch.no_grad():
         anchors = model.rpn.anchor_generator(batch, list(model.backbone(batch.tensors).values()))
@@ -69,8 +69,8 @@ def test_proposals_learn_from_anchors_inside_the_image_as_a_loop_finds_them() ->
     assert positive >= 12 and ignored > 500 and not torch.equal(torch.cat(usual), torch.cat(labels))
 
 
-def test_the_best_anchor_of_an_object_is_the_best_of_those_inside() -> None:
-    """Of 34 x 16 px, at multiples of 2: the best of all, from -1 to 33, crosses the border."""
+def test_the_best_anchor_of_an_object_is_inside_the_image() -> None:
+    """Anchors of 34 x 16 px at multiples of 2: the best one, from -1 to 33, crosses the border."""
     model = detector("resnet8", **{**ANCHORS, "anchors": (24,), "ratios": (0.5,)}, anchors_inside=True)
     batch = ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)])
     with torch.no_grad():
@@ -79,8 +79,8 @@ def test_the_best_anchor_of_an_object_is_the_best_of_those_inside() -> None:
     assert anchors[label == 1][:, 0].tolist() == [1.0] * int((label == 1).sum()) and (label == 1).any()
 
 
-def test_the_loss_of_proposals_has_no_gradient_at_anchors_across_the_border() -> None:
-    """Of the bias of each anchor's objectness: those too large for the image learn nothing, as they do otherwise."""
+def test_cross_boundary_anchors_have_no_gradient() -> None:
+    """The gradient of the objectness bias is 0 for anchors too large for the image, only with anchors_inside."""
     images = pictures((96, 128))
     targets = [target(images[0], (2.0, 2.0, 40.0, 40.0))]
     grads = {}
@@ -94,7 +94,7 @@ def test_the_loss_of_proposals_has_no_gradient_at_anchors_across_the_border() ->
     assert (grads[True][:, 1] == 0).all() and (grads[True][:, 0] != 0).any() and (grads[False][:, 1] != 0).any()
 
 
-def test_an_image_that_no_anchor_fits_teaches_proposals_nothing() -> None:
+def test_an_image_without_inside_anchors_has_no_proposal_loss() -> None:
     model = detector(
         "resnet8", **{**ANCHORS, "min_size": 48, "max_size": 160, "anchors": (44,), "ratios": (4.0,)}, anchors_inside=True
     )
@@ -107,8 +107,8 @@ def test_an_image_that_no_anchor_fits_teaches_proposals_nothing() -> None:
         assert total.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_background_begins_where_it_is_told_as_a_loop_finds_it() -> None:
-    """Fast R-CNN, section 2.3: from 0.5 of the class of the best object, from `background` on background, below neither."""
+def test_background_regions_are_labeled_as_in_a_loop() -> None:
+    """Fast R-CNN, section 2.3: from IoU 0.5, the best object's class; from `background`, background; below, ignored."""
     generator = torch.Generator().manual_seed(4)
     regions = [boxes(200, 128, 96, generator) for _ in range(3)]
     truth = [boxes(4, 128, 96, generator), boxes(1, 128, 96, generator), torch.zeros(0, 4)]
@@ -145,8 +145,8 @@ def test_anchors_are_the_same_in_bf16() -> None:
     assert all(torch.equal(each, seen[0]) for each in seen) and seen[1].dtype == torch.float32
 
 
-def test_the_papers_rules_and_pooling_go_with_bf16() -> None:
-    """As processors and GPUs train that compute in it: the losses are those of float32, but for rounding."""
+def test_the_papers_rules_and_pooling_work_in_bf16() -> None:
+    """The losses equal those of float32 up to rounding."""
     images = pictures((96, 128), (104, 96))
     truth = [target(images[0], (8.0, 8.0, 60.0, 60.0)), target(images[1], (20.0, 30.0, 50.0, 90.0))]
     losses = {}
@@ -160,13 +160,13 @@ def test_the_papers_rules_and_pooling_go_with_bf16() -> None:
         assert loss.item() == pytest.approx(losses[False][name].item(), rel=0.1), name
 
 
-def test_what_is_off_is_unset() -> None:
-    """So that recipes from before these settings keep their hash."""
+def test_disabled_settings_are_unset() -> None:
+    """Recipes without these settings keep their hash."""
     off = detector("resnet8", background=0, anchors_inside=False).settings
     assert off == detector("resnet8").settings
     assert not {"background", "anchors_inside"} & set(off.model_dump(mode="json", exclude_none=True))
     with pytest.raises(
-        UserError, match=r"detector: no anchor fits .* min_size=32: take smaller ones, or set detector\.anchors_inside=false"
+        UserError, match=r"detector: no anchor fits .* min_size=32: use smaller anchors, or set detector\.anchors_inside=false"
     ):
         create_detector("resnet8", 2, min_size=32, max_size=64, anchors=(32, 64), anchors_inside=True)
     with pytest.raises(UserError, match=r"detector\.background: Input should be less than 0\.5"):

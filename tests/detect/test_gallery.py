@@ -1,4 +1,4 @@
-"""Pictures of mistakes: which files there are, and that the boxes are drawn where they belong."""
+"""Pictures of mistakes: files and positions of boxes."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def near(picture: Image.Image, x: float, y: float, color: tuple[int, int, int]) 
     return bool((np.abs(part - color).max(axis=2) < 60).any())
 
 
-def test_a_gallery_shows_each_mistake_where_it_is(tmp_path: Path) -> None:
+def test_a_gallery_shows_each_mistake_at_its_position(tmp_path: Path) -> None:
     some = images(tmp_path)
     given = [
         {"boxes": [TRUE, SEEN], "labels": [1, 1], "scores": [0.9, 0.95]},
@@ -59,7 +59,7 @@ def test_a_gallery_shows_each_mistake_where_it_is(tmp_path: Path) -> None:
     assert near(crop, 2 * (SEEN[0] - 80), 2 * 60, FOUND) and near(crop, 2 * (TRUE[2] - 80), 2 * 60, TRUTH)
 
 
-def test_a_gallery_of_nothing_wrong_is_empty(tmp_path: Path) -> None:
+def test_a_gallery_without_mistakes_is_empty(tmp_path: Path) -> None:
     some = images(tmp_path)[1:]
     matches = match([some[0].objects], [{"boxes": np.zeros((0, 4)), "labels": [], "scores": []}], ["cell"])
     assert save_gallery(tmp_path / "run", some, matches) == []
@@ -67,7 +67,7 @@ def test_a_gallery_of_nothing_wrong_is_empty(tmp_path: Path) -> None:
         save_gallery(tmp_path / "run", some * 2, matches)
 
 
-def test_boxes_over_the_edge_and_of_a_point_are_drawn(tmp_path: Path) -> None:
+def test_boxes_across_the_border_and_points_are_drawn(tmp_path: Path) -> None:
     some = images(tmp_path)[1:]
     given = {"boxes": [(230, 150, 240, 160), (0, 0, 0, 0)], "labels": [1, 1], "scores": [0.5, 0.5]}
     some = [BoxImage(some[0].path, "b", 160, 240, Objects.of([(230, 150, 240, 160)], [1]))]

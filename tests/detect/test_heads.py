@@ -1,4 +1,4 @@
-"""One look at images for what is found and for its losses; which RoIAlign runs."""
+"""Detections and losses in one pass; which RoIAlign implementation runs."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def _as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("net", "options"), KINDS, ids=["c4", "c4 with masks", "pyramid with masks"])
-def test_one_look_gives_what_is_found_and_the_losses(net: str, options: dict) -> None:
+def test_detections_and_losses_in_one_pass(net: str, options: dict) -> None:
     model, images = detector(net, **options), pictures((48, 64), (56, 40))
     targets = [target(images[0], (5, 5, 30, 30), (10, 10, 50, 40)), target(images[1], (3, 3, 20, 20))]
     with torch.no_grad():
@@ -39,10 +39,10 @@ def test_one_look_gives_what_is_found_and_the_losses(net: str, options: dict) ->
 
 @pytest.mark.parametrize(("net", "options"), KINDS, ids=["c4", "c4 with masks", "pyramid with masks"])
 @pytest.mark.parametrize("warn_only", [True, False])
-def test_regions_are_pooled_by_the_kernel_unless_determinism_is_strict(
+def test_roi_align_uses_the_kernel_unless_determinism_is_strict(
     net: str, options: dict, warn_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchvision takes its compiled version in Python where it sees the flag, on a GPU."""
+    """On a GPU, torchvision uses its compiled Python version if deterministic algorithms are enabled."""
     seen = []
     for place in PLACES:
         kernel = place.roi_align

@@ -1,4 +1,4 @@
-"""The improvements at test time, each against a direct and slow version: region by region, class by class, loop by loop."""
+"""The test-time improvements, each against a slow version with loops over regions and classes."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from detect.small import detector, pictures
 from reslearn import UserError
 from reslearn.detect import Detector, detect, improvements
 from reslearn.detect.heads import box_voting
-from reslearn.detect.improvements import adjacent, look, propose
+from reslearn.detect.improvements import adjacent, propose, scaled_view
 
 SIZES = ((40, 56), (48, 32))
 SCALES = (24, 32, 48)
-REGION = 20  # px: regions here are small, and so is the size they should come nearest to
-OF = 48  # px: the shorter side that it is of; other detectors' in proportion
+REGION = 20  # px: the regions of these tests are small
+SIDE = 48  # px: the shorter side that REGION refers to
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -30,8 +30,8 @@ def voted(box: list[float], all_: list[tuple[float, list[float]]]) -> list[float
 
 
 def one_view(model: Detector, image: Tensor, side: int, box: Tensor) -> Tensor:
-    """The feature of one region at one scale: pooled alone, with the whole image's beside it where there is context."""
-    view, heads = look(model, image, side), model.roi_heads
+    """The features of one region at one scale, pooled alone; with context, the whole image's features are appended."""
+    view, heads = scaled_view(model, image, side), model.roi_heads
     (h, w), (height, width) = view.shape, view.original
     here = box * torch.tensor([w / width, h / height, w / width, h / height])
     own = heads.box_head(heads.box_roi_pool(view.features, [here[None]], [view.shape]))
@@ -47,10 +47,10 @@ def feature(model: Detector, image: Tensor, box: Tensor, scales: tuple[int, ...]
     side = ((box[2] - box[0]) * (box[3] - box[1])).sqrt()
     height, width = image.shape[-2:]
     sizes = []
-    for scale in scales:  # as the image is really scaled, sides rounded down to whole pixels
-        h, w = look(model, image, scale).shape
+    for scale in scales:  # actual sizes, rounded down to whole pixels
+        h, w = scaled_view(model, image, scale).shape
         sizes.append(side * (h * w / (height * width)) ** 0.5)
-    nearest = REGION * model.settings.min_size / OF
+    nearest = REGION * model.settings.min_size / SIDE
     lower = max([i for i, size in enumerate(sizes[:-1]) if size < nearest], default=0)
     pair = [one_view(model, image, scales[i], box) for i in (lower, lower + 1)]
     return torch.tensor([max(a, b) for a, b in zip(*(p.tolist() for p in pair), strict=True)])
@@ -60,7 +60,7 @@ def slow(models: list[Detector], image: Tensor, refinement: bool, scales: tuple[
     """(label, score, box), best first."""
     height, width = image.shape[-2:]
 
-    def judge(box: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(box: Tensor) -> tuple[Tensor, Tensor]:
         each = []
         for model in models:
             logits, deltas = model.roi_heads.box_predictor(feature(model, image, box, scales)[None])
@@ -74,13 +74,13 @@ def slow(models: list[Detector], image: Tensor, refinement: bool, scales: tuple[
     def clipped(box: Tensor) -> Tensor:
         return torch.tensor([min(max(v, 0), limit) for v, limit in zip(box.tolist(), (width, height) * 2, strict=True)])
 
-    proposals = [box for model in models for box in propose(model, look(model, image))]
-    judged = [judge(box) for box in proposals]
+    proposals = [box for model in models for box in propose(model, scaled_view(model, image))]
+    predictions = [predict(box) for box in proposals]
     if refinement:
-        judged += [judge(clipped(boxes[scores[1:].argmax() + 1])) for scores, boxes in judged]
+        predictions += [predict(clipped(boxes[scores[1:].argmax() + 1])) for scores, boxes in predictions]
     found = []
-    for label in range(1, len(judged[0][0])):
-        of_class = [(scores[label].item(), clipped(boxes[label]).tolist()) for scores, boxes in judged]
+    for label in range(1, len(predictions[0][0])):
+        of_class = [(scores[label].item(), clipped(boxes[label]).tolist()) for scores, boxes in predictions]
         of_class = [(s, b) for s, b in of_class if s > models[0].settings.score and b[2] - b[0] >= 0.01 and b[3] - b[1] >= 0.01]
         kept: list[tuple[float, list[float]]] = []
         for score, box in sorted(of_class, reverse=True):
@@ -97,11 +97,11 @@ def slow(models: list[Detector], image: Tensor, refinement: bool, scales: tuple[
     ids=["plain", "refinement", "scales", "ensemble", "all"],
 )
 @torch.no_grad()
-def test_each_improvement_is_what_a_slow_version_gives(
+def test_each_improvement_equals_a_slow_version(
     refinement: bool, scales: tuple[int, ...], ensemble: int, context: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(improvements, "REGION", REGION)
-    monkeypatch.setattr(improvements, "PAPER_SIDE", OF)
+    monkeypatch.setattr(improvements, "PAPER_SIDE", SIDE)
     models = [detector(seed=seed, context=context, proposals=(60, 6)) for seed in range(ensemble)]
     for image in pictures(*SIZES):
         (found,) = detect(models, [image], refinement=refinement, scales=scales)
@@ -112,13 +112,13 @@ def test_each_improvement_is_what_a_slow_version_gives(
         torch.testing.assert_close(found["boxes"], torch.tensor([box for _, _, box in expected]), rtol=1e-3, atol=1e-2)
 
 
-def test_regions_go_to_the_scales_next_to_the_ideal() -> None:
+def test_regions_use_the_scales_next_to_the_ideal() -> None:
     sides = torch.tensor([1000.0, 300.0, 150.0, 100.0, 10.0])
     boxes = torch.stack([sides * 0, sides * 0, sides * 2, sides / 2], 1)
     assert adjacent([0.5, 1.0, 2.0, 4.0], boxes).tolist() == [0, 0, 1, 2, 2]
 
 
-def test_voting_is_the_weighted_mean_of_what_overlaps_in_the_class() -> None:
+def test_box_voting_is_the_weighted_mean_of_overlapping_boxes_of_the_class() -> None:
     torch.manual_seed(0)
     corner = torch.rand(40, 2) * 20
     boxes = torch.cat([corner, corner + 10 + torch.rand(40, 2) * 10], 1)
@@ -131,11 +131,11 @@ def test_voting_is_the_weighted_mean_of_what_overlaps_in_the_class() -> None:
 
 
 @torch.no_grad()
-def test_an_ensemble_of_twins_finds_what_one_finds() -> None:
-    """The frame's own path against that of the improvements, with every proposal there twice."""
+def test_an_ensemble_of_twins_equals_the_single_model() -> None:
+    """The detector's own path against that of the improvements, with duplicate proposals."""
     for options in ({}, {"masks": True}, {"kind": "fpn", "masks": True}):
         model = detector(**options)
-        for image in pictures((64, 96), (64, 64)):  # one by one: in a batch, what pads the smaller changes its border
+        for image in pictures((64, 96), (64, 64)):  # one by one: in a batch, padding changes the border
             (one,), (two,) = model([image]), detect([model, model], [image])
             assert one.keys() == two.keys() and len(one["boxes"]) > 3
             for key in one:
@@ -153,11 +153,11 @@ def test_ensembles_of_different_mask_heads_and_images_without_detections() -> No
         assert found["boxes"].shape == (0, 4) and found["masks"].shape == (0, 1, 40, 56)
 
 
-def test_what_does_not_go_together_is_one_line() -> None:
+def test_incompatible_models_and_scales_are_rejected() -> None:
     model, images = detector(), pictures((32, 32))
-    with pytest.raises(UserError, match="know the same classes"):
+    with pytest.raises(UserError, match="must have the same classes"):
         detect([model, detector(classes=2)], images)
-    with pytest.raises(UserError, match="all have masks, or none"):
+    with pytest.raises(UserError, match="must all have masks, or none"):
         detect([model, detector(masks=True)], images)
     with pytest.raises(UserError, match=r"scales=\(32,\): must be two or more"):
         detect(model, images, scales=(32,))

@@ -1,4 +1,4 @@
-"""Training with masks: a set of real items pasted on a real photo, from its polygons to the mask AP of a run."""
+"""Training with masks: a set of real items pasted on a photo, from polygons to the mask AP of a run."""
 
 import json
 import shutil
@@ -28,30 +28,15 @@ from reslearn.report import write
 SIDE = 64
 IMAGES = {"train": 8, "val": 3, "test": 3}
 TINY = [
-    "detector.masks=true",
-    "detector.min_size=64",
-    "detector.max_size=64",
-    "detector.roi_size=4",
-    "detector.regions=8",
-    "detector.anchors=[16,32]",
-    "detector.ranked=[100,60]",
-    "detector.proposals=[60,20]",
-    "detector.score=0",
-    "detector.detections=10",
-    "batch.size=2",
-    "data.workers=0",
-    "schedule.steps=24",
-    "schedule.lr=0.01",
-    "schedule.shape=cosine",
-    "schedule.warmup=0",
-    "log.every=6",
-    "evaluate.every=24",
-    "data.flip=none",
-]
+    "detector.masks=true", "detector.min_size=64", "detector.max_size=64", "detector.roi_size=4", "detector.regions=8",
+    "detector.anchors=[16,32]", "detector.ranked=[100,60]", "detector.proposals=[60,20]", "detector.score=0",
+    "detector.detections=10", "batch.size=2", "data.workers=0", "data.flip=none", "schedule.steps=24", "schedule.lr=0.01",
+    "schedule.shape=cosine", "schedule.warmup=0", "log.every=6", "evaluate.every=24",
+]  # fmt: skip
 
 
 def photos(folder: Path) -> list[Path]:
-    """Four parts of the photo that comes with matplotlib."""
+    """Four parts of a photo shipped with matplotlib."""
     with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as photo:
         width, height = photo.width // 2, photo.height // 2
         corners = [(x, y) for y in (0, height) for x in (0, width)]
@@ -72,7 +57,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.*"))}
 
 
-def test_the_seed_decides_the_set(pasted: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_set(pasted: Path, tmp_path: Path) -> None:
     files = photos(tmp_path / "photos")
     again, other = (pasting.paste(tmp_path / f"{seed}", files, IMAGES, side=SIDE, seed=seed) for seed in (0, 1))
     assert tree(again) == tree(pasted)
@@ -86,9 +71,9 @@ def test_no_item_is_in_two_splits() -> None:
     assert not own[0] & own[1] and not own[0] & own[2] and not own[1] & own[2]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
-def test_polygons_drawn_by_the_coco_api_are_what_is_seen(tmp_path: Path) -> None:
-    """Against pycocotools, and against the pixels: where nothing is said to lie, the image is the photo."""
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in pycocotools
+def test_polygons_match_the_pixels(tmp_path: Path) -> None:
+    """Against pycocotools, and against the pixels: outside the masks, the image is the background."""
     numbers, stock = np.random.default_rng(3), pasting.items("test", slice(0, 40))
     ground = Image.fromarray(np.full((200, 200, 3), (9, 8, 7), np.uint8))
     for _ in range(12):
@@ -101,14 +86,14 @@ def test_polygons_drawn_by_the_coco_api_are_what_is_seen(tmp_path: Path) -> None
             assert np.array_equal(coco_masks.decode(runs), whole) and whole.sum() <= 1.05 * mask.sum()
             assert entry["area"] == coco_masks.area(runs) and entry["bbox"] == coco_masks.toBbox(runs).tolist()
             covered += mask
-        assert covered.max() == 1, "no pixel is two items'"
+        assert covered.max() == 1, "no pixel belongs to two items"
         near = np.zeros((SIDE, SIDE), int)
-        for down, right in np.ndindex(5, 5):  # what bicubic edges reach beyond the mask
+        for down, right in np.ndindex(5, 5):  # bicubic edges reach beyond the mask
             near |= np.pad(covered, 2)[down : down + SIDE, right : right + SIDE]
         assert (pixels[near == 0] == (9, 8, 7)).all() and (pixels[covered == 1] != (9, 8, 7)).any(axis=1).mean() > 0.99
 
 
-def test_outlines_of_parts_that_touch_of_holes_and_of_the_whole_image() -> None:
+def test_outlines_of_touching_parts_holes_and_the_whole_image() -> None:
     diagonal = np.eye(3, dtype=bool)
     found, holes = pasting.outlines(diagonal)
     assert len(found) == 3 and all(len(each) == 4 for each in found) and not holes
@@ -118,15 +103,15 @@ def test_outlines_of_parts_that_touch_of_holes_and_of_the_whole_image() -> None:
     whole, _ = pasting.outlines(np.ones((4, 6), bool))
     assert whole[0].tolist() == [[0, 0], [6, 0], [6, 4], [0, 4]]
     numbers = np.random.default_rng(0)
-    for _ in range(20):  # noise: every kind of corner there is
+    for _ in range(20):  # noise has every kind of corner
         mask = numbers.random((9, 11)) < 0.5
         found, holes = pasting.outlines(mask)
         again = draw(tuple(each.astype(float) for each in found), 9, 11)
         assert (again | mask == again).all() and (holes or np.array_equal(again, mask))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' own code
-def test_the_set_is_sound_and_coco_reads_the_same(pasted: Path) -> None:
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in pycocotools
+def test_the_set_is_valid_and_pycocotools_reads_the_same(pasted: Path) -> None:
     splits = open_boxes(pasted)  # bad="fail"
     for name, split in splits.items():
         oracle = COCO(str(pasted / "annotations" / f"instances_{name}.json"))
@@ -138,25 +123,25 @@ def test_the_set_is_sound_and_coco_reads_the_same(pasted: Path) -> None:
             assert masks.sum((1, 2)).tolist() == image.objects.areas.tolist()
 
 
-def test_masks_turn_with_the_pixels(pasted: Path) -> None:
-    """A view's mask, turned as its pixels are, is the one that is drawn of the image as it lies; its box is the mask's."""
+def test_masks_are_flipped_with_the_pixels(pasted: Path) -> None:
+    """A flipped view has the flipped mask and its bounding box."""
     source = BoxSource(open_boxes(pasted)["train"], flip="both", masks=True)
-    ways = set()
+    flips = set()
     for epoch in range(4):
         indices = torch.arange(len(source))
         views, targets = source.train_batch(Draws(1, torch.full_like(indices, epoch), indices))
         for i, (view, target) in enumerate(zip(views, targets, strict=True)):
             image, straight = source[i]
-            axes = next(way for way in ((), (1,), (2,), (1, 2)) if torch.equal(view, image.flip(way)))
-            ways.add(axes)
+            axes = next(axes for axes in ((), (1,), (2,), (1, 2)) if torch.equal(view, image.flip(axes)))
+            flips.add(axes)
             assert torch.equal(target["masks"], straight["masks"].flip(axes))
             for mask, box in zip(target["masks"].numpy(), target["boxes"].tolist(), strict=True):
                 rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
                 assert box == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    assert len(ways) == 4
+    assert len(flips) == 4
 
 
-def test_a_run_with_masks_learns_and_reports_their_ap(pasted: Path, tmp_path: Path) -> None:
+def test_a_run_with_masks_learns_and_reports_mask_ap(pasted: Path, tmp_path: Path) -> None:
     run = train(pasted, model="resnet18", settings=TINY, seed=0, out=tmp_path / "run", quiet=True, task="detect")
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "train"]
@@ -176,17 +161,17 @@ def test_a_run_with_masks_learns_and_reports_their_ap(pasted: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("shift", [0, 24])
-def test_mask_ap_judges_masks_and_box_ap_boxes(shift: int, pasted: Path) -> None:
-    """A detector that is always right about boxes; its masks are the objects' own, or lie elsewhere."""
+def test_mask_ap_evaluates_masks_and_box_ap_boxes(shift: int, pasted: Path) -> None:
+    """A detector with perfect boxes, and with perfect or shifted masks."""
     source = BoxSource(open_boxes(pasted)["val"], masks=True)
-    judged = validate_split(_Knowing(source, shift), source, "fp32", 0, lambda done: None)  # type: ignore[arg-type]
-    assert judged.masks is not None and coco(judged.boxes)["AP"] == pytest.approx(100)
-    assert coco(judged.masks)["AP50"] == (pytest.approx(100) if not shift else pytest.approx(0, abs=20))
-    assert all(found.masks is None for found in judged.boxes.found), "masks are not kept"
+    result = validate_split(_Oracle(source, shift), source, "fp32", 0, lambda done: None)  # type: ignore[arg-type]
+    assert result.masks is not None and coco(result.boxes)["AP"] == pytest.approx(100)
+    assert coco(result.masks)["AP50"] == (pytest.approx(100) if not shift else pytest.approx(0, abs=20))
+    assert all(found.masks is None for found in result.boxes.found), "masks are not kept"
 
 
-class _Knowing(torch.nn.Module):
-    """Finds the objects of each image of a split in turn."""
+class _Oracle(torch.nn.Module):
+    """Returns the objects of each image of a split in turn."""
 
     def __init__(self, source: BoxSource, shift: int) -> None:
         super().__init__()
@@ -200,7 +185,7 @@ class _Knowing(torch.nn.Module):
         return [{**target, "scores": torch.ones(len(masks)), "masks": masks}], {"loss_mask": torch.tensor(1.0)}
 
 
-def test_held_out_objects_without_a_mask_are_refused_before_training(pasted: Path, tmp_path: Path) -> None:
+def test_test_objects_without_a_mask_are_rejected_before_training(pasted: Path, tmp_path: Path) -> None:
     shutil.copytree(pasted, tmp_path / "set")
     file = tmp_path / "set" / "annotations" / "instances_test.json"
     document = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Recipes of detectors: chosen from the data, the paper's, files and settings."""
+"""Recipes of detectors: the default, the paper's, files and settings."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def chosen(splits: AnnotatedSet, *settings: str, recipe: str | Path | None = Non
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models to start from that are not there: a/NET is one of this network."""
+    """Fake initial models: a/NET is one of this network."""
     view = Preprocessing(channels=3, size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
     monkeypatch.setattr(resolve, "read_card", lambda path: Card(net=Path(path).name, classes=("a", "b"), preprocessing=view))
 
@@ -45,7 +45,7 @@ def test_every_named_recipe_is_valid(splits: AnnotatedSet, name: str, kind: str)
     assert recipe.name == name and recipe.detector.kind == kind and recipe.detector.batch_norm == "live"
 
 
-def test_the_papers_numbers(splits: AnnotatedSet) -> None:
+def test_the_papers_hyperparameters(splits: AnnotatedSet) -> None:
     coco, voc = (made(splits, recipe=name) for name in ("coco-paper", "voc-paper"))
     assert (coco.schedule.steps, coco.schedule.lr, coco.batch.size, coco.schedule.drops) == (320_000, 1e-3, 8, (0.75,))
     assert coco.detector.anchors == (64, 128, 256, 512) and voc.detector.anchors == (128, 256, 512)
@@ -62,21 +62,21 @@ def test_the_papers_rules_for_anchors_background_and_vgg(splits: AnnotatedSet, n
     for name, background in (("voc-paper", 0.1), ("voc-paper-4step", 0.1), ("coco-paper", None)):
         d = made(splits, recipe=name, init=f"a/{net}").detector
         assert (d.background, d.anchors_inside, d.frozen) == (background, True, frozen)
-        assert made(splits, recipe=name, net=net).detector.frozen == 0, "new layers are all trained"
+        assert made(splits, recipe=name, net=net).detector.frozen == 0, "no layer of a new network is frozen"
         assert made(splits, "detector.frozen=0", recipe=name, init=f"a/{net}").detector.frozen == 0
     assert {"background", "anchors_inside"}.isdisjoint(made(splits).model_dump(exclude_none=True)["detector"])
 
 
-def test_the_default_is_chosen_from_the_boxes(splits: AnnotatedSet) -> None:
+def test_the_default_depends_on_the_boxes(splits: AnnotatedSet) -> None:
     recipe, chose = chosen(splits)
     d = recipe.detector
-    assert d.min_size == 48, "no larger than the images"
+    assert d.min_size == 48, "not larger than the images"
     assert all(12 <= side <= 28 for side in d.anchors), "objects have 14 to 25 px"
     assert all(big >= small * 7 / 6 for small, big in zip(d.anchors, d.anchors[1:], strict=False))
     assert len(chose) >= 4 and "IoU >= 0.5" in " ".join(chose)
 
 
-def test_anchors_are_chosen_for_the_size_that_is_asked_for(splits: AnnotatedSet) -> None:
+def test_anchors_are_fitted_to_the_given_size(splits: AnnotatedSet) -> None:
     usual, twice = made(splits).detector.anchors, made(splits, "detector.min_size=96").detector
     assert twice.anchors[-1] == pytest.approx(2 * usual[-1], abs=2) and twice.max_size >= 96
 
@@ -101,9 +101,9 @@ def test_files_and_settings(splits: AnnotatedSet, tmp_path: Path) -> None:
         (["alternate=[1,1]"], "--set alternate=[1,1]: alternate: takes 4 values (not [1, 1])"),
         (["alternate=[]"], "alternate: takes 4 values (not [])"),
         (["detector.max_size=20"], "below min_size"),
-        (["detector.frozen=2"], "give it as well"),
+        (["detector.frozen=2"], "set net.init"),
         (["net.frozen=1"], "net.frozen"),
-        (["optimizer.backbone_lr=0.1"], "for classification"),
+        (["optimizer.backbone_lr=0.1"], "does not apply to detection"),
         (["loss.label_smoothing=0.1"], "no key 'loss.label_smoothing'"),
         (["execution=captured"], "execution"),
         (["data.bad=maybe"], "data.bad"),
@@ -112,13 +112,13 @@ def test_files_and_settings(splits: AnnotatedSet, tmp_path: Path) -> None:
         (["schedule.shape=plateau", "schedule.warmup=0", "data.val=0"], "plateau needs a validation set"),
     ],
 )
-def test_what_does_not_apply_is_said_in_one_line(splits: AnnotatedSet, settings: list[str], words: str) -> None:
+def test_invalid_settings_are_rejected(splits: AnnotatedSet, settings: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
         made(splits, *settings)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_without_a_base_is_told_the_usual_one(splits: AnnotatedSet, tmp_path: Path) -> None:
+def test_a_file_without_a_base_gets_a_suggestion(splits: AnnotatedSet, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("seed = 1\n")
     with pytest.raises(UserError, match='such as base = "detect-default"'):
@@ -126,7 +126,7 @@ def test_a_file_without_a_base_is_told_the_usual_one(splits: AnnotatedSet, tmp_p
 
 
 @pytest.mark.usefixtures("start")
-def test_a_trained_backbones_statistics_are_averaged_anew_where_it_has_any_and_they_are_frozen(splits: AnnotatedSet) -> None:
+def test_precise_bn_is_set_for_a_trained_backbone_with_frozen_bn(splits: AnnotatedSet) -> None:
     def images(net: str, *settings: str, start: bool = True) -> int | None:
         return made(splits, *settings, net=net, init=f"a/{net}" if start else None).precise_bn
 
@@ -135,33 +135,33 @@ def test_a_trained_backbones_statistics_are_averaged_anew_where_it_has_any_and_t
     assert images("resnet18", "detector.batch_norm=live") is None
 
 
-def test_a_pyramid_takes_an_anchor_a_level(splits: AnnotatedSet) -> None:
-    with pytest.raises(UserError, match=r"detector\.anchors: a pyramid on resnet18 has 5 levels, an anchor each, not 3"):
+def test_a_pyramid_needs_one_anchor_per_level(splits: AnnotatedSet) -> None:
+    with pytest.raises(UserError, match=r"detector\.anchors: a pyramid on resnet18 needs 5, one per level, not 3"):
         made(splits, "detector.kind=fpn", "detector.anchors=[8,16,32]", net="resnet18")
     assert len(made(splits, "detector.kind=fpn", "detector.anchors=[8,16,32,64,128]", net="resnet18").detector.anchors) == 5
 
 
-def test_images_of_which_nothing_would_be_left_are_refused(splits: AnnotatedSet, tmp_path: Path) -> None:
+def test_elongated_images_are_rejected(splits: AnnotatedSet, tmp_path: Path) -> None:
     thin = open_set(boxed.shapes(tmp_path / "set", images=2, size=(30, 2000)), "train", "fail")
     with pytest.raises(UserError, match=r"train-0\.\w+: 2000 x 30 px: too elongated"):
         made(thin, "detector.min_size=16", "detector.max_size=32", "detector.anchors=[16]")
     assert made(thin, "detector.min_size=32", "detector.max_size=128", "detector.anchors=[16]")
 
 
-def test_epochs_are_said_to_be_chosen_where_they_are(splits: AnnotatedSet) -> None:
-    def said(*settings: str) -> bool:
+def test_epochs_are_reported_if_they_are_chosen(splits: AnnotatedSet) -> None:
+    def reported(*settings: str) -> bool:
         return " epochs: 8 images" in " ".join(chosen(splits, *settings)[1])
 
-    assert said() and not said("schedule.steps=5") and not said("schedule.epochs=5")
+    assert reported() and not reported("schedule.steps=5") and not reported("schedule.epochs=5")
 
 
 @pytest.mark.usefixtures("start")
 @pytest.mark.parametrize(
     ("init", "line"),
-    [(None, "lr 0.02: the backbone is trained from scratch"), ("a/resnet18", "lr 0.005: the backbone has been trained")],
+    [(None, "lr 0.02: the backbone is trained from scratch"), ("a/resnet18", "lr 0.005: the backbone is pretrained")],
 )
-def test_the_lr_is_said_to_be_chosen_where_it_is(splits: AnnotatedSet, init: str | None, line: str) -> None:
-    def said(*settings: str) -> list[str]:
-        return [each for each in chosen(splits, *settings, init=init)[1] if each.startswith("lr ")]
+def test_the_lr_is_reported_if_it_is_chosen(splits: AnnotatedSet, init: str | None, line: str) -> None:
+    def reported(*settings: str) -> list[str]:
+        return [reason for reason in chosen(splits, *settings, init=init)[1] if reason.startswith("lr ")]
 
-    assert said()[0].startswith(line) and len(said()) == 1 and not said("schedule.lr=0.01")
+    assert reported()[0].startswith(line) and len(reported()) == 1 and not reported("schedule.lr=0.01")

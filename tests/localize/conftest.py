@@ -1,4 +1,4 @@
-"""A set that is easy to learn, and what has learned it."""
+"""An easy data set, and a run on it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has come to its end."""
+    """A finished run."""
     folder = tmp_path_factory.mktemp("run") / "whole"
     train(shapes, folder)
     return folder

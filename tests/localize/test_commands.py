@@ -1,4 +1,4 @@
-"""reslearn localize, as it is called: from cut windows to errors; stopped and killed runs; mistakes."""
+"""The localize commands: training, evaluation and errors."""
 
 import json
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def edit(file: Path, change: Callable[[Any], None]) -> None:
 
 @pytest.fixture(scope="module")
 def given(run: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Paths for commands: models, sets, and sets that something is wrong with."""
+    """Paths for commands: models, sets and invalid sets."""
     root = tmp_path_factory.mktemp("sets")
-    found = {name: write_set(root / name, {"train": 2, "test": 2}) for name in ("unsound", "others", "single", "mixed")}
+    found = {name: write_set(root / name, {"train": 2, "test": 2}) for name in ("invalid", "others", "single", "mixed")}
     found |= {"alone": write_set(root / "alone", {"train": 2}), "tested": write_set(root / "tested", {"test": 2})}
     found["val"] = write_set(root / "val", {"train": 8, "val": 4})
 
@@ -51,9 +51,7 @@ def given(run: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for key in ("images", "annotations", "categories"):
             del document[key][1]
 
-    edit(
-        found["unsound"] / "test" / "_annotations.coco.json", lambda document: document["annotations"][0].update(bbox=[1, 1, 0, 9])
-    )
+    edit(found["invalid"] / "test" / "_annotations.coco.json", lambda file: file["annotations"][0].update(bbox=[1, 1, 0, 9]))
     for split in ("train", "test"):
         edit(found["others"] / split / "_annotations.coco.json", rename)
         edit(found["single"] / split / "_annotations.coco.json", keep_one)
@@ -66,7 +64,7 @@ def given(run: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return found | {"data": shapes, "run": run}
 
 
-def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
+def test_a_run_learns_to_localize(run: Path, shapes: Path) -> None:
     result = json.loads((run / "result.json").read_text())["last"]["test"]
     assert result["n"] == 30 and result["1-crop"]["true_class"]["error"] <= 30 and result["dense"]["true_class"]["error"] <= 15
     assert result["dense"]["top1"]["error"] >= result["dense"]["true_class"]["error"]
@@ -79,10 +77,10 @@ def test_it_learns_where_things_are(run: Path, shapes: Path) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 96
 
 
-def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> None:
-    """predict and errors against one image after the other, two scales, the better-scored box by hand."""
+def test_errors_match_a_loop_over_images(run: Path, shapes: Path) -> None:
+    """predict and errors against a loop over images and two scales."""
     model, data = load_localizer(run), open_boxes(shapes)["test"]
-    look = model.card.preprocessing
+    preprocessing = model.card.preprocessing
     truth = of_one_kind(data)
     for scales in (None, (32, 44)):
         scores, boxes = predict(model, data, scales)
@@ -90,11 +88,9 @@ def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> N
         for i, image in enumerate(data.images):
             found: dict[int, tuple[float, np.ndarray]] = {}
             for scale in scales or (None,):
-                view, back = view_of(image.pixels(), look, scale)
-                x = (
-                    torch.from_numpy(view.copy()).permute(2, 0, 1)[None].float() / 255 - torch.tensor(look.mean)[:, None, None]
-                ) / (torch.tensor(look.std)[:, None, None])
-                top, best = model.best(x)
+                view, back = view_of(image.pixels(), preprocessing, scale)
+                mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+                top, best = model.best((torch.from_numpy(view.copy()).permute(2, 0, 1)[None].float() / 255 - mean) / std)
                 for k in range(2):
                     box = best[0, k].numpy().astype(float)
                     box = np.array([(box[j] + back[j % 2]) * back[2 + j % 2] for j in range(4)])
@@ -112,38 +108,34 @@ def test_the_numbers_are_those_of_each_image_alone(run: Path, shapes: Path) -> N
         assert [numbers["true_class"]["error"], numbers["top1"]["error"]] == pytest.approx((100 * wrong.mean(axis=1)).tolist())
 
 
-def test_five_guesses_where_there_are_more_classes() -> None:
-    order = np.tile(np.arange(6, -1, -1), (2, 1))  # 6, 5, 4, 3, 2 are guessed
+def test_top5_with_more_than_5_classes() -> None:
+    order = np.tile(np.arange(6, -1, -1), (2, 1))  # the top 5 are 6, 5, 4, 3, 2
     boxes = np.tile([0.0, 0, 1, 1], (2, 7, 1))
     found = errors(order, boxes, Single(np.array([2, 1]), (boxes[0, :1], boxes[0, :1])), "abcdefg")
     assert [found[key]["error"] for key in ("true_class", "top1", "top5", "classification")] == [0, 100, 50, 100]
-    assert (
-        found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0, "interval": [0.0, 0.0]}
-        and found["per_class"][0]["error"] is None
-    )
+    assert found["per_class"][2] == {"class": "c", "n": 1, "error": 0.0, "interval": [0.0, 0.0]}
+    assert found["per_class"][0] == {"class": "a", "n": 0, "error": None, "interval": None}
 
 
-def test_classes_from_a_classifier_in_another_order(run: Path, shapes: Path, tmp_path: Path) -> None:
-    """A classifier that says square (its first class) for everything: right for every second image."""
+def test_a_classifier_with_another_class_order(run: Path, shapes: Path, tmp_path: Path) -> None:
+    """A classifier that always predicts square (its first class): correct for every second image."""
     model = reslearn.create("resnet8", 3)
     torch.nn.init.zeros_(model.fc.weight)
     model.fc.bias.data = torch.tensor([5.0, 1, 0])
     view = load_localizer(run).card.preprocessing
-    path = reslearn.save(
-        model, tmp_path / "c.safetensors", Card(net="resnet8", classes=("square", "other", "disc"), preprocessing=view)
-    )
+    card = Card(net="resnet8", classes=("square", "other", "disc"), preprocessing=view)
+    path = reslearn.save(model, tmp_path / "c.safetensors", card)
     result = evaluate(run, shapes, classifier=path)
     assert result["1-crop"]["classification"]["error"] == 50 and result["classes_from"] == str(path)
     squares = result["1-crop"]["per_class"][1]
     assert result["1-crop"]["top1"]["error"] == pytest.approx(50 + squares["error"] / 2)
-    other = reslearn.save(
-        reslearn.create("resnet8", 2), tmp_path / "o.safetensors", Card(net="resnet8", classes=("disc", "x"), preprocessing=view)
-    )
+    card = Card(net="resnet8", classes=("disc", "x"), preprocessing=view)
+    other = reslearn.save(reslearn.create("resnet8", 2), tmp_path / "o.safetensors", card)
     with pytest.raises(UserError, match="has no class 'square'"):
         evaluate(run, shapes, classifier=other)
 
 
-def test_training_sees_the_same_crops_whenever_it_looks(shapes: Path) -> None:
+def test_training_crops_are_reproducible(shapes: Path) -> None:
     data = open_boxes(shapes)["train"]
     one, two = LocalizeSource(data), LocalizeSource(data)
 
@@ -155,13 +147,15 @@ def test_training_sees_the_same_crops_whenever_it_looks(shapes: Path) -> None:
     second = batch(two, 9)
     assert torch.equal(first.pixels, second.pixels) and torch.equal(first.labels, second.labels)
     assert all(torch.equal(a, b) for a, b in zip(first.boxes, second.boxes, strict=True))
-    for pixels, boxes, label in zip(first.pixels, first.boxes, first.labels, strict=True):  # the box is where the color is
+    for pixels, boxes, label in zip(first.pixels, first.boxes, first.labels, strict=True):  # the box matches the color
         x1, y1, x2, y2 = boxes[0].round().int().tolist()
         color = pixels[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
         assert color.argmax() == {0: 0, 1: 2}[int(label)] and color.max() > 180
 
 
-def test_from_a_classifier_by_command(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
+def test_training_from_a_classifier_by_command(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
+) -> None:
     monkeypatch.chdir(tmp_path)
     view = VIEW
     reslearn.save(reslearn.create("plain8", 5), "c.safetensors", Card(net="plain8", classes=tuple("abcde"), preprocessing=view))
@@ -190,37 +184,31 @@ def set_(*settings: str) -> list[str]:
 
 TRAIN = ["train", "{data}", "--out", "o", "--model", "resnet8"]
 REFINE = ["train", "{data}", "--out", "o", "--recipe", "localize-regions"]
-MISTAKES = {
+ERRORS = {
     "no data": (["train", "--model", "resnet8"], "DATA is missing: reslearn localize train DATA"),
-    "another net": (
-        ["train", "{data}", "--out", "o", "--model", "resnet20", "--init", "{model}"],
-        "is a resnet8, not a",
-    ),
+    "another net": (["train", "{data}", "--out", "o", "--model", "resnet20", "--init", "{model}"], "is a resnet8, not a"),
     "jitter": ([*TRAIN, *set_("data.jitter=5")], "data.jitter: Input should be a valid tuple"),
     "small jitter": ([*TRAIN, *set_("data.jitter=[99,100]")], "must be two sizes in px, size <= low <= high"),
     "lr": ([*TRAIN, *set_("schedule.lr=0")], "schedule.lr"),
     "net": (["train", "{data}", "--out", "o", "--model", "resnt8"], "no network called 'resnt8'"),
-    "there": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "exists and is not an empty folder"),
-    "a run is there": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "already contains a run"),
-    "resume and more": (
-        ["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")],
-        "--model, --set cannot be combined",
-    ),
+    "existing folder": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "exists and is not an empty folder"),
+    "existing run": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "already contains a run"),
+    "resume and more": (["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")], "--model, --set cannot be combined"),
     "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
     "no test images": (["eval", "{run}", "{alone}"], "has no test or val images"),
     "policy": (["crops", "{data}", "-o", "o", "--bad-boxes", "dorp"], "'--bad-boxes': ", "'dorp' is not one of 'drop', 'fail'"),
-    "bad box, crops": (["crops", "{unsound}", "-o", "o"], "object 0: no area", "leave them out with --bad-boxes drop"),
-    "bad box": (["train", "{unsound}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {unsound} --fix COPY"),
-    "bad box, eval": (["eval", "{run}", "{unsound}"], "no area", "reslearn doctor {unsound} --fix COPY"),
-    "classes": (["eval", "{run}", "{others}"], "has a class that the model does not know: ", "'ring'"),
+    "bad box, crops": (["crops", "{invalid}", "-o", "o"], "object 0: no area", "leave these objects out: --bad-boxes drop"),
+    "bad box": (["train", "{invalid}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {invalid} --fix COPY"),
+    "bad box, eval": (["eval", "{run}", "{invalid}"], "no area", "reslearn doctor {invalid} --fix COPY"),
+    "classes": (["eval", "{run}", "{others}"], "has a class that the model lacks: ", "'ring'"),
     "split": (["eval", "{run}", "{data}", "--split", "tset"], "no split 'tset'; did you mean 'test'"),
     "key": ([*TRAIN, *set_("data.jiter=[32,48]")], "no key 'data.jiter'; did you mean 'data.jitter'?"),
     "localizer key": ([*TRAIN, *set_("localizer.anchor=1")], "no key 'localizer.anchor'; did you mean 'localizer.anchors'?"),
-    "no pair": ([*TRAIN, *set_("localizer.hidden")], "must have the form key=value"),
+    "no value": ([*TRAIN, *set_("localizer.hidden")], "must have the form key=value"),
     "count": ([*TRAIN, *set_("localizer.count=0")], "localizer.count: Input should be greater than or equal to 1"),
     "anchors and count": ([*TRAIN, *set_("localizer.anchors=[[8,8]]", "localizer.count=4")], "localizer.count does not apply"),
-    "anchors, none": ([*TRAIN, *set_("localizer.anchors=[]")], "localizer.anchors: Tuple should have at least 1 item"),
+    "no anchors": ([*TRAIN, *set_("localizer.anchors=[]")], "localizer.anchors: Tuple should have at least 1 item"),
     "overlaps": ([*TRAIN, *set_("localizer.iou=[0.7,0.3]")], "iou must be two overlaps, 0 < low <= high <= 1"),
     "stage": ([*TRAIN, *set_("stage=region")], "stage: Input should be 'proposals' or 'regions'; did you mean 'regions'?"),
     "proposals": ([*TRAIN, *set_("localizer.proposals=5")], "localizer.proposals applies to stage regions only"),
@@ -229,7 +217,7 @@ MISTAKES = {
     "frozen": (["train", "{data}", "--out", "o", "--init", "{model}", *set_("net.frozen=1")], "net.frozen"),
     "rate of the backbone": ([*TRAIN, *set_("optimizer.backbone_lr=0.1")], "optimizer.backbone_lr", "net.init"),
     "execution": ([*TRAIN, *set_("execution=captured")], "execution: Input should be 'auto', 'eager' or 'fused'"),
-    "plateau of nothing": ([*TRAIN, *set_("schedule.shape=plateau", "data.val=0")], "schedule.shape=plateau", "data.val"),
+    "plateau without val": ([*TRAIN, *set_("schedule.shape=plateau", "data.val=0")], "schedule.shape=plateau", "data.val"),
     "val twice": (["train", "{val}", "--out", "o", "--model", "resnet8", *set_("data.val=3")], "has its own val images"),
     "too many held out": ([*TRAIN, *set_("data.val=64")], "would hold out 64 of 64 images"),
     "long warm-up": (
@@ -245,7 +233,7 @@ MISTAKES = {
     "a net without a map": (["train", "{data}", "--out", "o", "--model", "densenet-bc-100-12"], "localization does not support"),
     "gray": (["train", "{data}", "--out", "o", "--init", "{gray}"], "{gray}", "gray", "color"),
     "init, nowhere": (["train", "{data}", "--out", "o", "--init", "nowhere"], "no model file or run folder called nowhere"),
-    "refine what": (REFINE, "--init"),
+    "refine without init": (REFINE, "--init"),
     "refine a classifier": ([*REFINE, "--init", "{model}"], "{model} is not a localizer"),
     "refine, the size": ([*REFINE, "--init", "{run}", *set_("data.size=64")], "data.size"),
     "refine, the crop": ([*REFINE, "--init", "{run}", *set_("data.crop_ratio=1")], "data.crop_ratio"),
@@ -258,12 +246,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_line(
     name: str, given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words, *said = MISTAKES[name]
+    words, *messages = ERRORS[name]
     code, _, err = run_cli("localize", *(word.format(**given) for word in words))
     assert code == 2, err
-    assert all(each.format(**given) in err for each in said) and err.count("\n") == 1 and not list(tmp_path.iterdir()), err
+    assert all(message.format(**given) in err for message in messages) and err.count("\n") == 1 and not list(tmp_path.iterdir()), (
+        err
+    )

@@ -1,4 +1,4 @@
-"""The pictures of a run and the shares by overlap, against the painted pixels and the rule for one image at a time."""
+"""The pictures of a run against painted pixels, and the shares by IoU against a loop over images."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from painted_sets import write_set
 from reslearn.data.boxes.box_set import BoxSet
 from reslearn.data.boxes.read import open_boxes
 from reslearn.detect.gallery import FOUND, TRUTH
-from reslearn.localize.error import ASKED, best_overlaps, is_right
+from reslearn.localize.error import THRESHOLDS, best_overlaps, is_right
 from reslearn.localize.evaluate import View, errors
 from reslearn.localize.gallery import RIGHT, WORST, save_examples, save_gallery
 from reslearn.localize.views import Single, of_one_kind
@@ -24,17 +24,15 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> tuple[BoxSet, Single]:
     return data, of_one_kind(data)
 
 
-def test_shares_are_those_of_one_image_after_the_other(painted: tuple[BoxSet, Single]) -> None:
+def test_shares_by_iou_match_a_loop_over_images(painted: tuple[BoxSet, Single]) -> None:
     data, truth = painted
     view = guesses(truth, 2, 0.8, 4)
     found = errors(view.order, view.boxes, truth, data.classes)
-    for at, iou in enumerate(ASKED):
+    for at, iou in enumerate(THRESHOLDS):
         given = [is_right([k], view.boxes[i, [k]], k, truth.boxes[i], iou) for i, k in enumerate(truth.labels)]
         first = [int(each) for each in view.order[:, 0]]
-        top1 = [
-            is_right([c], view.boxes[i, [c]], k, truth.boxes[i], iou)
-            for i, (c, k) in enumerate(zip(first, truth.labels, strict=True))
-        ]
+        pairs = enumerate(zip(first, truth.labels, strict=True))
+        top1 = [is_right([c], view.boxes[i, [c]], k, truth.boxes[i], iou) for i, (c, k) in pairs]
         assert found["true_class"]["right_by_iou"][at] == pytest.approx(100 * np.mean(given))
         assert found["top1"]["right_by_iou"][at] == pytest.approx(100 * np.mean(top1))
     assert found["true_class"]["right_by_iou"][10] == pytest.approx(100 - found["true_class"]["error"])
@@ -42,7 +40,7 @@ def test_shares_are_those_of_one_image_after_the_other(painted: tuple[BoxSet, Si
 
 
 def has(path: Path, color: tuple[int, int, int], box: np.ndarray) -> bool:
-    """Whether most of a box's edge is of a color, in a picture of an image of 52 x 40 px."""
+    """Whether most of a box's edge has a color, in a picture of a 52 x 40 px image."""
     pixels = np.asarray(Image.open(path)).astype(int)
     assert pixels.shape[1] == 320
     x1, y1, x2, y2 = (box * 320 / 52).round().astype(int)
@@ -51,7 +49,7 @@ def has(path: Path, color: tuple[int, int, int], box: np.ndarray) -> bool:
     return bool(edge.mean() > 0.6)
 
 
-def test_the_worst_of_each_class_and_right_ones(painted: tuple[BoxSet, Single], tmp_path: Path) -> None:
+def test_the_worst_images_of_each_class_and_correct_ones(painted: tuple[BoxSet, Single], tmp_path: Path) -> None:
     data, truth = painted
     view, other = guesses(truth, 2, 0.6, 1), guesses(truth, 2, 2.0, 2)
     said = save_gallery(tmp_path, data, truth, {"1-crop": other, "dense": view})
@@ -63,22 +61,20 @@ def test_the_worst_of_each_class_and_right_ones(painted: tuple[BoxSet, Single], 
     for label, name in enumerate(data.classes):
         mine = sorted(overlaps[truth.labels == label])
         assert [one["iou"] for one in worst if one["label"] == name] == pytest.approx(mine[: WORST // 2], abs=1e-4)
-    assert [one["label"] for one in worst[::2]] != [one["label"] for one in worst[1::2]], "of the classes in turn"
+    assert [one["label"] for one in worst[::2]] != [one["label"] for one in worst[1::2]], "alternating classes"
     ious = [one["iou"] for one in right]
     good = overlaps[overlaps >= 0.5]
-    assert (
-        ious == sorted(ious) and ious[0] == pytest.approx(good.min(), abs=1e-4) and ious[-1] == pytest.approx(good.max(), abs=1e-4)
-    )
+    assert ious == sorted(ious) and [ious[0], ious[-1]] == pytest.approx([good.min(), good.max()], abs=1e-4)
     for one in said["gallery"]:
         i = place[one["name"]]
         assert one["iou"] == pytest.approx(overlaps[i], abs=1e-4) and one["predicted"] == data.classes[view.order[i, 0]]
         guess = view.boxes[i, truth.labels[i]]
         assert has(tmp_path / one["image"], FOUND, guess)
-        if one["iou"] < 0.3:  # apart, so that neither box is drawn over the other
+        if one["iou"] < 0.3:  # the boxes do not cover each other
             assert has(tmp_path / one["image"], TRUTH, truth.boxes[i][0])
 
 
-def test_where_all_are_right_or_wrong(painted: tuple[BoxSet, Single], tmp_path: Path) -> None:
+def test_all_images_correct_or_all_wrong(painted: tuple[BoxSet, Single], tmp_path: Path) -> None:
     data, truth = painted
     exact = np.stack([np.tile(boxes[0], (2, 1)) for boxes in truth.boxes])
     for boxes, kind in ((exact, "right"), (exact * 0, "worst")):
@@ -86,8 +82,8 @@ def test_where_all_are_right_or_wrong(painted: tuple[BoxSet, Single], tmp_path: 
         rows = save_gallery(tmp_path, data, truth, {"1-crop": View(np.argsort(-scores), scores, boxes)})["gallery"]
         assert {one["kind"] for one in rows} == {kind}
     own = scores[np.arange(60), truth.labels]
-    surest = [data.images[i].name for i in np.argsort(-own)]
-    assert [one["name"] for one in rows if one["label"] == "disc"] == [n for n in surest if int(Path(n).stem) % 2 == 0][:6]
+    by_score = [data.images[i].name for i in np.argsort(-own)]
+    assert [one["name"] for one in rows if one["label"] == "disc"] == [n for n in by_score if int(Path(n).stem) % 2 == 0][:6]
 
 
 def test_a_sheet_of_examples(painted: tuple[BoxSet, Single], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The per-class network against slow readings of what it is: anchors, scores, boxes, losses, files."""
+"""The per-class network against slow implementations: anchors, scores, boxes, losses; and files."""
 
 import json
 import math
@@ -22,7 +22,7 @@ CLASSES = ("a", "b", "c")
 
 
 def localizer(net: str = "resnet8", anchors: tuple[tuple[float, float], ...] = ((8, 8), (16, 10)), seed: int = 0) -> Localizer:
-    """One in evaluation whose scores and boxes differ from place to place."""
+    """A localizer in evaluation mode, with predictions that differ between positions."""
     torch.manual_seed(seed)
     model = create_localizer(net, CLASSES, LocalizerSettings(anchors=anchors, hidden=16), VIEW)
     for layer in (model.hidden, model.scores, model.deltas):
@@ -31,7 +31,7 @@ def localizer(net: str = "resnet8", anchors: tuple[tuple[float, float], ...] = (
 
 
 @pytest.mark.parametrize(("net", "stride"), [("resnet8", 4), ("plain8", 4), ("resnet18", 32), ("vgg11-bn", 16)])
-def test_places_anchors_and_outputs(net: str, stride: int) -> None:
+def test_anchors_and_output_shapes(net: str, stride: int) -> None:
     model = localizer(net)
     with torch.no_grad():
         logits, deltas, anchors = model(torch.randn(2, 3, 64, 96))
@@ -45,8 +45,8 @@ def test_places_anchors_and_outputs(net: str, stride: int) -> None:
     torch.testing.assert_close(anchors, torch.tensor(slow))
 
 
-def test_an_output_is_of_its_place_anchor_and_class() -> None:
-    """One bias of the 1x1 layers moves exactly the outputs of one anchor and class."""
+def test_outputs_are_ordered_by_anchor_and_class() -> None:
+    """A bias of the 1x1 layers changes only the outputs of one anchor and class."""
     model = localizer()
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_an_output_is_of_its_place_anchor_and_class() -> None:
 
 
 def slow_best(logits: Tensor, deltas: Tensor, anchors: Tensor, side: int) -> tuple[list, list]:
-    """The highest score and its box for each class, number by number (Girshick et al., 2014, appendix C)."""
+    """The highest score and its box for each class, computed with scalars (Girshick et al., 2014, appendix C)."""
     scores, boxes = [], []
     for k in range(logits.shape[1]):
         p = max(range(len(anchors)), key=lambda p: float(logits[p, k]))
@@ -97,7 +97,7 @@ def slow_iou(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_which_anchors_are_examples(seed: int) -> None:
+def test_anchor_matching(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     anchors = localizer().anchors_of(8, 8)
     corner = torch.rand(2, 2, generator=generator) * 16
@@ -107,22 +107,32 @@ def test_which_anchors_are_examples(seed: int) -> None:
     for p in range(len(anchors)):
         column = [row[p] for row in table]
         best = max(range(2), key=column.__getitem__)
-        forced = any(row[p] > max(row) - 1e-6 for row in table)  # no other anchor overlaps that box more
+        forced = any(row[p] > max(row) - 1e-6 for row in table)  # the best anchor of a box
         expected = best if column[best] >= 0.5 or forced else -1 if column[best] < 0.3 else -2
         assert found[p] == expected
     assert {-1, -2} < set(found.tolist())
 
 
-def test_losses_of_the_drawn_anchors_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every eligible anchor is drawn here: 2 positive and 6 negative ones of each image at most."""
+def test_losses_match_scalar_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All eligible anchors are sampled: at most 2 positive and 6 negative ones per image."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 12], [30, 30, 40, 40], [50, 50, 60, 60], [4, 0, 14, 10]])
     boxes = [torch.tensor([[0.0, 0, 10, 11]]), torch.tensor([[30.0, 31, 41, 40]])]
     labels, generator = torch.tensor([2, 0]), torch.Generator().manual_seed(0)
     logits, deltas = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 5, 3, 4, generator=generator)
     found = losses(logits, deltas, anchors, boxes, labels, (0.3, 0.7))
-    drawn = {(0, 0): 1, (0, 1): 1, (0, 2): 0, (0, 3): 0, (1, 0): 0, (1, 1): 0, (1, 2): 1, (1, 3): 0, (1, 4): 0}  # (0, 4): between
+    sampled = {
+        (0, 0): 1,
+        (0, 1): 1,
+        (0, 2): 0,
+        (0, 3): 0,
+        (1, 0): 0,
+        (1, 1): 0,
+        (1, 2): 1,
+        (1, 3): 0,
+        (1, 4): 0,
+    }  # (0, 4) is ignored
     scores = regression = 0.0
-    for (i, p), positive in drawn.items():
+    for (i, p), positive in sampled.items():
         for k in range(3):
             sigmoid = 1 / (1 + math.exp(-float(logits[i, p, k])))
             scores -= math.log(sigmoid if positive and k == labels[i] else 1 - sigmoid)
@@ -133,21 +143,21 @@ def test_losses_of_the_drawn_anchors_spelled_out(monkeypatch: pytest.MonkeyPatch
             for have, want in zip(deltas[i, p, labels[i]].tolist(), wanted, strict=True):
                 d = abs(have - want)
                 regression += d - 0.5 / 9 if d >= 1 / 9 else 0.5 * 9 * d * d
-    assert found["scores"].item() == pytest.approx(scores / len(drawn), rel=1e-5)
-    assert found["boxes"].item() == pytest.approx(regression / len(drawn), rel=1e-5)
+    assert found["scores"].item() == pytest.approx(scores / len(sampled), rel=1e-5)
+    assert found["boxes"].item() == pytest.approx(regression / len(sampled), rel=1e-5)
 
 
-def test_eight_anchors_of_an_image_half_positive() -> None:
+def test_eight_anchors_per_image_half_positive() -> None:
     anchors = torch.tensor([[0.0, 0, 10, 10 + i / 10] for i in range(9)] + [[50.0, 50, 60, 60 + i] for i in range(30)])
     logits = torch.zeros(1, len(anchors), 2, requires_grad=True)
     found = losses(logits, torch.zeros(*logits.shape, 4), anchors, [anchors[:1]], torch.tensor([1]), (0.3, 0.7))
     found["scores"].backward()
     used = logits.grad.abs().sum((0, 2)) > 0  # type: ignore[union-attr]
     assert used.sum() == EXAMPLES == 8 and used[:9].sum() == 4
-    assert found["scores"].item() == pytest.approx(2 * math.log(2)), "summed over classes, a mean over anchors"
+    assert found["scores"].item() == pytest.approx(2 * math.log(2)), "sum over classes, mean over anchors"
 
 
-def test_it_starts_from_a_classifier_and_comes_back_from_a_file(tmp_path: Path) -> None:
+def test_a_localizer_starts_from_a_classifier_and_loads_from_a_file(tmp_path: Path) -> None:
     card = reslearn.Card(net="resnet8", classes=("x", "y"), preprocessing=VIEW)
     torch.manual_seed(3)
     file = reslearn.save(reslearn.create("resnet8", 2), tmp_path / "c.safetensors", card)
@@ -162,31 +172,31 @@ def test_it_starts_from_a_classifier_and_comes_back_from_a_file(tmp_path: Path) 
     assert "localizer" not in json.loads(read_card(file).model_dump_json())
 
 
-def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_rejected(tmp_path: Path) -> None:
     save_localizer(localizer(), tmp_path / "l.safetensors")
     save_detector(create_detector("resnet8", 2), tmp_path / "d.safetensors")
     with pytest.raises(UserError, match=r"l\.safetensors holds a localizer, not a classification network"):
         reslearn.load(tmp_path / "l.safetensors")
-    with pytest.raises(UserError, match=r"d\.safetensors holds no localizer"):
+    with pytest.raises(UserError, match=r"d\.safetensors is not a localizer"):
         load_localizer(tmp_path / "d.safetensors")
-    with pytest.raises(UserError, match=r"l\.safetensors holds a localizer, not a detector: reslearn localize eval tests it"):
+    with pytest.raises(UserError, match=r"l\.safetensors holds a localizer, not a detector: use reslearn localize eval"):
         load_detector(tmp_path / "l.safetensors")
     for name, kind in (("l", "localizer"), ("d", "detector")):
-        with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a backbone starts from a classification model"):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors holds a {kind}: a backbone must be a classification model"):
             create_detector(tmp_path / f"{name}.safetensors", 2)
     with pytest.raises(UserError, match="localization does not support CifarDenseNet"):
         create_localizer("densenet-40-12", CLASSES, LocalizerSettings(anchors=((8, 8),)), VIEW)
 
 
-def test_a_pixel_mean_becomes_a_mean_color() -> None:
+def test_a_mean_image_becomes_channel_means() -> None:
     mean = torch.rand(3, 32, 32)
     view = VIEW.model_copy(update={"pixel_mean": Preprocessing.encode_pixel_mean(mean)})
     assert flat(view).mean == pytest.approx(mean.mean((1, 2)).tolist(), rel=1e-5)
     assert flat(view).pixel_mean is None and flat(VIEW) is VIEW
 
 
-def test_it_learns_two_boxes_by_heart() -> None:
-    """Two images, two classes, another box in each: after some steps the right class's box is the true one."""
+def test_a_localizer_overfits_two_images() -> None:
+    """Two images of two classes with different boxes: after some steps, the predicted boxes match."""
     torch.manual_seed(0)
     model = create_localizer("resnet8", ("a", "b"), LocalizerSettings(anchors=((10, 10), (20, 20))), VIEW)
     x = torch.zeros(2, 3, 32, 32)

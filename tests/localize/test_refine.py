@@ -1,4 +1,4 @@
-"""The second stage: what it sees and learns from, against direct computations; learned, tested, killed and gone on with."""
+"""The second stage: inputs, examples and losses against direct computations; trained, evaluated, killed and resumed."""
 
 import json
 import math
@@ -46,7 +46,7 @@ VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,)
 
 @pytest.fixture(scope="module")
 def weak(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A localizer that has learned for a short time only."""
+    """A localizer after short training."""
     return train(shapes, tmp_path_factory.mktemp("weak") / "run", {**TINY, "schedule.epochs": 5}).folder
 
 
@@ -68,18 +68,18 @@ def few(shapes: Path) -> BoxSet:
     return BoxSet(data.name, data.classes, data.images[:4])
 
 
-def test_a_region_is_seen_with_what_is_around_it() -> None:
+def test_a_region_includes_its_margin() -> None:
     image = torch.zeros(1, 60, 100)
     image[:, 20:40, 30:90] = 1
     whole = warp(image, torch.tensor([[30.0, 20, 90, 40]]), (227, 227))[0, 0]
     rows, columns = (whole > 0.5).nonzero().T
     assert [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1] == pytest.approx([16, 211, 16, 211], abs=1)
     edge = warp(image + 5, torch.tensor([[60.0, 20, 100, 40]]), (227, 227))[0, 0]
-    assert (edge[:, 218:] == 0).all() and (edge[:, :205] > 4).all(), "the mean where the image ends"
+    assert (edge[:, 218:] == 0).all() and (edge[:, :205] > 4).all(), "filled with the mean outside the image"
 
 
-def test_a_region_is_cut_out_by_the_kernel_where_determinism_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a run on a GPU is tested, where torchvision would take its compiled version in Python."""
+def test_warp_uses_the_kernel_under_best_effort_determinism(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where torchvision would use its compiled Python version."""
     seen = []
 
     def watched(*arguments: object, **more: object) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_a_region_is_cut_out_by_the_kernel_where_determinism_warns(monkeypatch: 
         return roi_align(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(net, "roi_align", watched)
-    with runtime.deterministic(torch.device("meta")):  # of any device but a CPU
+    with runtime.deterministic(torch.device("meta")):  # any device except a CPU
         warp(torch.zeros(1, 8, 8), torch.tensor([[1.0, 1, 5, 5]]), (4, 4))
     assert seen == [False] and not torch.are_deterministic_algorithms_enabled()
 
@@ -115,10 +115,9 @@ def test_proposals_are_the_highest_scored_boxes_of_their_class(fresh: Localizer,
     assert (many[:, 0, -1] == many[:, 0, -2]).all() and len(np.unique(many[0, 0], axis=0)) > 40
 
 
-def test_each_proposal_is_scored_and_moved_and_the_best_is_taken(fresh: Localizer, few: BoxSet) -> None:
+def test_the_best_refined_proposal_is_kept(fresh: Localizer, few: BoxSet) -> None:
     classes = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
     proposals = propose(fresh, few, classes, 7)
-    scores, boxes = refined(fresh, few, classes, proposals)
     regions = fresh.regions
     assert regions is not None
     torch.nn.init.normal_(regions.deltas.weight, std=0.3)
@@ -144,7 +143,7 @@ def test_each_proposal_is_scored_and_moved_and_the_best_is_taken(fresh: Localize
             np.testing.assert_allclose(boxes[i, k], best[1], atol=1e-2)
 
 
-def test_losses_spelled_out() -> None:
+def test_region_losses_match_scalar_computation() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, deltas = torch.randn(3, 2, generator=generator), torch.randn(3, 2, 4, generator=generator)
     targets, positive, labels = torch.randn(3, 4, generator=generator), [True, False, True], [1, 0, 0]
@@ -162,12 +161,12 @@ def test_losses_spelled_out() -> None:
 
 
 def examples(source: LocalizeSource, proposals: np.ndarray, step: int, size: int = 64) -> RegionExamples:
-    """What a step of a run with seed 0 learns from."""
+    """The examples of a step of a run with seed 0."""
     return regions_of(source, proposals, VIEW, Draws(view_seed(0), *SampleOrder(0, len(source), size)[step]))
 
 
-def test_what_is_learned_from(shapes: Path) -> None:
-    """Half of the regions are of the object, and their targets lead to where its color is, mirrored or not."""
+def test_training_regions_and_targets(shapes: Path) -> None:
+    """Half of the regions are positive, and their targets match the object's color, mirrored or not."""
     sources = [LocalizeSource(open_boxes(shapes)["train"]) for _ in range(2)]
     single = sources[0].single
     near = np.stack([boxes[0] + [-3, 2, 2, 3] for boxes in single.boxes])  # around the object
@@ -175,11 +174,11 @@ def test_what_is_learned_from(shapes: Path) -> None:
     proposals = np.stack([far, near, far], 1).astype(np.float32)
     first, second = (vars(examples(source, proposals, 3)) for source in sources)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    seen, labels, positive, targets = first.values()
+    views, labels, positive, targets = first.values()
     assert 20 < positive.sum() < 44
     side = 32 * (1 - 2 * CONTEXT)
     own = torch.tensor([[32 * CONTEXT, 32 * CONTEXT, 32 * CONTEXT + side, 32 * CONTEXT + side]])
-    colors = VIEW.normalizer().invert(seen).float()
+    colors = VIEW.normalizer().invert(views).float()
     mirrored = 0
     for view, label, good, target in zip(colors, labels, positive, targets, strict=True):
         if not good:
@@ -193,12 +192,12 @@ def test_what_is_learned_from(shapes: Path) -> None:
 
 
 def painted(view: torch.Tensor, label: torch.Tensor) -> list[float]:
-    """x1, y1, x2, y2 of what has the class's color in (3, H, W)."""
+    """x1, y1, x2, y2 of the pixels with the class's color in (3, H, W)."""
     rows, columns = (view[{0: 0, 1: 2}[int(label)]] - view[1] > 70).nonzero().T
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]  # type: ignore[list-item]
 
 
-def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(shapes: Path) -> None:
+def test_the_sheet_of_examples_has_the_right_boxes(shapes: Path) -> None:
     source = LocalizeSource(open_boxes(shapes)["train"])
     boxes = source.single.boxes
     proposals = np.stack([np.stack([own[0] * 0 + [0, 0, 6, 6], own[0] + [-3, 2, 2, 3]]) for own in boxes]).astype(np.float32)
@@ -210,17 +209,16 @@ def test_the_sheet_of_what_is_learned_from_has_the_boxes_of_what_it_shows(shapes
     for (view, true, given), label in zip(drawn, labels, strict=True):
         assert given[0].tolist() == pytest.approx([edge, edge, 32 - edge, 32 - edge])
         if len(true):
-            assert painted(torch.from_numpy(view.copy()).permute(2, 0, 1).float(), label) == pytest.approx(
-                true[0].clip(0, 32).tolist(), abs=2.1
-            )
+            own = painted(torch.from_numpy(view.copy()).permute(2, 0, 1).float(), label)
+            assert own == pytest.approx(true[0].clip(0, 32).tolist(), abs=2.1)
 
 
-def test_it_finds_more_than_the_first_stage_alone(weak: Path, both: Path, shapes: Path) -> None:
+def test_the_second_stage_improves_on_the_first(weak: Path, both: Path, shapes: Path) -> None:
     result = json.loads((both / "result.json").read_text())["last"]["test"]
     first, second = (result[view]["true_class"]["error"] for view in ("dense", "refined"))
     assert first >= 20 and second <= first - 10, (first, second)
     alone = evaluate(weak, shapes)
-    assert "refined" not in alone and alone["dense"] == result["dense"], "the first stage stays as it was"
+    assert "refined" not in alone and alone["dense"] == result["dense"], "the first stage is unchanged"
     assert evaluate(both, shapes, device="cpu")["refined"] == result["refined"]
     model = load_localizer(both)
     assert model.regions is not None and model.card.metrics["test"]["refined"] == second
@@ -252,7 +250,7 @@ def test_killed_and_resumed_without_the_first_run(both: Path, weak: Path, shapes
     assert lines(out) == lines(both) and load_localizer(out).card.options == load_localizer(both).card.options
 
 
-KILLED_WITH_ITS_PROPOSALS = """
+KILLED_WHILE_SAVING = """
 import os, signal
 from reslearn.localize import regions
 def killed(path, text):
@@ -261,15 +259,17 @@ regions.write_text = killed
 """
 
 
-def test_a_run_that_is_killed_while_it_proposes_proposes_again(weak: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_run_killed_while_saving_proposals_computes_them_again(weak: Path, shapes: Path, tmp_path: Path) -> None:
     out, short = tmp_path / "killed", {**SECOND, "schedule.epochs": 0.5}
-    child = run_python("-c", KILLED_WITH_ITS_PROPOSALS + in_python(shapes, out, short, "localize-regions", init=str(weak)))
+    child = run_python("-c", KILLED_WHILE_SAVING + in_python(shapes, out, short, "localize-regions", init=str(weak)))
     assert child.code == -signal.SIGKILL and (out / "proposals.npy").exists() and not (out / "proposals.npy.sha256").exists()
     (out / "proposals.npy").write_bytes(b"half of i")
     assert resume(out, device="cpu", quiet=True).result["step"] == 4
 
 
-def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
+def test_training_the_second_stage_by_command(
+    weak: Path, both: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["localizer.proposals=5", "schedule.epochs=0.5", "batch.size=8", "schedule.lr=0.01", "data.val=0"]
     options = [word for setting in settings for word in ("--set", setting)]
@@ -297,10 +297,9 @@ def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkey
         code, out, err = run_cli("localize", "train", *given)
         assert line in err and code == 2, err
     assert not (tmp_path / "n").exists()
-    # A run's own recipe can be used again, for another localizer as well.
-    code, _, err = run_cli(
-        "localize", "train", shapes, "--recipe", "o/recipe.json", "--init", weak, "--out", "again", "--device", "cpu"
-    )
+    # A run's recipe can be reused, also for another localizer.
+    words = ["train", shapes, "--recipe", "o/recipe.json", "--init", weak, "--out", "again", "--device", "cpu"]
+    code, _, err = run_cli("localize", *words)
     assert code == 0, err
     ours, theirs = (load_localizer(folder).state_dict() for folder in ("again", "o"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

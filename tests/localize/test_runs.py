@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed, and resumed: real processes and real signals."""
+"""Runs stopped or killed by real signals, and resumed."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ SHORT = {**TINY, "schedule.epochs": 1}
 
 
 def stop(code: str, out: Path, number: signal.Signals, checkpoints: int = 2, delay: float = 0.0) -> str:
-    """Run code that trains into a folder; stop it once there are some checkpoints. Returns what it wrote to standard error."""
+    """Runs code that trains into a folder and stops it after some checkpoints. Returns its standard error."""
     child = start_python("-c", code)
     until = time.monotonic() + 240
     wanted = f"step-{checkpoints * TINY['checkpoint.every']:08d}"
@@ -30,7 +30,7 @@ def stop(code: str, out: Path, number: signal.Signals, checkpoints: int = 2, del
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Files with the same bytes, but for times."""
+    """Asserts that two runs have equal files, except for times."""
     for name in ("model.safetensors", "best.safetensors", "images/examples.jpg"):
         assert (one / name).exists() == (other / name).exists()
         assert not (one / name).exists() or (one / name).read_bytes() == (other / name).read_bytes(), name
@@ -46,7 +46,7 @@ def assert_same(one: Path, other: Path) -> None:
         (signal.SIGTERM, 2, 0.0),
     ],
 )
-def test_a_stopped_run_ends_with_the_same_weights(
+def test_a_stopped_run_resumes_to_the_same_weights(
     run: Path, shapes: Path, tmp_path: Path, number: signal.Signals, checkpoints: int, delay: float
 ) -> None:
     out = tmp_path / "stopped"
@@ -56,7 +56,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
     assert_same(run, out)
 
 
-IN_THE_LAST_TEST = """
+STOPPED_IN_FINAL_EVALUATION = """
 import os, signal, sys
 from reslearn import cli
 from reslearn.localize.task import Localization
@@ -71,16 +71,16 @@ cli.main()
 """
 
 
-def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_ctrl_c_in_the_final_evaluation(shapes: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "a run"
     settings = [word for key, value in SHORT.items() for word in ("--set", f"{key}={json.dumps(value)}".replace('"', ""))]
     words = ["reslearn", "localize", "train", str(shapes), "--out", str(out), "--device", "cpu", *settings]
-    said = run_python("-c", IN_THE_LAST_TEST.format(words=words))
+    said = run_python("-c", STOPPED_IN_FINAL_EVALUATION.format(words=words))
     assert said.code == 130, said.err
     assert f"stopped by SIGINT; the run is saved; to resume it: reslearn train --resume '{out}'" in said.err
     assert "Traceback" not in said.err and not (out / "result.json").exists()
     log = (out / "metrics.jsonl").read_text()
-    done = run_cli("train", "--resume", out, "--device", "cpu")  # of any task
+    done = run_cli("train", "--resume", out, "--device", "cpu")  # works for any task
     assert done.code == 0 and "result   test localization error, true class given, dense" in done.out, done.err
     assert (out / "metrics.jsonl").read_text() == log and len(list((out / "checkpoints").iterdir())) == 1
     result = json.loads((out / "result.json").read_text())
@@ -88,7 +88,7 @@ def test_ctrl_c_in_the_last_test(shapes: Path, tmp_path: Path, run_cli: RunCli) 
     assert "is complete: nothing to resume" in run_cli("localize", "train", "--resume", out).out
 
 
-KILLED_AS_IT_BEGINS = """
+KILLED_AT_START = """
 import os, signal
 from reslearn.training import run
 def killed(path, text):
@@ -97,26 +97,26 @@ run.write_text = killed
 """
 
 
-def test_a_run_that_is_killed_as_it_begins_is_not_there(shapes: Path, tmp_path: Path) -> None:
-    """The same command, into an empty folder even, begins it anew."""
+def test_a_run_killed_at_start_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
+    """The same command starts again, also with an existing empty folder."""
     out = tmp_path / "killed"
     out.mkdir()
-    child = run_python("-c", KILLED_AS_IT_BEGINS + in_python(shapes, out, SHORT))
+    child = run_python("-c", KILLED_AT_START + in_python(shapes, out, SHORT))
     assert child.code == -signal.SIGKILL and not list(out.iterdir())
     assert train(shapes, out, SHORT).result["step"] == 8
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["killed"]
 
 
-def test_a_run_is_of_its_data(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_changed_data_or_a_damaged_recipe_is_rejected(run: Path, shapes: Path, tmp_path: Path) -> None:
     facts = json.loads((run / "recipe.json").read_text())
-    for change, said in (
+    for change, message in (
         ({"data": facts["data"] | {"fingerprint": "0"}}, "has changed since"),
         ({"recipe": 3}, "is damaged"),
         ({"preprocessing": {}}, r"is damaged \(preprocessing\)"),
         ({"task": "locate"}, "no task 'locate'; did you mean 'localize'"),
     ):
         (tmp_path / "recipe.json").write_text(json.dumps(facts | change))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             resume(tmp_path)
     with pytest.raises(UserError, match="already contains a run: resume it with --resume"):
         train(shapes, run)

@@ -1,4 +1,4 @@
-"""What localization has of the training loop that all tasks share: recipe keys, seeds, averages, best weights, ranks."""
+"""Localization in the shared training loop: recipe keys, seeds, EMA, best weights, ranks."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import reslearn
 from command_line import TORCHRUN, RunCli, run_python
@@ -17,8 +17,6 @@ from painted_sets import TINY, lines, train, write_set
 from reslearn import UserError, resume
 from reslearn.data.boxes.read import open_boxes
 from reslearn.data.preprocess import Preprocessing
-from reslearn.errors import Diverged
-from reslearn.localize import task
 from reslearn.localize.evaluate import errors, evaluate
 from reslearn.localize.net import load_localizer, save_localizer
 from reslearn.localize.predict import predict
@@ -34,7 +32,7 @@ VIEW = Preprocessing(channels=3, size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2,)
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classification model whose card has an option of its start alone."""
+    """A classification model with an option that only affects initialization."""
     torch.manual_seed(1)
     card = Card(net="resnet8", options={"zero_init_last_gamma": True}, classes=("a", "b", "c"), preprocessing=VIEW)
     net = reslearn.create("resnet8", 3, zero_init_last_gamma=True)
@@ -43,15 +41,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def validated(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with held-out images and an average of the weights, at a rate at which the last weights are not the best."""
-    changes = {
-        "data.val": 12,
-        "schedule.epochs": 6,
-        "schedule.lr": 0.2,
-        "schedule.shape": "steps",
-        "ema": 0.5,
-        "log.tensorboard": True,
-    }
+    """A run with held-out images and EMA, at a learning rate at which the last weights are not the best."""
+    changes = {"data.val": 12, "schedule.epochs": 6, "schedule.lr": 0.2, "schedule.shape": "steps", "ema": 0.5}
     return train(shapes, tmp_path_factory.mktemp("validated") / "run", {**TINY, **changes}).folder
 
 
@@ -60,38 +51,19 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def evaluated(run: Path) -> dict[int, float]:
-    """Errors on the held-out images by step, as they were logged."""
+    """Logged validation errors by step."""
     return {line["step"]: line["localization_error"] for line in lines(run) if line["event"] == "eval"}
 
 
-def test_set_takes_values_of_every_kind(shapes: Path, tmp_path: Path) -> None:
+def test_settings_of_every_type(shapes: Path, tmp_path: Path) -> None:
     settings = {
-        "seed": "7",
-        "net.shortcut": "B",
-        "data.size": "48",
-        "data.jitter": "[50,60]",
-        "data.crop_ratio": "0.8",
-        "data.val": "0.25",
-        "data.workers": "0",
-        "localizer.anchors": "[[8,9.5],[20,10]]",
-        "localizer.hidden": "16",
-        "localizer.iou": "[0.2,0.6]",
-        "batch.size": "6",
-        "batch.micro": "3",
-        "optimizer.nesterov": "true",
-        "optimizer.style": "caffe",
-        "optimizer.undecayed": "norm-and-bias",
-        "schedule.steps": "9",
-        "schedule.shape": "steps",
-        "schedule.drops": "[0.5]",
-        "schedule.warmup": "2",
-        "ema": "0.9",
-        "precision": "fp32",
-        "execution": "eager",
-        "evaluate.every": "4",
-        "checkpoint.every": "null",
-        "log.every": "5",
-    }
+        "seed": "7", "net.shortcut": "B", "data.size": "48", "data.jitter": "[50,60]", "data.crop_ratio": "0.8",
+        "data.val": "0.25", "data.workers": "0", "localizer.anchors": "[[8,9.5],[20,10]]", "localizer.hidden": "16",
+        "localizer.iou": "[0.2,0.6]", "batch.size": "6", "batch.micro": "3", "optimizer.nesterov": "true",
+        "optimizer.style": "caffe", "optimizer.undecayed": "norm-and-bias", "schedule.steps": "9", "schedule.shape": "steps",
+        "schedule.drops": "[0.5]", "schedule.warmup": "2", "ema": "0.9", "precision": "fp32", "execution": "eager",
+        "evaluate.every": "4", "checkpoint.every": "null", "log.every": "5",
+    }  # fmt: skip
     request = parse(shapes, model="resnet8", settings=[f"{key}={value}" for key, value in settings.items()], task="localize")
     job = prepare(request)
     values = job.recipe.model_dump(mode="json")
@@ -101,31 +73,14 @@ def test_set_takes_values_of_every_kind(shapes: Path, tmp_path: Path) -> None:
             value = value[word]
         assert value == (json.loads(text) if text not in ("B", "caffe", "norm-and-bias", "steps", "fp32", "eager") else text), key
     assert values["schedule"]["epochs"] is None and len(job.sources.train) == 48 and len(job.sources.val) == 16
-    assert not any("anchors" in line for line in job.facts["chose"]), "they were given"
+    assert not any("anchors" in line for line in job.facts["chose"]), "anchors are given, not chosen"
     model = job.task.model(job, fresh=True)
     assert model.hidden.out_channels == 16 and model.settings.anchors == ((8, 9.5), (20, 10))
     three = prepare(parse(shapes, settings={**TINY, "localizer.count": 3}, task="localize")).recipe.localizer
     assert three.anchors is not None and len(three.anchors) == 3
 
 
-def test_two_seeds_by_command(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
-    monkeypatch.chdir(tmp_path)
-    short = {**SHORT, "schedule.epochs": 0.5, "schedule.warmup": 0}
-    settings = [word for key, value in short.items() for word in ("--set", f"{key}={value}")]
-    done = run_cli("localize", "train", shapes, "--seeds", 2, "--out", "both", "--device", "cpu", *settings)
-    assert done.code == 0, done.err
-    folders = [Path("both/seed-0"), Path("both/seed-1")]
-    alone = train(shapes, Path("alone"), short, seed=1).folder
-    first, second, third = (load_file(folder / "model.safetensors") for folder in (*folders, alone))
-    assert not torch.equal(first["backbone.conv1.weight"], second["backbone.conv1.weight"])
-    assert all(torch.equal(second[name], third[name]) for name in second)
-    summary = json.loads(Path("both/seeds.json").read_text())["test"]
-    each = [result(folder)["last"]["test"]["dense"]["true_class"]["error"] for folder in folders]
-    assert summary["localization error, true class given, dense"]["each"] == each
-    assert "result   test localization error, true class given, dense" in done.out and Path("both/report.html").exists()
-
-
-def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(validated: Path) -> None:
+def test_ema_weights_are_evaluated_and_saved(validated: Path) -> None:
     saved = checkpoint.load(checkpoint.find(validated / "checkpoints")[-1])
     kept = load_file(validated / "model.safetensors")
     average = {name.removeprefix("ema."): tensor for name, tensor in saved.state.items() if name.startswith("ema.")}
@@ -133,28 +88,27 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(validated: Pat
     assert any(not torch.equal(kept[name], saved.model[name]) for name in kept)
 
 
-def test_held_out_images_select_the_best_weights(validated: Path, shapes: Path) -> None:
-    held = set(json.loads((validated / "split.json").read_text())["val"])
+def test_the_validation_set_selects_the_best_weights(validated: Path, shapes: Path) -> None:
+    held_out = set(json.loads((validated / "split.json").read_text())["val"])
     facts, log, final = json.loads((validated / "recipe.json").read_text()), evaluated(validated), result(validated)
-    assert len(held) == 12 and facts["data"]["n"] == {"train": 52, "val": 12, "test": 30}
+    assert len(held_out) == 12 and facts["data"]["n"] == {"train": 52, "val": 12, "test": 30}
     best = final["best"]["step"]
-    assert sorted(log) == [step for step in range(1, 40) if step * 8 // 52 > (step - 1) * 8 // 52] and log[best] == min(
-        log.values()
-    )
+    assert sorted(log) == [step for step in range(1, 40) if step * 8 // 52 > (step - 1) * 8 // 52]
+    assert log[best] == min(log.values())
     assert best == min(step for step, error in log.items() if error == log[best]) < final["last"]["step"]
     assert final["best"]["val"]["1-crop"]["true_class"]["error"] == log[best]
     assert final["last"]["val"]["1-crop"]["true_class"]["error"] == log[final["last"]["step"]]
     split = open_boxes(shapes)["train"]
-    some = type(split)(split.name, split.classes, tuple(image for image in split.images if image.name in held))
+    val = type(split)(split.name, split.classes, tuple(image for image in split.images if image.name in held_out))
     model = load_localizer(validated / "best.safetensors")
-    scores, boxes = predict(model, some)
-    truth = of_one_kind(some)
+    scores, boxes = predict(model, val)
+    truth = of_one_kind(val)
     assert errors(np.argsort(-scores, axis=1), boxes, truth, split.classes)["true_class"]["error"] == log[best]
     assert evaluate(model, shapes)["dense"] == final["best"]["test"]["dense"]
     assert read_card(validated / "best.safetensors").metrics["val"]["1-crop"] == log[best]
 
 
-def test_a_sets_own_validation_images_select(tmp_path: Path) -> None:
+def test_a_sets_own_val_split_is_used(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", {"train": 16, "val": 10, "test": 6})
     settings = {key: value for key, value in SHORT.items() if key != "data.val"}
     run = train(data, tmp_path / "run", {**settings, "schedule.epochs": 2}).folder
@@ -163,30 +117,7 @@ def test_a_sets_own_validation_images_select(tmp_path: Path) -> None:
     assert evaluate(run, data, split="val")["dense"] == result(run)["last"]["val"]["dense"]
 
 
-def test_tensorboard_gets_the_same_numbers(validated: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = event_accumulator.EventAccumulator(str(validated / "tensorboard"))
-    events.Reload()
-    for tag, key in (("train/loss", "loss"), ("train/scores", "scores"), ("train/boxes", "boxes")):
-        expected = [(line["step"], (line | line["losses"])[key]) for line in lines(validated) if line["event"] == "train"]
-        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(step, pytest.approx(value)) for step, value in expected]
-    assert [(e.step, e.value) for e in events.Scalars("val/localization_error")] == [
-        (step, pytest.approx(error)) for step, error in evaluated(validated).items()
-    ]
-
-
-def test_the_lr_drops_on_a_plateau(shapes: Path, tmp_path: Path) -> None:
-    changes = {"schedule.shape": "plateau", "schedule.patience": 1, "schedule.warmup": 0, "evaluate.every": 1, "data.val": 8}
-    run = train(shapes, tmp_path / "run", {**SHORT, **changes}).folder
-    log, lowest, lr = evaluated(run), 101.0, TINY["schedule.lr"]
-    for line in lines(run):
-        if line["event"] == "train":
-            assert line["lr"] == pytest.approx(lr)
-            lowest, lr = min(lowest, log[line["step"]]), lr if log[line["step"]] < lowest else lr / 10
-    assert lr < TINY["schedule.lr"]
-
-
-def test_the_backbone_alone_learns_slowly(shapes: Path, classifier: Path, tmp_path: Path) -> None:
+def test_backbone_lr_scales_only_the_backbone(shapes: Path, classifier: Path, tmp_path: Path) -> None:
     once = {key: value for key, value in TINY.items() if key not in ("net.name", "schedule.epochs")}
     once |= {"schedule.steps": 1, "schedule.warmup": 0, "optimizer.weight_decay": 0}
     job = prepare(parse(shapes, settings=once, init=classifier, task="localize", device="cpu", quiet=True))
@@ -202,27 +133,10 @@ def test_the_backbone_alone_learns_slowly(shapes: Path, classifier: Path, tmp_pa
     assert all(moved[0][name].any() for name in ("backbone.conv1.weight", "hidden.weight", "scores.weight", "deltas.weight"))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = task.losses
-
-    def spoiled(logits: Tensor, *more: Any) -> dict[str, Tensor]:
-        logits.register_hook(lambda gradient: gradient * float("nan"))
-        found = losses(logits, *more)
-        assert all(loss.isfinite() for loss in found.values())
-        return found
-
-    monkeypatch.setattr(task, "losses", spoiled)
-    with pytest.raises(Diverged, match=r"step 1: the loss is [0-9.]+ and the gradient norm is nan; the weights were not updated"):
-        train(shapes, tmp_path / "run", SHORT)
-    names = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["batch"]
-    assert len(names) == 8 and not list((tmp_path / "run").glob("*.safetensors"))
-    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "metrics.jsonl").read_text()
-
-
-def test_a_run_that_starts_from_a_model_is_resumed_without_it(
+def test_a_run_resumes_without_its_initial_model(
     shapes: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And ~ is the home folder, in DATA and in --init."""
+    """~ is expanded in DATA and --init."""
     shutil.copy(classifier, tmp_path / "c.safetensors")
     (tmp_path / "set").symlink_to(shapes)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -232,7 +146,7 @@ def test_a_run_that_starts_from_a_model_is_resumed_without_it(
     (whole / "result.json").unlink()
     (tmp_path / "c.safetensors").unlink()
     assert resume(whole, device="cpu", quiet=True).result["step"] == 8
-    assert (whole / "model.safetensors").read_bytes() == once, "the card as well"
+    assert (whole / "model.safetensors").read_bytes() == once, "including the card"
     second = {"localizer.proposals": 4, "batch.size": 8, "schedule.steps": 2, "schedule.warmup": 0, "data.val": 0}
     both = train("~/set", tmp_path / "both", second, "localize-regions", init="~/whole").folder
     once = (both / "model.safetensors").read_bytes()
@@ -242,7 +156,7 @@ def test_a_run_that_starts_from_a_model_is_resumed_without_it(
     assert (both / "model.safetensors").read_bytes() == once
 
 
-def test_a_second_stage_without_colors_is_rejected(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_gray_localizer_cannot_get_a_second_stage(run: Path, shapes: Path, tmp_path: Path) -> None:
     model = load_localizer(run)
     gray = model.card.model_copy(update={"preprocessing": Preprocessing(channels=1, size=(32, 32), mean=(0.5,), std=(0.2,))})
     model.backbone.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
@@ -262,16 +176,16 @@ from reslearn.training import ranks, run
 
 seen, views, finish = [], task.views, run.finish
 
-def watched(model, data, *more):
+def watched(model, data, *more, **options):
     seen.append([image.name for image in data.images])
-    return views(model, data, *more)
+    return views(model, data, *more, **options)
 
 def finished(loop, stop):
     result = finish(loop, stop)
     state = loop.state.model.state_dict()
     weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
-    found = {"weights": weights, "seen": seen, "last": result["last"]}
-    Path(f"{sys.argv[-1]}.{ranks.rank()}").write_text(json.dumps(found))
+    record = {"weights": weights, "seen": seen, "last": result["last"]}
+    Path(f"{sys.argv[-1]}.{ranks.rank()}").write_text(json.dumps(record))
     return result
 
 task.views, run.finish = watched, finished
@@ -298,7 +212,7 @@ def test_two_ranks_make_one_run(run: Path, shapes: Path, tmp_path: Path) -> None
     assert streams[0] == streams[1] and len(streams[0]) == 8, "the same images in the same order"
 
 
-def test_other_commands_are_of_one_process(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
+def test_eval_does_not_support_torchrun(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run_cli("localize", "eval", run, shapes)
     assert done.code == 2 and "localize eval does not support torchrun" in done.err

@@ -1,4 +1,4 @@
-"""The analyses of `reslearn analyze`: each measures its subjects, draws the result and states it in sentences."""
+"""The analyses of `reslearn analyze`: each returns its numbers, a figure and findings in sentences."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ Subjects = Mapping[str, Subject]
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """findings: sentences. numbers: ready for JSON. save: writes what the analysis makes besides, once its folder exists."""
+    """findings: sentences. numbers: ready for JSON. save: writes further files; called once the output folder exists."""
 
     findings: list[str]
     numbers: Any
@@ -36,89 +36,89 @@ class AnalysisResult:
 
 
 def responses(subjects: Subjects, seed: int, progress: Progress) -> AnalysisResult:
-    """The standard deviation of each 3x3 layer's output, network beside network."""
-    found = {}
+    """The standard deviation of each 3x3 layer's output, for one or several networks."""
+    measured = {}
     for i, (name, one) in enumerate(subjects.items(), start=1):
-        found[name] = measure_responses(one.model, one.images)
+        measured[name] = measure_responses(one.model, one.images)
         progress("responses", i, len(subjects))
-    numbers = {name: [asdict(response) for response in layers] for name, layers in found.items()}
-    return AnalysisResult(findings.of_responses(found), numbers, plots.responses(found))
+    numbers = {name: [asdict(response) for response in layers] for name, layers in measured.items()}
+    return AnalysisResult(findings.of_responses(measured), numbers, plots.responses(measured))
 
 
 def signal(subjects: Subjects, seed: int, progress: Progress, fresh: bool) -> AnalysisResult:
-    """Gradients and residuals by depth. fresh: also of the same network before training."""
+    """Gradients and residuals by depth. fresh: analyze the untrained network as well."""
     [(name, one)] = subjects.items()
     if fresh and not one.trained:
-        raise UserError(f"{one.path} is a network before training already: leave out --fresh")
-    found = {name: measure_signal(one.model, one.images, one.labels)}
+        raise UserError(f"{one.path} is already untrained: leave out --fresh")
+    measured = {name: measure_signal(one.model, one.images, one.labels)}
     if fresh:
-        found[f"{name}, untrained"] = measure_signal(subject.fresh(one, seed), one.images, one.labels)
-    said = [f"{which}: {line}" if fresh else line for which, each in found.items() for line in findings.of_signal(each)]
-    return AnalysisResult(said, {which: asdict(each) for which, each in found.items()}, plots.signal(found))
+        measured[f"{name}, untrained"] = measure_signal(subject.fresh(one, seed), one.images, one.labels)
+    lines = [f"{key}: {line}" if fresh else line for key, result in measured.items() for line in findings.of_signal(result)]
+    return AnalysisResult(lines, {key: asdict(result) for key, result in measured.items()}, plots.signal(measured))
 
 
 def lesion(subjects: Subjects, seed: int, progress: Progress, draws: int) -> AnalysisResult:
-    """The error without blocks or layers, and with blocks in other orders."""
+    """The error without some blocks or layers, and with reordered blocks."""
     [(name, one)] = subjects.items()
-    found = measure_lesion(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    return AnalysisResult(findings.of_lesion(found), asdict(found), plots.lesion(found, name))
+    result = measure_lesion(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
+    return AnalysisResult(findings.of_lesion(result), asdict(result), plots.lesion(result, name))
 
 
 def paths(subjects: Subjects, seed: int, progress: Progress, draws: int) -> AnalysisResult:
-    """The lengths of paths, and the gradient that each length carries."""
+    """Path lengths, and the gradient carried by the paths of each length."""
     [(name, one)] = subjects.items()
-    found = measure_paths(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
-    return AnalysisResult(findings.of_paths(found), asdict(found), plots.paths(found, name))
+    result = measure_paths(one.model, one.images, one.labels, draws=draws, seed=seed, progress=progress)
+    return AnalysisResult(findings.of_paths(result), asdict(result), plots.paths(result, name))
 
 
 def landscape(subjects: Subjects, seed: int, progress: Progress, size: int, reach: float) -> AnalysisResult:
-    """The loss around the weights, network beside network."""
-    found = {}
+    """The loss around the weights, for one or several networks."""
+    measured = {}
     for name, one in subjects.items():
 
-        def of_one(what: str, done: int, total: int, name: str = name) -> None:
+        def named(what: str, done: int, total: int, name: str = name) -> None:
             progress(f"{what} of {name}", done, total)
 
-        found[name] = measure_landscape(one.model, one.images, one.labels, size=size, reach=reach, seed=seed, progress=of_one)
-    return AnalysisResult(findings.of_landscape(found), {k: asdict(v) for k, v in found.items()}, plots.landscape(found))
+        measured[name] = measure_landscape(one.model, one.images, one.labels, size=size, reach=reach, seed=seed, progress=named)
+    return AnalysisResult(findings.of_landscape(measured), {k: asdict(v) for k, v in measured.items()}, plots.landscape(measured))
 
 
 def features(subjects: Subjects, seed: int, progress: Progress, file: Path) -> AnalysisResult:
-    """The input of the last linear layer for each image, for a file; and its first two principal components."""
+    """Feature embeddings (the input of the last linear layer), saved to `file`, and their first two principal components."""
     [(name, one)] = subjects.items()
     rows, labels = embeddings.features(one.model, one.images), one.labels.tolist()
     points, shares = embeddings.in_two_dimensions(rows, seed)
-    said = [
-        f"{file.name}: {len(rows):,} images of {one.data}, {rows.shape[1]} numbers each",
-        f"Two directions hold {100 * sum(shares):.0f}% of their variance.",
+    lines = [
+        f"{file.name}: {len(rows):,} images of {one.data}, {rows.shape[1]} features each",
+        f"The first two principal components explain {100 * sum(shares):.0f}% of the variance.",
     ]
     figure = plots.features(points, labels, one.classes, f"{name}: {len(rows):,} images of {one.data}", shares)
     numbers = {"shape": list(rows.shape), "shares": shares, "file": file.name}
-    return AnalysisResult(said, numbers, figure, lambda: embeddings.write(file, rows, one.names, labels, one.classes))
+    return AnalysisResult(lines, numbers, figure, lambda: embeddings.write(file, rows, one.names, labels, one.classes))
 
 
 def explain(model: Path, device: str, image: Path, target: str | None) -> AnalysisResult:
-    """The places of an image that support a class (Grad-CAM): the predicted one, or `target`."""
+    """The regions of an image that support a class (Grad-CAM): `target`, by default the predicted class."""
     on = pick_device(device)
     net = load(model, on)
     card = net.card
     assert isinstance(card, Card)
     if target is not None and target not in card.classes:
         raise UserError(f"the model has no class '{target}'{did_you_mean(target, card.classes)}")
-    picture = read(image, card.preprocessing.channels)
-    seen = card.preprocessing.fit(picture)
-    view = card.preprocessing.normalizer(on)(seen[None].to(on))
-    probabilities = net(view).detach().softmax(1)[0].tolist()
+    pixels = read(image, card.preprocessing.channels)
+    view = card.preprocessing.fit(pixels)
+    x = card.preprocessing.normalizer(on)(view[None].to(on))
+    probabilities = net(x).detach().softmax(1)[0].tolist()
     predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
     chosen = card.classes.index(target) if target is not None else predicted
-    heat = heat_maps.grad_cam(net, view, chosen)
-    said = [f"{image}: {card.classes[predicted]}, probability {probabilities[predicted]:.1%}"]
+    heat = heat_maps.grad_cam(net, x, chosen)
+    lines = [f"{image}: {card.classes[predicted]}, probability {probabilities[predicted]:.1%}"]
     if chosen != predicted:
-        said.append(f"asked for: {card.classes[chosen]}, probability {probabilities[chosen]:.1%}")
+        lines.append(f"explained class: {card.classes[chosen]}, probability {probabilities[chosen]:.1%}")
     if not heat.any():
-        said.append(f"Nothing in the image supports {card.classes[chosen]}.")
+        lines.append(f"No region of the image supports {card.classes[chosen]}.")
     numbers = {"image": str(image), "class": card.classes[chosen], "probability": probabilities[chosen]}
     numbers |= {"predicted": card.classes[predicted], "heat": heat.tolist()}
-    titles = (image.name, "as the network sees it", f"evidence for {card.classes[chosen]}")
-    figure = plots.explained(heat_maps.large_view(picture, card.preprocessing), seen, heat, titles)
-    return AnalysisResult(said, numbers, figure)
+    titles = (image.name, "network input", f"evidence for {card.classes[chosen]}")
+    figure = plots.explained(heat_maps.large_view(pixels, card.preprocessing), view, heat, titles)
+    return AnalysisResult(lines, numbers, figure)

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al., 2017)."""
+"""Heat maps of the evidence for a class: Grad-CAM (Selvaraju et al., 2017)."""
 
 import numpy as np
 import torch
@@ -11,29 +11,26 @@ from reslearn.nets.resnet import ResNet
 
 
 def last_map(model: nn.Module) -> nn.Module:
-    """The module that puts out the last feature map; of our networks, the one that is pooled for the last layer.
-
-    Raises UserError where the network has none that is known.
-    """
+    """The module whose output is the last feature map. Raises UserError for an unsupported network."""
     if isinstance(model, ResNet):
-        return model.end  # after the last BN and ReLU of a pre-activation network
+        return model.end  # after a pre-activation network's final BN and ReLU
     for name in ("features", "inception5b"):
         if hasattr(model, name):
             return model.get_submodule(name)
-    raise UserError("Grad-CAM needs a network with a last feature map")
+    raise UserError("Grad-CAM does not support this network: it has no known last feature map")
 
 
 def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor:
-    """Heat in [0, 1], (H, W) like the image: what speaks for the class; zero everywhere where nothing does.
+    """Evidence for a class: heat (H, W) on [0, 1] in the size of the image, all zero where no region supports the class.
 
-    The last feature map's channels, weighted by the mean gradient of the class's logit; what is negative counts as zero.
+    The last feature map's channels are weighted by the mean gradient of the class's logit, summed, and negative values set to 0.
     image: (1, C, H, W), normalized.
     """
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        kept.append(out)
-        return out.clone()  # what follows may work in place
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        outputs.append(out)
+        return out.clone()  # the next layer may work in place
 
     handle = last_map(model).register_forward_hook(keep)
     try:
@@ -41,7 +38,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor:
             logit = model(image)[0, target]
     finally:
         handle.remove()
-    maps = kept[0]
+    maps = outputs[0]
     weights = torch.autograd.grad(logit, maps)[0].mean((2, 3), keepdim=True)
     heat = F.relu((weights * maps).sum(1, keepdim=True)).detach()
     heat = F.interpolate(heat, image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
@@ -49,10 +46,9 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor:
 
 
 def large_view(image: np.ndarray, preprocessing: Preprocessing, side: int = 640) -> np.ndarray:
-    """The part of an image, uint8 (H, W, C), that a network sees, as finely as the image has it, up to `side` pixels or so."""
-    fine = min(
-        side / max(preprocessing.size), *(have / seen for have, seen in zip(image.shape, preprocessing.covered, strict=False))
-    )
-    height, width = (round(length * max(1.0, fine)) for length in preprocessing.size)
+    """The network's view of an image, uint8 (H, W, C), at the image's own resolution, up to about `side` pixels."""
+    scales = (pixels / covered for pixels, covered in zip(image.shape, preprocessing.covered, strict=False))
+    scale = max(1.0, min(side / max(preprocessing.size), *scales))
+    height, width = (round(length * scale) for length in preprocessing.size)
     view = preprocessing.model_copy(update={"size": (height, width), "pixel_mean": None})
     return view.fit(image).permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""What a network knows of images before it names them: the input of its last linear layer."""
+"""Feature embeddings: the input of a network's last linear layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +14,22 @@ from reslearn.files import write_atomic
 
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """float32 (N, features), on the CPU. images: (N, C, H, W). Raises UserError where the network has no linear layer."""
+    """Embeddings of images (N, C, H, W): float32 (N, D), on the CPU. Raises UserError if the network has no linear layer."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError("this network has no linear layer")
-    kept: list[Tensor] = []
-    handle = linear[-1].register_forward_pre_hook(lambda *seen: kept.append(seen[1][0].float().cpu()))
+    rows: list[Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].float().cpu()))
     try:
         for (part,) in chunks(images):
             model(part)
     finally:
         handle.remove()
-    return torch.cat(kept)
+    return torch.cat(rows)
 
 
 def in_two_dimensions(rows: Tensor, seed: int = 0) -> tuple[Tensor, tuple[float, float]]:
-    """The first two principal components, float32 (N, 2), and the share of the variance along each."""
+    """The first two principal components, float32 (N, 2), and the share of the variance that each explains."""
     centered = rows - rows.mean(0)
     torch.manual_seed(seed)
     _, _, directions = torch.pca_lowrank(centered, q=min(6, *rows.shape), center=False)
@@ -39,35 +39,35 @@ def in_two_dimensions(rows: Tensor, seed: int = 0) -> tuple[Tensor, tuple[float,
 
 
 def check_format(path: Path) -> None:
-    """Raise UserError where `write` could not write such a file."""
+    """Raises UserError if `write` does not support this file name."""
     if path.suffix not in (".npz", ".parquet"):
-        raise UserError(f"{path}: features are written as .npz or .parquet")
+        raise UserError(f"{path}: unknown format: features are saved as .npz or .parquet")
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # type: ignore[import-not-found]  # noqa: F401
         except ImportError:
-            raise UserError(f"{path}: a .parquet file needs pyarrow (pip install pyarrow); or write .npz") from None
+            raise UserError(f"{path}: writing .parquet needs pyarrow: pip install pyarrow, or use .npz") from None
 
 
 def write(path: Path, rows: Tensor, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
-    """Features (N, D) with the images' names and labels, places in `classes` or -1.
+    """Writes features (N, D) with the images' names and labels. labels: indices into `classes`, -1 for no label.
 
-    .npz: arrays `features`, `labels`, `names`, `classes`. .parquet: a row an image: `name`, `label` (in words), `features`.
+    .npz: arrays `features`, `labels`, `names`, `classes`. .parquet: one row per image, `name`, `label` (class name), `features`.
     """
     check_format(path)
     if path.suffix == ".npz":
         arrays = {"features": rows.numpy(), "labels": np.array(labels), "names": np.array(names), "classes": np.array(classes)}
 
         def save(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
+            with temporary.open("wb") as file:  # numpy would append .npz to a path
                 np.savez(file, **arrays)  # type: ignore[arg-type]
 
     else:
         import pyarrow  # type: ignore[import-not-found]
         import pyarrow.parquet  # type: ignore[import-not-found]
 
-        words = [classes[label] if label >= 0 else None for label in labels]
-        columns = {"name": list(names), "label": pyarrow.array(words, pyarrow.string()), "features": list(rows.numpy())}
+        label_names = [classes[label] if label >= 0 else None for label in labels]
+        columns = {"name": list(names), "label": pyarrow.array(label_names, pyarrow.string()), "features": list(rows.numpy())}
 
         def save(temporary: Path) -> None:
             pyarrow.parquet.write_table(pyarrow.table(columns), temporary)

@@ -1,7 +1,5 @@
-"""The loss around a trained network, along two random directions normalized by filter (Li et al., 2018)."""
+"""The loss around a network's weights, along two random directions normalized by filter (Li et al., 2018)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,28 +20,17 @@ class Landscape:
 
 
 def direction(model: nn.Module, generator: torch.Generator) -> list[Tensor]:
-    """A Gaussian direction in which each filter has the norm of the model's own; zero for what has one dimension (biases, BN)."""
-    found = []
+    """A Gaussian direction whose filters have the norms of the model's filters; zero for 1-dim parameters (biases, BN)."""
+    steps = []
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         if parameter.ndim < 2:
-            found.append(torch.zeros_like(parameter))
+            steps.append(torch.zeros_like(parameter))
             continue
         dims = tuple(range(1, parameter.ndim))
         size = parameter.detach().square().sum(dims, keepdim=True).sqrt()
-        found.append(noise * size / noise.square().sum(dims, keepdim=True).sqrt().clamp(min=1e-12))
-    return found
-
-
-@contextmanager
-def _kept(model: nn.Module) -> Iterator[list[Tensor]]:
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    try:
-        yield before
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), before, strict=True):
-                parameter.copy_(value)
+        steps.append(noise * size / noise.square().sum(dims, keepdim=True).sqrt().clamp(min=1e-12))
+    return steps
 
 
 @torch.no_grad()
@@ -57,21 +44,25 @@ def landscape(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Landscape:
-    """The loss at size x size points from -reach to reach in filter norms; the middle one is the model itself.
+    """The loss on a grid of size x size points from -reach to reach, in filter norms; the center is the model itself.
 
-    images: (N, C, H, W), labels: (N,). size: odd. BN keeps its statistics, its weights and biases. The model has its weights
-    again at the end, bit for bit.
+    images: (N, C, H, W), labels: (N,). size: odd. BN statistics, weights and biases stay fixed. The model's weights are restored
+    exactly at the end.
     """
     generator = torch.Generator().manual_seed(seed)
     one, two = direction(model, generator), direction(model, generator)
     steps = torch.linspace(-reach, reach, size).tolist()
     steps[size // 2] = 0.0
     losses, errors = [[0.0] * size for _ in steps], [[0.0] * size for _ in steps]
-    with _kept(model) as before:
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    try:
         for i, a in enumerate(steps):
             for j, b in enumerate(steps):
-                for parameter, value, first, second in zip(model.parameters(), before, one, two, strict=True):
+                for parameter, value, first, second in zip(model.parameters(), weights, one, two, strict=True):
                     parameter.copy_(value + a * first + b * second)
                 errors[i][j], losses[i][j] = error_and_loss(logits(model, images).cpu(), labels.cpu())
                 progress("landscape", i * size + j + 1, size * size)
+    finally:
+        for parameter, value in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(value)
     return Landscape(steps, losses, errors)

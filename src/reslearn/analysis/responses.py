@@ -1,9 +1,7 @@
-"""How strongly each layer responds: the standard deviations of DRL Figure 7."""
+"""Layer responses: the standard deviations of DRL Figure 7."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +13,8 @@ from reslearn.errors import UserError
 
 @dataclass(frozen=True)
 class Response:
-    """One 3x3 layer: its state-dict name, the module whose output is its response, and that output's standard deviation.
-
-    at: the BN behind the convolution; or the convolution itself, where no BN takes its output.
-    """
+    """One 3x3 layer's response. layer: state-dict name. at: the BN that follows the convolution, or the convolution itself if
+    none does. std: standard deviation of the output of `at`."""
 
     layer: str
     at: str
@@ -26,7 +22,7 @@ class Response:
 
 
 class _Moments:
-    """Standard deviation of all numbers of tensors that come one after the other."""
+    """Running standard deviation over the elements of several tensors."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, 0.0, 0.0
@@ -44,30 +40,26 @@ class _Moments:
 
 @torch.no_grad()
 def responses(model: nn.Module, images: Tensor) -> list[Response]:
-    """The standard deviation of each 3x3 layer's output over images, channels and places, in layer order.
+    """The standard deviation of each 3x3 layer's output over images, channels and positions, in layer order.
 
-    As DRL Figure 7: after BN, before the non-linearity or the addition. Where BN stands before the convolution (pre-activation),
-    the first layer of a basic block is still followed by the second one's BN, and is measured there; the last layer's output
-    goes into the addition as it is, and is measured as it is. `at` says which. So it is in a net without BN.
-    images: (N, C, H, W), normalized. Raises UserError where there is no 3x3 layer.
+    As in DRL Figure 7: after BN, before the nonlinearity or the addition. In a pre-activation network, the first layer of a basic
+    block is measured after the second layer's BN; the last layer's output goes directly into the addition and is measured without
+    BN, as are all layers of a network without BN. `at` names the measured module.
+    images: (N, C, H, W), normalized. Raises UserError if there is no 3x3 layer.
     """
     followed = convolutions(model, images[:2], (3, 3))
     if not followed:
         raise UserError("this network has no 3x3 layer")
     points = {layer: bn or layer for layer, bn in followed.items()}
-    found = {layer: _Moments() for layer in points}
-    handles = [model.get_submodule(point).register_forward_hook(_measuring(found[layer])) for layer, point in points.items()]
+    moments = {layer: _Moments() for layer in points}
+    handles = [
+        model.get_submodule(point).register_forward_hook(lambda *hook, layer=layer: moments[layer].add(hook[2]))
+        for layer, point in points.items()
+    ]
     try:
         for (part,) in chunks(images):
             model(part)
     finally:
         for handle in handles:
             handle.remove()
-    return [Response(layer, points[layer], moments.std()) for layer, moments in found.items()]
-
-
-def _measuring(moments: _Moments) -> Callable[..., None]:
-    def hook(*seen: Any) -> None:
-        moments.add(seen[2])
-
-    return hook
+    return [Response(layer, point, moments[layer].std()) for layer, point in points.items()]

@@ -254,19 +254,19 @@ def predict(
     _check_new("--coco", coco)
     from reslearn.deploy.predict import find_images
     from reslearn.detect.evaluate import TestOptions, open_detectors
-    from reslearn.detect.pictures import places, predictions
+    from reslearn.detect.pictures import output_files, predictions
     from reslearn.detect.results import entries
     from reslearn.files import write_text
 
     files = list(dict.fromkeys(find_images(images)))
-    targets = places(files, out) if out is not None else None
+    targets = output_files(files, out) if out is not None else None
     detectors = open_detectors([model], device)
     classes = detectors[0].classes
     errors: list[str] = []
     rows: list[dict[str, Any]] = []
     width = min(max(len(str(file)) for file in files), 60)
     for number, prediction in enumerate(predictions(TestOptions(detectors, refinement, sides), files, score, targets), 1):
-        name, detections = str(prediction.file), prediction.found
+        name, detections = str(prediction.file), prediction.detections
         if detections is None:
             errors.append(prediction.error or "")
         elif coco is not None:
@@ -274,7 +274,7 @@ def predict(
         if as_json:
             typer.echo(json.dumps({"file": name} | prediction.as_json(classes)))
         else:
-            typer.echo(f"{name:<{width}}  {prediction.in_words(classes)}")
+            typer.echo(f"{name:<{width}}  {prediction.summary(classes)}")
     if coco is not None:
         write_text(coco, json.dumps(rows))
         typer.echo(f"wrote {coco}")

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on the networks of the zoo, with torchvision's proposal network, anchors and RoI operations."""
+"""Faster R-CNN and Mask R-CNN on the networks of the zoo, built on torchvision's detection modules."""
 
 from reslearn.detect.build import create_detector
 from reslearn.detect.detector import Detector

@@ -1,7 +1,7 @@
-"""Where a classification network is cut for detection, by its own description: what the image shares, what each region gets.
+"""Splits a classification network for detection: into layers shared by the whole image, and layers applied to each region.
 
-Residual and plain nets: all stages but the last are shared, the last runs on every region (DRL appendix A). VGG: all convolutions
-are shared, pool5 is dropped, and the fully connected layers run on every region.
+Residual and plain networks: all stages but the last are shared; the last runs on each region (DRL appendix A). VGG: the
+convolutions are shared, pool5 is dropped, and the fully connected layers run on each region.
 """
 
 import math
@@ -20,7 +20,7 @@ from reslearn.nets.resnet import ResNet, Stem
 
 
 class Stages(Stem):
-    """Stem and stages of a net, under its own names: (N, C, H, W) -> {"0": the map of the first of `out`, ...}."""
+    """Stem and stages `run` of a network, with its state-dict names: (N, C, H, W) -> {"0": the map of the first of `out`, ...}."""
 
     def __init__(self, net: ResNet, run: tuple[str, ...], out: tuple[str, ...]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Stages(Stem):
 
 
 class LastStage(nn.Module):
-    """The last stage on pooled regions: (R, C, 14, 14) -> features (R, D). maps gives them before the average, (R, D, 7, 7)."""
+    """The last stage on pooled regions: (R, C, 14, 14) -> features (R, D). `maps` returns them before pooling, (R, D, 7, 7)."""
 
     def __init__(self, net: ResNet) -> None:
         super().__init__()
@@ -86,9 +86,9 @@ class FullyConnected(nn.Module):
 
 @dataclass(frozen=True)
 class NetHalves:
-    """A net in two. stride: input pixels from one output of the shared map to the next. roi: the side of a pooled region.
+    """The two halves of a network. channels, stride (px): of the shared map. roi: side of a pooled region. features: of a region.
 
-    parts: of the shared half, in their order, for those who freeze the first of them.
+    parts: modules of the shared half in order, for freezing the first ones.
     """
 
     shared: nn.Module
@@ -101,7 +101,7 @@ class NetHalves:
 
 
 def split(net: nn.Module) -> NetHalves:
-    """The two halves of a net, made of its own modules. Raises UserError for a net that has no such halves."""
+    """Splits a network into two halves made of its own modules. Raises UserError for an unsupported network."""
     if isinstance(net, ResNet):
         *shared, _ = net.stages
         parts = [[net.conv1, net.bn1], *([net.get_submodule(stage)] for stage in shared)]
@@ -115,25 +115,23 @@ def split(net: nn.Module) -> NetHalves:
                 blocks.append([])
         convolutions = [module for module in backbone.features if isinstance(module, nn.Conv2d)]
         fc = [module for module in net.classifier if isinstance(module, nn.Linear)]
-        stride = 2 ** (len(blocks) - 1)  # its max pools alone have a stride
-        side = fc[0].in_features // convolutions[-1].out_channels  # pixels that fc6 sees
-        return NetHalves(
-            backbone, FullyConnected(net), convolutions[-1].out_channels, stride, math.isqrt(side), fc[-2].out_features, blocks
-        )
-    raise UserError(f"no detector on {type(net).__name__}: take a residual, plain or highway net, or VGG")
+        stride, channels = 2 ** (len(blocks) - 1), convolutions[-1].out_channels  # only max pooling has a stride
+        side = math.isqrt(fc[0].in_features // channels)
+        return NetHalves(backbone, FullyConnected(net), channels, stride, side, fc[-2].out_features, blocks)
+    raise UserError(f"detection does not support {type(net).__name__}: use a residual, plain or highway net, or VGG")
 
 
 def stages_of(net: nn.Module) -> ResNet:
-    """The net, if it has stages, as a pyramid and masks need them. Raises UserError."""
+    """The network, checked to have the stages that a pyramid and masks need. Raises UserError."""
     if not isinstance(net, ResNet):
-        raise UserError(f"a pyramid (kind='fpn') and masks need a net with stages: {type(net).__name__} has none")
+        raise UserError(f"a pyramid (kind='fpn') and masks need a network with stages: {type(net).__name__} has none")
     return net
 
 
 class FixedBatchNorm(FrozenBatchNorm2d):
-    """torchvision's, (N, C, H, W) -> the same, in one operation each way, which keeps the type of its input and keeps no map.
+    """torchvision's FrozenBatchNorm2d as one operation each way, which keeps the input's dtype and saves no map for backward.
 
-    torchvision's multiplies and adds in float32, so that in bf16 every map after it takes twice the memory and the time.
+    torchvision's multiplies and adds in float32: in bf16, every map after it would take twice the memory and time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,12 +149,12 @@ class _Fixed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         variance, gamma = ctx.saved_tensors
-        x_grad = F.batch_norm(grads[0], torch.zeros_like(variance), variance, gamma, eps=ctx.eps)  # the map without its shift
+        x_grad = F.batch_norm(grads[0], torch.zeros_like(variance), variance, gamma, eps=ctx.eps)  # the same map without shift
         return x_grad, None, None, None, None, None
 
 
 def freeze_batch_norm(net: nn.Module) -> None:
-    """Make every BN of a net the affine map of its statistics, for good (DRL appendix A). The names of its state stay."""
+    """Replaces every BN of a network by the fixed affine map of its statistics (DRL appendix A). State-dict names stay the same."""
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):

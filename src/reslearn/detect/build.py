@@ -1,4 +1,4 @@
-"""create_detector: a network, from the zoo or pre-trained, becomes a detector."""
+"""create_detector: builds a detector on a network, from the zoo or pretrained."""
 
 import copy
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ from reslearn.nets.resnet import ResNet
 from reslearn.weights.store import Card, described, load
 
 PYRAMID = 256  # channels of a pyramid's maps (FPN, section 3)
-HIDDEN = 1024  # of the two layers on a pyramid's regions (FPN, section 4.2)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+HIDDEN = 1024  # width of the two layers on a pyramid's regions (FPN, section 4.2)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
 def create_detector(
     net: str | Path | nn.Module, classes: int | Sequence[str], kind: str = "c4", *, channels: int | None = None, **options: Any
 ) -> Detector:
-    """A detector with a network as its backbone, in training mode; its other layers are new (seed them with torch.manual_seed).
+    """Creates a detector with a network as its backbone, in training mode. New layers are random (see torch.manual_seed).
 
-    net: the name of a residual, plain or highway net, or of a VGG, which then is new too; a classification model file or run
-    folder of ours, whose weights and normalization come along; or a network in memory, which is copied. A folder called like a
-    network is written ./name. classes: the kinds of objects, by name or number, without background. channels: of the images,
-    for a net given by name (3). options: see DetectorSettings. batch_norm is "frozen" for a trained backbone (a file, or a
-    network that load() made) and else "live": with random weights, frozen layers let the signal explode.
+    net: the name of a residual, plain or highway network or a VGG, randomly initialized; a classification model file or run
+    folder, whose weights and normalization are reused; or a module, which is copied. Write ./name for a folder named like a
+    network. classes: names of the object classes, or their number, without background. channels: of the images, for a network
+    given by name (default 3). options: see DetectorSettings. batch_norm defaults to "frozen" for a trained backbone (a file, or a
+    network from load()), otherwise to "live": with random weights, activations explode without normalization.
 
-    Raises UserError for an unknown name or option, and for what does not go together.
+    Raises UserError for unknown names or options, and for invalid combinations.
     """
     names = _names(classes)
     body, known, view = backbone(net, channels)
@@ -49,7 +49,7 @@ def create_detector(
     if kind == "fpn" or options.get("masks"):
         stages_of(body)
     if options.get("frozen") and not trained:
-        raise UserError("frozen keeps what a trained network brings: give a model file or folder as net")
+        raise UserError("frozen needs a trained backbone: give a model file or run folder as net")
     if "batch_norm" not in options:
         options["batch_norm"] = "frozen" if trained else "live"
     settings = make_settings(kind, levels, options)
@@ -62,50 +62,49 @@ def create_detector(
 
 def _names(classes: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(classes, str):
-        raise UserError(f"classes={classes!r}: give a list of names, or their number")
+        raise UserError(f"classes={classes!r}: must be a list of names or a number")
     names = tuple(f"class {i}" for i in range(1, classes + 1)) if isinstance(classes, int) else tuple(classes)
     if not names:
-        raise UserError(f"classes={classes!r}: a detector needs at least 1 class, beside the background")
+        raise UserError(f"classes={classes!r}: a detector needs at least 1 class besides the background")
     if len(set(names)) < len(names):
-        raise UserError(f"classes: '{next(name for name in names if names.count(name) > 1)}' is there twice")
+        raise UserError(f"classes: '{next(name for name in names if names.count(name) > 1)}' is given twice")
     return names
 
 
 def backbone(net: str | Path | nn.Module, channels: int | None) -> tuple[nn.Module, dict[str, Any], Preprocessing]:
-    """A network of one's own, what is known of it, and how its input is normalized."""
+    """A new or copied network; {"net", "options", "trained"} as far as known; and its preprocessing."""
     if isinstance(net, str) and "/" not in net and not net.endswith(".safetensors") and (net in models() or not Path(net).exists()):
         row = spec(net)
-        count = channels or 3
-        body = create(net, row.classes, count)
-        flat = count != 3
-        mean, std = ((0.5,) * count, (0.25,) * count) if flat else (MEAN, STD)
-        view = Preprocessing(channels=count, size=(row.size, row.size), mean=mean, std=std)
-        return body, {"net": net, "options": {}}, view
+        body = create(net, row.classes, channels or 3)
+        return body, {"net": net, "options": {}}, _default_view(channels or 3, row.size)
     if channels is not None:
-        raise UserError(f"channels={channels} is for a network given by name: a model brings its own")
+        raise UserError(f"channels={channels} applies to a network given by name only: leave it out")
     body = copy.deepcopy(net) if isinstance(net, nn.Module) else load(net, describe=_described)
     card = getattr(body, "card", None)
     if not isinstance(card, Card):
         first = next(module for module in body.modules() if isinstance(module, nn.Conv2d))
-        flat = first.in_channels != 3
-        mean, std = ((0.5,) * first.in_channels, (0.25,) * first.in_channels) if flat else (MEAN, STD)
-        return body, {}, Preprocessing(channels=first.in_channels, size=(224, 224), mean=mean, std=std)
+        return body, {}, _default_view(first.in_channels, 224)
     view = card.preprocessing
-    if view.pixel_mean is not None:  # images of any size have one mean
+    if view.pixel_mean is not None:  # a mean image fits one size only
         mean = view.normalizer().shift.mul(-1).mul(torch.tensor(view.std)[:, None, None]).mean((1, 2))
         view = view.model_copy(update={"pixel_mean": None, "mean": tuple(mean.tolist())})
     return body, {"net": card.net, "options": card.options, "trained": True}, view
 
 
+def _default_view(channels: int, size: int) -> Preprocessing:
+    mean, std = (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    return Preprocessing(channels=channels, size=(size, size), mean=mean, std=std)
+
+
 def _described(card: Card) -> nn.Module:
     if card.detector is not None or card.localizer is not None:
         kind = "localizer" if card.detector is None else "detector"
-        raise UserError(f"holds a {kind}: a backbone starts from a classification model")
+        raise UserError(f"holds a {kind}: a backbone must be a classification model")
     return described(card)
 
 
 class Pyramid(nn.Module):
-    """All stages and a feature pyramid on them, under torchvision's names: (N, C, H, W) -> {"0": ..., "pool": ...}."""
+    """All stages with a feature pyramid, with torchvision's state-dict names: (N, C, H, W) -> {"0": ..., "pool": ...}."""
 
     def __init__(self, net: ResNet) -> None:
         super().__init__()
@@ -119,21 +118,21 @@ class Pyramid(nn.Module):
 def assemble(
     net: nn.Module, classes: tuple[str, ...], settings: DetectorSettings, view: Preprocessing, card: Card | None
 ) -> Detector:
-    """A detector of the modules of `net`."""
+    """Builds a detector from the modules of `net`."""
     s, count = settings, len(classes) + 1
     if s.batch_norm == "frozen":
         freeze_batch_norm(net)
-    mask_parts: dict[str, Any] = {}
+    mask_layers: dict[str, Any] = {}
     if s.kind == "c4":
         halves = split(net)
         shared, head, parts = halves.shared, halves.region, halves.parts
         channels, features = halves.channels, halves.features
         if s.roi_size is not None and isinstance(net, VGG):
-            raise UserError("roi_size is for networks with stages: VGG's fc6 takes 7 pixels a side")
+            raise UserError("roi_size does not apply to VGG, whose fc6 needs 7 x 7 pixels: leave it out")
         pool = Pool(s.roi, s.roi_size or halves.roi, halves.stride)
         anchors, ratios = (s.anchors,), (s.ratios,)
-        if s.masks:  # on the maps of the last stage, which boxes and masks share (Mask R-CNN, figure 4)
-            mask_parts = {"mask_predictor": MaskRCNNPredictor(features, PYRAMID, count)}
+        if s.masks:  # boxes and masks share the maps of the last stage (Mask R-CNN, figure 4)
+            mask_layers = {"mask_predictor": MaskRCNNPredictor(features, PYRAMID, count)}
     else:
         staged = stages_of(net)
         shared, channels, features = Pyramid(staged), PYRAMID, HIDDEN
@@ -141,14 +140,14 @@ def assemble(
         pool, head = pyramid_pool(7, staged.strides), TwoMLPHead(PYRAMID * 7**2, HIDDEN)
         anchors, ratios = tuple((size,) for size in s.anchors), (s.ratios,) * len(s.anchors)
         if s.masks:
-            mask_parts = {
+            mask_layers = {
                 "mask_roi_pool": pyramid_pool(14, staged.strides),
                 "mask_head": MaskRCNNHeads(PYRAMID, (PYRAMID,) * 4, 1),
                 "mask_predictor": MaskRCNNPredictor(PYRAMID, PYRAMID, count),
             }
     if s.frozen > len(parts):
-        raise UserError(f"frozen={s.frozen}: the shared part of this network has {len(parts)} parts, with its stem")
-    with torch.device("cpu"):  # they are no buffers: a detector described on the meta device keeps them
+        raise UserError(f"frozen={s.frozen}: must be at most {len(parts)}, the stem and shared stages of this network")
+    with torch.device("cpu"):  # not buffers: a detector described on the meta device must have real ones
         generator = Anchors(anchors, ratios)
     rpn = ProposalNetwork(
         generator,
@@ -176,7 +175,7 @@ def assemble(
         score_thresh=s.score,
         nms_thresh=s.nms,
         detections_per_img=s.detections,
-        **mask_parts,
+        **mask_layers,
     )
     transform = GeneralizedRCNNTransform(s.min_size, s.max_size, list(view.mean), list(view.std))
     frozen = [module for part in parts[: s.frozen] for module in part]

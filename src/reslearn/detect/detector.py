@@ -1,4 +1,4 @@
-"""A detector: torchvision's frame (scale, features, proposals, regions) around our halves of a net."""
+"""A detector: torchvision's GeneralizedRCNN around the two halves of a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,12 @@ from reslearn.detect.settings import DetectorSettings
 
 
 class Detector(GeneralizedRCNN):
-    """Faster or Mask R-CNN; made by create_detector.
+    """Faster R-CNN or Mask R-CNN. Use create_detector to make one.
 
-    Images are float (C, H, W) tensors on [0, 1], of any sizes, in a list. In evaluation mode a call gives, for each image, a dict
-    of boxes (n, 4) as x1, y1, x2, y2 in its pixels, labels (n,) from 1 in the order of `classes`, scores (n,), best first, and
-    with masks, masks (n, 1, H, W) of probabilities. In training mode it takes targets as well, a list of dicts of boxes (n, 4)
-    float, labels (n,) int64 and, with masks, masks (n, H, W) uint8 (n may be 0), and gives the losses by name; their sum is
-    what is minimized.
+    Input: a list of images, float (C, H, W) on [0, 1], of any sizes. In evaluation mode, returns for each image a dict of boxes
+    (n, 4), x1, y1, x2, y2 in pixels of the image; labels (n,), from 1 in the order of `classes`; scores (n,), best first; and
+    for Mask R-CNN, masks (n, 1, H, W) of probabilities. In training mode, also takes targets, a list of dicts of boxes (n, 4)
+    float, labels (n,) int64 and, for Mask R-CNN, masks (n, H, W) uint8 (n may be 0), and returns the losses by name, to be summed.
     """
 
     rpn: ProposalNetwork
@@ -29,12 +28,7 @@ class Detector(GeneralizedRCNN):
     transform: GeneralizedRCNNTransform
 
     def __init__(
-        self,
-        *parts: nn.Module,
-        settings: DetectorSettings,
-        classes: tuple[str, ...],
-        frozen: list[nn.Module],
-        card: Any = None,
+        self, *parts: nn.Module, settings: DetectorSettings, classes: tuple[str, ...], frozen: list[nn.Module], card: Any = None
     ) -> None:
         super().__init__(*parts)
         self.settings, self.classes, self.card = settings, classes, card
@@ -42,50 +36,50 @@ class Detector(GeneralizedRCNN):
         self.freeze(*frozen)
 
     def freeze(self, *parts: nn.Module) -> None:
-        """From now on these parts stay as they are."""
+        """Freezes these modules for good: weights and BN statistics."""
         self._frozen += parts
         for part in parts:
             part.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Detector":
-        """Training mode, but for frozen parts, whose BN stays as it is."""
+        """Sets the training mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for part in self._frozen:
             part.eval()
         return self
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of the network as it is in evaluation (BN, dropout), such as those of held-out images.
+        """The losses with the layers in evaluation mode (BN, dropout), for instance validation losses.
 
-        The regions and anchors they are of are drawn by torch's generator: seed it to compare.
+        Anchors and regions are sampled by torch's generator: seed it for comparable values.
         """
-        with self._asked_for_losses():
+        with self._returning_losses():
             return self(images, targets)
 
     def detect_with_losses(
         self, images: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """What a call in evaluation mode finds, and `losses`: both of one look at the images."""
+        """The detections of a call in evaluation mode, and `losses`, with one pass through the backbone."""
         scaled, scaled_targets = self.transform(images, targets)
         features = self.backbone(scaled.tensors)
         proposals, _ = self.rpn(scaled, features)
-        found, _ = self.roi_heads(features, proposals, scaled.image_sizes)
+        detections, _ = self.roi_heads(features, proposals, scaled.image_sizes)
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-        found = self.transform.postprocess(found, scaled.image_sizes, sizes)  # type: ignore[operator]
-        with self._asked_for_losses():
+        detections = self.transform.postprocess(detections, scaled.image_sizes, sizes)  # type: ignore[operator]
+        with self._returning_losses():
             proposals, losses = self.rpn(scaled, features, scaled_targets)
-            _, more = self.roi_heads(features, proposals, scaled.image_sizes, scaled_targets)
-        return found, more | losses
+            _, region_losses = self.roi_heads(features, proposals, scaled.image_sizes, scaled_targets)
+        return detections, region_losses | losses
 
     def proposal_losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Those that the region proposal network learns from, in training mode, and no others; regions are not looked at."""
+        """The losses of the region proposal network only, in training mode. Does not run the region heads."""
         scaled, scaled_targets = self.transform(images, targets)
         return self.rpn.losses(scaled, self.backbone(scaled.tensors), scaled_targets)
 
     def region_losses(
         self, images: list[Tensor], targets: list[dict[str, Tensor]], proposer: "Detector | None" = None
     ) -> dict[str, Tensor]:
-        """Those that regions learn from, in training mode, and no others. proposer: whose proposals they are, if another's."""
+        """The losses of the region heads only, in training mode. proposer: another detector to take the proposals from."""
         scaled, scaled_targets = self.transform(images, targets)
         features = self.backbone(scaled.tensors)
         proposals = proposer.propose(scaled) if proposer else self.rpn.propose(scaled, features)
@@ -93,20 +87,18 @@ class Detector(GeneralizedRCNN):
 
     @torch.no_grad()
     def propose(self, scaled: ImageList) -> list[Tensor]:
-        """Proposals (R, 4) in each of these images, which have been scaled and normalized, in their pixels."""
+        """Proposals (R, 4) for each of the scaled and normalized images, in their pixels."""
         return self.rpn.propose(scaled, self.backbone(scaled.tensors))
 
     @contextmanager
-    def _asked_for_losses(self) -> Iterator[None]:
-        """The frame takes targets where its own flags say training; its layers stay in evaluation."""
-        frame = (self, self.rpn, self.roi_heads)
-        before = [each.training for each in self.modules()]
-        everything = list(self.modules())
+    def _returning_losses(self) -> Iterator[None]:
+        """Makes the three modules that branch on `training` return losses, with all layers in evaluation mode."""
+        modes = {module: module.training for module in self.modules()}
         self.eval()
-        for each in frame:
-            each.training = True
+        for module in (self, self.rpn, self.roi_heads):
+            module.training = True
         try:
             yield
         finally:
-            for each, was in zip(everything, before, strict=True):
-                each.training = was
+            for module, mode in modes.items():
+                module.training = mode

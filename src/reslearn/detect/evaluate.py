@@ -1,4 +1,4 @@
-"""Detectors on a set with boxes: what they find in each image, how long it takes, and the numbers that come of it."""
+"""Evaluates detectors on a set with boxes: detections, times and metrics."""
 
 import json
 import time
@@ -13,6 +13,7 @@ import torch
 from reslearn.data.boxes.box_set import Bad, BadBoxes, BoxImage, BoxSet
 from reslearn.data.boxes.masks import draw, runs_of
 from reslearn.data.boxes.read import named_images, open_boxes, split_names
+from reslearn.data.boxes.source import to_tensor as tensor
 from reslearn.data.images.files import read
 from reslearn.detect.detector import Detector
 from reslearn.detect.improvements import detect
@@ -29,30 +30,31 @@ from reslearn.training.folder import read_held_out
 
 @dataclass(frozen=True, eq=False)
 class TestOptions:
-    """How to look at images: with one detector or several as an ensemble, and with which of the improvements of `detect`."""
+    """How to run inference: one detector or an ensemble, and the test-time improvements of `detect`."""
 
     models: tuple[Detector, ...]
     refinement: bool = False
     scales: tuple[int, ...] = ()
 
-    def refuses(self, height: int, width: int) -> str | None:
-        """Why an image of these pixels cannot be looked at, if it cannot."""
-        return next((why for model in self.models if (why := too_thin(model.settings, height, width, self.scales))), None)
+    def problem(self, height: int, width: int) -> str | None:
+        """Why an image of this size, in pixels, is not supported; None if it is."""
+        return next((error for model in self.models if (error := too_thin(model.settings, height, width, self.scales))), None)
 
     @property
     def channels(self) -> int:
-        """Of the images. Raises UserError where the detectors do not agree."""
+        """Channels of the images. Raises UserError if the detectors differ."""
         counts = {len(model.transform.image_mean) for model in self.models}  # type: ignore[arg-type]
         if len(counts) > 1:
-            raise UserError("an ensemble's detectors all look at gray images, or all at colored ones")
+            raise UserError("the detectors of an ensemble must all take gray images or all take color images")
         return counts.pop()
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What one way found: of each image, in order, a dict of `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores`
-    float64 (N,), best first, and, of detectors with masks, `masks`, N Runs; and the median of the `seconds` that an image
-    took, from pixels in memory to boxes, without reading its file.
+class Predictions:
+    """The detections of one TestOptions on a set.
+
+    detections: for each image, in order, a dict of `boxes` float64 (N, 4), `labels` int64 (N,) from 1, `scores` float64 (N,),
+    best first, and, from Mask R-CNN, `masks`, N Runs. seconds: median time per image, from pixels in memory to boxes.
     """
 
     detections: list[dict[str, Any]]
@@ -60,95 +62,90 @@ class Found:
 
 
 def open_detectors(paths: Sequence[str | Path], device: str = "auto") -> tuple[Detector, ...]:
-    """The detectors of files or run folders, that know the same classes. Raises UserError."""
+    """Loads detectors from model files or run folders. Raises UserError if their classes differ."""
     on = pick_device(device)
     models = tuple(load_detector(path, on) for path in paths)
     for path, model in zip(paths, models, strict=True):
         if model.classes != models[0].classes:
-            one, other = (", ".join(each.classes) for each in (models[0], model))
-            raise UserError(f"{paths[0]} and {path} know different classes: {one}; and {other}")
+            one, other = (", ".join(detector.classes) for detector in (models[0], model))
+            raise UserError(f"{paths[0]} and {path} have different classes: {one}; and {other}")
     return models
 
 
 def _fact(model: str | Path, *keys: str) -> Any:
-    """What the recipe.json of a run, given as its folder, holds at these keys; None of a file, and where it holds nothing."""
+    """The value of a run folder's recipe.json at these nested keys; None for a model file or a missing key."""
     try:
-        found = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))
+        value = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))
         for key in keys:
-            found = found[key]
+            value = value[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
+    return value
 
 
-def _of(model: str | Path, data: str | Path) -> bool:
-    """Whether a run, given as its folder, is of this very set."""
+def _trained_on(model: str | Path, data: str | Path) -> bool:
+    """Whether a run folder's data set is this one."""
     return _fact(model, "source") == str(Path(data).expanduser().absolute())
 
 
 def run_policy(model: str | Path) -> Bad | None:
-    """What a run, given as its folder, did with invalid boxes: "fail" or "drop"; None of a file."""
+    """A run folder's policy for invalid boxes, "fail" or "drop"; None for a model file."""
     policy = _fact(model, "recipe", "data", "bad")
     return policy if policy in ("fail", "drop") else None
 
 
 def run_held_out(model: str | Path, data: str | Path) -> list[str]:
-    """The names of the images that a run, given as its folder, held out of this very set; none of a file, or of another set."""
-    return read_held_out(Path(model)).get("val", []) if _of(model, data) else []
+    """Names of the images that a run held out of this data set; empty for a model file or another data set."""
+    return read_held_out(Path(model)).get("val", []) if _trained_on(model, data) else []
 
 
 def run_trained_on(model: str | Path, data: str | Path, images: Sequence[BoxImage]) -> set[int]:
-    """Which of these images of a set a run, given as its folder, was trained on; none of a file, or of another set."""
+    """Indices of those images of a data set that a run was trained on; empty for a model file or another data set."""
     train = _fact(model, "recipe", "data", "train")
-    if train is None or not _of(model, data):
+    if train is None or not _trained_on(model, data):
         return set()
     try:
         trained = named_images(data, "all" if "all" in split_names(data) else train, [image.path for image in images])
-    except UserError:  # the list it was trained on is there no more
+    except UserError:  # the split's list no longer exists
         return set()
-    held = set(run_held_out(model, data))
+    held_out = set(run_held_out(model, data))
     files = [image.path.with_suffix("") if image.id is None else image.path for image in images]  # VOC's lists have no suffixes
-    return {i for i, image in enumerate(images) if files[i] in trained and image.name not in held}
+    return {i for i, image in enumerate(images) if files[i] in trained and image.name not in held_out}
 
 
 def open_split(
     data: str | Path, classes: Sequence[str], split: str | None = None, bad: Bad = "fail", held_out: Sequence[str] = ()
 ) -> BoxSet:
-    """The images to look at, labeled as `classes` are, a detector's: of the split asked for, else test, else val, else all.
+    """Opens one split, labeled with a detector's `classes`: by default test, otherwise val, all or train.
 
-    held_out: names of images that are val where the set has no such split (see run_held_out): all others have been trained on.
-    Raises UserError where there is no such split, or an object of a class that is none of these; BadBoxes for other faults.
+    held_out: names of the images that serve as val if the set has no val split (see run_held_out).
+    Raises UserError for a missing split or an unknown class, BadBoxes for other faults.
     """
-    there = split_names(data)
-    whole = next((name for name in ("all", "train") if name in there), None) if held_out and "val" not in there else None
+    names = split_names(data)
+    whole = next((name for name in ("all", "train") if name in names), None) if held_out and "val" not in names else None
     if split is None:
-        split = next(name for name in ("test", "val", "all", "train") if name in there or (name == "val" and whole))
+        split = next(name for name in ("test", "val", "all", "train") if name in names or (name == "val" and whole))
     try:
         if split != "val" or whole is None:
             return open_boxes(data, bad=bad, classes=classes, only=[split])[split]
-        every, those = open_boxes(data, bad=bad, classes=classes, only=[whole])[whole], set(held_out)
-        return replace(every, name=f"{every.name}, held out", images=tuple(each for each in every.images if each.name in those))
+        images = open_boxes(data, bad=bad, classes=classes, only=[whole])[whole]
+        chosen = tuple(image for image in images.images if image.name in set(held_out))
+        return replace(images, name=f"{images.name}, held out", images=chosen)
     except BadBoxes as error:
         if unknown := [finding for finding in error.findings if finding.kind == "unknown class"]:
-            known = ", ".join(classes)
-            count = f"{len(unknown)} times a class" if len(unknown) > 1 else "a class"
-            raise UserError(f"{data}: {count} that the detector does not know: {unknown[0]}; it knows {known}") from error
+            count = f"{len(unknown)} objects of unknown classes" if len(unknown) > 1 else "unknown class"
+            raise UserError(f"{data}: {count}: {unknown[0]}; the detector's classes are {', '.join(classes)}") from error
         raise
 
 
-def tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, C) as detectors take it: float32 (C, H, W) on [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
-
-
-def look(way: TestOptions, image: torch.Tensor) -> dict[str, Any]:
-    """What is found in one image, float (C, H, W) on [0, 1], as in Found."""
-    device = next(way.models[0].parameters()).device
-    return as_arrays(detect(way.models, [image.to(device)], refinement=way.refinement, scales=way.scales)[0])
+def predict(options: TestOptions, image: torch.Tensor) -> dict[str, Any]:
+    """The detections in one image, float (C, H, W) on [0, 1], as in Predictions."""
+    device = next(options.models[0].parameters()).device
+    return as_arrays(detect(options.models, [image.to(device)], refinement=options.refinement, scales=options.scales)[0])
 
 
 def as_arrays(detections: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """A detector's output for an image as Found keeps it: arrays on the CPU; masks as runs, as 100 masks of a photo are 30 MB."""
+    """A detector's output for one image as arrays on the CPU; masks run-length encoded, since 100 masks of a photo take 30 MB."""
     arrays: dict[str, Any] = {
         "boxes": detections["boxes"].double().cpu().numpy(),
         "labels": detections["labels"].cpu().numpy(),
@@ -159,50 +156,47 @@ def as_arrays(detections: dict[str, torch.Tensor]) -> dict[str, Any]:
     return arrays
 
 
-def find(images: Sequence[BoxImage], ways: Sequence[TestOptions], progress: Progress = silent) -> list[Found]:
-    """What each way finds in the images. All look at one image before the next, so that their times can be compared.
+def find(images: Sequence[BoxImage], tests: Sequence[TestOptions], progress: Progress = silent) -> list[Predictions]:
+    """Runs every test on the images. All process one image before the next, so that their times are comparable.
 
-    Raises UserError as `read` and `detect` do.
+    Raises UserError for an unreadable or unsupported image, and as `detect` does.
     """
-    found: list[list[dict[str, Any]]] = [[] for _ in ways]
-    seconds: list[list[float]] = [[] for _ in ways]
+    detections: list[list[dict[str, Any]]] = [[] for _ in tests]
+    seconds: list[list[float]] = [[] for _ in tests]
     for done, image in enumerate(images, 1):
-        if why := next((why for way in ways if (why := way.refuses(image.height, image.width))), None):
-            raise UserError(f"{image.path}: {why}")
-        views = {count: tensor(read(image.path, count)) for count in {way.channels for way in ways}}
-        for i, way in enumerate(ways):
-            began = time.perf_counter()
-            found[i].append(look(way, views[way.channels]))
-            seconds[i].append(time.perf_counter() - began)
+        if error := next((error for test in tests if (error := test.problem(image.height, image.width))), None):
+            raise UserError(f"{image.path}: {error}")
+        views = {count: tensor(read(image.path, count)) for count in {test.channels for test in tests}}
+        for i, test in enumerate(tests):
+            start = time.perf_counter()
+            detections[i].append(predict(test, views[test.channels]))
+            seconds[i].append(time.perf_counter() - start)
         progress("images", done, len(images))
-    return [Found(own, float(np.median(times))) for own, times in zip(found, seconds, strict=True)]
+    return [Predictions(by_image, float(np.median(times))) for by_image, times in zip(detections, seconds, strict=True)]
 
 
 def matches(detections: Sequence[dict[str, Any]], data: BoxSet, *, masks: bool = False) -> Matches:
-    """Detections, as in Found, against the objects of the set, by boxes or by masks."""
-    return match([image.objects for image in data.images], _drawn(detections, data, masks), data.classes, masks=masks)
+    """Matches detections (see Predictions) with the objects of the set, by boxes or by masks."""
+    return match([image.objects for image in data.images], _decoded(detections, data, masks), data.classes, masks=masks)
 
 
-def _drawn(detections: Sequence[dict[str, Any]], data: BoxSet, masks: bool) -> Iterator[dict[str, Any]]:
-    for own, image in zip(detections, data.images, strict=True):
-        plain = {key: own[key] for key in ("boxes", "labels", "scores")}
+def _decoded(detections: Sequence[dict[str, Any]], data: BoxSet, masks: bool) -> Iterator[dict[str, Any]]:
+    for by_image, image in zip(detections, data.images, strict=True):
+        arrays = {key: by_image[key] for key in ("boxes", "labels", "scores")}
         if masks:
-            drawn = [draw(mask, image.height, image.width) for mask in own["masks"]]
-            plain["masks"] = np.stack(drawn) if drawn else np.zeros((0, image.height, image.width), bool)
-        yield plain
+            decoded = [draw(mask, image.height, image.width) for mask in by_image["masks"]]
+            arrays["masks"] = np.stack(decoded) if decoded else np.zeros((0, image.height, image.width), bool)
+        yield arrays
 
 
-def numbers(found: Found, data: BoxSet) -> dict[str, Any]:
-    """Everything, ready for JSON: the numbers of detection_metrics and `mistakes` by kind, of boxes; with `masks`, those of masks,
-    where detections and objects have them; `left_out`, the set's faults by kind; and `seconds_per_image`.
+def numbers(predictions: Predictions, data: BoxSet) -> dict[str, Any]:
+    """All results, ready for JSON: detection_metrics and `mistakes` by kind, for boxes; `masks`, the metrics of masks, if all
+    detections and objects have masks; `left_out`, the set's faults by kind; and `seconds_per_image`.
     """
-    boxes = matches(found.detections, data)
+    boxes = matches(predictions.detections, data)
     result = {"data": data.name, **detection_metrics(boxes), "mistakes": count_mistakes(mistakes(boxes))}
-    outlined = all(
-        image.objects.segmentations is not None and None not in image.objects.segmentations
-        for image in data.images
-        if len(image.objects)
-    )
-    if outlined and all("masks" in own for own in found.detections):
-        result["masks"] = detection_metrics(matches(found.detections, data, masks=True))
-    return result | {"left_out": data.faults(), "seconds_per_image": found.seconds}
+    objects = [image.objects for image in data.images if len(image.objects)]
+    outlined = all(one.segmentations is not None and None not in one.segmentations for one in objects)
+    if outlined and all("masks" in by_image for by_image in predictions.detections):
+        result["masks"] = detection_metrics(matches(predictions.detections, data, masks=True))
+    return result | {"left_out": data.faults(), "seconds_per_image": predictions.seconds}

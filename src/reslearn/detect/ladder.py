@@ -1,4 +1,4 @@
-"""The paper's Table 9 for a detector: what each improvement at test time brings, one rung on the other, and what it costs."""
+"""The paper's Table 9 for a detector: the gain and cost of each test-time improvement, added one by one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from reslearn.detect.improvements import PAPER_SCALES, PAPER_SIDE, SIDES
 from reslearn.evaluation.average_precision import coco, compare
 from reslearn.progress import Progress, silent
 
-# DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, and of what
+# DRL Table 9, ResNet-101: rung -> AP at IoU 0.5, AP over IoU 0.5 to 0.95, test set
 TABLE_9 = {
     "baseline": (48.4, 27.2, "COCO val"),
     "+ box refinement": (49.9, 29.9, "COCO val"),
@@ -21,13 +21,13 @@ TABLE_9 = {
 
 
 def default_scales(model: Detector) -> tuple[int, ...]:
-    """The paper's five shorter sides, in proportion to the detector's own; those of them that a detector takes."""
+    """The paper's five shorter sides, scaled to the detector's min_size, without those out of range."""
     sides = (round(side * model.settings.min_size / PAPER_SIDE) for side in PAPER_SCALES)
     return tuple(side for side in sides if SIDES[0] <= side <= SIDES[1])
 
 
 def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> dict[str, TestOptions | None]:
-    """The rungs in order. Context is a property of a detector and no way to test one: it has no way of its own."""
+    """Test options of each rung, in order. None for context, which is a property of the detector."""
     rungs: dict[str, TestOptions | None] = {
         "baseline": TestOptions((model,)),
         "+ box refinement": TestOptions((model,), True),
@@ -40,28 +40,29 @@ def ways(model: Detector, others: Sequence[Detector], scales: Sequence[int]) -> 
 def ladder(
     model: Detector, data: BoxSet, *, others: Sequence[Detector] = (), scales: Sequence[int] = (), progress: Progress = silent
 ) -> dict[str, Any]:
-    """Ready for JSON: `data`, `n` images, `scales` in px, `context` (whether the detector was trained with it) and `rungs`.
+    """Evaluates every rung. Returns, ready for JSON, `data`, `n` images, `scales` in px, `context` (whether the detector has it)
+    and `rungs`.
 
-    A rung: `name`; `AP50`, `AP` in percent; `seconds_per_image`, the median; `gain` over the rung before, `{"AP50", "AP"}` of
-    difference and paired 95% interval (None for the first); and `paper`, the same of ResNet-101 in Table 9, with what it is
-    `of`. The rung "+ context" has the paper's numbers alone. others: of an ensemble with the model. scales: of multi-scale
-    testing, the paper's in proportion unless given. Raises UserError as `detect` does.
+    A rung has `name`; `AP50` and `AP` in percent; `seconds_per_image`, the median; `gain` over the previous rung, {"AP50", "AP"}
+    with the difference and its paired 95% interval (None for the first); and `paper`, ResNet-101's values from Table 9 and the
+    set they are `of`. The rung "+ context" has the paper's values only. others: further models for an ensemble. scales: for
+    multi-scale testing, by default the paper's, scaled to min_size. Raises UserError as `detect` does.
     """
     scales = tuple(scales) or default_scales(model)
     rungs = ways(model, others, scales)
-    real = {name: way for name, way in rungs.items() if way is not None}
-    found = dict(zip(real, find(data.images, list(real.values()), progress), strict=True))
+    tests = {name: options for name, options in rungs.items() if options is not None}
+    predictions = dict(zip(tests, find(data.images, list(tests.values()), progress), strict=True))
     rows, before = [], None
     for name in rungs:
         ap50, ap, of = TABLE_9[name]
         row: dict[str, Any] = {"name": name, "AP50": None, "AP": None, "seconds_per_image": None, "gain": None}
-        if name in found:
-            now = matches(found[name].detections, data)
+        if name in predictions:
+            now = matches(predictions[name].detections, data)
             numbers = coco(now)
-            row |= {"AP50": numbers["AP50"], "AP": numbers["AP"], "seconds_per_image": found[name].seconds}
+            row |= {"AP50": numbers["AP50"], "AP": numbers["AP"], "seconds_per_image": predictions[name].seconds}
             if before is not None:
                 gains = compare(before, now)
-                row["gain"] = {key: {what: gains[key][what] for what in ("difference", "interval")} for key in ("AP50", "AP")}
+                row["gain"] = {key: {k: gains[key][k] for k in ("difference", "interval")} for key in ("AP50", "AP")}
             before = now
         rows.append(row | {"paper": {"AP50": ap50, "AP": ap, "of": of}})
     return {"data": data.name, "n": len(data), "scales": list(scales), "context": model.settings.context, "rungs": rows}

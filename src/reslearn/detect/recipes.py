@@ -1,7 +1,7 @@
-"""Recipes of detectors: the paper's, for PASCAL VOC and COCO, and one that is chosen from the data."""
+"""Recipes of detectors: the paper's for PASCAL VOC and COCO, and a default chosen from the data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -18,33 +18,54 @@ from reslearn.nets import create, spec
 from reslearn.training import recipe as common
 from reslearn.training.recipe import Chosen
 
-SIDES = (240, 320, 480, 600)  # px of the shorter side that detect-default chooses from
-SMALL = 320  # px of the shorter side, up to which regions are pooled to fewer pixels
-SETTLED = 64  # images that detect-default averages a trained backbone's BN statistics over
-LEAST = 12  # px that a small object should have on its shorter side
+SIDES = (240, 320, 480, 600)  # px: shorter sides that detect-default chooses from
+SMALL = 320  # px: largest shorter side at which detect-default pools regions to 7 x 7
+SETTLED = 64  # images over which detect-default averages a trained backbone's BN statistics
+LEAST = 12  # px: desired shorter side of a small object
+
+
+class BoxRecipe(common.Recipe, frozen=True):
+    """The keys that detection and localization share."""
+
+    execution: Literal["auto", "eager", "fused"] = Field(
+        default="auto", description="how a step is executed (see training/stepper.py)"
+    )
+
+    @model_validator(mode="after")
+    def _not_classification(self) -> Self:
+        if self.net.frozen or self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
+            raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr apply to classification only")
+        return self
+
+    def check_val(self, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
+        """Raises UserError if the keys on validation images do not apply to the data; see Task.check."""
+        if data.has_val and "data.val" in given:
+            raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
+        if self.schedule.shape == "plateau" and not self.data.val and not data.has_val:
+            raise UserError("schedule.shape=plateau needs validation images: set data.val")
 
 
 class BoxData(common.Data, frozen=True):
-    """Which images are held out, and what the network sees of the others."""
+    """The images to train on and to hold out, and their augmentation."""
 
     train: str = Field(default="train", description="the split to train on; VOC's are train, val, trainval, test")
     bad: Bad = Field(default="fail", description="invalid boxes: fail, naming all of them, or drop")
-    flip: Literal["none", "horizontal", "both"] = Field(default="horizontal", description="random flip; both: upside down as well")
+    flip: Literal["none", "horizontal", "both"] = Field(default="horizontal", description="random flip; both: also vertical")
     difficult: bool = Field(default=True, description="train on VOC's difficult objects")
     workers: int = Field(default=2, ge=0, le=64, description="threads that read images ahead of time")
 
 
 class BoxBatch(common.Batch, frozen=True):
-    """Images a step, of all ranks together."""
+    """Images per step, over all ranks."""
 
-    size: int = Field(default=2, ge=1, le=4096, description="images a step")
+    size: int = Field(default=2, ge=1, le=4096, description="images per step, over all ranks")
 
 
 Share = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class DetectRecipe(common.Recipe, frozen=True):
-    """Everything that decides the training of a detector. net.init: a classification model that its backbone starts from."""
+class DetectRecipe(BoxRecipe, frozen=True):
+    """The recipe of a detector. net.init: a classification model to start the backbone from."""
 
     data: BoxData = BoxData()
     batch: BoxBatch = BoxBatch()
@@ -56,64 +77,54 @@ class DetectRecipe(common.Recipe, frozen=True):
     precise_bn: int | None = Field(
         default=None, ge=2, description="images over which the backbone's BN statistics are averaged before they are frozen"
     )
-    execution: Literal["auto", "eager", "fused"] = Field(
-        default="auto", description="how a step is executed (see training/stepper.py)"
-    )
 
     @model_validator(mode="after")
     def _applies(self) -> "DetectRecipe":
-        if self.optimizer.backbone_lr != 1 or self.net.frozen:
-            raise ValueError("net.frozen and optimizer.backbone_lr are for classification: a detector has detector.frozen")
-        if self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
-            raise ValueError("batch.sync_bn and schedule.warmup_lr are for classification")
+        if self.optimizer.backbone_lr != 1:
+            raise ValueError("optimizer.backbone_lr does not apply to detection: detector.frozen freezes the first stages")
         if self.detector.frozen and self.net.init is None:
-            raise ValueError("detector.frozen keeps what net.init brings: give it as well")
+            raise ValueError("detector.frozen needs a trained backbone: set net.init")
         if self.precise_bn is not None and (self.net.init is None or self.detector.batch_norm == "live"):
-            raise ValueError("precise_bn is of a backbone that net.init brings and detector.batch_norm=frozen")
+            raise ValueError("precise_bn needs a trained backbone (net.init) and detector.batch_norm=frozen")
         if self.alternate is not None:
-            self._alternates()
+            if self.ema is not None:
+                raise ValueError("ema cannot be combined with alternate, whose later phases freeze what the earlier ones trained")
+            if self.schedule.shape == "plateau":
+                raise ValueError("schedule.shape=plateau cannot be combined with alternate: its first two phases are not evaluated")
+            if any(drop >= 1 for drop in self.schedule.drops):
+                raise ValueError("with alternate, schedule.drops must be shares below 1 of each phase")
         return self
-
-    def _alternates(self) -> None:
-        if self.ema is not None:
-            raise ValueError("ema does not go with alternate, whose later phases fix what the earlier ones have trained")
-        if self.schedule.shape == "plateau":
-            raise ValueError("schedule.shape=plateau does not go with alternate: in its first two phases there is nothing to judge")
-        if any(drop >= 1 for drop in self.schedule.drops):
-            raise ValueError("with alternate, schedule.drops are shares below 1 of each phase")
 
 
 def levels(net: str) -> int:
-    """Of a feature pyramid on this network."""
+    """Number of levels of a feature pyramid on this network."""
     return len(spec(net).blocks) + 1
 
 
 def _detector(net: str, start: bool, kind: str, **options: Any) -> dict[str, Any]:
-    known = {"batch_norm": "frozen" if start else "live", **options}
-    return make_settings(kind, levels(net), known).model_dump()
+    options = {"batch_norm": "frozen" if start else "live", **options}
+    return make_settings(kind, levels(net), options).model_dump()
 
 
 def _as_published(net: str, start: bool, kind: str) -> dict[str, Any]:
-    """Regions are max pooled, as they were then, and anchors across the border are not trained on (Faster R-CNN, section 3.3).
-
-    Of a VGG with weights, conv3_1 and up are trained (Fast R-CNN, section 4.5; Faster R-CNN, section 3.1.3); of a ResNet, DRL's
-    appendix A fixes BN alone.
+    """The papers' settings: RoI max pooling; no training on cross-boundary anchors (Faster R-CNN, section 3.3); in a pretrained
+    VGG, conv1 and conv2 frozen (Fast R-CNN, section 4.5; Faster R-CNN, section 3.1.3), in a ResNet only BN (DRL appendix A).
     """
     pooled = {"roi": "pool"} if kind == "c4" else {}
     return pooled | {"anchors_inside": True} | ({"frozen": 2} if start and net.startswith("vgg") else {})
 
 
 def voc_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
-    """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of an image.
+    """PASCAL VOC as in DRL appendix A and the Faster R-CNN paper, but trained jointly: 70,000 steps of one image.
 
-    On VOCdevkit, with VOC2007 and VOC2012, it is 07+12: trained on trainval of both, tested on test of 2007, where DRL reports 76.4
-    mAP with ResNet-101 and 73.2 with VGG-16. (The test of 07++12 is that of VOC 2012, which VOC's server alone judges.)
+    On a VOCdevkit with VOC2007 and VOC2012, this is 07+12: trained on both trainval splits, tested on the 2007 test split, where
+    DRL reports 76.4 mAP with ResNet-101 and 73.2 with VGG-16. (The test set of 07++12 is evaluated by the VOC server only.)
 
-    The papers train proposals and regions in turns, which voc-paper-4step does; joint training comes close to it. The schedule is
-    that of the joint training in the code that the authors of Faster R-CNN released: lr 0.001, divided by 10 after 50,000 steps.
-    As in that code, and not at 1 as in the papers, smooth L1 bends at 1/9 in proposals. As in the papers, proposals do not learn
-    from anchors across the border (Faster R-CNN, section 3.3: detector.anchors_inside), background begins at IoU 0.1 (Fast R-CNN,
-    section 2.3: detector.background), and VGG's conv1 and conv2 stay where it starts from weights (detector.frozen).
+    The papers use alternating training (recipe voc-paper-4step); joint training comes close. The schedule is that of the joint
+    training in the released Faster R-CNN code: lr 0.001, divided by 10 after 50,000 steps. As in that code, smooth L1 of
+    proposals has beta 1/9 (papers: 1). As in the papers, cross-boundary anchors are ignored (Faster R-CNN, section 3.3:
+    detector.anchors_inside), background starts at IoU 0.1 (Fast R-CNN, section 2.3: detector.background), and conv1 and conv2 of a
+    pretrained VGG are frozen (detector.frozen).
     """
     net = net or "resnet101"
     values = {
@@ -130,10 +141,10 @@ def voc_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: bool
 
 
 def voc_paper_4step(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
-    """PASCAL VOC by the papers' own four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
+    """PASCAL VOC with the papers' four-step alternating training: twice 80,000 steps for proposals and 40,000 for regions.
 
-    In each, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3 and
-    the released code). One deviation: steps for regions take one image of 128 regions, as those for proposals do, not two of 64.
+    In each phase, lr 0.001 is divided by 10 after three quarters (60,000 + 20,000; 30,000 + 10,000; Ren et al., 2015, section 3.3
+    and the released code). One deviation: steps for regions use one image with 128 regions, not two with 64.
     """
     values, reasons = voc_paper(data, net, kind, start)
     schedule = {"steps": 240_000, "lr": 1e-3, "shape": "steps", "drops": (0.75,)}
@@ -141,12 +152,12 @@ def voc_paper_4step(data: AnnotatedSet | None, net: str | None, kind: str, start
 
 
 def coco_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: bool) -> Chosen:
-    """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images a step; anchors of 64 px as well.
+    """COCO as in DRL appendix A: 240,000 steps at lr 0.001 and 80,000 at 0.0001, 8 images per step; also anchors of 64 px.
 
-    Trained jointly. The paper trains proposals (8 images a step) and regions (16) for so long each; in turns, and with 8 images for
-    both, that is --set alternate=[1,1,1,1] --set schedule.steps=1280000.
+    Trained jointly. The paper trains proposals (8 images per step) and regions (16) that long each; for alternating training with 8
+    images per step: --set alternate=[1,1,1,1] --set schedule.steps=1280000.
 
-    Reported there with ResNet-101 on val: 48.4 AP50, 27.2 AP; with VGG-16 41.5 and 21.2.
+    The paper reports, on val, 48.4 AP50 and 27.2 AP with ResNet-101, and 41.5 and 21.2 with VGG-16.
     """
     net = net or "resnet101"
     extra = {"anchors": (64.0, 128.0, 256.0, 512.0)} if kind == "c4" else {}
@@ -165,40 +176,40 @@ def coco_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: boo
 
 
 def detect_default(data: AnnotatedSet | None, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
-    """Size, anchors, regions and length from the boxes and the number of images; one cosine from a short warm-up.
+    """Input size, anchors, regions and epochs chosen from the boxes and the number of images; cosine schedule with warm-up.
 
-    side: of the images' shorter side, in px, where it is asked for: the anchors are chosen for it.
+    side: the images' shorter side, px, if given; the anchors are fitted to it.
     """
     if data is None:
-        raise UserError("recipe detect-default is chosen from the data: name it as well")
+        raise UserError("recipe detect-default depends on the data: give a data set as well")
     images, net = data.training.images, net or "resnet18"
-    chose: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     with torch.device("meta"):
-        stride, roi = (halves := split(create(net, spec(net).classes))).stride, halves.roi
+        halves = split(create(net, spec(net).classes))
     if side is None:
         side = _side(images)
         small = _small(scaled_boxes(images, side, 10 * side)[0])
-        chose["detector.min_size"] = f"shorter side {side} px: the smallest tenth of the objects then has up to {small:.0f} px"
+        reasons["detector.min_size"] = f"shorter side {side} px: the smallest 10% of the objects then have up to {small:.0f} px"
     long = max(max(image.height, image.width) / min(image.height, image.width) for image in images)
     limit = int(np.ceil(side * min(long, 2) / 32) * 32)
     boxes, sizes = scaled_boxes(images, side, limit)
     options: dict[str, Any] = {"min_size": side, "max_size": limit, "proposals": (1000, 300), "ranked": (2000, 1000)}
     if kind == "c4":
         options["anchors"] = _anchors(boxes)
-        recall = anchor_recall(boxes, sizes, [AnchorLevel(stride, options["anchors"])]).recall
+        recall = anchor_recall(boxes, sizes, [AnchorLevel(halves.stride, options["anchors"])]).recall
         shown = ", ".join(f"{a:g}" for a in options["anchors"])
-        chose["detector.anchors"] = f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5"
-        if roi > 7 and side <= SMALL:
+        reasons["detector.anchors"] = f"anchors of {shown} px: {100 * recall:.1f}% of the objects have one with IoU >= 0.5"
+        if halves.roi > 7 and side <= SMALL:
             options["roi_size"] = 7
-            chose["detector.roi_size"] = "regions are pooled to 7 x 7 pixels: the images are small"
+            reasons["detector.roi_size"] = "regions are pooled to 7 x 7 pixels: the images are small"
     crowded = int(np.percentile([len(image.objects) for image in images], 90))
     options["regions"] = int(np.clip(2 ** np.ceil(np.log2(3 * max(crowded, 4))), 16, 128))
     options["detections"] = int(np.clip(4 * max(len(image.objects) for image in images), 100, 1000))
-    chose["detector.regions"] = f"{options['regions']} regions an image in training: nine tenths have at most {crowded} objects"
+    reasons["detector.regions"] = f"{options['regions']} regions per training image: 90% have at most {crowded} objects"
     epochs = int(np.clip(round(4_000 / max(len(images), 1)), 6, 60))
-    chose["schedule.epochs"] = f"{epochs} epochs: {len(images):,} images"
+    reasons["schedule.epochs"] = f"{epochs} epochs: {len(images):,} images"
     lr = 0.005 if start else 0.02
-    chose["schedule.lr"] = f"lr {lr:g}: the backbone {'has been trained' if start else 'is trained from scratch'}"
+    reasons["schedule.lr"] = f"lr {lr:g}: the backbone {'is pretrained' if start else 'is trained from scratch'}"
     values = {
         "name": "detect-default",
         "net": {"name": net},
@@ -209,11 +220,11 @@ def detect_default(data: AnnotatedSet | None, net: str | None, kind: str, start:
         "schedule": {"epochs": epochs, "lr": lr, "shape": "cosine", "warmup": 0.1},
         "log": {"every": 20},
     }
-    return Chosen(values, chose)
+    return Chosen(values, reasons)
 
 
 def _anchors(boxes: np.ndarray) -> tuple[float, ...]:
-    """Sides in px, none within a sixth of another."""
+    """Anchor sides, px, each at least 7/6 of the previous one."""
     sides: list[float] = []
     for width, height in suggest_anchors(boxes, 6):
         side = float(max(round(np.sqrt(width * height)), 1))
@@ -223,12 +234,12 @@ def _anchors(boxes: np.ndarray) -> tuple[float, ...]:
 
 
 def _small(boxes: np.ndarray) -> float:
-    """Shorter side in px of a small object: the tenth percentile of boxes (N, 4)."""
+    """Shorter side, px, of a small object: the 10th percentile of boxes (N, 4)."""
     return float(np.percentile((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 10))
 
 
 def _side(images: Sequence[BoxImage]) -> int:
-    """The smallest of SIDES at which small objects can be seen, no larger than the images."""
+    """The smallest of SIDES at which small objects have LEAST px, no larger than the median image."""
     own = int(np.median([min(image.height, image.width) for image in images]))
     sides = [side for side in SIDES if side <= own] or [own]
     return next((side for side in sides if _small(scaled_boxes(images, side, 10 * side)[0]) >= LEAST), sides[-1])
@@ -252,19 +263,17 @@ def choose(name: str, data: AnnotatedSet | None, net: str | None, given: Mapping
             normalized = any(isinstance(module, _BatchNorm) for module in create(net or "", 2).modules())
         if normalized:
             values["precise_bn"] = SETTLED
-            reasons["precise_bn"] = f"the backbone's BN statistics are averages over {SETTLED} training images, and frozen"
+            reasons["precise_bn"] = f"the backbone's BN statistics are averaged over {SETTLED} training images, then frozen"
     return Chosen(values, reasons)
 
 
 def check(recipe: DetectRecipe, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
-    """Raise UserError where a key does not apply to the data; see Task.check."""
+    """Raises UserError if a key does not apply to the data; see Task.check."""
     d, images = recipe.detector, data.training.images
     if d.kind == "fpn" and len(d.anchors) != (count := levels(recipe.net.name)):
-        raise UserError(
-            f"detector.anchors: a pyramid on {recipe.net.name} has {count} levels, an anchor each, not {len(d.anchors)}"
-        )
+        raise UserError(f"detector.anchors: a pyramid on {recipe.net.name} needs {count}, one per level, not {len(d.anchors)}")
     for image in images:
-        if why := too_thin(d, image.height, image.width):
-            raise UserError(f"{image.path}: {why}")
+        if problem := too_thin(d, image.height, image.width):
+            raise UserError(f"{image.path}: {problem}")
     if d.masks and not any(image.objects.segmentations for image in images):
         raise UserError("detector.masks=true: the objects of this set have no masks, only boxes")

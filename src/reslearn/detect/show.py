@@ -1,4 +1,4 @@
-"""Numbers of detectors, for reading in a terminal."""
+"""Terminal output of detection results."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-CLASSES = 30  # more classes than this: the worst ones only
+CLASSES = 30  # maximum number of classes to list
 HEADLINE = {
     "AP": "AP, IoU 0.50 to 0.95",
     "AP50": "AP50, IoU 0.50",
@@ -16,19 +16,19 @@ HEADLINE = {
 }
 AREAS = ("small", "medium", "large")
 MISTAKES = {
-    "class": "another class",
-    "location": "badly placed",
-    "both": "badly placed, of another class",
-    "duplicate": "found twice",
-    "background": "nothing there",
-    "missed": "objects not found",
+    "class": "wrong class",
+    "location": "poor localization",
+    "both": "wrong class and poor localization",
+    "duplicate": "duplicate",
+    "background": "background",
+    "missed": "missed object",
 }
 
 
 def show_numbers(result: dict[str, Any]) -> None:
-    """Print the result of `evaluate.numbers`, with `trained_on`, how many of the images it was trained on."""
+    """Prints the result of `evaluate.numbers` with `trained_on`, the number of its images used in training."""
     console = Console(highlight=False, markup=False)
-    time = f"{1000 * result['seconds_per_image']:,.0f} ms an image"
+    time = f"{1000 * result['seconds_per_image']:,.0f} ms per image"
     console.print(f"{result['data']}, {result['n']:,} images, {result['objects']:,} objects, {time}")
     _trained_on(console, result["trained_on"], result["n"])
     if result["left_out"]:
@@ -44,34 +44,38 @@ def show_numbers(result: dict[str, Any]) -> None:
 
 def _trained_on(console: Console, trained: int, n: int, who: str = "") -> None:
     if trained:
-        console.print(f"note: {who}{trained:,} of these {n:,} images were trained on: numbers of new images are lower")
+        console.print(f"note: {who}trained on {trained:,} of these {n:,} images: AP on new images is lower")
 
 
-def _numbers(console: Console, what: str, numbers: dict[str, Any]) -> None:
+def _numbers(console: Console, title: str, numbers: dict[str, Any]) -> None:
     console.print()
     for key, meaning in HEADLINE.items():
-        console.print(f"{what}  {meaning:<21} {_percent(numbers[key])} %{_between(numbers['intervals'][key])}")
-    sizes = "   ".join(f"{area} {_percent(numbers[f'AP_{area}'])}" for area in AREAS)
-    console.print(f"{what}  AP by size            {sizes}")
-    recalls = "   ".join(f"{limit} {_percent(numbers[f'AR{limit}'])}" for limit in (1, 10, 100))
-    console.print(f"{what}  recall of the best    {recalls}")
-    sizes = "   ".join(f"{area} {_percent(numbers[f'AR_{area}'])}" for area in AREAS)
-    console.print(f"{what}  recall by size        {sizes}")
+        ends = numbers["intervals"][key]
+        interval = "" if ends is None else f"   (95% interval {_interval(ends)})"
+        console.print(f"{title}  {meaning:<21} {_percent(numbers[key])} %{interval}")
+    for name, keys in (
+        ("AP by size", {area: f"AP_{area}" for area in AREAS}),
+        ("recall of top k", {limit: f"AR{limit}" for limit in (1, 10, 100)}),
+        ("recall by size", {area: f"AR_{area}" for area in AREAS}),
+    ):
+        console.print(f"{title}  {name:<22}" + "   ".join(f"{label} {_percent(numbers[key])}" for label, key in keys.items()))
     rows = [row for row in numbers["per_class"] if row["objects"]]
     shown = rows if len(rows) <= CLASSES else sorted(rows, key=lambda row: row["AP"] or 0)[:CLASSES]
-    title = f"{what} by class" if shown is rows else f"{what}: the {CLASSES} hardest of {len(rows)} classes"
-    table = _table(title, "class", "objects", *HEADLINE)
+    table = _table(
+        f"{title} by class" if shown is rows else f"{title}: the {CLASSES} classes with the lowest AP of {len(rows)}",
+        "class", "objects", *HEADLINE,
+    )  # fmt: skip
     for row in shown:
         table.add_row(_plain(row["class"]), f"{row['objects']:,}", *(_percent(row[key]) for key in HEADLINE))
     console.print(table)
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """Print two detectors side by side: data, n, one, other, trained_on, seconds_per_image and `numbers`, those of `compare`."""
+    """Prints two detectors side by side: data, n, one, other, trained_on, seconds_per_image and `numbers` from `compare`."""
     console = Console(highlight=False, markup=False)
     console.print(f"{result['data']}, {result['n']:,} images")
-    for key, seconds in zip("AB", result["seconds_per_image"], strict=True):
-        console.print(f"{key}  {result[{'A': 'one', 'B': 'other'}[key]]}, {1000 * seconds:,.0f} ms an image")
+    for key, side, seconds in zip("AB", ("one", "other"), result["seconds_per_image"], strict=True):
+        console.print(f"{key}  {result[side]}, {1000 * seconds:,.0f} ms per image")
     for key, trained in zip("AB", result["trained_on"], strict=True):
         _trained_on(console, trained, result["n"], f"{key}: ")
     table = _table("", "", "A", "B", "B - A", "95% interval")
@@ -83,29 +87,29 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 
 def show_ladder(result: dict[str, Any]) -> None:
-    """Print the result of `ladder`, with `trained_on`, how many of the images the detectors were trained on."""
+    """Prints the result of `ladder` with `trained_on`, the number of its images used in training."""
     console = Console(highlight=False, markup=False)
     scales = ", ".join(map(str, result["scales"]))
     console.print(f"{result['data']}, {result['n']:,} images; multi-scale testing at {scales} px")
     _trained_on(console, result["trained_on"], result["n"])
-    for key in ("AP50", "AP"):  # two tables: together they are wider than most terminals
-        table = _table("", HEADLINE[key], "%", "gain", "95% interval", "ms an image", "paper %")
+    for key in ("AP50", "AP"):  # two tables: one would be wider than most terminals
+        table = _table("", HEADLINE[key], "%", "gain", "95% interval", "ms per image", "paper %")
         for row in result["rungs"]:
             gain = row["gain"] and row["gain"][key]
-            there = gain and gain["difference"] is not None
-            cells = (f"{gain['difference']:+.2f}", _interval(gain["interval"])) if there else ("", "")
+            known = gain and gain["difference"] is not None
+            cells = (f"{gain['difference']:+.2f}", _interval(gain["interval"])) if known else ("", "")
             time = "" if row["seconds_per_image"] is None else f"{1000 * row['seconds_per_image']:,.0f}"
             mark = "" if row["paper"]["of"] == "COCO val" else "*"
             table.add_row(row["name"], _percent(row[key]), *cells, time, f"{row['paper'][key]}{mark}")
         console.print(table)
     if result["context"]:
-        console.print("context: this detector was trained with it, so that it is in every rung")
+        console.print("context: part of this detector, and therefore of every row")
     else:
-        console.print("context: this detector was trained without it; it is a property of a detector, not of a test")
-    console.print("box refinement includes box voting; ms an image: the median")
-    console.print("paper: ResNet-101 on COCO, Table 9, for the order of gains: other data has other numbers")
+        console.print("context: this detector was trained without it (detector.context=false)")
+    console.print("box refinement includes box voting; ms per image: median")
+    console.print("paper: ResNet-101 on COCO, Table 9; absolute values depend on the data")
     if result["rungs"][-1]["name"] == "ensemble":
-        console.print(f"* of three, on {result['rungs'][-1]['paper']['of']}")
+        console.print(f"* three detectors, on {result['rungs'][-1]['paper']['of']}")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -123,10 +127,6 @@ def _interval(ends: list[float] | None) -> str:
     return "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
-def _between(ends: list[float] | None) -> str:
-    return "" if ends is None else f"   (95% interval {_interval(ends)})"
-
-
 def _plain(text: str) -> str:
-    """Class names may hold what Rich would take for markup."""
+    """Escapes Rich markup in class names."""
     return text.replace("[", r"\[")

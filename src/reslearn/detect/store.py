@@ -1,9 +1,10 @@
-"""Detectors in model files: the classification model's file, whose card has the detector's settings as well."""
+"""Detectors in model files: the format of classification models, with the detector's settings in the card."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reslearn.detect.build import assemble
 from reslearn.detect.detector import Detector
@@ -13,20 +14,26 @@ from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
 from reslearn.weights.store import Card, load, save
 
+S = TypeVar("S", bound=BaseModel)
 
-def described(card: Card) -> Detector:
-    """The detector of a card, without weights (on the meta device). Raises UserError."""
-    if card.localizer is not None:
-        raise UserError("holds a localizer, not a detector: reslearn localize eval tests it")
-    if card.detector is None:
-        makes = "reslearn detect train --init, or create_detector in Python, makes one of it"
-        raise UserError(f"holds a classification network, not a detector: {makes}")
+
+def card_settings(kind: type[S], section: str, values: dict[str, Any]) -> S:
+    """The settings of a section of a card. Raises UserError, naming the first invalid key."""
     try:
-        settings = DetectorSettings.model_validate(card.detector)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"its card is not valid at 'detector.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
-    row = spec(card.net)
+        raise UserError(f"its card is not valid at '{section}.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+
+
+def described(card: Card) -> Detector:
+    """The detector of a card on the meta device, without weights. Raises UserError for other models or invalid settings."""
+    if card.localizer is not None:
+        raise UserError("holds a localizer, not a detector: use reslearn localize eval")
+    if card.detector is None:
+        hint = "to use it as a backbone, see reslearn detect train --init, or create_detector in Python"
+        raise UserError(f"holds a classification network, not a detector: {hint}")
+    settings, row = card_settings(DetectorSettings, "detector", card.detector), spec(card.net)
     check_options(row, card.options)
     with torch.device("meta"):
         net = create(card.net, row.classes, card.preprocessing.channels, **card.options)
@@ -34,20 +41,20 @@ def described(card: Card) -> Detector:
 
 
 def save_detector(model: Detector, path: str | Path, card: Card | None = None) -> Path:
-    """Write a detector with its card, whole or not at all. card: its own unless given, such as one with metrics:
+    """Writes a detector with its card, atomically. card: replaces the model's own, for example to add metrics:
     `model.card.model_copy(update={"metrics": ...})`.
 
-    Raises UserError where there is no card (a backbone that was given without one), or the file cannot be written.
+    Raises UserError if there is no card (the backbone was a module without one), or the file cannot be written.
     """
     if card is None and model.card is None:
-        raise UserError("a detector on a network without a card cannot say what it is: create it by name or from a model file")
+        raise UserError("cannot save a detector whose backbone has no card: create it by name or from a model file")
     return save(model, path, card, describe=described)
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Detector:
-    """The detector of a file or run folder, in evaluation mode.
+    """Loads the detector of a file or run folder, in evaluation mode.
 
-    Raises UserError where the file is missing, damaged, or holds something else.
+    Raises UserError if the file is missing, damaged, or not a detector.
     """
     model = load(path, device, describe=described)
     assert isinstance(model, Detector)

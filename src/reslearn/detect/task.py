@@ -1,8 +1,9 @@
-"""Object detection: what a run of it is made of."""
+"""The detection task."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from reslearn.detect.evaluate import TestOptions
 from reslearn.detect.gallery import save_gallery
 from reslearn.detect.pictures import save_examples
 from reslearn.detect.recipes import NAMED, DetectRecipe, check, choose
-from reslearn.detect.sources import make_sources, open_set
+from reslearn.detect.sources import describe, introduce, make_sources, open_set
 from reslearn.detect.store import save_detector
 from reslearn.detect.validation import Validation, to_device, validate_split
 from reslearn.errors import UserError
@@ -40,17 +41,17 @@ from reslearn.training.recipe import Chosen
 from reslearn.training.task import Evaluation, EvaluationOptions, Job, Losses, LossFunction, Phase, Sources, Task
 from reslearn.weights.store import Card, load
 
-SHOWN = 8  # findings that are named when a run starts
+SHOWN = 8  # findings listed when a run starts
 CARD_METRICS = ("n", "objects", "AP", "AP50", "AP75", "VOC07", "VOC10")
 HEADLINES = ("AP", "AP50", "AP75")
-TOGETHER = 8  # images whose BN statistics are averaged at once
+BN_BATCH = 8  # images per batch of precise BN
 
 DetectJob = Job[DetectRecipe, AnnotatedSet, BoxSource]
 
 
 @dataclass(frozen=True)
 class BoxExamples:
-    """Images float32 (C, H, W) on [0, 1] and their targets (see Detector), on the host."""
+    """Images, float32 (C, H, W) on [0, 1], and their targets (see Detector), on the host."""
 
     images: list[Tensor]
     targets: list[Target]
@@ -64,11 +65,11 @@ class BoxExamples:
 
 
 class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
-    """A network that finds the objects of an image: their boxes, classes and, if asked to, masks.
+    """Detection of objects: boxes, classes and optionally masks.
 
-    Losses are means over the anchors and regions sampled in a pass. With batch.micro each pass has its own, counted by its share of
-    the step's images: the whole batch's gradient where each image gives as many anchors and regions, which those with few
-    proposals do not.
+    Losses are means over the anchors and regions sampled in a forward pass. With batch.micro, passes are weighted by their number
+    of images; this equals the whole batch's gradient only if every image contributes equally many anchors and regions, which
+    images with few proposals do not.
     """
 
     name = "detect"
@@ -78,11 +79,11 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
 
     def open(self, source: str | Path, given: Mapping[str, Any]) -> AnnotatedSet:
         train = given.get("data.train")
-        if not isinstance(train, str) or not train:  # what is no text is rejected with the recipe
+        if not isinstance(train, str) or not train:  # other types are rejected with the recipe
             base = given.get("base")
             train = "trainval" if base in ("voc-paper", "voc-paper-4step") else "train"
-            if train == "trainval" and (there := split_names(source)) and train not in voc_splits(user_path(source)):
-                raise UserError(f"{source}: {base} trains on VOC's trainval, which is not there: --set data.train={there[0]}")
+            if train == "trainval" and (names := split_names(source)) and train not in voc_splits(user_path(source)):
+                raise UserError(f"{source}: {base} trains on VOC's trainval, which is missing: use --set data.train={names[0]}")
         return open_set(source, train, given.get("data.bad") or "fail")
 
     def usual(self, data: AnnotatedSet) -> str:
@@ -103,30 +104,21 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         return {"fingerprint": data.fingerprint()}
 
     def describe(self, data: AnnotatedSet, sources: Sources[BoxSource]) -> dict[str, Any]:
-        faults = Counter(one.kind for split in data.splits.values() for one in split.findings if one.fault)
-        return {
-            "name": data.name,
-            "classes": list(data.classes),
-            "n": {name: len(source) for name, source in sources.named().items()},
-            "objects": sources.train.split.counts(),
-            "faults": dict(faults),
-        }
+        faults = Counter(finding.kind for split in data.splits.values() for finding in split.findings if finding.fault)
+        return describe(data, sources) | {"faults": dict(faults)}
 
     def introduce(self, job: DetectJob) -> list[str]:
-        described = job.facts["data"]
-        counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
-        objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
-        lines = [f"data     {described['name']}: {counts} images; in training {objects}"]
+        lines = [introduce(job.facts)]
         findings = [finding for split in job.data.splits.values() for finding in split.findings]
         lines += [f"         {'left out or cut' if finding.fault else 'note'}: {finding}" for finding in findings[:SHOWN]]
         if len(findings) > SHOWN:
-            lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} names them all")
+            lines.append(f"         and {len(findings) - SHOWN} more: reslearn doctor {job.facts['source']} lists all")
         if job.sources.preprocessing.channels == 1:
-            lines.append("         images are converted to gray, as the model that training starts from sees them")
+            lines.append("         images are converted to gray, as the initial model needs")
         if job.recipe.alternate is not None:
-            parts = self.phases(job.recipe, len(job.sources.train))
-            lines += [f"phase {i}  to step {phase.end:,}: {phase.title}" for i, phase in enumerate(parts, start=1)]
-            lines.append(f"         held-out images are evaluated in phases 3 and 4, after step {parts[1].end:,}")
+            steps = self.phases(job.recipe, len(job.sources.train))
+            lines += [f"phase {i}  to step {phase.end:,}: {phase.title}" for i, phase in enumerate(steps, start=1)]
+            lines.append(f"         validation runs in phases 3 and 4, after step {steps[1].end:,}")
         return lines
 
     def model(self, job: DetectJob, *, fresh: bool) -> nn.Module:
@@ -134,7 +126,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         torch.manual_seed(integer(recipe.seed, 0x1217))
         if recipe.net.init is not None and fresh:
             body = load(recipe.net.init)
-            job.display.say(f"init     starts from the backbone of {recipe.net.init}")
+            job.display.say(f"init     backbone from {recipe.net.init}")
             if recipe.precise_bn is not None:
                 _settle_backbone(body.to(job.device), recipe.precise_bn, job)
         else:
@@ -148,7 +140,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
 
     def examples(self, job: DetectJob, draws: Draws) -> BoxExamples:
         images, targets = job.sources.train.train_batch(draws)
-        if job.device.type == "cuda":  # where the GPU can fetch them while the host goes on
+        if job.device.type == "cuda":  # for asynchronous copies
             images = [image.pin_memory() for image in images]
             targets = [{key: value.pin_memory() for key, value in target.items()} for target in targets]
         return BoxExamples(images, targets)
@@ -161,18 +153,16 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
 
     def evaluate(self, job: DetectJob, model: nn.Module, source: BoxSource, options: EvaluationOptions) -> Evaluation:
         seed = job.recipe.seed
-        seen = validate_split(detector_of(model), source, options.precision, seed, options.progress)
-        losses: dict[str, Any] = {"loss": sum(seen.losses.values()), "losses": seen.losses}
-        numbers: dict[str, Any]
-        if options.full:
-            numbers = detection_metrics(seen.boxes, seed=seed) | losses | {"review": review(seen.boxes, source.names)}
-            if seen.masks is not None:
-                numbers["masks"] = detection_metrics(seen.masks, seed=seed)
-        else:
-            numbers = losses | _headlines(seen.boxes) | ({} if seen.masks is None else {"masks": _headlines(seen.masks)})
+        validation = validate_split(detector_of(model), source, options.precision, seed, options.progress)
+        losses: dict[str, Any] = {"loss": sum(validation.losses.values()), "losses": validation.losses}
+        metrics = partial(detection_metrics, seed=seed) if options.full else _headlines
+        numbers = metrics(validation.boxes)
+        numbers = numbers | losses | {"review": review(validation.boxes, source.names)} if options.full else losses | numbers
+        if validation.masks is not None:
+            numbers["masks"] = metrics(validation.masks)
         text = "  ".join(f"held-out {name} {percent(numbers[name])}" for name in HEADLINES)
-        text += f"  masks {percent(numbers['masks']['AP'])}" if seen.masks is not None else ""
-        return Evaluation(100 - (numbers["AP"] or 0.0), numbers, text, seen)
+        text += f"  masks {percent(numbers['masks']['AP'])}" if validation.masks is not None else ""
+        return Evaluation(100 - (numbers["AP"] or 0.0), numbers, text, validation)
 
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
         kinds = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
@@ -193,44 +183,43 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         return save_detector(detector_of(model), path, card)
 
     def finish(self, job: DetectJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
-        images, seen = job.sources.named()[split].split.images, details[split]
-        assert isinstance(seen, Validation)
+        images, validation = job.sources.named()[split].split.images, details[split]
+        assert isinstance(validation, Validation)
         examples = save_examples(job.folder, TestOptions((detector_of(model).eval(),)), images)
-        return {"gallery": save_gallery(job.folder, images, seen.boxes), "gallery_split": split, "examples": examples}
+        return {"gallery": save_gallery(job.folder, images, validation.boxes), "gallery_split": split, "examples": examples}
 
 
 def detector_of(model: nn.Module) -> Detector:
-    """The detector that a run trains."""
+    """The detector of a run's model."""
     detector = model.detector if isinstance(model, Alternating) else model
     assert isinstance(detector, Detector)
     return detector
 
 
-def _headlines(matches: Matches) -> dict[str, float | None]:
+def _headlines(matches: Matches) -> dict[str, Any]:
     return {name: value for name, value in coco(matches).items() if name in HEADLINES}
 
 
 def _settle_backbone(net: nn.Module, images: int, job: DetectJob) -> None:
-    """Average a classification network's BN statistics over the first training images, in the size that the detector sees, and
-    flipped as in training."""
+    """Averages a classification network's BN statistics over the first training images, scaled and flipped as in training."""
     recipe, view, source, device = job.recipe, job.sources.preprocessing, job.sources.train, next(net.parameters()).device
     sides = recipe.detector.min_size, recipe.detector.max_size
-    fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # nothing is padded
-    order = SampleOrder(recipe.seed, len(source), TOGETHER)
+    fit = GeneralizedRCNNTransform(*sides, list(view.mean), list(view.std), size_divisible=1)  # no padding
+    order = SampleOrder(recipe.seed, len(source), BN_BATCH)
 
     def batches() -> Iterator[Tensor]:
-        for done in range(0, images, TOGETHER):
-            epochs, indices = (drawn[: images - done] for drawn in order[done // TOGETHER])
+        for done in range(0, images, BN_BATCH):
+            epochs, indices = (batch[: images - done] for batch in order[done // BN_BATCH])
             photos, _ = source.train_batch(Draws(view_seed(recipe.seed), epochs, indices))
             scaled = [fit([photo.to(device)])[0].tensors[0] for photo in photos]
-            height, width = (min(image.shape[side] for image in scaled) for side in (-2, -1))  # cropped: padding would count, too
+            height, width = (min(image.shape[side] for image in scaled) for side in (-2, -1))  # cropped: padding would be averaged
             yield torch.stack([image[:, :height, :width] for image in scaled])
-            job.display.progress("averaging BN", min(done + TOGETHER, images), images)
+            job.display.progress("averaging BN", min(done + BN_BATCH, images), images)
 
     precise_bn(net, batches())
     ranks.wait(ranks.PREPARING)
-    ranks.average([buffer for buffer in net.buffers() if buffer.is_floating_point()])  # the same on all, bit for bit
-    job.display.say(f"         its BN statistics are averages over {images} training images")
+    ranks.average([buffer for buffer in net.buffers() if buffer.is_floating_point()])  # identical bits on all ranks
+    job.display.say(f"         BN statistics averaged over {images} training images")
 
 
 DETECT = Detection()

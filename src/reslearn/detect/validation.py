@@ -1,4 +1,4 @@
-"""The images of a split through a detector while it trains: detections and losses, each rank taking a share."""
+"""Validation of a detector in training: detections and losses on a split, shared among the ranks."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from reslearn.training.task import Progress
 
 
 class Validation(NamedTuple):
-    """The boxes, and a mask detector's masks, against the objects of a split; and the means of its losses there, by name."""
+    """Matches of the detected boxes, and of masks from Mask R-CNN, with a split's objects; and the mean losses by name."""
 
     boxes: Matches
     masks: Matches | None
@@ -25,17 +25,17 @@ class Validation(NamedTuple):
 
 
 def to_device(device: torch.device, images: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets on a device."""
-    how: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
-    moved = [{key: value.to(**how) for key, value in target.items()} for target in targets]
-    return [image.to(**how) for image in images], moved
+    """Moves images and targets to a device."""
+    options: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
+    moved = [{key: value.to(**options) for key, value in target.items()} for target in targets]
+    return [image.to(**options) for image in images], moved
 
 
 def validate_split(model: Detector, source: BoxSource, precision: str, seed: int, progress: Progress) -> Validation:
-    """What a detector finds in the images of a split against their objects, and its losses.
+    """Runs a detector on a split; returns matches and losses on all ranks.
 
-    The losses are of regions sampled for each image as a function of the seed and the image's place. progress is called by all
-    ranks alike.
+    The regions of the losses are sampled for each image as a function of the seed and the image's index. All ranks call progress
+    equally.
     """
     device = next(model.parameters()).device
     own, sums = list[dict[str, Any]](), dict[str, float]()
@@ -47,13 +47,13 @@ def validate_split(model: Detector, source: BoxSource, precision: str, seed: int
             image, target = source[i]
             with autocast(precision, device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(integer(seed, 0x7A1, i))
-                (found,), losses = model.detect_with_losses(*to_device(device, [image], [target]))
-            own.append(as_arrays(found))
+                (detections,), losses = model.detect_with_losses(*to_device(device, [image], [target]))
+            own.append(as_arrays(detections))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
     progress(len(source))
     shares = ranks.gather((own, sums))
     detections = [shares[i % len(shares)][0][i // len(shares)] for i in range(len(source))]
-    means = {name: sum(part.get(name, 0.0) for _, part in shares) / len(source) for name in shares[0][1]}
+    means = {name: sum(rank_sums.get(name, 0.0) for _, rank_sums in shares) / len(source) for name in shares[0][1]}
     masks = matches(detections, source.split, masks=True) if source.masks else None
     return Validation(matches(detections, source.split), masks, means)

@@ -1,1 +1,1 @@
-"""Where the object of an image is: boxes for each class on a classification network (DRL appendix C)."""
+"""Localization: a box for each class on a classification network (DRL appendix C)."""

@@ -1,31 +1,30 @@
-"""The localization error of ILSVRC: guesses of a class and a box, against the true boxes of an image's class."""
+"""The localization error of ILSVRC: predicted classes and boxes against the true boxes of an image's class."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 IOU = 0.5
-"""From this overlap on, a box is right (Russakovsky et al., 2015, section 4.2)."""
+"""Smallest IoU of a correct box (Russakovsky et al., 2015, section 4.2)."""
 
 
-def overlap(some: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,), or of several (..., 4), with boxes (M, 4), as x1, y1, x2, y2: (..., M) on [0, 1]; 0 where neither has an
-    area."""
-    low, high = some[..., None, :2], some[..., None, 2:]
+def overlap(first: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU (..., M) of boxes (..., 4) with boxes (M, 4), all x1, y1, x2, y2; 0 if both have no area."""
+    low, high = first[..., None, :2], first[..., None, 2:]
     shared = np.clip(np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2]), 0, None).prod(axis=-1)
     union = (high - low).prod(axis=-1) + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
     return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
-ASKED = tuple(i / 20 for i in range(21))
-"""Overlaps from 0 to 1 that results say for how many images they are reached."""
+THRESHOLDS = tuple(i / 20 for i in range(21))
+"""IoU thresholds of `right_by_iou`."""
 
 
 def is_right(classes: Sequence[int] | np.ndarray, boxes: np.ndarray, label: int, truth: np.ndarray, iou: float = IOU) -> bool:
-    """Whether one of the G guesses has the image's class and overlaps any of its true boxes by `iou` or more.
+    """Whether one of G predictions has the image's class and an IoU of at least `iou` with one of its true boxes.
 
-    classes: of the guesses, (G,); boxes (G, 4) x1, y1, x2, y2; truth (M, 4), all objects of the image's class, `label`.
-    Raises ValueError for an image without a true box: nothing could be right.
+    classes (G,) and boxes (G, 4), x1, y1, x2, y2: the predictions. truth: (M, 4), the boxes of class `label`.
+    Raises ValueError if there is no true box.
     """
     if not len(truth):
         raise ValueError("an image without a true box has no localization error")
@@ -33,8 +32,8 @@ def is_right(classes: Sequence[int] | np.ndarray, boxes: np.ndarray, label: int,
 
 
 def best_overlaps(boxes: np.ndarray, labels: np.ndarray, truths: Sequence[np.ndarray]) -> np.ndarray:
-    """IoU (N,) of the box that is guessed for each image's own class with the true box that it overlaps most; the arguments are
-    those of localization_errors."""
+    """IoU (N,) of the predicted box of each image's true class with the true box it overlaps most. Arguments: see
+    localization_errors."""
     own = boxes[np.arange(len(labels)), labels]
     return np.array([overlap(box, truth).max() for box, truth in zip(own, truths, strict=True)])
 
@@ -42,14 +41,14 @@ def best_overlaps(boxes: np.ndarray, labels: np.ndarray, truths: Sequence[np.nda
 def localization_errors(
     order: np.ndarray, boxes: np.ndarray, labels: np.ndarray, truths: Sequence[np.ndarray], guesses: int | None, iou: float = IOU
 ) -> np.ndarray:
-    """Which of N images are wrong, bool (N,).
+    """Whether each of N images is wrong, bool (N,).
 
-    order: int (N, K), each image's K classes, the likeliest first. boxes: (N, K, 4), the box that would be guessed for class k,
-    by k. labels: (N,), true classes from 0. truths: N arrays (M, 4). guesses: how many classes, from the likeliest on, are guessed
-    (1, or 5 as in ILSVRC; all K where there are fewer); None: the true class is given, and its box alone is judged (DRL Table 13).
+    order: int (N, K), each image's classes, most likely first. boxes: (N, K, 4), predicted boxes by class. labels: (N,), true
+    classes from 0. truths: N arrays (M, 4). guesses: number of most likely classes that count (1, or 5 as in ILSVRC); None: the
+    true class is given, and only its box counts (DRL Table 13).
     """
     wrong = np.zeros(len(labels), bool)
     for i, (label, truth) in enumerate(zip(labels.tolist(), truths, strict=True)):
-        tried = np.array([label]) if guesses is None else order[i, :guesses]
-        wrong[i] = not is_right(tried, boxes[i, tried], label, truth, iou)
+        classes = np.array([label]) if guesses is None else order[i, :guesses]
+        wrong[i] = not is_right(classes, boxes[i, classes], label, truth, iou)
     return wrong

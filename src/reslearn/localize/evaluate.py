@@ -1,4 +1,4 @@
-"""Localization errors of a model with the true class given and with predicted classes, on one crop and dense (DRL Table 13)."""
+"""Localization errors with the true class given and with predicted classes, on one crop and dense (DRL Table 13)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from reslearn.data.boxes.box_set import BoxSet
 from reslearn.device import pick_device
 from reslearn.errors import UserError
 from reslearn.evaluation.metrics import interval
-from reslearn.localize.error import ASKED, best_overlaps, localization_errors
+from reslearn.localize.error import THRESHOLDS, best_overlaps, localization_errors
 from reslearn.localize.net import Localizer, load_localizer
 from reslearn.localize.predict import Progress, pixels_of, predict, propose, refine, silent
 from reslearn.localize.sources import open_to_test
@@ -23,18 +23,18 @@ VIEWS = {"1-crop": "1 crop", "dense": "dense", "refined": "R-CNN"}
 
 @torch.inference_mode()
 def classify(classifier: str | Path, data: BoxSet, device: torch.device, progress: Progress = silent) -> np.ndarray:
-    """Scores float64 (N, K) of a classification model on the middle of each image, in the order of the set's classes.
+    """Scores, float64 (N, K), of a classification model on the center crop of each image, in the order of the set's classes.
 
-    Raises UserError where it does not know one of them.
+    Raises UserError if the model lacks one of the classes.
     """
     net = load(classifier, device)
     card: Card = net.card  # type: ignore[assignment]
-    look, known = card.preprocessing, card.classes
+    view, known = card.preprocessing, card.classes
     if missing := next((name for name in data.classes if name not in known), None):
         raise UserError(f"{classifier} has no class '{missing}'; its classes are {', '.join(known[:20])}")
-    normalize, scores = look.normalizer(device), []
+    normalize, scores = view.normalizer(device), []
     for start in range(0, len(data), 64):
-        views = [look.fit(pixels_of(data, i, look)) for i in range(start, min(start + 64, len(data)))]
+        views = [view.fit(pixels_of(data, i, view)) for i in range(start, min(start + 64, len(data)))]
         scores.append(net(normalize(torch.stack(views).to(device))).double().cpu())
         progress("classes", start + len(views), len(data))
     return torch.cat(scores).numpy()[:, [known.index(name) for name in data.classes]]
@@ -50,40 +50,36 @@ def evaluate(
     device: str = "auto",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """The localization errors of a model on a split, by default test, else val, ready for JSON.
+    """The localization errors of a model on a split (by default test, otherwise val), ready for JSON.
 
-    scales: of "dense"; by default the one that crops are taken from. classifier: a model file or run folder whose predictions are
-    the classes; without one, the class is that of the highest-scored box. Returns n, split, data, and for "1-crop" and "dense" a
-    dict of localization errors in percent with 95% bootstrap intervals over the images: `true_class`, the class being given;
-    `top1` and, from 6 classes on, `top5` guesses of predicted classes; `classification`, the class alone, first guess; and
-    `per_class`, of true_class. `right_by_iou` of true_class and top1 is the percentage of images that are right where an overlap
-    of 0, 0.05, ... 1 is asked. Where the model has a second stage, "refined" is what that makes of the dense proposals.
-    Raises UserError for what cannot be read or does not fit.
+    scales: shorter sides, px, of "dense"; by default the scale of the center crop. classifier: a model file or run folder that
+    predicts the classes; by default the class of the highest-scored box. Returns n, split, data and, for "1-crop" and "dense", a
+    dict of localization errors in percent with 95% bootstrap intervals over the images: `true_class`, with the class given;
+    `top1` and, with 6 or more classes, `top5`, with predicted classes; `classification`, the top-1 error of the class alone; and
+    `per_class`, the true_class errors by class. `right_by_iou` of true_class and top1 is the percentage of correct images at IoU
+    thresholds 0, 0.05, ..., 1. With a second stage, "refined" is its result on the dense proposals.
+    Raises UserError for unreadable or incompatible models and data.
     """
     model = load_localizer(model, pick_device(device)) if isinstance(model, str | Path) else model
     if isinstance(data, BoxSet):
-        chosen, used = data, split or data.name
+        split = split or data.name
     else:
-        used, chosen = open_to_test(data, model.classes, split)
-    look = model.card.preprocessing
-    if bad := [scale for scale in scales if not min(look.size) <= scale <= 4096]:
-        raise UserError(f"scale {bad[0]}: must be from {min(look.size)} (the model's input size) to 4096 px")
-    truth = of_one_kind(chosen)
-    said = None
-    if classifier is not None:
-        said = classify(classifier, chosen, next(model.parameters()).device, progress)
-    dense = tuple(scales) or (min(look.covered),)
-    result: dict[str, Any] = {"data": chosen.name, "split": used, "n": len(chosen), "classes": list(model.classes)}
+        split, data = open_to_test(data, model.classes, split)
+    view = model.card.preprocessing
+    if bad := [scale for scale in scales if not min(view.size) <= scale <= 4096]:
+        raise UserError(f"scale {bad[0]}: must be from {min(view.size)} (the model's input size) to 4096 px")
+    truth = of_one_kind(data)
+    scores = None if classifier is None else classify(classifier, data, next(model.parameters()).device, progress)
+    dense = tuple(scales) or (min(view.covered),)
+    result: dict[str, Any] = {"data": data.name, "split": split, "n": len(data), "classes": list(model.classes)}
     result |= {"classes_from": "its own scores" if classifier is None else str(classifier), "scales": list(dense)}
-    found = views(model, chosen, truth.labels, dense, said, progress)
-    for name, view in found.items():
-        result[name] = errors(view.order, view.boxes, truth, model.classes)
-    return result
+    by_name = views(model, data, truth.labels, dense, scores, progress)
+    return result | {name: errors(one.order, one.boxes, truth, model.classes) for name, one in by_name.items()}
 
 
 class View(NamedTuple):
-    """One way of looking at N images. order: int (N, K), their classes, the likeliest first. By class: the box that is guessed,
-    boxes (N, K, 4), and its score (N, K).
+    """Predictions for N images in one evaluation mode. order: int (N, K), classes, most likely first. scores (N, K), boxes
+    (N, K, 4): by class.
     """
 
     order: np.ndarray
@@ -92,70 +88,71 @@ class View(NamedTuple):
 
     @classmethod
     def of(cls, scores: np.ndarray, boxes: np.ndarray, class_scores: np.ndarray | None = None) -> "View":
-        """A view whose classes are ordered by class_scores (N, K), or by the scores of the boxes."""
+        """A view with classes ordered by class_scores (N, K), by default the scores of the boxes."""
         by = scores if class_scores is None else class_scores
         return cls(np.argsort(-by, axis=1, kind="stable"), scores, boxes)
 
 
 def views(
-    model: Localizer, data: BoxSet, labels: np.ndarray, dense: Sequence[int], said: np.ndarray | None, progress: Progress = silent
+    model: Localizer,
+    data: BoxSet,
+    labels: np.ndarray,
+    dense: Sequence[int],
+    class_scores: np.ndarray | None,
+    progress: Progress = silent,
+    *,
+    crop: bool = True,
 ) -> dict[str, View]:
-    """By name: "1-crop", "dense", and "refined" where there is a second stage.
+    """Views by name: "1-crop" (if `crop`), "dense" and, with a second stage, "refined".
 
-    labels: true classes (N,). said: scores of classes (N, K); None: those of the boxes. Refined are the boxes of the true class
-    and of the first five guesses, of the first one where there are no six classes; others stay, with a score of -inf.
+    labels: true classes (N,). class_scores: (N, K), by default the scores of the boxes. The second stage refines the boxes of the
+    true class and of the classes that count (see guesses); others keep their dense box, with a score of -inf.
     """
-    found = {}
-    for name, seen in (("1-crop", None), ("dense", dense)):
-        found[name] = View.of(*predict(model, data, seen, progress), said)
+    by_name = {"1-crop": View.of(*predict(model, data, None, progress), class_scores)} if crop else {}
+    by_name["dense"] = View.of(*predict(model, data, dense, progress), class_scores)
     if model.regions is not None:
-        order, _, boxes = found["dense"]
-        wanted = np.concatenate([labels[:, None], order[:, : guesses(order.shape[1])]], 1)
-        wanted = np.stack([_distinct(row) for row in wanted])
-        proposals = propose(model, data, wanted, model.settings.proposals or 1, dense, progress)
-        scores, moved = refine(model, data, wanted, proposals, progress)
-        found["refined"] = View(order, scores, np.where(np.isfinite(scores)[..., None], moved, boxes))
-    return found
+        order, _, boxes = by_name["dense"]
+        classes = np.concatenate([labels[:, None], order[:, : guesses(order.shape[1])]], 1)
+        classes = np.stack([_distinct(row) for row in classes])
+        proposals = propose(model, data, classes, model.settings.proposals or 1, dense, progress)
+        scores, refined = refine(model, data, classes, proposals, progress)
+        by_name["refined"] = View(order, scores, np.where(np.isfinite(scores)[..., None], refined, boxes))
+    return by_name
 
 
 def guesses(classes: int) -> int:
-    """Predicted classes that count: 5 as in ILSVRC with more than 5 classes, otherwise 1."""
+    """Number of predicted classes that count: 5 as in ILSVRC with more than 5 classes, otherwise 1."""
     return 5 if classes > 5 else 1
 
 
 def _distinct(classes: np.ndarray) -> np.ndarray:
-    """Without repetitions, padded with the last one to the same length."""
+    """Removes repetitions and pads with the last class to the same length."""
     once = list(dict.fromkeys(classes.tolist()))
     return np.array(once + once[-1:] * (len(classes) - len(once)))
 
 
 def wrong(order: np.ndarray, boxes: np.ndarray, truth: Single) -> dict[str, np.ndarray]:
-    """Which images are wrong, bool (N,), by what is asked; the arguments are those of errors."""
-    found = {"true_class": localization_errors(order, boxes, truth.labels, truth.boxes, None)}
+    """Whether each image is wrong, bool (N,), by kind of error; arguments as for errors."""
+    kinds = {"true_class": localization_errors(order, boxes, truth.labels, truth.boxes, None)}
     for count in sorted({1, guesses(order.shape[1])}):
-        found[f"top{count}"] = localization_errors(order, boxes, truth.labels, truth.boxes, count)
-    return found | {"classification": order[:, 0] != truth.labels}
+        kinds[f"top{count}"] = localization_errors(order, boxes, truth.labels, truth.boxes, count)
+    return kinds | {"classification": order[:, 0] != truth.labels}
 
 
 def errors(order: np.ndarray, boxes: np.ndarray, truth: Single, classes: Sequence[str]) -> dict[str, Any]:
-    """One view's numbers, as evaluate describes them. order: int (N, K), the likeliest class first; boxes (N, K, 4) by class."""
-    judged = wrong(order, boxes, truth)
-    found: dict[str, Any] = {
-        key: {"error": 100 * float(each.mean()), "interval": interval(int(each.sum()), len(each), 0)}
-        for key, each in judged.items()
-    }
-    given = judged["true_class"]
-    of = [given[truth.labels == k] for k in range(len(classes))]
-    found["per_class"] = [
-        {
-            "class": name,
-            "n": len(each),
-            "error": 100 * float(each.mean()) if len(each) else None,
-            "interval": interval(int(each.sum()), len(each), 0) if len(each) else None,
-        }
-        for name, each in zip(classes, of, strict=True)
-    ]
+    """One view's errors (see evaluate). order: int (N, K), classes, most likely first. boxes: (N, K, 4), by class."""
+
+    def error(wrong: np.ndarray) -> dict[str, Any]:
+        if not len(wrong):
+            return {"error": None, "interval": None}
+        return {"error": 100 * float(wrong.mean()), "interval": interval(int(wrong.sum()), len(wrong), 0)}
+
+    kinds = wrong(order, boxes, truth)
+    result: dict[str, Any] = {kind: error(images) for kind, images in kinds.items()}
+    by_class = [kinds["true_class"][truth.labels == k] for k in range(len(classes))]
+    rows = zip(classes, by_class, strict=True)
+    result["per_class"] = [{"class": name, "n": len(images), **error(images)} for name, images in rows]
     overlaps = best_overlaps(boxes, truth.labels, truth.boxes)
-    for key, named in (("true_class", np.ones(len(overlaps), bool)), ("top1", ~judged["classification"])):
-        found[key]["right_by_iou"] = [100 * float((named & (overlaps >= iou)).mean()) for iou in ASKED]
-    return found
+    for key, counted in (("true_class", np.ones(len(overlaps), bool)), ("top1", ~kinds["classification"])):
+        result[key]["right_by_iou"] = [100 * float((counted & (overlaps >= iou)).mean()) for iou in THRESHOLDS]
+    return result

@@ -1,5 +1,6 @@
-"""Pictures for the report of a run: where a localizer looks worst and where it is right, and what it learns from."""
+"""Pictures for a run's report: a localizer's worst and correct predictions, and its training examples."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,27 +15,26 @@ from reslearn.localize.error import IOU, best_overlaps
 from reslearn.localize.evaluate import View
 from reslearn.localize.views import Single
 
-WORST, RIGHT = 12, 6  # pictures of either kind
-SIDE = 320  # px: the longer side of a picture
-MOST, COLUMNS, TILE = 24, 8, 128  # pictures on the sheet, side by side, px of each
+WORST, RIGHT = 12, 6  # number of pictures
+SIDE = 320  # px: longer side of a picture
+MOST, COLUMNS, TILE = 24, 8, 128  # sheet of examples: maximum number, columns, px per tile
 Example = tuple[np.ndarray, Iterable[np.ndarray], Iterable[np.ndarray]]
 
 
-def save_gallery(folder: Path, data: BoxSet, truth: Single, found: Mapping[str, View]) -> dict[str, Any]:
-    """Draw images with their true boxes and the one guessed for their class: RUN/images/{worst,right}-NN.jpg.
+def save_gallery(folder: Path, data: BoxSet, truth: Single, views: Mapping[str, View]) -> dict[str, Any]:
+    """Draws images with their true boxes and the predicted box of their class: RUN/images/{worst,right}-NN.jpg.
 
-    Of what is found last ("refined" where there is a second stage, else "dense"): first the worst image of each class, then each
-    one's second worst, and so on, of the same overlap the one with the highest score; then right ones, evenly from the least to
-    the greatest overlap. Returns "gallery_view" and "gallery", `{"image": the file, "kind", "name", "label", "predicted", "iou"}`
-    each. Raises UserError where a file cannot be read or written.
+    Uses the last view ("refined" with a second stage, else "dense"). First come the worst images, one of each class in turn (ties:
+    the highest score first); then correct ones, evenly from the smallest to the largest IoU. Returns "gallery_view", and "gallery"
+    with rows {"image": file, "kind", "name", "label", "predicted", "iou"}. Raises UserError if a file cannot be read or written.
     """
-    name, view = list(found.items())[-1]
+    name, view = list(views.items())[-1]
     overlaps = best_overlaps(view.boxes, truth.labels, truth.boxes)
     scores = view.scores[np.arange(len(overlaps)), truth.labels]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for kind, those in (("worst", _worst(overlaps, scores, truth.labels)), ("right", _right(overlaps))):
-        for rank, i in enumerate(those):
+    for kind, chosen in (("worst", _worst(overlaps, scores, truth.labels)), ("right", _right(overlaps))):
+        for rank, i in enumerate(chosen):
             file = f"images/{kind}-{rank:02d}.jpg"
             boxes = [(box, TRUTH, True) for box in truth.boxes[i]] + [(view.boxes[i, truth.labels[i]], FOUND, True)]
             save_picture(draw(data.images[i].pixels(), boxes, SIDE), folder / file)
@@ -44,34 +44,33 @@ def save_gallery(folder: Path, data: BoxSet, truth: Single, found: Mapping[str, 
 
 
 def _worst(overlaps: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[int]:
-    """The images that are wrong, at most WORST, in the gallery's order; overlaps, scores, labels: (N,)."""
+    """Indices of up to WORST wrong images, in the gallery's order; overlaps, scores, labels: (N,)."""
     worst = np.lexsort((-scores, overlaps))
-    seen: dict[int, int] = {}
+    counts = Counter[int]()
     ranked = []
-    for place, i in enumerate(worst[overlaps[worst] < IOU].tolist()):
-        ranked.append((seen.setdefault(int(labels[i]), 0), place, i))
-        seen[int(labels[i])] += 1
+    for rank, i in enumerate(worst[overlaps[worst] < IOU].tolist()):
+        ranked.append((counts[int(labels[i])], rank, i))
+        counts[int(labels[i])] += 1
     return [i for *_, i in sorted(ranked)[:WORST]]
 
 
 def _right(overlaps: np.ndarray) -> list[int]:
-    """At most RIGHT of the images that are right, evenly from the least to the greatest overlap."""
+    """Indices of up to RIGHT correct images, evenly from the smallest to the largest overlap."""
     order = np.argsort(overlaps, kind="stable")
     order = order[overlaps[order] >= IOU]
-    places = np.unique(np.linspace(0, len(order) - 1, min(RIGHT, len(order))).round().astype(int))
-    return order[places].tolist()
+    return order[np.unique(np.linspace(0, len(order) - 1, min(RIGHT, len(order))).round().astype(int))].tolist()
 
 
 def save_examples(folder: Path, examples: Iterable[Example]) -> None:
-    """RUN/images/examples.jpg: what the network learns from, side by side; each an image uint8 (H, W, 3), its true boxes and the
-    boxes that are given with it, (4,) each. Raises UserError where it cannot be written."""
+    """Saves a sheet of training examples: RUN/images/examples.jpg. Each is an image, uint8 (H, W, 3), its true boxes and its
+    proposals, (4,) each. Raises UserError if it cannot be written."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     tiles = [
-        draw(pixels, [*((box, FOUND, False) for box in given), *((box, TRUTH, False) for box in true)], TILE)
-        for pixels, true, given in islice(examples, MOST)
+        draw(pixels, [*((box, FOUND, False) for box in proposals), *((box, TRUTH, False) for box in true)], TILE)
+        for pixels, true, proposals in islice(examples, MOST)
     ]
     rows, columns = -(-len(tiles) // COLUMNS), min(COLUMNS, len(tiles))
     sheet = Image.new("RGB", (columns * (TILE + 2) - 2, rows * (TILE + 2) - 2), "white")
-    for at, tile in enumerate(tiles):
-        sheet.paste(tile, (at % COLUMNS * (TILE + 2), at // COLUMNS * (TILE + 2)))
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % COLUMNS * (TILE + 2), i // COLUMNS * (TILE + 2)))
     save_picture(sheet, folder / "images" / "examples.jpg")

@@ -1,4 +1,4 @@
-"""The network: a classifier's convolutions, and at every place a score and a box for each class (DRL appendix C)."""
+"""The localization network: a classifier's convolutions, with a score and a box per class at each position (DRL appendix C)."""
 
 import copy
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG
@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 from reslearn.data.preprocess import Preprocessing
 from reslearn.detect.backbone import Convolutions, Stages, split
 from reslearn.detect.heads import own_pooling
+from reslearn.detect.store import card_settings
 from reslearn.errors import UserError
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
@@ -23,17 +24,16 @@ from reslearn.nets.resnet import ResNet
 from reslearn.weights.store import Card, load, save
 
 HIDDEN = 512
-CONTEXT = 16 / 227  # of the side of a region as the second stage sees it, on each side of its box (R-CNN, appendix A)
+CONTEXT = 16 / 227  # margin on each side of the box, as a share of the second stage's input (R-CNN, appendix A)
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
 class LocalizerSettings(BaseModel):
-    """What a localizer is beside its network. anchors: (width, height) in px of the net's view, at every place of its last map.
+    """A localizer's settings besides its network. anchors: (width, height), px of the input, at each position of the last map.
 
-    hidden: channels of the 3x3 layer before scores and boxes (Faster R-CNN, section 3.1). iou: an anchor that overlaps a true box
-    by less than the first is a negative example, by the second or more a positive one, as is the best one of each box. (Faster
-    R-CNN's second is 0.7; with 0.5, from which a box counts as found, fewer anchors go without training.)
-    proposals: of a localizer with a second stage, how many boxes of a class that one judges.
+    hidden: channels of the 3x3 layer before scores and boxes (Faster R-CNN, section 3.1). iou: anchors below the first IoU are
+    negative examples, those at or above the second, and each box's best anchor, positive. (Faster R-CNN's second value is 0.7; 0.5,
+    the IoU of a correct box, leaves fewer anchors unused.) proposals: boxes per class that a second stage refines.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,33 +45,33 @@ class LocalizerSettings(BaseModel):
 
 
 class Regions(nn.Module):
-    """R-CNN, the second stage: a region, cut out and warped to the net's input, is scored and moved for each class.
+    """The second stage, R-CNN: scores and refines a region, cropped and warped to the input size, for each class.
 
-    It begins as the convolutions of the first stage; on the average of their map are two layers (DRL appendix C: "two sibling fc
-    layers for cls and reg, also in a per-class form").
+    The first stage's convolutions and average pooling, with two layers on top (DRL appendix C: "two sibling fc layers for cls and
+    reg, also in a per-class form").
     """
 
-    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # targets of about unit variance (Fast R-CNN, section 2.3)
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # targets with about unit variance (Fast R-CNN, section 2.3)
 
     def __init__(self, backbone: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
         self.backbone, self.classes = backbone, classes
         self.scores, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, 4 * classes)
-        for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):  # as Fast R-CNN's
+        for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):  # as in Fast R-CNN
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.scores.bias, -math.log(2 * classes - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C, H, W), normalized -> logits (R, K), independent of each other, and deltas (R, K, 4) relative to the regions."""
+        """(R, C, H, W), normalized -> logits (R, K) of binary classifiers, and deltas (R, K, 4) relative to the regions."""
         features = self.backbone(x)["0"].mean((2, 3))
         return self.scores(features), self.deltas(features).reshape(len(x), self.classes, 4)
 
 
 def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Regions (R, C, *size) of a normalized image (C, H, W), whatever the shape of their boxes (R, 4).
+    """Warps the boxes (R, 4) of a normalized image (C, H, W) to regions (R, C, *size), with a margin of CONTEXT on each side.
 
-    On each side CONTEXT of what is seen lies around the box, the mean where the image ends (R-CNN, appendix A).
+    Outside the image, regions are filled with the mean (R-CNN, appendix A).
     """
     margin = CONTEXT / (1 - 2 * CONTEXT) * (boxes[:, 2:] - boxes[:, :2])
     grown = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], 1)
@@ -80,10 +80,10 @@ def warp(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Localizer(nn.Module):
-    """A per-class region proposal network; made by create_localizer.
+    """A per-class region proposal network. Use create_localizer to make one.
 
-    forward: (N, C, H, W), normalized -> logits (N, P, K), independent of each other, and deltas (N, P, K, 4) relative to the
-    anchors (P, 4) of `anchors_of`: P = places x anchors. Any H and W of 32 px or more will do: test time is fully convolutional.
+    forward: (N, C, H, W), normalized -> logits (N, P, K) of independent binary classifiers, deltas (N, P, K, 4), and the anchors
+    (P, 4) they are relative to; P = positions x anchors. Fully convolutional: any H and W of 32 px or more.
     """
 
     def __init__(
@@ -100,13 +100,12 @@ class Localizer(nn.Module):
         for layer in (self.hidden, self.scores, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        # Half the examples are of one class of K and the others of none: with 1000 classes, zeros would start at a loss of 693.
+        # Half of the examples are of one class, the others of none; a bias of 0 would give an initial loss of 693 for 1000 classes.
         nn.init.constant_(self.scores.bias, -math.log(2 * len(classes) - 1))  # type: ignore[arg-type]
         if settings.proposals is not None:
             self.regions = Regions(copy.deepcopy(backbone), channels, len(classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits, deltas, anchors)."""
         features = self.backbone(x)["0"]
         t = F.relu(self.hidden(features))
         k = len(self.classes)
@@ -115,7 +114,7 @@ class Localizer(nn.Module):
         return logits, deltas, self.anchors_of(features.shape[-2], features.shape[-1], x.device)
 
     def anchors_of(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-        """(height * width * A, 4): x1, y1, x2, y2 in px of the input, centered in the cells of a map of this size, row by row."""
+        """(height * width * A, 4): x1, y1, x2, y2, px of the input, centered in the cells of a map of this size, row by row."""
         shapes = torch.tensor(self.settings.anchors, device=device)
         y = (torch.arange(height, device=device) + 0.5) * self.stride
         x = (torch.arange(width, device=device) + 0.5) * self.stride
@@ -124,26 +123,28 @@ class Localizer(nn.Module):
 
     @torch.no_grad()
     def best(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each image, the highest-scored box of each class: logits (N, K), boxes (N, K, 4) in px, cut to the input."""
+        """The highest-scored box of each class: logits (N, K), boxes (N, K, 4), px, clipped to the input."""
         logits, deltas, anchors = self(x)
         top, place = logits.float().max(1)
-        chosen = deltas.float().gather(1, place[:, None, :, None].expand(-1, 1, -1, 4)).reshape(-1, 4)
-        boxes = CODER.decode_single(chosen, anchors[place].reshape(-1, 4)).reshape(*top.shape, 4)
-        limits = boxes.new_tensor([x.shape[3], x.shape[2]]).repeat(2)
-        return top, torch.minimum(boxes.clamp(min=0), limits)
+        chosen = deltas.float().gather(1, place[:, None, :, None].expand(-1, 1, -1, 4))
+        return top, _decode(chosen.reshape(*top.shape, 4), anchors[place], x)
 
     @torch.no_grad()
     def ranked(self, x: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of each image, the highest-scored boxes of its classes, int (N, C), best first: logits (N, C, n), boxes (N, C, n, 4) in
-        px, cut to the input; n: count, or as many as there are."""
+        """The `count` highest-scored boxes of some classes, int (N, C), best first: logits (N, C, n), boxes (N, C, n, 4), px,
+        clipped to the input. n: at most the number of anchors."""
         logits, deltas, anchors = self(x)
         own = classes[:, None].expand(-1, logits.shape[1], -1)  # (N, P, C)
         top, place = logits.float().gather(2, own).topk(min(count, len(anchors)), dim=1)
-        here = torch.arange(len(x), device=x.device)[:, None, None]
-        boxes = CODER.decode_single(deltas.float()[here, place, classes[:, None]].reshape(-1, 4), anchors[place].reshape(-1, 4))
-        limits = boxes.new_tensor([x.shape[3], x.shape[2]]).repeat(2)
-        boxes = torch.minimum(boxes.reshape(*place.shape, 4).clamp(min=0), limits)
+        image = torch.arange(len(x), device=x.device)[:, None, None]
+        boxes = _decode(deltas.float()[image, place, classes[:, None]], anchors[place], x)
         return top.transpose(1, 2), boxes.transpose(1, 2)
+
+
+def _decode(deltas: Tensor, anchors: Tensor, x: Tensor) -> Tensor:
+    """Boxes (..., 4) of deltas and anchors (..., 4), clipped to the input (N, C, H, W)."""
+    boxes = CODER.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(deltas.shape)
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([x.shape[3], x.shape[2]]).repeat(2))
 
 
 def _assemble(net: nn.Module, settings: LocalizerSettings, classes: tuple[str, ...], card: Card) -> Localizer:
@@ -172,11 +173,11 @@ def create_localizer(
     view: Preprocessing,
     options: dict[str, Any] | None = None,
 ) -> Localizer:
-    """A localizer in training mode on a new network of the zoo, or on a classification network that load() made (its modules are
-    taken, its last layer is left out); the other layers are new (seed them with torch.manual_seed).
+    """Creates a localizer in training mode, on a new network of the zoo or a classification network from load(), whose modules are
+    reused without the last layer. New layers are random (see torch.manual_seed).
 
-    classes: their names. view: how images become the net's input, without a pixel mean. options: of a new network.
-    Raises UserError for a network that has no map, and for unknown names and options.
+    classes: names. view: the preprocessing, without a mean image. options: of a new network.
+    Raises UserError for an unsupported network, and for unknown names and options.
     """
     if isinstance(net, str):
         name, options = net, options or {}
@@ -190,14 +191,10 @@ def create_localizer(
 
 
 def described(card: Card) -> Localizer:
-    """The localizer of a card, without weights (on the meta device). Raises UserError."""
+    """The localizer of a card on the meta device, without weights. Raises UserError for other models or invalid settings."""
     if card.localizer is None:
-        raise UserError("holds no localizer: train one with reslearn localize train")
-    try:
-        settings = LocalizerSettings.model_validate(card.localizer)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"its card is not valid at 'localizer.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+        raise UserError("is not a localizer: train one with reslearn localize train")
+    settings = card_settings(LocalizerSettings, "localizer", card.localizer)
     check_options(spec(card.net), card.options)
     with torch.device("meta"):
         net = create(card.net, len(card.classes), card.preprocessing.channels, **card.options)
@@ -205,12 +202,12 @@ def described(card: Card) -> Localizer:
 
 
 def save_localizer(model: Localizer, path: str | Path, card: Card | None = None) -> Path:
-    """Write a localizer with its card (its own unless given), whole or not at all. Raises UserError where it cannot be written."""
+    """Writes a localizer with its card, by default its own, atomically. Raises UserError if it cannot be written."""
     return save(model, path, card, describe=described)
 
 
 def load_localizer(path: str | Path, device: torch.device | str = "cpu") -> Localizer:
-    """The localizer of a file or run folder, in evaluation mode. Raises UserError where it is missing, damaged or no localizer."""
+    """Loads the localizer of a file or run folder, in evaluation mode. Raises UserError if missing, damaged or not a localizer."""
     model = load(path, device, describe=described)
     assert isinstance(model, Localizer)
     return model

@@ -1,4 +1,4 @@
-"""Recipes of localizers: one for each stage, chosen from the data."""
+"""Recipes of localizers, one per stage."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from reslearn.data.boxes.anchors import suggest_anchors
 from reslearn.data.boxes.box_set import BoxSet
+from reslearn.detect.recipes import BoxRecipe
 from reslearn.errors import UserError
 from reslearn.localize.crops import training_crops
 from reslearn.localize.net import HIDDEN, LocalizerSettings
@@ -22,20 +23,17 @@ if TYPE_CHECKING:
     from reslearn.data.boxes.annotated import AnnotatedSet
 
 SIZE = 224  # px
-FITTED_TO = 1000  # crops that the anchors are fitted to, at most
-COUNT = 9  # anchors at each place (Faster R-CNN, 3.1.1)
+FITTED_TO = 1000  # maximum number of crops to fit the anchors to
+COUNT = 9  # anchors per position (Faster R-CNN, 3.1.1)
 Pair = tuple[float, float]
 
 
 class CropData(common.Data, frozen=True):
-    """Validation images, and the crops that the network sees."""
+    """Validation images and training crops."""
 
     size: int = Field(default=SIZE, ge=32, le=1024, description="side of the square input, px")
     crop_ratio: float = Field(
-        default=0.875,
-        gt=0,
-        le=1,
-        description="one-crop evaluation scales the shorter side to size / crop_ratio first",
+        default=0.875, gt=0, le=1, description="one-crop evaluation scales the shorter side to size / crop_ratio first"
     )
     jitter: tuple[int, int] = Field(default=(256, 480), description="range that the shorter side is scaled to before cropping, px")
     workers: int = Field(default=2, ge=0, le=64, description="threads that prepare batches ahead of time")
@@ -48,7 +46,7 @@ class CropData(common.Data, frozen=True):
 
 
 class LocalizerOptions(Section, frozen=True):
-    """What a localizer is besides its network (see localize/net.py)."""
+    """A localizer's settings besides its network (see localize/net.py)."""
 
     count: int | None = Field(default=None, ge=1, le=32, description="number of anchors to fit to the training crops (9)")
     anchors: tuple[Pair, ...] | None = Field(
@@ -67,7 +65,7 @@ class LocalizerOptions(Section, frozen=True):
         if not 0 < self.iou[0] <= self.iou[1] <= 1:
             raise ValueError("iou must be two overlaps, 0 < low <= high <= 1")
         if self.count is not None and self.anchors is not None and len(self.anchors) > self.count:
-            raise ValueError(f"count={self.count} is less than the {len(self.anchors)} anchors that are given: leave count out")
+            raise ValueError(f"count={self.count} is less than the number of anchors, {len(self.anchors)}: leave count out")
         return self
 
 
@@ -77,29 +75,24 @@ class RegionBatch(common.Batch, frozen=True):
     size: int = Field(default=256, ge=1, le=4096, description="images per step, over all ranks")
 
 
-class LocalizeRecipe(common.Recipe, frozen=True):
+class LocalizeRecipe(BoxRecipe, frozen=True):
     """The recipe of one stage of a localizer.
 
-    Stage "proposals": net.init is a classification model to start from, if any. Stage "regions": net.init is the localizer whose
-    boxes are scored again and refined.
+    net.init: in stage "proposals", a classification model to start from (optional); in stage "regions", the localizer whose boxes
+    are refined.
     """
 
     stage: Literal["proposals", "regions"] = Field(default="proposals", description="stage to train; regions: R-CNN on a localizer")
     data: CropData = CropData()
     batch: RegionBatch = RegionBatch()
     localizer: LocalizerOptions = LocalizerOptions()
-    execution: Literal["auto", "eager", "fused"] = Field(
-        default="auto", description="how a step is executed (see training/stepper.py)"
-    )
 
     @model_validator(mode="after")
     def _applies(self) -> "LocalizeRecipe":
-        if self.net.frozen or self.batch.sync_bn is not None or self.schedule.warmup_lr is not None:
-            raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr apply to classification only")
         if self.optimizer.backbone_lr != 1 and (self.net.init is None or self.stage == "regions"):
             raise ValueError("optimizer.backbone_lr applies to stage proposals, and only with net.init")
         if self.stage == "regions" and (self.net.init is None or self.localizer.proposals is None):
-            raise ValueError("stage regions needs net.init, a localizer, and localizer.proposals: use recipe localize-regions")
+            raise ValueError("stage regions needs net.init (a localizer) and localizer.proposals: use recipe localize-regions")
         if self.stage == "proposals" and self.localizer.proposals is not None:
             raise ValueError("localizer.proposals applies to stage regions only")
         if self.localizer.anchors is None:
@@ -107,15 +100,15 @@ class LocalizeRecipe(common.Recipe, frozen=True):
         return self
 
     def settings(self) -> LocalizerSettings:
-        """What a model file says of the localizer."""
+        """The settings stored in the model file."""
         return LocalizerSettings.model_validate(self.localizer.model_dump(exclude={"count"}))
 
 
 def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
-    """The first stage: scores and boxes for each class at every place of a network's last feature map (DRL appendix C).
+    """The first stage: scores and boxes per class at each position of a network's last feature map (DRL appendix C).
 
-    Sizes, batch and examples per image are the paper's. The paper does not give the schedule; anchors are fitted to the data.
-    The default jitter scales with data.size.
+    Sizes, batch and examples per image are the paper's, which does not give a schedule. Anchors are fitted to the data. The default
+    jitter scales with data.size.
     """
     if data is None:
         raise UserError("recipe localize-default depends on the data: give a data set as well")
@@ -138,7 +131,7 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
         return Chosen(values | {"localizer": {"anchors": anchors}}, reasons)
     values["localizer"] = {"count": count}
     number, seed = COUNT if count is None else count, given.get("seed", 0)
-    seed = seed if isinstance(seed, int) and seed >= 0 else 0  # what is no seed is rejected with the recipe
+    seed = seed if isinstance(seed, int) and seed >= 0 else 0  # an invalid seed is rejected with the recipe
     if isinstance(number, int) and 1 <= number <= 32 and _is_range(jitter, whole):
         anchors = _fitted(data.training, seed, whole, jitter, number)
         values["localizer"]["anchors"] = anchors
@@ -148,9 +141,9 @@ def localize_default(data: "AnnotatedSet | None", net: str | None, given: Mappin
 
 
 def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mapping[str, Any]) -> Chosen:
-    """The second stage, R-CNN: a localizer's best boxes are cropped, scored again and refined (DRL appendix C).
+    """The second stage, R-CNN: crops, scores and refines a localizer's best boxes (DRL appendix C).
 
-    net.init is the localizer. Proposals and batch are the paper's; the paper does not give the schedule.
+    net.init is the localizer. Proposals and batch are the paper's, which does not give a schedule.
     """
     init = given.get("net.init")
     if not isinstance(init, str):
@@ -179,15 +172,14 @@ def localize_regions(data: "AnnotatedSet | None", net: str | None, given: Mappin
 
 def _is_range(jitter: Any, size: int) -> bool:
     """Whether jitter is valid; otherwise validation of the recipe rejects it."""
-    return (
-        isinstance(jitter, list | tuple) and len(jitter) == 2 and all(isinstance(side, int) for side in jitter)
-    ) and 32 <= size <= jitter[0] <= jitter[1]
+    pair = isinstance(jitter, list | tuple) and len(jitter) == 2 and all(isinstance(side, int) for side in jitter)
+    return pair and 32 <= size <= jitter[0] <= jitter[1]
 
 
 def _fitted(data: BoxSet, seed: int, size: int, jitter: Any, count: int) -> tuple[Pair, ...]:
-    """Anchor shapes fitted to the boxes of training crops of the first epoch."""
-    some = torch.linspace(0, len(data) - 1, min(len(data), FITTED_TO)).long()
-    crops = training_crops(data.images, of_one_kind(data), seed, size, (jitter[0], jitter[1]), torch.zeros_like(some), some)
+    """Anchor shapes fitted to the boxes of training crops in the first epoch."""
+    indices = torch.linspace(0, len(data) - 1, min(len(data), FITTED_TO)).long()
+    crops = training_crops(data.images, of_one_kind(data), seed, size, jitter, torch.zeros_like(indices), indices)
     shapes = suggest_anchors(np.concatenate([boxes for _, boxes in crops]), count, seed=seed)
     return tuple((round(w, 1), round(h, 1)) for w, h in shapes.tolist())
 

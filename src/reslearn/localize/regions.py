@@ -1,4 +1,4 @@
-"""Stage regions, R-CNN (DRL appendix C): the boxes that a localizer proposes on its training images, scored again and moved."""
+"""Training of stage regions, R-CNN (DRL appendix C), on a localizer's proposals."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ from reslearn.localize.gallery import Example
 from reslearn.localize.net import CONTEXT, Localizer, Regions, create_localizer, warp
 from reslearn.localize.sources import LocalizeSource
 
-REGION, KIND = 30, 31  # which draw is which; apart from those of augment.py and views.py
+REGION, KIND = 30, 31  # streams of random numbers, distinct from those of augment.py and views.py
 FILE = "proposals.npy"
 
 
 @dataclass(frozen=True)
 class RegionExamples:
-    """seen: float32 (R, C, h, w), normalized. labels: int64 (R,), classes of their images. positive: bool (R,). targets: float32
+    """regions: float32 (R, C, h, w), normalized. labels: int64 (R,), classes of their images. positive: bool (R,). targets: float32
     (R, 4), deltas. On the host."""
 
-    seen: Tensor
+    regions: Tensor
     labels: Tensor
     positive: Tensor
     targets: Tensor
@@ -37,12 +37,12 @@ class RegionExamples:
         return len(self.labels)
 
     def split(self, size: int) -> "list[RegionExamples]":
-        parts = zip(*(tensor.split(size) for tensor in (self.seen, self.labels, self.positive, self.targets)), strict=True)
+        parts = zip(*(tensor.split(size) for tensor in (self.regions, self.labels, self.positive, self.targets)), strict=True)
         return [RegionExamples(*part) for part in parts]
 
 
 def save_proposals(folder: Path, proposals: np.ndarray) -> None:
-    """Write a run's proposals, float32 (N, P, 4), with their sha256."""
+    """Writes a run's proposals, float32 (N, P, 4), with their sha256."""
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -53,7 +53,7 @@ def save_proposals(folder: Path, proposals: np.ndarray) -> None:
 
 
 def has_proposals(folder: Path) -> bool:
-    """Whether a run has its proposals. Raises UserError if they are damaged."""
+    """Whether a run's proposals are complete. Raises UserError if they are damaged."""
     if not (folder / f"{FILE}.sha256").is_file():
         return False
     if not (folder / FILE).is_file() or (folder / f"{FILE}.sha256").read_text(encoding="utf-8") != _digest(folder):
@@ -67,74 +67,76 @@ def _digest(folder: Path) -> str:
 
 
 def add_second_stage(first: Localizer, proposals: int) -> Localizer:
-    """A localizer with the weights of another, and a second stage that begins as its convolutions, with new layers on them (seed
-    them with torch.manual_seed)."""
+    """A copy of a localizer with a second stage, which starts from its convolutions; new layers are random (see
+    torch.manual_seed)."""
     settings, card = first.settings.model_copy(update={"proposals": proposals}), first.card
-    both = create_localizer(card.net, first.classes, settings, card.preprocessing, card.options)
-    assert both.regions is not None
-    own = {name: tensor.cpu() for name, tensor in first.state_dict().items()}
-    both.load_state_dict(both.state_dict() | own)
-    both.regions.backbone.load_state_dict(both.backbone.state_dict())
-    return both
+    model = create_localizer(card.net, first.classes, settings, card.preprocessing, card.options)
+    assert model.regions is not None
+    weights = {name: tensor.cpu() for name, tensor in first.state_dict().items()}
+    model.load_state_dict(model.state_dict() | weights)
+    model.regions.backbone.load_state_dict(model.backbone.state_dict())
+    return model
 
 
 def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, positive: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """The two losses of R regions, 0-dim. logits (R, K), deltas (R, K, 4): the second stage's. labels int64 (R,): classes of their
-    images. positive bool (R,): whether they overlap a true box by half or more. targets (R, 4): the deltas to it, where they do.
+    """The two losses of R regions, 0-dim.
 
-    "scores": binary cross-entropy, summed over the K classes: a positive region is one of its class and of no other, any other of
-    none. "boxes": smooth L1 of the class's own deltas of positive regions. Both are means over the regions.
+    logits (R, K), deltas (R, K, 4): the second stage's outputs. labels: int64 (R,), classes of the images. positive: bool (R,),
+    whether the IoU with a true box is at least 0.5. targets: (R, 4), deltas to that box; used only for positive regions.
+    "scores": binary cross-entropy summed over the K classes; the target is 1 only for the image's class of positive regions.
+    "boxes": smooth L1 of the class's deltas of positive regions. Both are means over all regions.
     """
-    wanted = F.one_hot(labels, logits.shape[1]).to(logits) * positive[:, None]
-    scores = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
+    target = F.one_hot(labels, logits.shape[1]).to(logits) * positive[:, None]
+    scores = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
     own = deltas[torch.arange(len(labels), device=labels.device), labels][positive]
     return {"scores": scores, "boxes": F.smooth_l1_loss(own, targets[positive], reduction="sum") / len(logits)}
 
 
 def pick_region(proposals: np.ndarray, boxes: np.ndarray, kind: float, which: float) -> tuple[np.ndarray, np.ndarray, bool]:
-    """One of an image's proposals (P, 4), the true box of `boxes` (M, 4) that it overlaps most, and whether by half or more.
+    """Samples one of an image's proposals (P, 4). Returns it, the true box of `boxes` (M, 4) it overlaps most, and whether it is
+    positive: an IoU of at least 0.5.
 
-    With even odds it is one that does, or another. kind, which: random numbers in [0, 1).
+    Positive and other proposals have a probability of 1/2 each. kind, which: random numbers in [0, 1).
     """
     overlaps = overlap(proposals.astype(np.float64), boxes)
-    good = overlaps.max(1) >= IOU
-    candidates = np.flatnonzero(good == (kind < 0.5))
-    candidates = candidates if len(candidates) else np.arange(len(good))
+    positive = overlaps.max(1) >= IOU
+    candidates = np.flatnonzero(positive == (kind < 0.5))
+    candidates = candidates if len(candidates) else np.arange(len(positive))
     own = candidates[int(which * len(candidates))]
-    return proposals[own], boxes[overlaps[own].argmax()], bool(good[own])
+    return proposals[own], boxes[overlaps[own].argmax()], bool(positive[own])
 
 
 def regions_of(source: LocalizeSource, proposals: np.ndarray, view: Preprocessing, draws: Draws) -> RegionExamples:
-    """The regions of a step: one proposal of each image, as pick_region picks it, mirrored with probability 1/2.
+    """The regions of a training step: one proposal of each image (see pick_region), mirrored with probability 1/2.
 
-    proposals: float32 (N, P, 4), of all images of the source. view: how regions become the network's input.
+    proposals: float32 (N, P, 4), for all images of the source. view: the preprocessing.
     """
-    normalize, seen, positive, targets = view.normalizer(), [], [], []
-    numbers = (draws.uniform(which).tolist() for which in (KIND, REGION, FLIP))
+    normalize, regions, positive, targets = view.normalizer(), [], [], []
+    numbers = (draws.uniform(stream).tolist() for stream in (KIND, REGION, FLIP))
     for i, kind, which, flip in zip(draws.indices.tolist(), *numbers, strict=True):
-        given, truth, good = pick_region(np.array(proposals[i]), source.single.boxes[i], kind, which)
+        proposal, truth, good = pick_region(np.array(proposals[i]), source.single.boxes[i], kind, which)
         image = normalize(torch.from_numpy(source.reader[i]).permute(2, 0, 1)[None])[0]
-        box, wanted = torch.from_numpy(given)[None], torch.from_numpy(truth).float()[None]
+        box, true_box = torch.from_numpy(proposal)[None], torch.from_numpy(truth).float()[None]
         region = warp(image, box, view.size)
-        if flip < 0.5:  # the mirror at x = 0: what is relative to the region needs no image
-            region, box, wanted = region.flip(3), _mirrored(box), _mirrored(wanted)
-        seen.append(region)
+        if flip < 0.5:  # boxes are mirrored at x = 0: deltas do not depend on the image width
+            region, box, true_box = region.flip(3), _mirrored(box), _mirrored(true_box)
+        regions.append(region)
         positive.append(good)
-        targets.append(Regions.coder.encode_single(wanted, box))
+        targets.append(Regions.coder.encode_single(true_box, box))
     labels = torch.from_numpy(source.single.labels)[draws.indices]
-    return RegionExamples(torch.cat(seen), labels, torch.tensor(positive), torch.cat(targets))
+    return RegionExamples(torch.cat(regions), labels, torch.tensor(positive), torch.cat(targets))
 
 
 def as_pictures(examples: RegionExamples, view: Preprocessing) -> Iterator[Example]:
-    """Regions as the network sees them, with the proposal's box and the true one, where that overlaps by half or more."""
+    """Regions as network inputs, with the box of the proposal and, for positive ones, the true box."""
     h, w = view.size
-    given = torch.tensor([[w * CONTEXT, h * CONTEXT, w * (1 - CONTEXT), h * (1 - CONTEXT)]])
-    pixels = view.normalizer().invert(examples.seen)
+    proposal = torch.tensor([[w * CONTEXT, h * CONTEXT, w * (1 - CONTEXT), h * (1 - CONTEXT)]])
+    pixels = view.normalizer().invert(examples.regions)
     for region, good, target in zip(pixels, examples.positive.tolist(), examples.targets, strict=True):
-        true = Regions.coder.decode_single(target[None], given).numpy() if good else ()
-        yield region.permute(1, 2, 0).numpy(), list(true), list(given.numpy())
+        true = Regions.coder.decode_single(target[None], proposal).numpy() if good else ()
+        yield region.permute(1, 2, 0).numpy(), list(true), list(proposal.numpy())
 
 
 def _mirrored(boxes: Tensor) -> Tensor:
-    """Boxes (N, 4) at the other side of x = 0."""
+    """Boxes (N, 4) mirrored at x = 0."""
     return torch.stack([-boxes[:, 2], boxes[:, 1], -boxes[:, 0], boxes[:, 3]], 1)

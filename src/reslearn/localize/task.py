@@ -1,4 +1,4 @@
-"""Localization as a task: the two stages of a localizer, trained on the shared loop."""
+"""The localization task: both stages of a localizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +10,12 @@ from torch import nn
 
 from reslearn.data.augment import Draws
 from reslearn.data.boxes.annotated import AnnotatedSet
-from reslearn.data.boxes.source import hold_out
 from reslearn.data.images.statistics import measure
 from reslearn.data.images.stream import Photos
 from reslearn.data.preprocess import Preprocessing
 from reslearn.data.sampling import SampleOrder, integer, view_seed
 from reslearn.data.sets import Split
-from reslearn.data.splits import held_out
+from reslearn.detect.sources import describe, divide, introduce
 from reslearn.errors import UserError, naming
 from reslearn.evaluation.protocols import evaluating
 from reslearn.files import user_path
@@ -26,7 +25,8 @@ from reslearn.localize.evaluate import VIEWS, View, errors, views
 from reslearn.localize.gallery import MOST, save_examples, save_gallery
 from reslearn.localize.losses import losses
 from reslearn.localize.net import Localizer, create_localizer, flat, load_localizer, save_localizer
-from reslearn.localize.predict import predict, propose
+from reslearn.localize.predict import Progress as ViewProgress
+from reslearn.localize.predict import predict, propose, silent
 from reslearn.localize.recipes import NAMED, LocalizeRecipe, localize_regions
 from reslearn.localize.regions import RegionExamples, add_second_stage, region_losses
 from reslearn.localize.sources import LocalizeSource, open_to_train
@@ -41,7 +41,7 @@ LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
 
 
 class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
-    """A network that predicts a box for each class in images of one kind of object."""
+    """Localization: a box for each class, in images with objects of one class."""
 
     name = "localize"
     recipe = LocalizeRecipe
@@ -71,31 +71,20 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
     def sources(
         self, data: AnnotatedSet, recipe: LocalizeRecipe, device: torch.device, display: Display, view: Preprocessing | None
     ) -> Sources[LocalizeSource]:
-        splits, held = dict(data.splits), dict[str, list[str]]()
-        if "val" not in splits and (count := held_out(recipe.data.val, len(splits["train"]), "data.val")):
-            splits["train"], splits["val"] = hold_out(splits["train"], count, recipe.seed)
-            held["val"] = [image.name for image in splits["val"].images]
+        train, splits, held_out = divide(data, "train", recipe)
         if view is None:
             view = _view(recipe, data, display)
-        sources = {name: LocalizeSource(split) for name, split in splits.items()}
-        return Sources(sources["train"], sources.get("val"), sources.get("test"), view, held)
+        others = {name: LocalizeSource(split) for name, split in splits.items()}
+        return Sources(LocalizeSource(train), others.get("val"), others.get("test"), view, held_out)
 
     def identity(self, data: AnnotatedSet) -> dict[str, str]:
         return {"fingerprint": data.fingerprint()}
 
     def describe(self, data: AnnotatedSet, sources: Sources[LocalizeSource]) -> dict[str, Any]:
-        return {
-            "name": data.name,
-            "classes": list(data.classes),
-            "n": {name: len(source) for name, source in sources.named().items()},
-            "objects": sources.train.data.counts(),
-        }
+        return describe(data, sources)
 
     def introduce(self, job: LocalizeJob) -> list[str]:
-        described = job.facts["data"]
-        counts = " + ".join(f"{n:,} {name}" for name, n in described["n"].items())
-        objects = ", ".join(f"{name} {n:,}" for name, n in described["objects"].items())
-        return [f"data     {described['name']}: {counts} images; in training {objects}"]
+        return [introduce(job.facts)]
 
     def model(self, job: LocalizeJob, *, fresh: bool) -> nn.Module:
         recipe, options = job.recipe, job.recipe.net.options()
@@ -125,47 +114,49 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
     def loss(self, job: LocalizeJob) -> LossFunction:
         normalize, on, iou = job.sources.preprocessing.normalizer(job.device), job.device, job.recipe.localizer.iou
 
-        def of_crops(model: nn.Module, examples: Crops) -> Losses:
+        def crop_loss(model: nn.Module, examples: Crops) -> Losses:
             images = normalize(examples.pixels.to(on)).contiguous(memory_format=torch.channels_last)
             logits, deltas, anchors = model(images)
             boxes = [boxes.to(on) for boxes in examples.boxes]
             return Losses(losses(logits.float(), deltas.float(), anchors, boxes, examples.labels.to(on), iou))
 
-        def of_regions(model: nn.Module, examples: RegionExamples) -> Losses:
+        def region_loss(model: nn.Module, examples: RegionExamples) -> Losses:
             second = model.get_submodule("regions")
-            logits, deltas = second(examples.seen.to(on).contiguous(memory_format=torch.channels_last))
+            logits, deltas = second(examples.regions.to(on).contiguous(memory_format=torch.channels_last))
             targets = examples.labels.to(on), examples.positive.to(on), examples.targets.to(on)
             return Losses(region_losses(logits.float(), deltas.float(), *targets))
 
-        return of_crops if job.recipe.stage == "proposals" else of_regions
+        return crop_loss if job.recipe.stage == "proposals" else region_loss
 
     def examples(self, job: LocalizeJob, draws: Draws) -> Crops | RegionExamples:
         source, recipe = job.sources.train, job.recipe
         if recipe.stage == "proposals":
             return crops_of(source, recipe.seed, recipe.data.size, recipe.data.jitter, draws)
-        proposals = np.load(job.folder / regions.FILE, mmap_mode="r")
-        return regions.regions_of(source, proposals, job.sources.preprocessing, draws)
+        return regions.regions_of(source, source.proposals(job.folder / regions.FILE), job.sources.preprocessing, draws)
 
     def evaluate(self, job: LocalizeJob, model: nn.Module, source: LocalizeSource, options: EvaluationOptions) -> Evaluation:
         assert isinstance(model, Localizer)
-        scales, progress = (min(model.card.preprocessing.covered),), options.progress
+        scales, second = (min(model.card.preprocessing.covered),), model.regions is not None
+
+        def predicted(share: LocalizeSource, step: ViewProgress) -> dict[str, View]:
+            if options.full or second:
+                return views(model, share.split, share.single.labels, scales, None, step, crop=options.full)
+            return {"1-crop": View.of(*predict(model, share.split, None, step))}
+
         with evaluating(model):
-            if options.full or model.regions is not None:
-                found = _shared(source, progress, lambda own, step: views(model, own.data, own.single.labels, scales, None, step))
-            else:
-                found = _shared(source, progress, lambda own, step: {"1-crop": View.of(*predict(model, own.data, None, step))})
-        last = [name for name in VIEWS if name in found][-1] if model.regions is not None else "1-crop"
-        numbers = {name: errors(view.order, view.boxes, source.single, model.classes) for name, view in found.items()}
-        error, name = numbers[last]["true_class"]["error"], "R-CNN" if last == "refined" else "1 crop"
-        text = f"held-out localization error, true class given, {name}: {error:.2f}%"
+            by_name = _shared(source, options.progress, predicted)
+        numbers = {name: errors(view.order, view.boxes, source.single, model.classes) for name, view in by_name.items()}
+        headline = "refined" if second else "1-crop"
+        error = numbers[headline]["true_class"]["error"]
+        text = f"held-out localization error, true class given, {VIEWS[headline]}: {error:.2f}%"
         if not options.full:
             return Evaluation(error, {"localization_error": error}, text)
         about = {"n": len(source), "scales": list(scales), "classes": list(model.classes), "classes_from": "its own scores"}
-        return Evaluation(error, about | numbers, text, found)
+        return Evaluation(error, about | numbers, text, by_name)
 
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
-        of = {title: numbers[view]["true_class"] for view, title in VIEWS.items() if view in numbers}
-        return {f"localization error, true class given, {title}": (it["error"], it["interval"]) for title, it in of.items()}
+        by_title = {title: numbers[view]["true_class"] for view, title in VIEWS.items() if view in numbers}
+        return {f"localization error, true class given, {title}": (n["error"], n["interval"]) for title, n in by_title.items()}
 
     def save(self, job: LocalizeJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
         assert isinstance(model, Localizer)
@@ -176,7 +167,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
 
     def finish(self, job: LocalizeJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
         source = job.sources.named()[split]
-        return {**save_gallery(job.folder, source.data, source.single, details[split]), "gallery_split": split}
+        return {**save_gallery(job.folder, source.split, source.single, details[split]), "gallery_split": split}
 
     def begin(self, job: LocalizeJob) -> None:
         recipe, source, view = job.recipe, job.sources.train, job.sources.preprocessing
@@ -184,7 +175,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
             first = load_localizer(recipe.net.init or "", job.device)
             boxes = propose(
                 first,
-                source.data,
+                source.split,
                 source.single.labels[:, None],
                 recipe.localizer.proposals or 1,
                 progress=lambda what, done, total: job.display.progress(f"proposals, {what}", done, total),
@@ -193,7 +184,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         if (job.folder / "images" / "examples.jpg").exists():
             return
         order = SampleOrder(recipe.seed, len(source), recipe.batch.size)
-        epochs, indices = (drawn[:MOST] for drawn in order[0])
+        epochs, indices = (batch[:MOST] for batch in order[0])
         if recipe.stage == "proposals":
             size, jitter = recipe.data.size, recipe.data.jitter
             crops = training_crops(source.reader, source.single, recipe.seed, size, jitter, epochs, indices)
@@ -205,7 +196,7 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
 
 
 def _load_with(options: dict[str, Any], init: str) -> nn.Module:
-    """The classification model that a run starts from, with the options of the run's recipe: those of training may differ."""
+    """The classification model that a run starts from, with the options of the run's recipe, which may differ from the model's."""
     source, card = load(init), read_card(init).model_copy(update={"options": options})
     net = create(card.net, len(card.classes), card.preprocessing.channels, **options)
     net.load_state_dict(source.state_dict())
@@ -214,7 +205,7 @@ def _load_with(options: dict[str, Any], init: str) -> nn.Module:
 
 
 def _check_second_stage(recipe: LocalizeRecipe, data: AnnotatedSet) -> None:
-    """Raise UserError where a second stage would see other images, anchors or classes than its localizer does."""
+    """Raises UserError if the second stage's images, anchors or classes differ from its localizer's."""
     init = recipe.net.init or ""
     card, expected = read_card(init), localize_regions(data, None, {"net.init": init}).plain()
     if card.classes != data.classes:
@@ -230,13 +221,13 @@ def _check_second_stage(recipe: LocalizeRecipe, data: AnnotatedSet) -> None:
 
 
 def _unmeasured(recipe: LocalizeRecipe) -> Preprocessing:
-    """The views of a recipe, without statistics."""
+    """A recipe's preprocessing, without statistics."""
     size = (recipe.data.size, recipe.data.size)
     return Preprocessing(channels=3, size=size, crop_ratio=recipe.data.crop_ratio, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Preprocessing:
-    """The preprocessing: with the statistics of the model in net.init, otherwise of the training images."""
+    """The preprocessing, with the statistics of the model in net.init, by default of the training images."""
     unmeasured = _unmeasured(recipe)
     if recipe.net.init is not None:
         view = read_card(recipe.net.init).preprocessing
@@ -250,20 +241,22 @@ def _view(recipe: LocalizeRecipe, data: AnnotatedSet, display: Display) -> Prepr
     return measure(photos, unmeasured, "channel", display.progress)
 
 
-def _shared(source: LocalizeSource, progress: Progress, look: Callable[[LocalizeSource, Any], dict[str, View]]) -> dict[str, View]:
-    """Views of a split: each rank applies `look` to its share of the images, and all ranks get all of them."""
+def _shared(
+    source: LocalizeSource, progress: Progress, predicted: Callable[[LocalizeSource, ViewProgress], dict[str, View]]
+) -> dict[str, View]:
+    """Views of a split: each rank applies `predicted` to its share of the images, and all ranks get the whole result."""
     n, count = len(source), ranks.count()
     if count == 1:
-        return look(source, lambda what, done, total: progress(done))
+        return predicted(source, lambda what, done, total: progress(done))
     progress(0)
-    own = look(source.share(ranks.rank(), count), lambda what, done, total: None) if ranks.rank() < n else {}
-    ranks.wait(ranks.PREPARING)  # shares may take unequally long
+    own = predicted(source.share(ranks.rank(), count), silent) if ranks.rank() < n else {}
+    ranks.wait(ranks.PREPARING)  # ranks may take unequally long
     progress(n)
     shares = [share for share in ranks.gather(own) if share]
     order = np.argsort(np.concatenate([np.arange(rank, n, count) for rank in range(len(shares))]))
 
     def joined(name: str) -> View:
-        return View(*(np.concatenate(parts)[order] for parts in zip(*(share[name] for share in shares), strict=True)))
+        return View(*(np.concatenate(arrays)[order] for arrays in zip(*(share[name] for share in shares), strict=True)))
 
     return {name: joined(name) for name in shares[0]}
 
