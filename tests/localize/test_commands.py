@@ -198,7 +198,7 @@ ERRORS = {
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
     "no test images": (["eval", "{run}", "{alone}"], "has no test or val images"),
     "policy": (["crops", "{data}", "-o", "o", "--bad-boxes", "dorp"], "'--bad-boxes': ", "'dorp' is not one of 'drop', 'fail'"),
-    "bad box, crops": (["crops", "{invalid}", "-o", "o"], "object 0: no area", "leave these objects out: --bad-boxes drop"),
+    "bad box, crops": (["crops", "{invalid}", "-o", "o"], "object 0: no area", "leave them out with --bad-boxes drop"),
     "bad box": (["train", "{invalid}", "--out", "o", "--model", "resnet8"], "no area", "reslearn doctor {invalid} --fix COPY"),
     "bad box, eval": (["eval", "{run}", "{invalid}"], "no area", "reslearn doctor {invalid} --fix COPY"),
     "classes": (["eval", "{run}", "{others}"], "has a class that the model lacks: ", "'ring'"),

@@ -37,13 +37,6 @@ class BoxRecipe(common.Recipe, frozen=True):
             raise ValueError("net.frozen, batch.sync_bn and schedule.warmup_lr apply to classification only")
         return self
 
-    def check_val(self, data: AnnotatedSet, given: Mapping[str, Any]) -> None:
-        """Raises UserError if the keys on validation images do not apply to the data; see Task.check."""
-        if data.has_val and "data.val" in given:
-            raise UserError(f"data.val does not apply: '{data.name}' has its own val images; leave it out")
-        if self.schedule.shape == "plateau" and not self.data.val and not data.has_val:
-            raise UserError("schedule.shape=plateau needs validation images: set data.val")
-
 
 class BoxData(common.Data, frozen=True):
     """The images to train on and to hold out, and their augmentation."""
