@@ -156,7 +156,7 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         validation = validate_split(detector_of(model), source, options.precision, seed, options.progress)
         losses: dict[str, Any] = {"loss": sum(validation.losses.values()), "losses": validation.losses}
         metrics = partial(detection_metrics, seed=seed) if options.full else _headlines
-        numbers = metrics(validation.boxes)
+        numbers: dict[str, Any] = metrics(validation.boxes)
         numbers = numbers | losses | {"review": review(validation.boxes, source.names)} if options.full else losses | numbers
         if validation.masks is not None:
             numbers["masks"] = metrics(validation.masks)
