@@ -50,14 +50,7 @@ def train_on(make: Callable[[Path], object], *more: str) -> Callable[[Path], Arg
 
     def case(tmp: Path) -> Argv:
         made = make(tmp / "data")
-        return [
-            "train",
-            str(made if isinstance(made, Path) else tmp / "data"),
-            "--out",
-            str(tmp / "run"),
-            *QUICK,
-            *more,
-        ]
+        return ["train", str(made if isinstance(made, Path) else tmp / "data"), "--out", str(tmp / "run"), *QUICK, *more]
 
     return case
 
@@ -163,10 +156,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "images without class folders": (train_on(lambda d: put(d / "1.png", png(9, 9)).parent), "class"),
     "one class": (train_on(lambda d: draw_images(d, classes="a")), "images of one class only (a)"),
     "one image": (train_on(lambda d: draw_images(d, classes="a", each=1)), "images of one class only (a)"),
-    "a class only in test": (
-        train_on(lambda d: (draw_images(d / "train"), draw_images(d / "test", classes="abc"))),
-        "'c'",
-    ),
+    "a class only in test": (train_on(lambda d: (draw_images(d / "train"), draw_images(d / "test", classes="abc"))), "'c'"),
     "a class folder without images": (train_on(lambda d: (draw_images(d), put(d / "c" / "notes.txt"))), "data/c"),
     "flat validation images without a list": (
         train_on(lambda d: (draw_images(d / "train"), put(d / "val" / "1.png", png(9, 9)))),
@@ -235,28 +225,16 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "model.safetensors")),
         "to resume from step-00000002",
     ),
-    "a flipped bit in the state": (
-        lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "state.json")),
-        "is damaged",
-    ),
-    "a checkpoint file gone": (
-        lambda t: interrupted(t, lambda r: (newest(r) / "state.safetensors").unlink()),
-        "is missing",
-    ),
+    "a flipped bit in the state": (lambda t: interrupted(t, lambda r: flip_bit(newest(r) / "state.json")), "is damaged"),
+    "a checkpoint file gone": (lambda t: interrupted(t, lambda r: (newest(r) / "state.safetensors").unlink()), "is missing"),
     "a manifest that is no JSON": (
         lambda t: interrupted(t, lambda r: put(newest(r) / "manifest.json", "[")),
         "manifest.json is damaged",
     ),
-    "wrong shapes in a checkpoint": (
-        lambda t: interrupted(t, other_shapes),
-        "'fc.weight' has shape (3, 64), not (2, 64)",
-    ),
+    "wrong shapes in a checkpoint": (lambda t: interrupted(t, other_shapes), "'fc.weight' has shape (3, 64), not (2, 64)"),
     # using a model
     "evaluate what is not there": (lambda t: ["eval", str(t / "none"), "cifar10"], "no model file or run folder"),
-    "evaluate an unfinished run": (
-        lambda t: ["eval", str(put(t / "r" / "recipe.json").parent), "x"],
-        "has not finished",
-    ),
+    "evaluate an unfinished run": (lambda t: ["eval", str(put(t / "r" / "recipe.json").parent), "x"], "has not finished"),
     "evaluate classes it does not know": (
         lambda t: ["eval", str(model(t)), str(draw_images(t / "d", classes="abc"))],
         "has no class 'c'",
@@ -271,10 +249,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
         "not a whole safetensors file",
     ),
     "predict a file that is not there": (lambda t: ["predict", str(model(t)), str(t / "no.png")], "there is no such file"),
-    "predict a folder without images": (
-        lambda t: ["predict", str(model(t)), str(put(t / "d" / "x.txt").parent)],
-        "no images in",
-    ),
+    "predict a folder without images": (lambda t: ["predict", str(model(t)), str(put(t / "d" / "x.txt").parent)], "no images in"),
     "a set with boxes": (
         lambda t: ["eval", str(model(t)), str(put(t / "d" / "annotations" / "instances_test.json").parents[1])],
         "/d is a set with boxes: evaluate a detector on it with reslearn detect eval",

@@ -41,12 +41,7 @@ CORE = [  # tests of what remains, quick ones
     "training/test_step.py",
 ]
 MORE = {  # of the core, without the two tasks that are built on it
-    "detect": [
-        "nets/test_blocks.py",
-        "kernels/test_fuse.py",
-        "data/test_augment.py",
-        "classify/test_init.py",
-    ]
+    "detect": ["nets/test_blocks.py", "kernels/test_fuse.py", "data/test_augment.py", "classify/test_init.py"]
 }
 
 USE = """

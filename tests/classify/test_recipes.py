@@ -314,11 +314,7 @@ def test_options_for_small_images_are_rejected_for_photos(setting: str) -> None:
         (small(), ["data.color=0.1"], "data.color applies to photos"),
         (photos(100), ["data.jitter=[256,480]"], "give jitter or crop_scale, not both"),
         (photos(100), ["data.crop_scale=null", "data.jitter=[64,480]"], "jitter must be two sizes in px, size <= low"),
-        (
-            photos(100),
-            ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"],
-            "cache=on cannot be combined",
-        ),
+        (photos(100), ["data.crop_scale=null", "data.jitter=[256,480]", "data.cache=on"], "cache=on cannot be combined"),
         (photos(100), ["data.grow=[96,64]"], "grow must be two sizes in px"),
         (photos(100), ["data.grow=[64,96]", "data.normalize=pixel-mean"], "grow cannot be combined with normalize=pixel-mean"),
         (photos(100), ["schedule.patience=3"], "patience applies to shape 'plateau'"),

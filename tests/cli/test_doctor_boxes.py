@@ -61,12 +61,7 @@ def test_size_is_of_sets_with_boxes(images: Path, tmp_path: Path, run_cli: RunCl
 
 @pytest.mark.parametrize("files", [("labels/train/a.txt", "images/train/a.jpg"), ("data.yaml", "train/images/a.jpg")])
 @pytest.mark.parametrize("words", [("doctor",), ("detect", "train")])
-def test_yolo_layout_is_rejected(
-    files: tuple[str, str],
-    words: tuple[str, ...],
-    tmp_path: Path,
-    run_cli: RunCli,
-) -> None:
+def test_yolo_layout_is_rejected(files: tuple[str, str], words: tuple[str, ...], tmp_path: Path, run_cli: RunCli) -> None:
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("0 0.5 0.5 0.2 0.2\n")

@@ -21,10 +21,7 @@ from reslearn.training.stepper import DeviceStepper, HostStepper, Stepper, make_
 from training_jobs import CPU, make_job, make_state, resident, take_step
 
 STEPS = 50
-DIRECTLY: dict[str, Callable[..., Stepper]] = {
-    "host": HostStepper,
-    "device": lambda *parts: DeviceStepper(*parts, graph=False),
-}
+DIRECTLY: dict[str, Callable[..., Stepper]] = {"host": HostStepper, "device": lambda *parts: DeviceStepper(*parts, graph=False)}
 
 
 def recipe(**changes: Any) -> ClassifyRecipe:

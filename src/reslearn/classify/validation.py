@@ -33,12 +33,7 @@ class Shard:
 
 
 def single_view(
-    model: nn.Module,
-    source: Any,
-    *,
-    batch: int = 250,
-    progress: Callable[[int], None] = lambda done: None,
-    **options: Any,
+    model: nn.Module, source: Any, *, batch: int = 250, progress: Callable[[int], None] = lambda done: None, **options: Any
 ) -> Predictions:
     """protocols.single_view over all ranks: each evaluates its shard, and all get all predictions, in the order of the source.
 

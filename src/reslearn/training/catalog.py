@@ -22,7 +22,8 @@ def by_name() -> dict[str, Task[Any, Any, Any]]:
     for name in tasks.names():
         with suppress(UserError):
             task = tasks.get(name)
-            recipes = {recipe: task for recipe in task.named} | recipes
+            for recipe in task.named:
+                recipes.setdefault(recipe, task)
     return recipes
 
 

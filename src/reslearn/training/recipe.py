@@ -192,7 +192,9 @@ class Recipe(Section, frozen=True):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="precision of the forward pass; auto: bf16 if the hardware supports it, else fp32"
     )
-    execution: Execution = Field(default="auto", description="execution mode of a step (see training/stepper.py)")
+    execution: Execution = Field(
+        default="auto", description="auto, eager, fused (CPU), compiled (torch.compile) or captured (CUDA graph)"
+    )
     evaluate: Every = Every()
     checkpoint: CheckpointEvery = CheckpointEvery()
     log: Log = Log()
