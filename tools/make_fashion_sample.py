@@ -1,9 +1,9 @@
-"""Make the sample of Fashion-MNIST that the package ships, and one test image of each class for the examples.
+"""Make the Fashion-MNIST sample of the package, and one test image per class for the examples.
 
     python tools/make_fashion_sample.py FOLDER
 
-FOLDER holds the four official files. The sample is the first 600 training and the first 100 test images of each
-class, in the official order; the examples are the test images that follow. The same files give the same bytes.
+FOLDER contains the four official files. The sample has the first 600 training images and the first 100 test images of
+each class, in the official order; the examples are the next test image of each class. The output is deterministic.
 """
 
 import gzip
@@ -24,12 +24,12 @@ CLOTHES = ROOT / "examples" / "clothes"
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """The indices, in order, of the first `count` images of each class."""
+    """Returns the sorted indices of the first `count` images of each class."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """`array`, uint8, as idx in gzip: no time and no name in it, so that it depends on the array alone."""
+    """Write a uint8 array as gzipped idx, without a time or file name, so that the bytes depend only on the array."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes(), 9, mtime=0))
 
@@ -43,11 +43,11 @@ def main(folder: Path) -> None:
         chosen = first_of_each_class(classes, count)
         write_idx(SAMPLES / images, pixels[chosen])
         write_idx(SAMPLES / labels, classes[chosen])
-    names = open_set("fashion-sample").classes  # reads the sample back, so a wrong one is noticed here
+    names = open_set("fashion-sample").classes  # also checks that the sample can be read
     for label, name in enumerate(names):
-        following = np.flatnonzero(classes == label)[count]
+        example = np.flatnonzero(classes == label)[count]
         slug = re.sub(r"[^a-z]+", "-", name.lower())
-        Image.fromarray(pixels[following]).save(CLOTHES / f"{slug}.png", optimize=True)
+        Image.fromarray(pixels[example]).save(CLOTHES / f"{slug}.png", optimize=True)
 
 
 if __name__ == "__main__":

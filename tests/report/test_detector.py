@@ -1,4 +1,4 @@
-"""The page of detectors: whole, unfinished, compared and mixed runs; what it shows is what the files hold."""
+"""Reports of detectors: complete, unfinished, compared and mixed runs; the page shows the contents of the files."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def run(images: BoxSet, tmp_path: Path) -> Path:
     return build(tmp_path / "run", images, images)
 
 
-def test_whole_run(run: Path, tmp_path: Path) -> None:
+def test_complete_run(run: Path, tmp_path: Path) -> None:
     page = Page(write([run], tmp_path / "page.html"))
     assert_stands_alone(page)
     result = json.loads((run / "result.json").read_text())
@@ -33,34 +33,34 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
     for words in (
         f"Test AP after the last iteration: {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}%; 12 images)",
         "A detector on resnet18 (15,000,000 parameters), trained on 205 images of 2 classes from bccd",
-        "Training took 4 min 10 s on cpu, at 9.6 images/s, with at most 1,800 MB of memory.",
-        f"VOC 2007 AP at IoU 0.50, at 11 recalls {test['VOC07']:.1f} ",
+        "Training took 4 min 10 s on cpu, at 9.6 images/s, with a peak of 1,800 MB of memory.",
+        f"VOC 2007 AP at IoU 0.50, 11-point interpolation {test['VOC07']:.1f} ",
         "average precision, %",
         "rpn box reg",
         "precision, %, at IoU 0.75",
-        "faults found no area: 2",
+        "problems found no area: 2",
         "detector.min_size 240",
         "size 240: the median box is 102 px of 480",
         "From the test images:",
     ):
         assert words in page.text, words
-    for one, cut in zip(test["per_class"], review["thresholds"], strict=True):
-        assert f"{one['class']} {one['objects']} {one['AP']:.1f} {one['AP50']:.1f} {one['AP75']:.1f}" in page.text
-        assert f"{cut['score']:.2f} P {cut['precision']:.1f}, R {cut['recall']:.1f}" in page.text
+    for row, best in zip(test["per_class"], review["thresholds"], strict=True):
+        assert f"{row['class']} {row['objects']} {row['AP']:.1f} {row['AP50']:.1f} {row['AP75']:.1f}" in page.text
+        assert f"{best['score']:.2f} P {best['precision']:.1f}, R {best['recall']:.1f}" in page.text
     for kind, n in review["mistakes"]["kept"].items():
         assert re.search(rf"{kind} [a-z0-9 ,.IoU]+ {n} {review['mistakes']['all'][kind]} ", page.text), kind
     gallery = result["gallery"]
-    assert len(gallery) > 10 and {"image", "missed"} < {one["kind"] for one in gallery}
-    shown = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(shown) == len(gallery) and all(one["src"].startswith("data:image/jpeg;base64,") for one in shown)
-    alarm = gallery[0]
-    assert f"{alarm['kind']} detection: {alarm['label']}, {alarm['score']:.2f}" in page.text
+    assert len(gallery) > 10 and {"image", "missed"} < {picture["kind"] for picture in gallery}
+    shown = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == len(gallery) and all(source.startswith("data:image/jpeg;base64,") for source in shown)
+    first = gallery[0]
+    assert f"{first['kind']} detection: {first['label']}, {first['score']:.2f}" in page.text
     assert page.count("svg") == 3 and "None" not in page.text and "nan" not in page.text
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
 
 
-def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path: Path) -> None:
+def test_masks_and_example_detections(run: Path, tmp_path: Path) -> None:
     without = Page(write([run], tmp_path / "without.html"))
     assert "mask" not in without.text and "Evenly spaced" not in without.text
     result = json.loads((run / "result.json").read_text())
@@ -81,7 +81,7 @@ def test_masks_stand_beside_boxes_and_what_is_found_is_shown(run: Path, tmp_path
     assert page.count("img") == without.count("img") + 1
 
 
-def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
+def test_unfinished_and_minimal_runs(run: Path, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     del result["gallery"], result["best"], result["gallery_split"]
     for split in ("val", "test"):
@@ -94,21 +94,21 @@ def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
     assert "This run has not finished: 600 iterations so far." in page.text
     assert "latest validation AP50 77.3%" in page.text and page.count("svg") == 2
     (run / "metrics.jsonl").unlink()
-    assert "Nothing was measured yet." in Page(write([run], tmp_path / "page.html")).text
+    assert "No measurements yet." in Page(write([run], tmp_path / "page.html")).text
 
 
 def test_several_runs(run: Path, images: BoxSet, tmp_path: Path) -> None:
     other = build(tmp_path / "other", images, images, name="plain", net="plain34", skill=0.6)
-    (third := build(tmp_path / "third", images, images, name="third")).joinpath("result.json").unlink()
+    (third := build(tmp_path / "third", images, images)).joinpath("result.json").unlink()
     page = Page(write([run, other, third], tmp_path / "page.html"))
     assert_stands_alone(page)
     first, second = (json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other))
     assert first["AP"] > second["AP"]
     for words in (
         "3 detectors compared",
-        "3 detectors, 2 of them finished. cells has the highest test AP: ",
+        "3 detectors, 2 of them finished. run has the highest test AP: ",
         "third has not finished",
-        f"plain plain34, 15.0 M parameters {second['AP']:.1f} ",
+        f"other plain34, 15.0 M parameters {second['AP']:.1f} ",
         f"cell {first['per_class'][0]['AP']:.1f} {second['per_class'][0]['AP']:.1f} –",
     ):
         assert words in page.text, words
@@ -125,22 +125,22 @@ def test_several_seeds(run: Path, images: BoxSet, tmp_path: Path) -> None:
     document = json.loads((other / "recipe.json").read_text())
     document["recipe"]["seed"] = 1
     (other / "recipe.json").write_text(json.dumps(document))
-    ours = [json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other)]
-    values = {key: [one[key] for one in ours] for key in ("AP", "AP50", "AP75")}
+    results = [json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, other)]
+    values = {key: [result[key] for result in results] for key in ("AP", "AP50", "AP75")}
     assert len(set(values["AP"])) == 2
-    spread = {key: f"{key} is {mean(each):.1f} ± {stdev(each):.1f}%" for key, each in values.items()}
-    said = f"Over 2 seeds of one recipe the test {', '.join(spread.values())} (mean ± standard deviation)."
-    assert said in Page(write([run, other], tmp_path / "page.html")).text
+    means = ", ".join(f"{key} is {mean(pair):.1f} ± {stdev(pair):.1f}%" for key, pair in values.items())
+    sentence = f"Over 2 seeds of one recipe, the test {means} (mean ± standard deviation)."
+    assert sentence in Page(write([run, other], tmp_path / "page.html")).text
     document["recipe"]["net"]["name"] = "plain18"
     (other / "recipe.json").write_text(json.dumps(document))
     assert "seeds" not in Page(write([run, other], tmp_path / "page.html")).text, "more than the seed differs"
 
 
-def test_detectors_and_classifiers_share_no_page(run: Path, tmp_path: Path) -> None:
+def test_detectors_and_classifiers_cannot_share_a_report(run: Path, tmp_path: Path) -> None:
     classifier = tmp_path / "classifier"
     classifier.mkdir()
-    (classifier / "recipe.json").write_text('{"recipe": {"name": "kinds"}}')
-    with pytest.raises(UserError, match=r"different tasks cannot share a report: kinds \(classify\), cells \(detect\)"):
+    (classifier / "recipe.json").write_text('{"recipe": {}}')
+    with pytest.raises(UserError, match=r"different tasks cannot share a report: classifier \(classify\), run \(detect\)"):
         write([classifier, run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -150,7 +150,7 @@ def test_hostile_names_and_many_classes(images: BoxSet, tmp_path: Path) -> None:
     many = BoxSet(images.name, hostile, images.images)
     page = Page(write([build(tmp_path / "run", many, many)], tmp_path / "page.html"))
     assert page.count("script") == 0 and '"><script>alert(1)</script>' in page.text
-    assert "The mean over classes is bold, single classes are gray." in page.text
+    assert "The bold curve is the mean over classes; gray curves are single classes." in page.text
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(path.read_text().replace("loss_classifier", "<script>$x^{"))
     page = Page(write([tmp_path / "run"], tmp_path / "page.html"))
@@ -158,21 +158,21 @@ def test_hostile_names_and_many_classes(images: BoxSet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"gallery": [{"kind": "missed"}]}, r"result\.json: gallery\.0\.image: "),
         ({"last": {"step": 5, "test": {"n": 3}}}, r"result\.json: last\.test\.AP: "),
         ({"epochs": None}, r"result\.json: epochs: "),
     ],
 )
-def test_broken_results_are_named(run: Path, tmp_path: Path, change: dict[str, object], says: str) -> None:
+def test_error_names_a_broken_result(run: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
     document = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(document | change))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         write([run], tmp_path / "page.html")
 
 
-def test_pictures_from_elsewhere_stay_there(run: Path, tmp_path: Path) -> None:
+def test_pictures_outside_the_run_folder_are_not_embedded(run: Path, tmp_path: Path) -> None:
     document = json.loads((run / "result.json").read_text())
     (tmp_path / "secret.jpg").write_bytes((run / document["gallery"][0]["image"]).read_bytes())
     document["gallery"] = [document["gallery"][0] | {"image": "../secret.jpg"}]

@@ -1,4 +1,4 @@
-"""The page of localizers: whole, unfinished, compared and mixed runs; what it shows is what the files hold."""
+"""Reports of localizers: complete, unfinished, compared and mixed runs; the page shows the contents of the files."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def run(data: Path, tmp_path: Path) -> Path:
     return build(tmp_path / "where", data)
 
 
-def test_whole_run(run: Path, tmp_path: Path) -> None:
+def test_complete_run(run: Path, tmp_path: Path) -> None:
     page = Page(write([run], tmp_path / "page.html"))
     assert_stands_alone(page)
     result = json.loads((run / "result.json").read_text())
@@ -34,13 +34,13 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
         f"Test localization error with the true class given: {dense['error']:.2f}% (95% interval {low:.2f} to {high:.2f}%; "
         f"40 images; dense), {crop['error']:.2f}% (one crop).",
         f"With the predicted class: {test['dense']['top1']['error']:.2f}%",
-        "Training took 4 min 10 s on cpu, at 3.1 images/s, with at most 900 MB of memory.",
-        "The parts of the loss",
+        "Training took 4 min 10 s on cpu, at 3.1 images/s, with a peak of 900 MB of memory.",
+        "Loss terms",
         "scores",
         "localization error, %",
         "learning rate",
         "test, one crop test, dense validation, one crop validation, dense",
-        f"class alone {test['1-crop']['classification']['error']:.2f}%",
+        f"class only {test['1-crop']['classification']['error']:.2f}%",
         "its shorter side scaled to 37 px",
         "images, %, by overlap",
         "From the test images (dense):",
@@ -53,24 +53,23 @@ def test_whole_run(run: Path, tmp_path: Path) -> None:
         "reslearn.train() in Python",
     ):
         assert words in page.text, words
-    of = [test[view]["per_class"] for view in ("1-crop", "dense")]
-    for one, two in zip(*of, strict=True):
-        low, high = one["interval"]
-        shown = f"{one['class']} 20 {one['error']:.2f}% {low:.2f} to {high:.2f}% {two['error']:.2f}%"
-        assert shown in page.text, shown
-    assert {one["kind"] for one in result["gallery"]} == {"worst", "right"}
-    for one in result["gallery"]:
-        taken = "" if one["predicted"] == one["label"] else f" predicted as {one['predicted']}"
-        assert f"{one['label']} IoU {one['iou']:.2f}{taken} {one['name']} " in page.text
-    shown = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(shown) == len(result["gallery"]) + 1 and all(one["src"].startswith("data:image/jpeg;base64,") for one in shown)
+    for one_crop, full in zip(test["1-crop"]["per_class"], test["dense"]["per_class"], strict=True):
+        low, high = one_crop["interval"]
+        row = f"{one_crop['class']} 20 {one_crop['error']:.2f}% {low:.2f} to {high:.2f}% {full['error']:.2f}%"
+        assert row in page.text, row
+    assert {picture["kind"] for picture in result["gallery"]} == {"worst", "right"}
+    for picture in result["gallery"]:
+        predicted = "" if picture["predicted"] == picture["label"] else f" predicted as {picture['predicted']}"
+        assert f"{picture['label']} IoU {picture['iou']:.2f}{predicted} {picture['name']} " in page.text
+    shown = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == len(result["gallery"]) + 1 and all(source.startswith("data:image/jpeg;base64,") for source in shown)
     assert page.count("svg") == 3 and "None" not in page.text and "nan" not in page.text
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
 
 
-def test_the_bars_are_the_images_by_overlap(run: Path, tmp_path: Path) -> None:
-    """Wrong images are orange and right ones blue; where none is wrong there are none of the one."""
+def test_the_histogram_shows_the_images_by_overlap(run: Path, tmp_path: Path) -> None:
+    """Wrong images are orange and correct ones blue."""
     result = json.loads((run / "result.json").read_text())
     result["last"]["test"]["dense"]["true_class"]["right_by_iou"] = [100.0] * 15 + [50.0] * 5 + [25.0]
     (run / "result.json").write_text(json.dumps(result))
@@ -85,10 +84,10 @@ def test_the_bars_are_the_images_by_overlap(run: Path, tmp_path: Path) -> None:
     assert [round(height / top, 2) for height in heights["c0"]] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
 
 
-def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
+def test_unfinished_and_minimal_runs(run: Path, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    bare = {key: value for key, value in result.items() if not key.startswith("gallery")} | {"last": {"step": 96}, "best": None}
-    (run / "result.json").write_text(json.dumps(bare))
+    minimal = {key: value for key, value in result.items() if not key.startswith("gallery")} | {"last": {"step": 96}, "best": None}
+    (run / "result.json").write_text(json.dumps(minimal))
     page = Page(write([run], tmp_path / "page.html"))
     assert "Localization error" not in page.text and (page.count("svg"), page.count("img")) == (2, 1)
     (run / "result.json").unlink()
@@ -97,29 +96,27 @@ def test_unfinished_and_bare_runs(run: Path, tmp_path: Path) -> None:
     assert "iterations so far 96 latest validation localization error 16.15%" in page.text
     assert "latest training loss, scores 0.1408 latest training loss, boxes 0.0272" in page.text
     (run / "metrics.jsonl").unlink()
-    assert "Nothing was measured yet." in Page(write([run], tmp_path / "page.html")).text
+    assert "No measurements yet." in Page(write([run], tmp_path / "page.html")).text
 
 
-def test_both_stages_and_a_run_that_goes_on(run: Path, data: Path, tmp_path: Path) -> None:
+def test_both_stages_and_an_unfinished_run(run: Path, data: Path, tmp_path: Path) -> None:
     refined = build(tmp_path / "refined", data, stage="regions", skill=1.5, seed=3)
-    alone = Page(write([refined], tmp_path / "alone.html"))
-    assert (
-        "The second stage, R-CNN, of a localizer on resnet8" in alone.text and "regions proposed by the first stage" in alone.text
-    )
+    single = Page(write([refined], tmp_path / "single.html")).text
+    assert "The second stage (R-CNN) of a localizer on resnet8" in single and "regions proposed by the first stage" in single
     (third := build(tmp_path / "third", data)).joinpath("result.json").unlink()
     page = Page(write([run, refined, third], tmp_path / "page.html"))
     assert_stands_alone(page)
     first, second = (json.loads((folder / "result.json").read_text())["last"]["test"] for folder in (run, refined))
-    names = {"where": first, "refined": second}
+    runs = {"where": first, "refined": second}
     views = {"1-crop": "one crop", "dense": "dense", "refined": "dense, then R-CNN"}
-    every = [(one[view]["true_class"]["error"], name, views[view]) for name, one in names.items() for view in views if view in one]
-    best, of, seen = min(every, key=lambda one: one[0])
+    errors = [(test[view]["true_class"]["error"], run, views[view]) for run, test in runs.items() for view in views if view in test]
+    best, label, view = min(errors)
     for words in (
         "3 localizers compared",
-        f"3 localizers, 2 of them finished. {of} has the lowest test localization error: {best:.2f}% (95% interval ",
-        f"; {seen}).",
+        f"3 localizers, 2 of them finished. {label} has the lowest test localization error: {best:.2f}% (95% interval ",
+        f"; {view}).",
         "third has not finished",
-        "refined resnet8, second stage, R-CNN, 1.2 M parameters",
+        "refined resnet8, second stage (R-CNN), 1.2 M parameters",
         f"disc {first['dense']['per_class'][0]['error']:.2f}% {second['refined']['per_class'][0]['error']:.2f}% –",
     ):
         assert words in page.text, words
@@ -128,7 +125,7 @@ def test_both_stages_and_a_run_that_goes_on(run: Path, data: Path, tmp_path: Pat
     assert len(ids) == len(set(ids))
 
 
-def test_localizers_share_no_page_with_others(run: Path, tmp_path: Path) -> None:
+def test_localizers_cannot_share_a_report_with_other_tasks(run: Path, tmp_path: Path) -> None:
     for task in ("classify", "detect"):
         other = tmp_path / task / "other"
         other.mkdir(parents=True)
@@ -145,7 +142,7 @@ def test_hostile_names(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "says"),
+    ("file", "change", "message"),
     [
         ("result.json", {"gallery": [{"image": "x"}]}, r"result\.json: gallery\.0\.kind: "),
         ("result.json", {"last": {"step": 96, "test": {"n": 3, "1-crop": {}}}}, r"result\.json: last\.test\.1-crop\.true_class: "),
@@ -153,8 +150,8 @@ def test_hostile_names(data: Path, tmp_path: Path) -> None:
         ("recipe.json", {"recipe": 3}, r"recipe\.json: recipe: "),
     ],
 )
-def test_a_broken_file_is_named(run: Path, tmp_path: Path, file: str, change: dict[str, object], says: str) -> None:
+def test_error_names_a_broken_file(run: Path, tmp_path: Path, file: str, change: dict[str, object], message: str) -> None:
     (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | change))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         write([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

@@ -1,4 +1,4 @@
-"""The page of a folder of results."""
+"""The page of a folder of experiment results."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_page(tmp_path: Path) -> None:
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
     assert page.index("The first") < page.index("By depth")
     for shown in (
-        "Made on Q; P, 2 threads.",
+        "Run on Q; P, 2 threads.",
         "8.75",
         "9.04 ± 0.10",
         "+0.29",
@@ -55,21 +55,21 @@ def test_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", '{"experiment": "a", "rows": 3, "scale": "small"}'])
-def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
+def test_error_names_a_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=r"bad\.json"):
         story.write(tmp_path, tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
 
 
-@pytest.mark.parametrize("key", story.PARTS)
-def test_a_result_that_is_not_whole_is_named(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", story.KEYS)
+def test_error_names_an_incomplete_result(tmp_path: Path, key: str) -> None:
     (tmp_path / "half.json").write_text(json.dumps({name: value for name, value in result().items() if name != key}))
-    with pytest.raises(UserError, match=rf"half\.json: incomplete result of an experiment: '{key}' is missing"):
+    with pytest.raises(UserError, match=rf"half\.json: incomplete experiment result: '{key}' is missing"):
         story.write(tmp_path, tmp_path / "index.html")
 
 
-def test_how_many_intervals_would_miss(tmp_path: Path) -> None:
+def test_the_number_of_intervals_that_miss_by_chance(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(result(claims=40 * result()["claims"][:1])))
     assert "Of 40 intervals at 95%, about 2 would miss" in story.write(tmp_path, tmp_path / "index.html").read_text()
 
@@ -77,24 +77,24 @@ def test_how_many_intervals_would_miss(tmp_path: Path) -> None:
 def test_analyses_are_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(result()))
     (tmp_path / "analysis").mkdir()
-    said = {"analysis": "lesion", "command": "reslearn analyze lesion x", "models": {"x": {}}, "findings": ["It errs on <5%."]}
-    (tmp_path / "analysis" / "lesion.json").write_text(json.dumps(said))
+    analysis = {"analysis": "lesion", "command": "reslearn analyze lesion x", "models": {"x": {}}, "findings": ["Error < 5%."]}
+    (tmp_path / "analysis" / "lesion.json").write_text(json.dumps(analysis))
     (tmp_path / "analysis" / "lesion.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "analysis" / "signal.json").write_text("{}")
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
-    for shown in ("Without blocks, and with blocks exchanged", "It errs on &lt;5%.", "reslearn analyze lesion x", "iVBORw0KGgo="):
+    for shown in ("Removing and reordering blocks", "Error &lt; 5%.", "reslearn analyze lesion x", "iVBORw0KGgo="):
         assert shown in page
-    assert "The signal forward" not in page, "an empty file says nothing"
+    assert "Forward and backward signal" not in page, "an empty file is ignored"
     for name in ("explain-cat-1", "explain-dog-1"):
-        said |= {"analysis": name, "findings": [f"Of {name}."]}
-        (tmp_path / "analysis" / f"{name}.json").write_text(json.dumps(said))
+        analysis |= {"analysis": name, "findings": [f"Of {name}."]}
+        (tmp_path / "analysis" / f"{name}.json").write_text(json.dumps(analysis))
     page = story.write(tmp_path, tmp_path / "index.html").read_text()
     assert page.count("Where the network looks</h2>") == 2 and "Of explain-cat-1." in page and "Of explain-dog-1." in page
     (tmp_path / "analysis" / "signal.json").write_text("{")
-    with pytest.raises(UserError, match=r"signal\.json: not a result of an analysis"):
+    with pytest.raises(UserError, match=r"signal\.json: not an analysis result"):
         story.write(tmp_path, tmp_path / "index.html")
 
 
-def test_nothing_to_show(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no results"):
+def test_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contains no experiment results"):
         story.write(tmp_path, tmp_path / "index.html")

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from run folders alone: needs no network, data or accelerator."""
+"""HTML reports: one self-contained page from run folders alone, without network access, data or an accelerator."""
 
 from reslearn.report.page import write
 

@@ -1,4 +1,4 @@
-"""The results of `reslearn analyze` in a folder, for a page: a picture, findings, the command."""
+"""Results of `reslearn analyze` as page sections: a plot, the findings and the command."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,21 @@ from reslearn.errors import UserError
 from reslearn.report.elements import Bullets, PageSection, Sheet, picture
 
 TITLES = {
-    "responses": "How strongly layers respond",
-    "signal": "The signal forward and backward",
-    "lesion": "Without blocks, and with blocks exchanged",
-    "paths": "The network as many paths",
-    "landscape": "The loss around the weights",
+    "responses": "Layer responses",
+    "signal": "Forward and backward signal",
+    "lesion": "Removing and reordering blocks",
+    "paths": "Paths through the network",
+    "landscape": "Loss landscape",
     "explain": "Where the network looks",
-    "features": "What the network tells apart",
+    "features": "Feature embeddings",
 }
 
 
 def read(folder: Path) -> list[PageSection]:
-    """The analyses in a folder, in the order of TITLES. Other JSON files are ignored. Raises UserError for a damaged file."""
-    found = [(path, result) for path in sorted(folder.glob("*.json")) if (result := _read(path)) is not None]
-    found.sort(key=lambda each: [*TITLES].index(_kind(each[1])))
-    return [_section(result, path) for path, result in found]
+    """Returns the analyses in a folder, in the order of TITLES. Ignores other JSON files. Raises UserError for a damaged file."""
+    results = [(path, result) for path in sorted(folder.glob("*.json")) if (result := _read(path)) is not None]
+    results.sort(key=lambda item: [*TITLES].index(_kind(item[1])))
+    return [_section(path, result) for path, result in results]
 
 
 def _kind(result: dict[str, Any]) -> str:
@@ -35,9 +35,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result if {"analysis", "findings", "command", "models"} <= set(result) and _kind(result) in TITLES else None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a result of an analysis ({type(error).__name__}: {error}); run the analysis again") from None
+        raise UserError(f"{path}: not an analysis result ({type(error).__name__}: {error}); run the analysis again") from None
 
 
-def _section(result: dict[str, Any], path: Path) -> PageSection:
-    elements = [Sheet(picture(path.parent, f"{path.stem}.png"), ", ".join(result["models"]), "shot"), Bullets(result["findings"])]
-    return PageSection(TITLES[_kind(result)], elements, after=result["command"])
+def _section(path: Path, result: dict[str, Any]) -> PageSection:
+    plot = Sheet(picture(path.parent, f"{path.stem}.png"), ", ".join(result["models"]), "shot")
+    return PageSection(TITLES[_kind(result)], [plot, Bullets(result["findings"])], after=result["command"])

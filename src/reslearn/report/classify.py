@@ -15,11 +15,11 @@ from reslearn.report.runs import SPLITS, RunRecord, RunResult, RunSection, Split
 from reslearn.report.task import Measure, Score, TaskPage
 from reslearn.report.text import Interval, Tile, detailed, number, percent, spread, tile
 
-MATRIX_CLASSES = 60  # more rows of a confusion matrix are illegible on a screen
+MATRIX_CLASSES = 60  # a larger confusion matrix is illegible on a screen
 
 
 class ConfidenceBin(RunSection):
-    """All but `n` in percent."""
+    """A calibration bin; all values but `n` in percent."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class ConfidenceBin(RunSection):
 
 
 class ClassAccuracy(RunSection):
-    """Accuracy of one class, percent; None if the split has no image of it."""
+    """Accuracy of one class in percent; None if the split has no images of it."""
 
     name: str = Field(alias="class")
     n: int
@@ -37,7 +37,7 @@ class ClassAccuracy(RunSection):
 
 
 class ClassificationNumbers(SplitNumbers):
-    """`evaluation.metrics` as read back; errors and the interval in percent."""
+    """The output of `evaluation.metrics`; errors and the interval in percent."""
 
     top1_error: float
     top1_interval: Interval = None
@@ -52,12 +52,12 @@ class ClassificationNumbers(SplitNumbers):
         if any(len(row) != len(self.confusion) for row in self.confusion):
             raise ValueError("the confusion matrix is not square")
         if self.confusion and len(self.confusion) != len(self.per_class):
-            raise ValueError(f"{len(self.confusion)} rows of confusion for {len(self.per_class)} classes")
+            raise ValueError(f"the confusion matrix has {len(self.confusion)} rows for {len(self.per_class)} classes")
         return self
 
 
 class WorstImage(RunSection):
-    """An image with a high loss; `probability`, in [0, 1], is that of the true class."""
+    """An image with a high loss; `probability` of the true class, in [0, 1]."""
 
     image: str
     name: str = ""
@@ -79,15 +79,15 @@ class ClassificationPage(TaskPage[ClassificationResult]):
     result = ClassificationResult
     measure = Measure("error, %", {"error": "error"}, {"top1_error": "error"}, digits=2, falls=True)
     by_class = "Accuracy by class"
-    note = "Last is after the last iteration, best at the iteration with the lowest validation error."
+    note = "Last: after the last iteration. Best: at the iteration with the lowest validation error."
 
     def findings(self, result: ClassificationResult, split: str, numbers: ClassificationNumbers) -> str:
         error = detailed(percent(numbers.top1_error), numbers.top1_interval, 2, f"{numbers.n:,} images")
-        says = f" {split.capitalize()} error after the last iteration: {error}."
+        summary = f" {split.capitalize()} error after the last iteration: {error}."
         if result.best and (best := result.best.measured):
-            says += f" At iteration {result.best.step:,}, which had the lowest validation error, the {best[0]} error is"
-            says += f" {percent(best[1].top1_error)}."
-        return says
+            summary += f" At iteration {result.best.step:,}, which had the lowest validation error, the {best[0]} error is"
+            summary += f" {percent(best[1].top1_error)}."
+        return summary
 
     def score(self, numbers: ClassificationNumbers) -> Score:
         return Score(numbers.top1_error, numbers.top1_interval)
@@ -96,54 +96,53 @@ class ClassificationPage(TaskPage[ClassificationResult]):
         return {"error": numbers.top1_error}
 
     def class_values(self, numbers: ClassificationNumbers) -> dict[str, str]:
-        return {one.name: percent(one.accuracy) for one in numbers.per_class}
+        return {row.name: percent(row.accuracy) for row in numbers.per_class}
 
     def tiles(self, result: ClassificationResult, split: str, numbers: ClassificationNumbers) -> list[Tile]:
         test, val, best = result.last.test, result.last.val, result.best
-        found = [tile("test error, last", percent(test.top1_error), test.top1_interval)] if test else []
-        found += [("test error, best", percent(best.test.top1_error), f"iteration {best.step:,}")] if best and best.test else []
-        found += [("top-5 test error", percent(test.top5_error), "")] if test and test.top5_error is not None else []
-        found += [tile("validation error", percent(val.top1_error), val.top1_interval)] if val else []
-        return found + ([("parameters", number(result.parameters), "")] if result.parameters else [])
+        tiles = [tile("test error, last", percent(test.top1_error), test.top1_interval)] if test else []
+        tiles += [("test error, best", percent(best.test.top1_error), f"iteration {best.step:,}")] if best and best.test else []
+        tiles += [("top-5 test error", percent(test.top5_error), "")] if test and test.top5_error is not None else []
+        tiles += [tile("validation error", percent(val.top1_error), val.top1_interval)] if val else []
+        return tiles + ([("parameters", number(result.parameters), "")] if result.parameters else [])
 
     def cells(self, result: ClassificationResult, numbers: ClassificationNumbers) -> dict[str, Cell]:
-        shown = {"test error, last": result.last.test, "test error, best": result.best and result.best.test}
-        shown |= {"validation error": result.last.val}
-        return {title: Cell(percent(one.top1_error), spread(one.top1_interval)) for title, one in shown.items() if one}
+        columns = {"test error, last": result.last.test, "test error, best": result.best and result.best.test}
+        columns |= {"validation error": result.last.val}
+        return {title: Cell(percent(split.top1_error), spread(split.top1_interval)) for title, split in columns.items() if split}
 
     def details(self, result: ClassificationResult, split: str, numbers: ClassificationNumbers, index: int) -> list[PageSection]:
-        hardest = sorted(numbers.per_class, key=lambda one: math.inf if one.accuracy is None else one.accuracy)
-        classes = [[one.name, Cell(number(one.n)), Cell(bar=one.accuracy or 0), Cell(percent(one.accuracy))] for one in hardest]
-        table = Table(classes, ["class", "images", "", "accuracy"], "long" if len(classes) > LONG else "")
-        names = [one.name for one in numbers.per_class]
-        confused = [
-            [Cell(one["true"], kind=""), Cell(one["predicted"], kind=""), Cell(number(one["n"])), Cell(percent(one["share"]))]
-            for one in most_confused(numbers.confusion, names)
-        ] if numbers.confusion else []  # fmt: skip
-        pairs = Table(confused, ["true class", "predicted as", Cell("images"), Cell("of the class")], "confused")
-        beside = [PageSection("Most confused", [pairs]), PageSection("Calibration", [_calibration(numbers, index)])]
+        hardest = sorted(numbers.per_class, key=lambda row: math.inf if row.accuracy is None else row.accuracy)
+        rows = [[row.name, Cell(number(row.n)), Cell(bar=row.accuracy or 0), Cell(percent(row.accuracy))] for row in hardest]
+        table = Table(rows, ["class", "images", "", "accuracy"], "long" if len(rows) > LONG else "")
+        names = [row.name for row in numbers.per_class]
+        mistakes = [
+            [Cell(pair["true"], kind=""), Cell(pair["predicted"], kind=""), Cell(number(pair["n"])), Cell(percent(pair["share"]))]
+            for pair in (most_confused(numbers.confusion, names) if numbers.confusion else [])
+        ]
+        pairs = Table(mistakes, ["true class", "predicted as", Cell("images"), Cell("share of the class")], "confused")
+        side_by_side = [PageSection("Most confused", [pairs]), PageSection("Calibration", [_calibration(numbers, index)])]
         matrix = numbers.confusion if len(names) <= MATRIX_CLASSES else []
-        where = f"On the {split} images after the last iteration"
+        source = f"{split.capitalize()} images, after the last iteration"
         return [
-            PageSection("Accuracy by class", [table], f"{where}; the hardest class first."),
-            PageSection("Confusion matrix", [Confusion(matrix, names)], f"{where}."),
-            PageSection("", [Columns([section for section in beside if section.shown])]),
+            PageSection("Accuracy by class", [table], f"{source}. Hardest class first."),
+            PageSection("Confusion matrix", [Confusion(matrix, names)], f"{source}."),
+            PageSection("", [Columns([section for section in side_by_side if section.shown])]),
         ]
 
     def pictures(self, run: RunRecord[ClassificationResult], result: ClassificationResult) -> list[PageSection]:
         shots = [
             Shot(
-                picture(run.folder, one.image),
-                one.label,
-                [f"predicted as {one.predicted}", f"loss {one.loss:.2f}", f"p = {one.probability:.2g}"],
-                one.name,
+                picture(run.folder, image.image),
+                image.label,
+                [f"predicted as {image.predicted}", f"loss {image.loss:.2f}", f"p = {image.probability:.2g}"],
+                image.name,
             )
-            for one in result.worst
+            for image in result.worst
         ]
-        of = f"From the {SPLITS.get(result.worst_split, result.worst_split)} images. " if result.worst_split else ""
-        intro = (
-            f"{of}p is the probability of the true class. Look for wrong labels, odd images, and what the network has not learned."
-        )
+        source = f"{SPLITS.get(result.worst_split, result.worst_split).capitalize()} images. " if result.worst_split else ""
+        intro = f"{source}p is the predicted probability of the true class. Look for wrong labels, unusual images, and patterns"
+        intro += " that the network has not learned."
         return [PageSection("Images with the highest loss", [Gallery(shots)], intro)]
 
 
@@ -152,8 +151,7 @@ def _calibration(numbers: ClassificationNumbers, index: int) -> Figure | Bullets
         return Bullets([])
     bins = [bin for bin in numbers.calibration_bins if bin.confidence is not None and bin.accuracy is not None]
     excess = sum(bin.n * ((bin.confidence or 0) - (bin.accuracy or 0)) for bin in bins) / max(1, numbers.n)
-    caption = f"Expected calibration error {percent(numbers.calibration_error)}: the mean gap between the confidence of predictions"
-    caption += " and their accuracy."
+    caption = f"Expected calibration error: {percent(numbers.calibration_error)}, the mean gap between confidence and accuracy."
     if abs(excess) >= 0.5:
         caption += f" On average, the network is {'overconfident' if excess > 0 else 'underconfident'}."
     plot = reliability(numbers.calibration_bins, f"reliability{index}")
@@ -161,10 +159,10 @@ def _calibration(numbers: ClassificationNumbers, index: int) -> Figure | Bullets
 
 
 def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k: int = 10) -> list[dict[str, Any]]:
-    """The k most frequent mistakes, `[{"true", "predicted", "n", "share"}]`, most frequent first; ties by class order.
+    """Returns up to k class pairs, `[{"true", "predicted", "n", "share"}]`, most frequent mistakes first; ties by class order.
 
-    confusion: K x K, rows are true classes; share: percent of the images of the true class. Returns fewer than k where fewer
-    kinds of mistakes were made.
+    confusion: K x K, rows are true classes. share: percent of the images of the true class. Raises ValueError unless the matrix
+    fits the classes.
     """
     if len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion):
         raise ValueError(f"the confusion matrix does not fit {len(classes)} classes")
@@ -174,9 +172,9 @@ def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k:
 
 
 def reliability(bins: Sequence[ConfidenceBin], name: str) -> str:
-    """Accuracy over confidence in equal bins; the diagonal is perfect calibration (Guo et al. 2017, figure 1).
+    """Reliability diagram as SVG: accuracy by confidence; the diagonal is perfect calibration (Guo et al. 2017, figure 1).
 
-    name: letters and digits that no other plot of the page has. Returns "" where all bins are empty.
+    name: alphanumeric prefix for SVG ids, unique on the page. Returns "" if all bins are empty.
     """
     filled = [(bin.low, bin.high, bin.n, bin.accuracy) for bin in bins if bin.n and bin.accuracy is not None]
     if not filled:

@@ -14,12 +14,12 @@ from reslearn.report.task import Measure, Score, TaskPage
 from reslearn.report.text import Interval, Tile, detailed, number, percent, spread, tile
 
 MISTAKES = {
-    "class": "in place, but of another class",
-    "location": "of the right class, IoU with its object between 0.1 and 0.5",
-    "both": "of another class, and out of place",
-    "duplicate": "an object that a more confident detection has found",
-    "background": "no object there",
-    "missed": "an object without a detection",
+    "class": "right location, wrong class",
+    "location": "right class, IoU with the object between 0.1 and 0.5",
+    "both": "wrong class and wrong location",
+    "duplicate": "object already matched by a more confident detection",
+    "background": "no object at this location",
+    "missed": "object without a detection",
 }
 METRICS = {
     "AP": ("AP", "mean over IoU 0.50 to 0.95"),
@@ -28,22 +28,22 @@ METRICS = {
     "AP_small": ("AP small", "objects below 32² px"),
     "AP_medium": ("AP medium", "32² to 96² px"),
     "AP_large": ("AP large", "above 96² px"),
-    "AR1": ("AR 1", "recall of the best detection of an image and class"),
-    "AR10": ("AR 10", "of the best 10"),
-    "AR100": ("AR 100", "of the best 100"),
-    "AR_small": ("AR small", "of 100, small objects"),
-    "AR_medium": ("AR medium", "medium"),
-    "AR_large": ("AR large", "large"),
-    "VOC07": ("VOC 2007", "AP at IoU 0.50, at 11 recalls"),
-    "VOC10": ("VOC 2010", "AP at IoU 0.50, the area"),
+    "AR1": ("AR 1", "recall with 1 detection per image and class"),
+    "AR10": ("AR 10", "recall with 10 detections"),
+    "AR100": ("AR 100", "recall with 100 detections"),
+    "AR_small": ("AR small", "AR 100, small objects"),
+    "AR_medium": ("AR medium", "AR 100, medium objects"),
+    "AR_large": ("AR large", "AR 100, large objects"),
+    "VOC07": ("VOC 2007", "AP at IoU 0.50, 11-point interpolation"),
+    "VOC10": ("VOC 2010", "AP at IoU 0.50, area under the curve"),
 }
 SIZES = ("small", "medium", "large")
-COLORED = COLORS - 1  # classes that can be told apart by color, besides the mean
-LEGEND = Markup('<i class="swatch truth"></i>objects, <i class="swatch found"></i>detections')
+COLORED = COLORS - 1  # classes that can have a color of their own, besides the mean
+LEGEND = Markup('<i class="swatch truth"></i>objects, <i class="swatch predicted"></i>detections')
 
 
 class ClassPrecision(RunSection):
-    """AP of one class in percent; None if there is no object of it."""
+    """AP of one class in percent; None if there are no objects of it."""
 
     name: str = Field(alias="class")
     objects: int = 0
@@ -61,7 +61,7 @@ class PrecisionCurve(RunSection):
 
 
 class PrecisionBySize(RunSection):
-    """AP of one class by size in percent, None without objects; `objects` counts them."""
+    """AP of one class by object size in percent, None without objects; `objects` has their counts."""
 
     name: str = Field(alias="class")
     small: float | None = None
@@ -71,7 +71,7 @@ class PrecisionBySize(RunSection):
 
 
 class BestThreshold(RunSection):
-    """The score with the highest F1, and precision and recall there in percent."""
+    """The score threshold with the highest F1, and its precision and recall in percent."""
 
     name: str = Field(alias="class")
     score: float | None = None
@@ -80,7 +80,7 @@ class BestThreshold(RunSection):
 
 
 class DetectionReview(RunSection):
-    """`evaluation.detection_review.review` as read back, without its list of mistakes, which the gallery shows."""
+    """The output of `evaluation.detection_review.review` without its list of mistakes, which the gallery shows."""
 
     curves: tuple[PrecisionCurve, ...] = ()
     by_size: tuple[PrecisionBySize, ...] = ()
@@ -89,7 +89,7 @@ class DetectionReview(RunSection):
 
 
 class DetectionNumbers(SplitNumbers):
-    """`evaluation.detection_metrics` as read back: percent, None if not measurable. masks: the same by masks instead of boxes."""
+    """The output of `evaluation.detection_metrics`: percent, None without objects. masks: the same metrics with mask IoU."""
 
     objects: int = 0
     AP: float | None
@@ -116,7 +116,7 @@ class DetectionNumbers(SplitNumbers):
 
 
 class DetectionPicture(RunSection):
-    """A picture of one mistake, or of a whole image with all of them (kind "image"), or of its detections (no kind)."""
+    """A picture of one mistake, of an image with all its mistakes (kind "image"), or of an image's detections (no kind)."""
 
     image: str
     kind: str = ""
@@ -146,19 +146,18 @@ class DetectionPage(TaskPage[DetectionResult]):
     result = DetectionResult
     measure = Measure("average precision, %", {}, {key: key for key in ("AP", "AP50", "AP75")}, digits=1, falls=False)
     by_class = "AP by class"
-    note = "Percent, after the last iteration. Best is the iteration with the highest validation AP."
+    note = "In percent, after the last iteration. Best: at the iteration with the highest validation AP."
 
     def findings(self, result: DetectionResult, split: str, numbers: DetectionNumbers) -> str:
         ap = detailed(percent(numbers.AP, 1), numbers.intervals.get("AP"), 1, f"{numbers.n:,} images")
-        says = f" {split.capitalize()} AP after the last iteration: {ap}, {percent(numbers.AP50, 1)} at IoU 0.5."
+        summary = f" {split.capitalize()} AP after the last iteration: {ap}, {percent(numbers.AP50, 1)} at IoU 0.5."
         if masks := numbers.masks:
-            says += (
-                f" Mask AP: {detailed(percent(masks.AP, 1), masks.intervals.get('AP'), 1)}, {percent(masks.AP50, 1)} at IoU 0.5."
-            )
+            mask_ap = detailed(percent(masks.AP, 1), masks.intervals.get("AP"), 1)
+            summary += f" Mask AP: {mask_ap}, {percent(masks.AP50, 1)} at IoU 0.5."
         if result.best and (best := result.best.measured):
-            says += f" At iteration {result.best.step:,}, which had the highest validation AP, the {best[0]} AP is"
-            says += f" {percent(best[1].AP, 1)}."
-        return says
+            summary += f" At iteration {result.best.step:,}, which had the highest validation AP, the {best[0]} AP is"
+            summary += f" {percent(best[1].AP, 1)}."
+        return summary
 
     def score(self, numbers: DetectionNumbers) -> Score:
         return Score(numbers.AP, numbers.intervals.get("AP"))
@@ -168,7 +167,7 @@ class DetectionPage(TaskPage[DetectionResult]):
         return measures | {"mask AP": numbers.masks.AP if numbers.masks else None}
 
     def class_values(self, numbers: DetectionNumbers) -> dict[str, str]:
-        return {one.name: number(one.AP, 1) for one in numbers.per_class}
+        return {row.name: number(row.AP, 1) for row in numbers.per_class}
 
     def tiles(self, result: DetectionResult, split: str, numbers: DetectionNumbers) -> list[Tile]:
         shown = [(f"{split} {key}", numbers, key) for key in ("AP", "AP50", "AP75")]
@@ -186,7 +185,7 @@ class DetectionPage(TaskPage[DetectionResult]):
 
     def compared(self, runs: Sequence[DetectionRun]) -> list[PageSection]:
         lines = [(i, mean_curves(run.measured[1].review.curves)) for i, run in enumerate(runs) if run.measured]
-        caption = "Means over the classes: the area below a curve is the mean AP at its IoU."
+        caption = "Means over classes. The area under a curve is the mean AP at its IoU."
         legend = list(enumerate(run.label for run in runs))
         return [PageSection("Precision and recall", [Figure(precision_recall(lines, "recall"), caption, legend)])]
 
@@ -195,67 +194,69 @@ class DetectionPage(TaskPage[DetectionResult]):
 
     def pictures(self, run: RunRecord[DetectionResult], result: DetectionResult) -> list[PageSection]:
         def shots(pictures: Iterable[DetectionPicture]) -> list[Shot]:
-            return [Shot(picture(run.folder, one.image), *_caption(one), one.name) for one in pictures]
+            return [Shot(picture(run.folder, shown.image), *_caption(shown), shown.name) for shown in pictures]
 
         split = SPLITS.get(result.gallery_split, result.gallery_split)
+        false_positives = shots(shown for shown in result.gallery if shown.kind not in ("missed", "image"))
+        missed = shots(shown for shown in result.gallery if shown.kind == "missed")
+        images = shots(shown for shown in result.gallery if shown.kind == "image")
         galleries = [
-            Gallery(shots(one for one in result.gallery if one.kind not in ("missed", "image")), "False positives by score"),
-            Gallery(
-                shots(one for one in result.gallery if one.kind == "missed"), "Missed objects, the largest of each class first"
-            ),
-            Gallery(shots(one for one in result.gallery if one.kind == "image"), "Images with the most mistakes", wide=True),
+            Gallery(false_positives, "False positives by score"),
+            Gallery(missed, "Missed objects, the largest of each class first"),
+            Gallery(images, "Images with the most mistakes", wide=True),
         ]
-        found = f"Evenly spaced {split} images with all detections of a score of at least 0.5."
-        of = f"From the {split} images: " if split else ""
-        worst = Markup("{}{} above the best thresholds; bold boxes are wrong or missed. Look for objects that are not annotated,")
-        worst = (worst + " inaccurate boxes, and what the detector has not learned.").format(of, LEGEND)
+        examples = f"Evenly spaced {split} images with all detections that score at least 0.5."
+        source = f"From the {split} images: " if split else ""
+        worst = Markup("{}{} above the best thresholds; bold boxes are wrong or missed. Look for missing annotations, inaccurate")
+        worst = (worst + " boxes, and objects that the detector has not learned.").format(source, LEGEND)
         return [
-            PageSection("Detections", [Gallery(shots(result.examples), wide=True)], found),
-            PageSection("The worst mistakes", galleries, worst),
+            PageSection("Detections", [Gallery(shots(result.examples), wide=True)], examples),
+            PageSection("Worst mistakes", galleries, worst),
         ]
 
 
 def _table(result: DetectionResult) -> PageSection:
-    """All metrics of all evaluations: a column for each."""
+    """All metrics, one column per evaluation."""
     columns = {}
-    for when, one in (("last", result.last), ("best", result.best)):
+    for when, results in (("last", result.last), ("best", result.best)):
         for split in ("test", "val"):
-            if one and (numbers := getattr(one, split)) and (when == "last" or one.step != result.last.step):
+            if results and (numbers := getattr(results, split)) and (when == "last" or results.step != result.last.step):
                 columns[f"{SPLITS[split]}, {when}"] = numbers
                 columns |= {f"{SPLITS[split]}, {when}, masks": numbers.masks} if numbers.masks else {}
     rows = [
-        [name, Cell(what, kind="soft"), *(numbers.cell(key) for numbers in columns.values())]
-        for key, (name, what) in METRICS.items()
+        [name, Cell(meaning, kind="soft"), *(numbers.cell(key) for numbers in columns.values())]
+        for key, (name, meaning) in METRICS.items()
     ]
-    after = "Percent; below, 95% intervals over images. The first twelve are COCO's. – : there is no such object."
-    return PageSection("Average precision and recall", [Table(rows, ["", "", *columns])], after=after)
+    after = "In percent, with 95% intervals over images. The first twelve metrics are COCO's. A dash means that there are no such"
+    return PageSection("Average precision and recall", [Table(rows, ["", "", *columns])], after=after + " objects.")
 
 
 def _classes(split: str, numbers: DetectionNumbers) -> PageSection:
-    sizes = {one.name: one for one in numbers.review.by_size}
-    best = {one.name: one for one in numbers.review.thresholds}
+    sizes = {row.name: row for row in numbers.review.by_size}
+    thresholds = {row.name: row for row in numbers.review.thresholds}
     rows = []
-    for k, one in enumerate(numbers.per_class):
-        name = Cell(one.name, color=k if len(numbers.per_class) <= COLORED else None, kind="th")
-        ap = [Cell(number(value, 1)) for value in (one.AP, one.AP50, one.AP75)]
-        size, at = sizes.get(one.name), best.get(one.name)
+    for k, row in enumerate(numbers.per_class):
+        name = Cell(row.name, color=k if len(numbers.per_class) <= COLORED else None, kind="th")
+        ap = [Cell(number(value, 1)) for value in (row.AP, row.AP50, row.AP75)]
+        size, best = sizes.get(row.name), thresholds.get(row.name)
         cells = [Cell(number(getattr(size, key), 1), number(size.objects.get(key, 0))) if size else Cell() for key in SIZES]
-        recall = f"P {number(at.precision, 1)}, R {number(at.recall, 1)}" if at and at.score is not None else ""
-        rows.append([name, Cell(number(one.objects)), Cell(bar=one.AP or 0), *ap, *cells, Cell(number(at and at.score, 2), recall)])
-    intro = f"AP on the {split} images after the last iteration, percent; below the sizes, the numbers of objects. The best"
-    intro += " threshold is the score with the highest F1 at IoU 0.5; below it, precision and recall."
+        note = f"P {number(best.precision, 1)}, R {number(best.recall, 1)}" if best and best.score is not None else ""
+        cells.append(Cell(number(best and best.score, 2), note))
+        rows.append([name, Cell(number(row.objects)), Cell(bar=row.AP or 0), *ap, *cells])
+    intro = f"AP in percent on the {split} images after the last iteration; by size, with the number of objects. The best"
+    intro += " threshold is the score with the highest F1 at IoU 0.5, shown with its precision (P) and recall (R) in percent."
     head = ["class", "objects", "", "AP", "AP50", "AP75", *SIZES, "best threshold"]
     return PageSection("By class and size", [Table(rows, head)], intro)
 
 
 def _curves(numbers: DetectionNumbers, index: int) -> PageSection:
-    """Each class in its color; too many of them in gray, and their mean in the first color."""
+    """Each class in its color; more than COLORED classes in gray, and their mean in the first color."""
     curves, colored = numbers.review.curves, len(numbers.per_class) <= COLORED
-    names = [one.name for one in numbers.per_class]
-    each = [[curve for curve in curves if curve.name == name] for name in names]
-    lines = [*enumerate(each)] if colored else [*((None, some) for some in each), (0, mean_curves(curves))]
-    caption = "The best precision at each recall or above; the area below a curve is the AP of the class at that IoU."
-    caption += "" if colored else " The mean over classes is bold, single classes are gray."
+    names = [row.name for row in numbers.per_class]
+    by_class = [[curve for curve in curves if curve.name == name] for name in names]
+    lines = [*enumerate(by_class)] if colored else [*((None, lines) for lines in by_class), (0, mean_curves(curves))]
+    caption = "The highest precision at each recall or above. The area under a curve is the AP of the class at that IoU."
+    caption += "" if colored else " The bold curve is the mean over classes; gray curves are single classes."
     plot = precision_recall(lines, f"recall{index}")
     return PageSection("Precision and recall", [Figure(plot, caption, [*enumerate(names)] if colored else [])])
 
@@ -268,24 +269,24 @@ def _mistakes(counts: dict[str, dict[str, int]]) -> PageSection:
         + [Cell(number(total.get(kind, 0)), kind="n soft")]
         for kind, meaning in (MISTAKES if counts else {}).items()
     ]
-    after = "At IoU 0.5. Kept detections, which the bars show, are those above the best threshold of their class; all are those"
-    after += " that AP is computed from."
-    return PageSection("Mistakes by kind", [Table(rows, ["kind", "", "", "kept", "all"])], after=after)
+    after = "At IoU 0.5. Kept (and the bars): detections above the best threshold of their class. All: every detection that AP is"
+    return PageSection("Mistakes by kind", [Table(rows, ["kind", "", "", "kept", "all"])], after=after + " computed from.")
 
 
-def _caption(one: DetectionPicture) -> tuple[str, list[str]]:
-    if one.kind in ("", "image"):
-        counts = [f"{n:,} {what}" for n, what in ((one.objects, "objects"), (one.detections, "detections")) if n is not None]
-        mistakes = ", ".join(f"{n} {kind}" for kind, n in one.mistakes.items() if n)
-        line = ", ".join(counts) + (f": {mistakes}" if mistakes else "")
+def _caption(shown: DetectionPicture) -> tuple[str, list[str]]:
+    if shown.kind in ("", "image"):
+        counts = [(shown.objects, "objects"), (shown.detections, "detections")]
+        line = ", ".join(f"{n:,} {name}" for n, name in counts if n is not None)
+        mistakes = ", ".join(f"{n} {kind}" for kind, n in shown.mistakes.items() if n)
+        line += f": {mistakes}" if mistakes else ""
         return "", [line] if line else []
-    iou = f", IoU {one.iou:.2f}" if one.iou is not None else ""
-    found = [f"detection: {one.label}, {one.score:.2f}"] if one.score is not None else []
-    return one.kind, found + ([f"object: {one.truth}{iou}"] if one.truth is not None else [])
+    iou = f", IoU {shown.iou:.2f}" if shown.iou is not None else ""
+    lines = [f"detection: {shown.label}, {shown.score:.2f}"] if shown.score is not None else []
+    return shown.kind, lines + ([f"object: {shown.truth}{iou}"] if shown.truth is not None else [])
 
 
 def mean_curves(curves: Sequence[PrecisionCurve]) -> list[PrecisionCurve]:
-    """The mean over classes at each IoU: the area below it is the mean AP."""
+    """The mean over classes at each IoU; the area under it is the mean AP."""
     means = []
     for iou in sorted({curve.iou for curve in curves}):
         rows = [curve.precision for curve in curves if curve.iou == iou]
@@ -295,9 +296,9 @@ def mean_curves(curves: Sequence[PrecisionCurve]) -> list[PrecisionCurve]:
 
 
 def precision_recall(lines: Sequence[tuple[int | None, Sequence[PrecisionCurve]]], name: str) -> str:
-    """Precision over recall, a panel for each IoU; "" without curves. lines: (color, None for gray; curves).
+    """Precision over recall as SVG, one panel per IoU; "" without curves.
 
-    name: letters and digits that no other plot of the page has.
+    lines: (color or None for gray, curves). name: alphanumeric prefix for SVG ids, unique on the page.
     """
     ious = sorted({curve.iou for _, curves in lines for curve in curves})
     if not ious:

@@ -1,6 +1,6 @@
-"""What pages consist of: sections of tiles, tables, figures and pictures. `elements.html.j2` has a macro for each.
+"""The elements of a page: sections of tiles, tables, figures and pictures. `elements.html.j2` has a macro for each.
 
-Strings are plain text, which the templates escape; Markup is inserted as it is. An element whose first field is empty is left out.
+Strings are plain text, which the templates escape; Markup is inserted unescaped. An element whose first field is empty is omitted.
 """
 
 import base64
@@ -14,9 +14,9 @@ LONG = 60  # rows; longer tables scroll
 
 
 class Cell(NamedTuple):
-    """A table cell. note: a second, smaller line. color: of the page, as a swatch before the text.
+    """A table cell. note: a second, smaller line. color: index of a page color, shown as a swatch before the text.
 
-    bar: percent; shown as a bar instead of the text. kind: CSS classes; "n" for numbers.
+    bar: percent, shown as a bar instead of the text. kind: CSS classes; "n" for numbers.
     """
 
     text: str = "–"
@@ -27,14 +27,14 @@ class Cell(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture of a run folder as a data URI, and its width in pixels."""
+    """A picture from a run folder as a data URI, and its width in pixels."""
 
     uri: str
     width: int
 
 
 class Shot(NamedTuple):
-    """A picture of a gallery with its caption. picture: None where the file is missing."""
+    """A picture in a gallery with its caption. picture: None if the file is missing."""
 
     picture: Picture | None
     title: str
@@ -49,7 +49,7 @@ class Tiles(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A string that begins a row is its heading. differs: keys of the rows to mark."""
+    """A row that starts with a string has it as its heading. differs: headings of the rows to mark."""
 
     rows: Sequence[Sequence[str | Cell]]
     head: Sequence[str | Cell] = ()
@@ -58,7 +58,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A plot (an SVG element). legend: (a color of the page, "dash" or "bold"; text)."""
+    """A plot (an SVG element). legend: (index of a page color, "dash" or "bold"; text)."""
 
     plot: str
     caption: str = ""
@@ -75,7 +75,7 @@ class Gallery(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """One wide picture. kind: "sheet" of images, whose pixels are enlarged if small; "shot" of a plot, in its own size."""
+    """One wide picture. kind: "sheet" for images, enlarged if small; "shot" for a plot in its original size."""
 
     picture: Picture | None
     caption: str
@@ -96,7 +96,7 @@ class Bullets(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Sections side by side, none of them empty."""
+    """Non-empty sections side by side."""
 
     sections: Sequence["PageSection"]
 
@@ -105,7 +105,7 @@ Element = Tiles | Table | Figure | Gallery | Sheet | Confusion | Bullets | Colum
 
 
 class PageSection(NamedTuple):
-    """A heading, an introduction, elements and a closing note. Left out of the page if all elements are empty."""
+    """A heading, an introduction, elements and a closing note. Omitted from the page if all elements are empty."""
 
     title: str
     elements: Sequence[Element]
@@ -114,17 +114,17 @@ class PageSection(NamedTuple):
 
     @property
     def shown(self) -> list[Element]:
-        """The elements that are not empty."""
+        """The non-empty elements."""
         return [element for element in self.elements if element[0]]
 
 
 def picture(folder: Path, name: str) -> Picture | None:
-    """A picture of the folder; None where it is missing, or anything but a PNG or JPEG inside the folder."""
+    """Reads a picture from the folder; None if it is missing, outside the folder, or neither PNG nor JPEG."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return None
     content = path.read_bytes()
-    # The width tells the page whether to enlarge: the pixels of a 32 x 32 image should look like pixels.
+    # Small images (32 x 32) are enlarged with visible pixels, so the page needs their width.
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         kind, width = "png", int.from_bytes(content[16:20], "big")
     elif content.startswith(b"\xff\xd8\xff"):
@@ -135,7 +135,7 @@ def picture(folder: Path, name: str) -> Picture | None:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; every string is escaped."""
+    """Renders a template of this folder; every string is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(**values)

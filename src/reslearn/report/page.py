@@ -1,4 +1,4 @@
-"""Run folders to one self-contained HTML page: no script, nothing loaded, readable in light and dark and in print."""
+"""Writes one self-contained HTML page from run folders: no scripts, no external resources, light, dark and print styles."""
 
 import math
 from collections.abc import Sequence
@@ -38,18 +38,18 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     """Write the report of one run, or the comparison of several, and return `target`.
 
     runs: run folders, finished or not; tables and colors follow their order.
-    target: the HTML file; its folder is created, and the file is replaced atomically.
+    target: the HTML file; its folder is created if missing, and the file is replaced atomically.
 
     Raises:
-        UserError: a run folder is missing, given twice or broken, runs are of different tasks, or the page cannot be written.
+        UserError: a run folder is missing, given twice or broken, the tasks differ, or the page cannot be written.
     """
     target, folders = Path(target), open_folders(runs)
     by_task = {folder.facts.task: folder.label for folder in reversed(folders)}
     if len(by_task) > 1:
-        shown = ", ".join(f"{by_task[name]} ({name})" for name in sorted(by_task))
-        raise UserError(f"runs of different tasks cannot share a report: {shown}")
+        examples = ", ".join(f"{by_task[name]} ({name})" for name in sorted(by_task))
+        raise UserError(f"runs of different tasks cannot share a report: {examples}")
     if (name := folders[0].facts.task) not in TASKS:
-        raise UserError(f"{folders[0].folder}: no report for the task '{name}'; there is one for {', '.join(TASKS)}")
+        raise UserError(f"{folders[0].folder}: task '{name}' has no report; only {', '.join(TASKS)} have one")
     page = _page(TASKS[name], [read_run(folder, TASKS[name].result) for folder in folders])
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,62 +85,57 @@ def _page(task: TaskPage[Any], runs: Sequence[AnyRecord]) -> str:
 
 
 def _summary(task: TaskPage[Any], run: AnyRecord) -> str:
-    """One paragraph: what was trained, on what, how good it is, at what cost."""
+    """One paragraph: the model, its data, its results and its cost."""
     findings = task.findings(run.result, *run.measured) if run.measured else ""
-    subject = f"The {stage}, of {task.subject.lower()}" if (stage := task.stage(run)) else task.subject
+    subject = f"The {stage} of {task.subject.lower()}" if (stage := task.stage(run)) else task.subject
     return trained(run, subject) + findings + cost(run)
 
 
 def _compared(task: TaskPage[Any], runs: Sequence[AnyRecord]) -> str:
-    """One paragraph: the best of the runs, and the mean over seeds if only they differ."""
+    """One paragraph: the best run, and the mean over seeds if the runs differ in nothing else."""
     done = [(run, *run.measured) for run in runs if run.measured]
-    says = f"{len(runs)} {task.plural}, {sum(run.result is not None for run in runs)} of them finished."
+    summary = f"{len(runs)} {task.plural}, {sum(run.result is not None for run in runs)} of them finished."
     if not done or len({split for _, split, _ in done}) > 1 or not same_data([run for run, *_ in done]):
-        return says
+        return summary
     split, digits, sign = done[0][1], task.measure.digits, 1 if task.measure.falls else -1
     scores = [(run, task.score(numbers)) for run, _, numbers in done]
-    run, best = min(scores, key=lambda one: math.inf if one[1].value is None else sign * one[1].value)
+    run, best = min(scores, key=lambda item: math.inf if item[1].value is None else sign * item[1].value)
     value = detailed(percent(best.value, digits), best.interval, digits, best.detail)
-    says += f" {run.label} has the {'lowest' if task.measure.falls else 'highest'} {split} {task.measure.name}: {value}."
-    return says + over_seeds([run for run, *_ in done], split, [task.seed_measures(numbers) for *_, numbers in done], digits)
+    summary += f" {run.label} has the {'lowest' if task.measure.falls else 'highest'} {split} {task.measure.name}: {value}."
+    return summary + over_seeds([run for run, *_ in done], split, [task.seed_measures(numbers) for *_, numbers in done], digits)
 
 
 def _tiles(task: TaskPage[Any], run: AnyRecord) -> list[tuple[str, str, str]]:
     if run.result:
-        found = task.tiles(run.result, *run.measured) if run.measured else []
-        return [*found, ("training time", duration(run.result.seconds), speed(run.result.images_per_s))]
+        tiles = task.tiles(run.result, *run.measured) if run.measured else []
+        return [*tiles, ("training time", duration(run.result.seconds), speed(run.result.images_per_s))]
     measure, digits, losses = task.measure, task.measure.digits, [line["losses"] for line in run.train]
-    found = [(f"training {words}", percent(latest(run.train, key), digits)) for key, words in measure.train.items()]
-    found += [(f"{run.split} {words}", percent(latest(run.evals, key), digits)) for key, words in measure.evals.items()]
-    found += [("training loss", number(latest(run.train, "loss"), 4))]
-    found += [(f"training loss, {plots.part_name(part)}", number(latest(losses, part), 4)) for part in run.parts]
-    shown = [(f"latest {name}", value, "") for name, value in found if value != "–"]
-    return [("iterations so far", number(run.step), ""), *shown]
+    values = [(f"training {name}", percent(latest(run.train, key), digits)) for key, name in measure.train.items()]
+    values += [(f"{run.split} {name}", percent(latest(run.evals, key), digits)) for key, name in measure.evals.items()]
+    values += [("training loss", number(latest(run.train, "loss"), 4))]
+    values += [(f"training loss, {plots.term_name(term)}", number(latest(losses, term), 4)) for term in run.loss_terms]
+    known = [(f"latest {name}", value, "") for name, value in values if value != "–"]
+    return [("iterations so far", number(run.step), ""), *known]
 
 
 def _comparison(task: TaskPage[Any], runs: Sequence[AnyRecord]) -> list[PageSection]:
-    """The table of all runs, and one by class."""
+    """The tables of all runs: results, and results by class."""
     cells = [task.cells(run.result, run.measured[1]) if run.measured else {} for run in runs]
-    titles = [
-        title
-        for title in dict.fromkeys(title for of in cells for title in of)
-        if any(of.get(title, Cell()) != Cell() for of in cells)
-    ]
+    titles = dict.fromkeys(title for row in cells for title in row)
+    titles = [title for title in titles if any(row.get(title, Cell()) != Cell() for row in cells)]
     rows = [
-        [_heading(task, run, i), *(of.get(title, Cell()) for title in titles), *_cost_cells(run)]
-        for i, (run, of) in enumerate(zip(runs, cells, strict=True))
+        [_heading(task, run, i), *(row.get(title, Cell()) for title in titles), *_cost_cells(run)]
+        for i, (run, row) in enumerate(zip(runs, cells, strict=True))
     ]
     table = Table(rows, ["run", *titles, "iterations", "time"], "results")
-    measured = [run.measured for run in runs]
-    values = [task.class_values(one[1]) if one else {} for one in measured]
-    names = dict.fromkeys(name for of in values for name in of)
-    by_class = [[name, *(Cell(of.get(name, "–")) for of in values)] for name in names]
+    values = [task.class_values(run.measured[1]) if run.measured else {} for run in runs]
+    names = dict.fromkeys(name for column in values for name in column)
+    by_class = [[name, *(Cell(column.get(name, "–")) for column in values)] for name in names]
     head = ["class", *(Cell(run.label, color=i) for i, run in enumerate(runs))]
-    splits = " and ".join(sorted({one[0] for one in measured if one}))
+    splits = " and ".join(sorted({run.measured[0] for run in runs if run.measured}))
+    after = f"{task.note} Measured on the {splits} images, with 95% intervals." if splits else ""
     return [
-        PageSection(
-            "Results", [table], after=f"{task.note} Measured on the {splits} images; below, 95% intervals." if splits else ""
-        ),
+        PageSection("Results", [table], after=after),
         PageSection(task.by_class, [Table(by_class, head, "long" if len(by_class) > LONG else "")]),
     ]
 
@@ -164,11 +159,11 @@ def _curves(task: TaskPage[Any], runs: Sequence[AnyRecord]) -> PageSection:
     splits = sorted({run.split for run in runs})
     plot = plots.curves(runs, task.measure)
     caption = (
-        f"Training values are of augmented mini-batches, averaged over neighboring steps; {' and '.join(splits)} values are of"
-        " images not used for training. The axes are scaled to the end of training: the first iterations may exceed them."
+        f"Training values are from augmented mini-batches, averaged over neighboring steps; {' and '.join(splits)} values are from"
+        " images not used for training. The axes are scaled to the end of training, so early values may be off the chart."
     )
     figure = Figure(plot, caption, [*enumerate(names), ("dash", "training"), ("bold", ", ".join(splits))])
-    return PageSection("Learning curves", [figure if plot else Bullets(["Nothing was measured yet."])])
+    return PageSection("Learning curves", [figure if plot else Bullets(["No measurements yet."])])
 
 
 def _recipe(runs: Sequence[AnyRecord]) -> PageSection:
@@ -176,26 +171,28 @@ def _recipe(runs: Sequence[AnyRecord]) -> PageSection:
     differs = frozenset(key for key, values in rows.items() if len(set(values)) > 1)
     table = [[key, *(Cell("–" if value is None else value, kind="") for value in values)] for key, values in rows.items()]
     head = ["", *(Cell(run.label, kind="") for run in runs)] if several else []
-    return PageSection("Recipe", [Table(table, head, "recipe", differs)], "Marked rows differ between the runs." if several else "")
+    intro = "Highlighted rows differ between the runs." if several else ""
+    return PageSection("Recipe", [Table(table, head, "recipe", differs)], intro)
 
 
 def _results(task: TaskPage[Any], run: AnyRecord, index: int) -> list[PageSection]:
-    """How good the run is, in numbers and pictures."""
+    """The run's results in numbers and pictures."""
+    augmented = Sheet(picture(run.folder, "images/augmented.png"), "Training images as the network sees them.")
     return [
-        PageSection("The parts of the loss", [Figure(plots.losses(run, index, f"losses{index}"))]),
+        PageSection("Loss terms", [Figure(plots.losses(run, index, f"losses{index}"))]),
         *(task.details(run.result, *run.measured, index) if run.measured else []),
         *(task.pictures(run, run.result) if run.result else []),
-        PageSection("Augmented training images", [Sheet(picture(run.folder, "images/augmented.png"), "As the network sees them.")]),
+        PageSection("Augmented training images", [augmented]),
     ]
 
 
 def _facts(run: AnyRecord, recipe: list[PageSection]) -> list[PageSection]:
-    """How the run was made: choices, data, recipe, machine and command."""
+    """How to reproduce the run: automatic choices, data, recipe, machine and command."""
     facts, data, result = run.facts, run.facts.data, run.result
     rows: dict[str, Any] = {"name": data.name, "images": data.n}
     rows |= {"classes": f"{len(data.classes)}: {text(data.classes)}"} if data.classes else {}
     rows |= {"size, pixels": " × ".join(map(str, data.sizes)), "channels": data.channels, "fingerprint": data.fingerprint}
-    rows |= {"faults found": data.faults, "left out": data.left_out}
+    rows |= {"problems found": data.faults, "excluded": data.left_out}
     machine = facts.machine | facts.versions
     if result:
         machine |= {"training time": duration(result.seconds), "speed": speed(result.images_per_s) or "–"}

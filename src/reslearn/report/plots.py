@@ -1,7 +1,7 @@
-"""Plots as SVG elements of an HTML page, which sets their colors and font; learning curves.
+"""Learning curves, and plots as SVG elements whose colors and font are set by the page.
 
-User text never passes through matplotlib: names belong in the page's legends, where every script has a glyph and a `$` is a
-dollar. Colors are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one plot serves light and dark pages.
+User text never passes through matplotlib: names go into the page's legends, where every script has glyphs and `$` is not markup.
+Colors are CSS variables of the page (`--line`, `--c0` ... `--c9`), so that one plot serves the light and the dark style.
 matplotlib's global state is unchanged after a call.
 """
 
@@ -21,13 +21,13 @@ from reslearn.report.runs import column
 from reslearn.report.task import Measure
 from reslearn.report.text import AnyRecord
 
-COLORS = 10  # the page defines so many; more runs begin again
+COLORS = 10  # number of page colors; they repeat after that
 
-# Stand-ins that matplotlib can parse, replaced in the finished drawing by what it cannot.
+# Placeholder colors that matplotlib can parse; as_svg replaces them with CSS.
 INK, LINE = "#010203", "#010204"
 _STYLE: dict[str, Any] = {
-    "svg.hashsalt": "reslearn",  # without it every drawing of the same run would differ
-    "svg.fonttype": "none",  # text stays text: selectable, searchable, in the page's font
+    "svg.hashsalt": "reslearn",  # the same run gives the same bytes
+    "svg.fonttype": "none",  # keeps text selectable, searchable and in the page's font
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -52,28 +52,28 @@ _STYLE: dict[str, Any] = {
 
 
 Line = tuple[np.ndarray, np.ndarray, str, bool]
-"""Steps, values, color, and whether it is bold (held-out) or dashed (training)."""
+"""Steps, values, color, and whether it is bold (validation) or dashed (training)."""
 
 
-def thinned(step: np.ndarray, value: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points of a curve, at most `most` of them: where there are more, means of neighbors.
+def thinned(step: np.ndarray, value: np.ndarray, limit: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the finite points of a curve, averaged over neighbors if there are more than `limit`.
 
-    step, value: (n,) float64. The mean of a group of mini-batch errors is what a moving average would show there.
+    step, value: float64 (n,).
     """
     finite = np.isfinite(step) & np.isfinite(value)
     step, value = step[finite], value[finite]
-    if len(step) <= most:
+    if len(step) <= limit:
         return step, value
-    starts = np.arange(most) * len(step) // most
+    starts = np.arange(limit) * len(step) // limit
     size = np.diff(np.append(starts, len(step)))
     return np.add.reduceat(step, starts) / size, np.add.reduceat(value, starts) / size
 
 
 def curves(runs: Sequence[AnyRecord], measure: Measure) -> str:
-    """The task's measure, loss and learning rate over the iterations, run i in the page's color i; "" where nothing was measured.
+    """The task's metric, loss and learning rate by iteration as SVG, run i in page color i; "" without measurements.
 
-    As in Figure 6 of He et al. 2016, dashed lines are training, bold lines held-out images. Of several runs, only the first of
-    the measures is shown.
+    Dashed lines are training values and bold lines validation values, as in Figure 6 of He et al. 2016. A comparison shows only the
+    first metric.
     """
     evals = [*measure.evals][: 1 if len(runs) > 1 else None]
     error = [line for i, run in enumerate(runs) for line in _lines(run, i, [*measure.train], evals)]
@@ -96,55 +96,55 @@ def curves(runs: Sequence[AnyRecord], measure: Measure) -> str:
         rate.set_title("learning rate")
         rate_scale(rate)
         iterations(rate, panels)
-        return as_svg(figure, "curves", f"{measure.title}, loss and learning rate over the iterations")
+        return as_svg(figure, "curves", f"{measure.title}, loss and learning rate by iteration")
 
 
 def losses(run: AnyRecord, color: int, name: str) -> str:
-    """The parts of a run's loss, a panel each (dashed training, bold held-out); "" where none was logged.
+    """The loss terms of a run as SVG, one panel each (dashed training, bold validation); "" if none was logged.
 
-    name: letters and digits that no other plot of the page has.
+    name: alphanumeric prefix for SVG ids, unique on the page.
     """
     train, evals = ([{"step": line["step"], **line["losses"]} for line in lines] for lines in (run.train, run.evals))
-    parts = {part: _lines(replace(run, train=train, evals=evals), color, [part], [part]) for part in run.parts}
-    if not any(parts.values()):
+    terms = {term: _lines(replace(run, train=train, evals=evals), color, [term], [term]) for term in run.loss_terms}
+    if not any(terms.values()):
         return ""
     with style():
-        across = min(len(parts), 3 if len(parts) in (3, 5, 6) else 2)
-        down = -(-len(parts) // across)
-        height = 0.55 + 1.95 * down
+        columns = min(len(terms), 3 if len(terms) in (3, 5, 6) else 2)
+        rows = -(-len(terms) // columns)
+        height = 0.55 + 1.95 * rows
         figure = Figure(figsize=(9.6, height))
-        panels = figure.subplots(down, across, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.32, "wspace": 0.14}).ravel()
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.32, "wspace": 0.14}).ravel()
         figure.subplots_adjust(left=0.055, right=0.97, top=1 - 0.3 / height, bottom=0.45 / height)
-        for panel, (part, lines) in zip(panels, parts.items(), strict=False):
-            _draw(panel, part_name(part) if part.isascii() and part.isidentifier() else "", lines)
-        for panel in panels[len(parts) :]:
+        for panel, (term, lines) in zip(panels, terms.items(), strict=False):
+            _draw(panel, term_name(term) if term.isascii() and term.isidentifier() else "", lines)
+        for panel in panels[len(terms) :]:
             panel.set_axis_off()
-        for panel in panels[max(0, len(parts) - across) : len(parts)]:
+        for panel in panels[max(0, len(terms) - columns) : len(terms)]:
             iterations(panel, [panel for panel in panels if panel.lines])
             panel.xaxis.set_tick_params(labelbottom=True)
-        return as_svg(figure, name, "The parts of the loss over the iterations")
+        return as_svg(figure, name, "Loss terms by iteration")
 
 
-def part_name(part: str) -> str:
-    """`"rpn box reg"` of `loss_rpn_box_reg`."""
-    return part.removeprefix("loss_").replace("_", " ")
+def term_name(term: str) -> str:
+    """`"rpn box reg"` for `loss_rpn_box_reg`."""
+    return term.removeprefix("loss_").replace("_", " ")
 
 
 def _lines(run: AnyRecord, color: int, train: Sequence[str], evals: Sequence[str]) -> list[Line]:
-    """The curves of a run that have points; those of further eval keys in the colors that follow."""
-    found = [(*thinned(column(run.train, "step"), column(run.train, key)), hue(color), False) for key in train]
-    found += [
+    """Returns the non-empty curves of a run. Eval keys after the first have the colors that follow."""
+    lines = [(*thinned(column(run.train, "step"), column(run.train, key)), hue(color), False) for key in train]
+    lines += [
         (*thinned(column(run.evals, "step"), column(run.evals, key), 600), hue(color + j), True) for j, key in enumerate(evals)
     ]
-    return [line for line in found if len(line[0])]
+    return [line for line in lines if len(line[0])]
 
 
 def _draw(panel: Axes, title: str, lines: Sequence[Line]) -> None:
-    """Training dashed; held-out bold, with dots where they are few."""
+    """Draws training curves dashed and validation curves bold, with markers if they have few points."""
     for step, value, color, bold in lines:
-        dots = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
+        marker = "o" if len(step) == 1 or (bold and len(step) <= 40) else None
         kind: dict[str, Any] = {"lw": 2, "zorder": 3} if bold else {"lw": 1, "ls": (0, (3, 1.6))}
-        panel.plot(step, value, color=color, marker=dots, ms=3.4, **kind)
+        panel.plot(step, value, color=color, marker=marker, ms=3.4, **kind)
     panel.set_title(title)
     values(panel)
     if lines:
@@ -152,7 +152,7 @@ def _draw(panel: Axes, title: str, lines: Sequence[Line]) -> None:
 
 
 def iterations(panel: Axes, panels: Sequence[Axes]) -> None:
-    """The iterations below a panel whose axis `panels` share: a little wider than the curves, so that their last dots are whole."""
+    """Formats the x axis that `panels` share with this panel, slightly wider than the curves so that no marker is cut."""
     last = max(np.asarray(line.get_xdata())[-1] for panel in panels for line in panel.lines)
     panel.set_xlabel("iteration")
     panel.set_xlim(0, 1.006 * max(1, last))
@@ -161,27 +161,24 @@ def iterations(panel: Axes, panels: Sequence[Axes]) -> None:
 
 
 def values(panel: Axes) -> None:
-    """Few round values at a panel's side."""
+    """Formats the y axis of a panel with a few round values."""
     panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def style():
-    """The pages' own style of drawing, for a `with`."""
-    # Starting from matplotlib's defaults, a matplotlibrc of the user (usetex, a dark style) cannot change the page.
+    """A context manager with the plot style of the pages."""
+    # Starts from the defaults, so that the user's matplotlibrc (usetex, a dark style) does not change the page.
     return matplotlib.style.context(["default", _STYLE])
 
 
 def hue(i: int) -> str:
-    """What stands for the page's color i in a drawing."""
+    """The placeholder for page color i."""
     return f"#0a0b{i % COLORS:02x}"
 
 
 def settled_top(panel: Axes) -> float:
-    """A top that shows where the curves end rather than where they begin, as Figure 6's axis ends at 20%.
-
-    The first tenth of each curve does not count; the lines may leave the panel there.
-    """
+    """Returns an upper limit that fits all but the first tenth of each curve, as Figure 6's axis ends at 20%."""
     highest = 0.0
     for line in panel.lines:
         step, value = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
@@ -197,7 +194,7 @@ def rate_scale(panel: Axes) -> None:
         panel.set_yticks([])
         return
     high = float(positive.max())
-    low = max(float(positive.min()), high / 1000)  # a cosine ends near 0; its last steps need no decades of their own
+    low = max(float(positive.min()), high / 1000)  # a cosine schedule ends near 0; its last steps need no decades
     if high / low <= 10:
         panel.set_ylim(0, 1.15 * high)
         panel.set_yticks([0, high])
@@ -210,19 +207,19 @@ def rate_scale(panel: Axes) -> None:
 
 
 def as_svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element that can stand beside others in one page."""
+    """Returns the figure as an SVG element. name: prefix that keeps its ids apart from those of other plots on the page."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    # matplotlib before 3.11 writes "font: 9px 'DejaVu Sans', ..."; the page's own font is wanted, the size is kept.
+    # Keep the size and drop the font family: matplotlib before 3.11 writes "font: 9px 'DejaVu Sans', ...".
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
     svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda m: f"var(--c{int(m[1], 16)})", svg)
-    # Every drawing numbers its ids alike: those referred to get the drawing's name, the others go.
+    # All matplotlib figures use the same ids: prefix those that are referenced and remove the others.
     used = set(re.findall(r"[\"(]#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"([\"(]#)([\w-]+)", rf"\g<1>{name}-\2", svg)

@@ -1,4 +1,4 @@
-"""Read and validate run folders: `recipe.json`, `metrics.jsonl` and `result.json`, at any stage of a run."""
+"""Reads and validates run folders (`recipe.json`, `metrics.jsonl`, `result.json`) at any stage of a run."""
 
 import json
 import math
@@ -16,13 +16,13 @@ SPLITS = {"val": "validation", "test": "test"}
 
 
 class RunSection(BaseModel):
-    """A JSON object of a run folder. Unknown keys are ignored, so that a report opens runs of later versions."""
+    """A JSON object of a run folder. Unknown keys are ignored, so runs of later versions can be opened."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, frozen=True)
 
 
 class DataFacts(RunSection):
-    """What the run was trained on; `sizes` is (height, width) in pixels."""
+    """The training data; `sizes` is (height, width) in pixels."""
 
     name: str = "unnamed data"
     classes: list[str] = []
@@ -47,7 +47,7 @@ class RunFacts(RunSection):
 
 
 class SplitNumbers(RunSection):
-    """The metrics of one split; n: images."""
+    """The metrics of one split; n: number of images."""
 
     n: int
 
@@ -57,7 +57,7 @@ N = TypeVar("N", bound=SplitNumbers)
 
 
 class SplitResults(RunSection, Generic[N]):
-    """The model at one step, evaluated."""
+    """The metrics of the model at one step."""
 
     step: int
     val: N | None = None
@@ -65,13 +65,13 @@ class SplitResults(RunSection, Generic[N]):
 
     @property
     def measured(self) -> tuple[str, N] | None:
-        """The split that counts, in words, and its metrics: the test set where there is one."""
+        """The split's display name and metrics: the test set's if available, else the validation set's."""
         numbers = self.test or self.val
         return (SPLITS["test" if self.test else "val"], numbers) if numbers else None
 
 
 class RunResult(RunSection, Generic[N]):
-    """`result.json`, which only a finished run has."""
+    """`result.json`, which only finished runs have."""
 
     step: int
     epochs: float
@@ -88,7 +88,7 @@ R = TypeVar("R", bound=RunResult[Any])
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder of any task. `label` distinguishes it from the others of a report."""
+    """A run folder of any task. `label` is unique within a report."""
 
     folder: Path
     label: str
@@ -97,9 +97,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunRecord(RunFolder, Generic[R]):
-    """Everything a run folder holds. train, evals: lines of metrics.jsonl by rising step. split: the one `evals` are about.
-
-    result: None until the run has finished. epoch: NaN if unknown.
+    """The contents of a run folder. train, evals: lines of metrics.jsonl in order of steps. split: the display name of the split
+    that `evals` were measured on. result: None until the run has finished. epoch: NaN if unknown.
     """
 
     result: R | None
@@ -115,31 +114,32 @@ class RunRecord(RunFolder, Generic[R]):
         return self.result.last.measured if self.result else None
 
     @property
-    def parts(self) -> list[str]:
-        """The names of the parts of the loss."""
-        return list(dict.fromkeys(part for line in (*self.train, *self.evals) for part in line["losses"]))
+    def loss_terms(self) -> list[str]:
+        """The names of the loss terms."""
+        return list(dict.fromkeys(term for line in (*self.train, *self.evals) for term in line["losses"]))
 
 
 def open_folders(folders: Sequence[Path]) -> list[RunFolder]:
-    """The run folders in the order given, with distinct labels.
+    """Returns the run folders in the given order, with unique labels.
 
     Raises:
-        UserError: no folder was given, one is given twice, is missing or is no run folder, or its recipe.json is broken.
+        UserError: no folder was given, one is given twice, is missing or is not a run folder, or its recipe.json is broken.
     """
     if not folders:
         raise UserError("a report needs at least one run folder")
     paths = [Path(folder) for folder in folders]
-    real = [path.resolve() for path in paths]
-    for i, path in enumerate(real):
-        if path in real[:i]:
-            raise UserError(f"{paths[i]}: this run folder is given twice")
+    resolved = [path.resolve() for path in paths]
+    for i, path in enumerate(resolved):
+        if path in resolved[:i]:
+            raise UserError(f"{paths[i]}: run folder given twice")
         if not path.is_dir():
-            raise UserError(f"{paths[i]}: there is no such run folder")
+            raise UserError(f"{paths[i]}: no such run folder")
         if not (path / "recipe.json").is_file():
             raise UserError(f"{paths[i]}: not a run folder: it has no recipe.json")
-    facts = [_read_json(path / "recipe.json", RunFacts) for path in paths]
-    names = [str(one.recipe.get("name") or path.name) for one, path in zip(facts, real, strict=True)]
-    return [RunFolder(*each) for each in zip(paths, _labels(names, real), facts, strict=True)]
+    return [
+        RunFolder(path, label, _read_json(path / "recipe.json", RunFacts))
+        for path, label in zip(paths, _labels(resolved), strict=True)
+    ]
 
 
 def read_run(opened: RunFolder, result_type: type[R]) -> RunRecord[R]:
@@ -151,7 +151,7 @@ def read_run(opened: RunFolder, result_type: type[R]) -> RunRecord[R]:
     for line in lines:
         if line["event"] == "eval" and line.get("split") != "train":
             evals.setdefault(str(line.get("split")), []).append(line)
-    # The split evaluated during training, not the one that is used once at the end.
+    # The split evaluated during training, not the one evaluated once at the end.
     split = max(evals, key=lambda name: (len(evals[name]), name == "val"), default="val")
     newest = lines[-1] if lines else {"step": 0}
     return RunRecord(
@@ -166,12 +166,12 @@ def read_run(opened: RunFolder, result_type: type[R]) -> RunRecord[R]:
 
 
 def column(lines: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """The values of a key, float64 (n,); NaN where a line has no number."""
+    """Returns the values of a key, float64 (n,); NaN if a line has no number."""
     return np.array([_number(line.get(key)) for line in lines], dtype=np.float64)
 
 
 def latest(lines: Sequence[dict[str, Any]], key: str) -> float | None:
-    """The value of a key in the last line; None if it is not a finite number."""
+    """Returns the value of a key in the last line; None if it is not a finite number."""
     value = _number(lines[-1].get(key)) if lines else math.nan
     return value if math.isfinite(value) else None
 
@@ -190,11 +190,11 @@ def _read_json(path: Path, kind: type[S]) -> S:
         where = ".".join(str(key) for key in first["loc"])
         raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
     except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not UTF-8
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
+        raise UserError(f"{path}: invalid JSON: {error}") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The train and eval lines of a `metrics.jsonl`, which may be missing or end in the middle of a line."""
+    """Returns the train and eval lines of a `metrics.jsonl`, which may be missing or end in the middle of a line."""
     if not path.exists():
         return []
     try:
@@ -208,34 +208,30 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if number == len(lines):  # the run was killed, or is writing just now
+            if number == len(lines):  # the run was killed or is still writing
                 break
-            raise UserError(f"{path}, line {number}: not readable as JSON: {error}") from error
+            raise UserError(f"{path}, line {number}: invalid JSON: {error}") from error
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: not a JSON object")
         if record.get("event") in ("train", "eval"):
             if type(record.get("step")) is not int:
-                raise UserError(f"{path}, line {number}: its 'step' is not a whole number")
+                raise UserError(f"{path}, line {number}: 'step' is not an integer")
             losses = record.get("losses")
             records.append({**record, "losses": losses if isinstance(losses, dict) else {}})
     return records
 
 
 def _by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By rising step. A resumed run repeats the steps since its last checkpoint: the later line counts."""
+    """Sorts lines by step. A resumed run repeats the steps since its last checkpoint; the later line counts."""
     by_step = {line["step"]: line for line in lines}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _labels(names: list[str], folders: list[Path]) -> list[str]:
-    """The names; of equal ones with as much of the folder's path as tells them apart."""
-    labels = list(names)
-    for name in {name for name in names if names.count(name) > 1}:
-        same = [i for i, other in enumerate(names) if other == name]
-        for depth in range(1, 1 + max(len(folders[i].parts) for i in same)):
-            tails = ["/".join(folders[i].parts[-depth:]) for i in same]
-            if len(set(tails)) == len(tails):
-                for i, tail in zip(same, tails, strict=True):
-                    labels[i] = f"{name} ({tail})"
-                break
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Returns the folders' names, preceded by as many parent folders as make them unique."""
+    labels = []
+    for folder in folders:
+        tails = (folder.parts[-depth:] for depth in range(1, 1 + len(folder.parts)))
+        unique = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in folders) == 1)
+        labels.append(str(Path(*unique)))
     return labels

@@ -1,4 +1,4 @@
-"""What the report shows for one task, besides what it shows for all of them."""
+"""The interface of the task-specific parts of a report."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ from reslearn.report.text import Interval, Tile
 
 
 class Measure(NamedTuple):
-    """What a task is measured by. train, evals: keys of the train and eval lines of metrics.jsonl, with their names.
-
-    title: of the learning curves. digits: decimals. falls: whether lower is better.
+    """The metric of a task. title: of its learning curves. train, evals: keys of the train and eval lines of metrics.jsonl, with
+    their display names. digits: decimals. falls: whether lower is better.
     """
 
     title: str
@@ -27,7 +26,7 @@ class Measure(NamedTuple):
 
 
 class Score(NamedTuple):
-    """The number that runs are compared by, percent. detail: how it was measured, if there are several ways."""
+    """The value that runs are compared by, in percent. detail: the test protocol, if there are several."""
 
     value: float | None
     interval: Interval
@@ -35,48 +34,48 @@ class Score(NamedTuple):
 
 
 class TaskPage(ABC, Generic[R]):
-    """The parts of the page that depend on the task. numbers: the result's metrics on one split, "test" or "validation"."""
+    """The task-specific parts of a page. split, numbers: "test" or "validation", and the result's metrics on that split."""
 
     plural: ClassVar[str]
-    subject: ClassVar[str]  # what was trained, before the network's name
+    subject: ClassVar[str]  # words before the network's name
     measure: ClassVar[Measure]
-    by_class: ClassVar[str]  # the title of the table of class_values
+    by_class: ClassVar[str]  # title of the table of class_values
     note: ClassVar[str]  # below the table that compares runs
     result: type[R]
 
     def stage(self, run: RunRecord[R]) -> str:
-        """A note after the network's name where runs are compared."""
+        """The run's training stage, for a task with several."""
         return ""
 
     @abstractmethod
     def findings(self, result: R, split: str, numbers: Any) -> str:
-        """Sentences, each after a space: how good the model is."""
+        """Sentences about the results, each preceded by a space."""
 
     @abstractmethod
     def score(self, numbers: Any) -> Score: ...
 
     @abstractmethod
     def seed_measures(self, numbers: Any) -> dict[str, float | None]:
-        """What is averaged over seeds, percent by name."""
+        """The metrics to average over seeds, in percent by name."""
 
     @abstractmethod
     def class_values(self, numbers: Any) -> dict[str, str]:
-        """A number, as text, by class."""
+        """The formatted metric of each class."""
 
     @abstractmethod
     def tiles(self, result: R, split: str, numbers: Any) -> list[Tile]: ...
 
     @abstractmethod
     def cells(self, result: R, numbers: Any) -> dict[str, Cell]:
-        """The columns of a run in the table that compares runs."""
+        """The run's columns in the table that compares runs."""
 
     def compared(self, runs: Sequence[RunRecord[R]]) -> list[PageSection]:
-        """Sections that compare runs, after the learning curves."""
+        """Sections that compare the runs, placed after the learning curves."""
         return []
 
     @abstractmethod
     def details(self, result: R, split: str, numbers: Any, index: int) -> list[PageSection]:
-        """Sections of one run's numbers. index: its color, and part of the names of its plots."""
+        """Sections with one run's metrics. index: its page color, also used in the names of its plots."""
 
     @abstractmethod
     def pictures(self, run: RunRecord[R], result: R) -> list[PageSection]: ...

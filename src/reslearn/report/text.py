@@ -1,4 +1,4 @@
-"""Values and sentences as every page words them."""
+"""Formatted values and sentences shared by all pages."""
 
 import json
 import math
@@ -15,7 +15,7 @@ Tile = tuple[str, str, str]
 
 
 def number(value: float | None, digits: int = 0, unit: str = "") -> str:
-    """`"43.8"`, `"8,000"`; an en dash for None, NaN and infinity."""
+    """Formats as `"43.8"` or `"8,000"`; an en dash for None, NaN and infinity."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}{unit}"
 
 
@@ -53,19 +53,19 @@ def duration(seconds: float) -> str:
 
 
 def text(value: Any) -> str:
-    """A JSON value for readers: strings without quotes, lists shortened, the rest as in JSON."""
+    """Formats a JSON value: strings without quotes, lists of more than 12 items shortened, the rest as in JSON."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
-        shown = ", ".join(text(item) for item in value[:12])
-        return f"{shown}, and {len(value) - 12:,} more" if len(value) > 12 else shown or "none"
+        items = ", ".join(text(item) for item in value[:12])
+        return f"{items}, and {len(value) - 12:,} more" if len(value) > 12 else items or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def recipe_rows(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """`{"net.name": [one text a recipe]}`, None where a recipe lacks the key."""
+    """Returns `{"net.name": [formatted value per recipe]}`, None where a recipe lacks the key."""
     flat = [_flat(recipe) for recipe in recipes]
-    return {key: [one.get(key) for one in flat] for key in dict.fromkeys(key for one in flat for key in one)}
+    return {key: [recipe.get(key) for recipe in flat] for key in dict.fromkeys(key for recipe in flat for key in recipe)}
 
 
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -82,14 +82,14 @@ def net_name(run: AnyRecord) -> str:
 
 
 def notices(runs: Sequence[AnyRecord]) -> list[str]:
-    """What a reader must know before the numbers: unfinished runs, and runs on different data."""
+    """Warnings at the top of the page: unfinished runs, and runs on different data."""
     sentences = []
     for run in runs:
         if run.result is None:
-            so_far = f"{run.step:,} iterations so far" if run.step else "nothing was measured yet"
-            sentences.append(f"{run.label if len(runs) > 1 else 'This run'} has not finished: {so_far}.")
+            progress = f"{run.step:,} iterations so far" if run.step else "no measurements yet"
+            sentences.append(f"{run.label if len(runs) > 1 else 'This run'} has not finished: {progress}.")
     if not same_data(runs):
-        sentences.append("These runs were trained on different data: their results cannot be compared.")
+        sentences.append("These runs were trained on different data, so their results cannot be compared.")
     return sentences
 
 
@@ -98,36 +98,36 @@ def same_data(runs: Sequence[AnyRecord]) -> bool:
 
 
 def over_seeds(runs: Sequence[AnyRecord], split: str, measures: Sequence[Mapping[str, float | None]], digits: int) -> str:
-    """A sentence with the mean and standard deviation of each measure (percent) over runs that differ in their seed only, else "".
+    """A sentence with the mean and standard deviation of each metric over runs that differ only in their seed; otherwise "".
 
-    measures: one mapping a run. A measure that some run lacks is left out.
+    measures: one mapping per run, in percent. Metrics that a run lacks are omitted.
     """
     changed = {key for key, values in recipe_rows([run.facts.recipe for run in runs]).items() if len(set(values)) > 1}
-    columns = {name: [one.get(name) for one in measures] for name in measures[0]}
+    columns = {name: [values.get(name) for values in measures] for name in measures[0]}
     complete = {name: values for name in columns if len(values := [v for v in columns[name] if v is not None]) == len(runs)}
     if "seed" not in changed or not changed <= {"seed", "name"} or not complete:
         return ""
-    shown = ", ".join(f"{name} is {mean(each):.{digits}f} ± {stdev(each):.{digits}f}%" for name, each in complete.items())
-    return f" Over {len(runs)} seeds of one recipe the {split} {shown} (mean ± standard deviation)."
+    means = ", ".join(f"{name} is {mean(values):.{digits}f} ± {stdev(values):.{digits}f}%" for name, values in complete.items())
+    return f" Over {len(runs)} seeds of one recipe, the {split} {means} (mean ± standard deviation)."
 
 
 def trained(run: AnyRecord, subject: str) -> str:
-    """A sentence: what was trained, on how many images and classes, for how long."""
+    """A sentence with the model, its training data and the length of training."""
     data, result = run.facts.data, run.result
     parameters = f" ({result.parameters:,} parameters)" if result and result.parameters else ""
     images = f"{data.n['train']:,} images" if "train" in data.n else "images"
     classes = f" of {n:,} class{'es' * (n != 1)}" if (n := len(data.classes)) else ""
     epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
-    done = f", for {run.step:,} iterations{epochs}" if run.step else ""
-    return f"{subject}{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{done}."
+    length = f", for {run.step:,} iterations{epochs}" if run.step else ""
+    return f"{subject}{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{length}."
 
 
 def cost(run: AnyRecord) -> str:
-    """A sentence: the time and memory that training took; "" for a run that has not finished."""
+    """A sentence with the time and memory of training; "" for an unfinished run."""
     result, machine = run.result, run.facts.machine
     if result is None:
         return ""
     device = f" on {text(machine['device'])}" if "device" in machine else ""
-    at = f", at {speed(result.images_per_s)}" if result.images_per_s else ""
-    memory = f", with at most {result.peak_memory_mb:,.0f} MB of memory" if result.peak_memory_mb else ""
-    return f" Training took {duration(result.seconds)}{device}{at}{memory}."
+    rate = f", at {speed(result.images_per_s)}" if result.images_per_s else ""
+    memory = f", with a peak of {result.peak_memory_mb:,.0f} MB of memory" if result.peak_memory_mb else ""
+    return f" Training took {duration(result.seconds)}{device}{rate}{memory}."

@@ -1,1 +1,1 @@
-"""Every table and figure of the papers as an experiment: what is trained or measured, what is claimed, and whether it holds."""
+"""Every table and figure of the papers as an experiment: what it trains or measures, its claims, and their verdicts."""

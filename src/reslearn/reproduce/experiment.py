@@ -1,4 +1,4 @@
-"""An experiment as data: its source, what it trains, the published numbers and the effects that it tests."""
+"""Experiments as data: the source, the trainings, the published numbers and the effects to test."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,22 @@ from typing import Any, Literal, NamedTuple
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
-SEEDS: dict[Scale, int] = {"smoke": 1, "small": 3, "paper": 1}  # unless a plan has another number
+SEEDS: dict[Scale, int] = {"smoke": 1, "small": 3, "paper": 1}  # per training; plans may differ
 Metric = Literal["test_error", "train_error", "train_loss", "minutes", "AP", "AP50", "AP75", "VOC10"]
 METRICS: dict[Metric, str] = {
     "test_error": "test error, %",
     "train_error": "training error, %",
     "train_loss": "training loss",
     "minutes": "training time, minutes",
-    "AP": "test AP at IoU .5 to .95, %",
-    "AP50": "test AP at IoU .5, %",
-    "AP75": "test AP at IoU .75, %",
-    "VOC10": "test AP at IoU .5 by VOC's rule, %",
+    "AP": "test AP at IoU 0.5 to 0.95, %",
+    "AP50": "test AP at IoU 0.5, %",
+    "AP75": "test AP at IoU 0.75, %",
+    "VOC10": "test AP at IoU 0.5 (VOC 2010), %",
 }
-Say = Callable[[str], None]
 
 
 class Dataset(NamedTuple):
-    """A data set to run on: its name or path, and whether its images are color of 32 x 32 px, as CIFAR's are."""
+    """A data set to run on: its name or path, and whether it has color images of 32 x 32 px like CIFAR."""
 
     source: str
     cifar: bool = True
@@ -31,9 +30,9 @@ class Dataset(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """A network under a recipe, trained with every seed. Runs with the same recipe and data are shared.
+    """A network and a recipe, trained once per seed. Experiments share runs with the same recipe and data.
 
-    start: the label of a training whose result, made deeper (see weights.deepened), this one starts from. task: see train.
+    start: label of the training whose result initializes this one, deepened if needed (see weights.deepened).
     """
 
     net: str
@@ -45,9 +44,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of the result: our value beside the published one. run: the label of a training.
+    """A row of the result: our value next to the published one. run: label of a training.
 
-    tolerance: the largest difference, in the metric's unit, at which a run under the paper's protocol reproduces the value.
+    tolerance: largest difference, in the metric's unit, at which a run under the paper's protocol reproduces the value.
     """
 
     what: str
@@ -59,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effect:
-    """A claim that a weighted sum of a metric over trainings is above 0. terms: the weight of each label."""
+    """A claim that a weighted sum of a metric over trainings is above 0. terms: weights by label."""
 
     text: str
     terms: Mapping[str, float]
@@ -67,23 +66,23 @@ class Effect:
 
 
 def minus(more: str, less: str) -> dict[str, float]:
-    """The terms of the claim that one training has more of a metric than another."""
+    """The terms of the claim that a metric is higher for one training than for another."""
     return {more: 1.0, less: -1.0}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves in one plot: a title, and labels of trainings."""
+    """One plot of learning curves: its title and the labels of trainings."""
 
     title: str
     runs: tuple[str, ...]
 
 
 class ExperimentOptions(NamedTuple):
-    """How an experiment that is more than its trainings is to run.
+    """Options of `Plan.analyze` and `Plan.run`.
 
-    data: a name or path, where one was given. default_data: the one to use otherwise. seeds: runs per training. out: the folder
-    whose `runs` hold them. training: False allows only finished runs.
+    data: the data set given by the user, a name or path. default_data: the data set to use otherwise. seeds: runs per training.
+    out: the folder that contains `runs`. say: prints a line of progress. training: False to use only finished runs.
     """
 
     data: str | None
@@ -91,25 +90,24 @@ class ExperimentOptions(NamedTuple):
     seeds: int
     out: Path
     device: str
-    say: Say
+    say: Callable[[str], None]
     training: bool = True
     quiet: bool = False
 
     @property
     def source(self) -> str:
-        """The data set to use where models do not say which one they were trained on."""
+        """The data set for models whose training data is unknown."""
         return self.data or self.default_data
 
 
 Models = Mapping[str, Sequence[Path]]
-"""Label -> a model file or run folder of each seed."""
+"""Label -> one model file or run folder per seed."""
 
 
 class Measured(NamedTuple):
-    """Results that are measured rather than read from runs: rows and claims as they stand in the result JSON.
+    """Rows and claims, as in the result JSON, that are measured rather than read from runs.
 
-    draw(path) writes a picture, and optionally a second one, PATH-effects.png; the captions say what they show.
-    data: the name of the data set that was measured on.
+    draw(path) writes a plot and optionally a second one, PATH-effects.png, with captions. data: name of the data set measured on.
     """
 
     rows: list[dict[str, Any]]
@@ -123,11 +121,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment at one scale. deviations: from the paper's protocol, in words. minutes: of a plan that trains nothing, or of a
-    detector's run.
+    """An experiment at one scale. deviations: from the paper's protocol.
 
-    count: measures without a network. analyze: measures trained models, or given ones. run: trains and measures in the
-    experiment's own way.
+    count: measures without training or data. analyze: measures models, trained or given. run: trains and measures by itself.
+    minutes: estimated time of a plan without trainings, or of one detector run.
     """
 
     trainings: Mapping[str, Training] = field(default_factory=dict)
@@ -135,7 +132,7 @@ class Plan:
     rows: tuple[Comparison, ...] = ()
     effects: tuple[Effect, ...] = ()
     panels: tuple[Panel, ...] = ()
-    crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): when the first one's training error falls below
+    crossings: tuple[tuple[str, str], ...] = ()  # (deeper, shallower): report when the deeper one's training error falls below
     deviations: tuple[str, ...] = ()
     count: Callable[[], Measured] | None = None
     analyze: Callable[[Models, ExperimentOptions], Measured] | None = None
@@ -145,9 +142,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure. name: as on the command line. see: what to look for, for a reader who has not read the paper.
+    """A table or figure. name: on the command line. see: what to look for, for readers who have not read the paper.
 
-    plans: for each scale that it has, a function of the data set. data: the default data set.
+    plans: a function of the data set for each supported scale. data: the default data set.
     """
 
     name: str
@@ -156,12 +153,12 @@ class Experiment:
     see: str
     plans: Mapping[Scale, Callable[[Dataset], Plan]] = field(default_factory=dict)
     data: str = "cifar10"
-    small_data: str | None = "fashion-sample"  # at small and smoke scale, where `data` is not there
-    task: str = "classify"  # of its trainings; "detect": its data is a set with boxes
+    small_data: str | None = "fashion-sample"  # replaces `data` at smoke scale, and at small scale if `data` is missing
+    task: str = "classify"  # "detect": the data set has boxes
 
     @property
     def of_given_models(self) -> bool:
-        """Whether it only measures models that are given."""
+        """Whether it only measures given models."""
         return [*self.plans] == ["paper"] and not self.trains("paper") and self.plans["paper"](Dataset("")).analyze is not None
 
     def trains(self, scale: Scale) -> bool:
@@ -169,6 +166,11 @@ class Experiment:
         return bool(self.plans[scale](Dataset(self.data)).trainings)
 
 
-def scales(plan: Callable[[Dataset, Scale], Plan], *which: Scale) -> dict[Scale, Callable[[Dataset], Plan]]:
-    """A plan at some scales, by default at all of them."""
-    return {scale: (lambda data, scale=scale: plan(data, scale)) for scale in which or SCALES}
+def scales(plan: Callable[[Dataset, Scale], Plan], *supported: Scale) -> dict[Scale, Callable[[Dataset], Plan]]:
+    """The plans for the supported scales, by default all."""
+    return {scale: (lambda data, scale=scale: plan(data, scale)) for scale in supported or SCALES}
+
+
+def on_boxes(name: str, title: str, source: str, see: str, plan: Callable[[Dataset, Scale], Plan]) -> Experiment:
+    """An experiment on a small data set with boxes, which has no paper scale."""
+    return Experiment(name, title, source, see, scales(plan, "smoke", "small"), data="bccd", small_data=None, task="detect")

@@ -1,4 +1,6 @@
-"""What later papers changed: Identity Mappings (IM), Stochastic Depth (SD)."""
+"""Follow-up papers: Identity Mappings (IM) and Stochastic Depth (SD)."""
+
+from collections.abc import Mapping
 
 from reslearn.nets import spec
 from reslearn.reproduce.experiment import SEEDS, Comparison, Dataset, Effect, Experiment, Plan, Scale, Training, minus, scales
@@ -6,7 +8,7 @@ from reslearn.reproduce.recipes import deviations, shortened
 
 STEPS = 600  # at small scale
 
-# IM Table 1: what is on the shortcut -> (settings, published error of ResNet-110; None where it failed)
+# IM Table 1: operation on the shortcut -> (settings, published error of ResNet-110; None: it failed to converge)
 SHORTCUTS: dict[str, tuple[tuple[str, ...], float | None]] = {
     "original": ((), 6.61),
     "constant scaling": (("net.merge=constant",), 12.35),
@@ -34,43 +36,41 @@ def _deviations(data: Dataset, scale: Scale, layers: str = "56 layers instead of
     return deviations(data, scale, f"{STEPS} iterations instead of 64,000", layers)
 
 
-def im_table1(data: Dataset, scale: Scale) -> Plan:
-    """Anything on the shortcut hurts."""
-    trainings = {label: shortened(_net(scale), data, scale, STEPS, *settings) for label, (settings, _) in SHORTCUTS.items()}
+def _variants(
+    data: Dataset, scale: Scale, variants: Mapping[str, tuple[tuple[str, ...], float | None]], effects: tuple[Effect, ...]
+) -> Plan:
+    """A plan that trains every variant of the network."""
     return Plan(
-        trainings=trainings,
+        trainings={label: shortened(_net(scale), data, scale, STEPS, *settings) for label, (settings, _) in variants.items()},
         seeds=SEEDS[scale],
-        rows=tuple(Comparison(f"{label}, test error", label, published) for label, (_, published) in SHORTCUTS.items()),
-        effects=tuple(
-            Effect(f"{label}: more training loss than the original", minus(label, "original"), "train_loss")
-            for label in list(trainings)[1:]
-        ),
+        rows=tuple(Comparison(f"{label}, test error", label, published) for label, (_, published) in variants.items()),
+        effects=effects,
         deviations=_deviations(data, scale),
     )
+
+
+def _worse(label: str) -> Effect:
+    return Effect(f"{label}: higher training loss than the original", minus(label, "original"), "train_loss")
+
+
+def im_table1(data: Dataset, scale: Scale) -> Plan:
+    """Operations on the shortcut."""
+    return _variants(data, scale, SHORTCUTS, tuple(_worse(label) for label in SHORTCUTS if label != "original"))
 
 
 def im_table2(data: Dataset, scale: Scale) -> Plan:
-    """Where BN and ReLU stand around the addition."""
-    trainings = {label: shortened(_net(scale), data, scale, STEPS, *settings) for label, (settings, _) in ORDERS.items()}
-    worse = ("BN after addition", "ReLU before addition")
-    return Plan(
-        trainings=trainings,
-        seeds=SEEDS[scale],
-        rows=tuple(Comparison(f"{label}, test error", label, published) for label, (_, published) in ORDERS.items()),
-        effects=(
-            *(Effect(f"{label}: more training loss than the original", minus(label, "original"), "train_loss") for label in worse),
-            Effect(
-                "Full pre-activation: less training loss than the original",
-                minus("original", "full pre-activation"),
-                "train_loss",
-            ),
-        ),
-        deviations=_deviations(data, scale),
+    """The positions of BN and ReLU around the addition."""
+    better = minus("original", "full pre-activation")
+    effects = (
+        _worse("BN after addition"),
+        _worse("ReLU before addition"),
+        Effect("Full pre-activation: lower training loss than the original", better, "train_loss"),
     )
+    return _variants(data, scale, ORDERS, effects)
 
 
 def _published(net: str) -> float | None:
-    """IM Table 3; it prints the mean of ResNet-110's runs, where DRL has the best."""
+    """IM Table 3. For ResNet-110 it has the mean of the runs; DRL has the best run."""
     return 6.61 if net == "resnet110" else spec(net).published.get("CIFAR-10")
 
 
@@ -88,14 +88,14 @@ def im_table3(data: Dataset, scale: Scale) -> Plan:
         trainings=trainings,
         seeds=SEEDS[scale],
         rows=tuple(Comparison(f"{n}, test error", n, _published(n) if scale == "paper" else None) for n in trainings),
-        effects=tuple(Effect(f"{net}: pre-activation has less training loss", minus(net, pre), "train_loss") for net, pre in pairs),
+        effects=tuple(Effect(f"{n}: lower training loss with pre-activation", minus(n, pre), "train_loss") for n, pre in pairs),
         deviations=_deviations(data, scale, "20 and 110 layers instead of 110, 164 and 1001"),
     )
 
 
 def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
-    """Blocks left out by chance while training: faster, and in long training less test error."""
-    alike = ("execution=eager",)  # faster steps take constant depth only: times would compare implementations
+    """Blocks dropped at random during training: faster and, with long training, a lower test error."""
+    eager = ("execution=eager",)  # the only execution mode that supports both, which makes the times comparable
     if scale == "paper":
         settings = (
             "schedule.steps=175781",
@@ -104,7 +104,7 @@ def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
             "schedule.warmup_lr=null",
             "schedule.warmup_until=null",
             "optimizer.style=pytorch",
-            *alike,
+            *eager,
         )
         trainings = {
             "constant depth": Training("resnet110", "cifar10-paper", settings),
@@ -112,8 +112,8 @@ def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
         }
     else:
         trainings = {
-            "constant depth": shortened("resnet56", data, scale, STEPS, *alike),
-            "stochastic depth": shortened("resnet56", data, scale, STEPS, *alike, "net.last_survival=0.5"),
+            "constant depth": shortened("resnet56", data, scale, STEPS, *eager),
+            "stochastic depth": shortened("resnet56", data, scale, STEPS, *eager, "net.last_survival=0.5"),
         }
     published = {"constant depth": 6.41, "stochastic depth": 5.25}
     return Plan(
@@ -124,9 +124,9 @@ def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
             *(Comparison(f"{label}, minutes", label, metric="minutes") for label in trainings),
         ),
         effects=(
-            Effect("Stochastic depth trains in less time", minus("constant depth", "stochastic depth"), "minutes"),
-            Effect("It has less test error", minus("constant depth", "stochastic depth")),
-            Effect("It has more training error, as it should", minus("stochastic depth", "constant depth"), "train_error"),
+            Effect("Stochastic depth trains faster", minus("constant depth", "stochastic depth"), "minutes"),
+            Effect("Stochastic depth has a lower test error", minus("constant depth", "stochastic depth")),
+            Effect("Stochastic depth has a higher training error", minus("stochastic depth", "constant depth"), "train_error"),
         ),
         deviations=_deviations(data, scale),
     )
@@ -135,34 +135,33 @@ def stochastic_depth(data: Dataset, scale: Scale) -> Plan:
 EXPERIMENTS = (
     Experiment(
         "im-table1",
-        "What is put on the shortcut gets in the way",
+        "Operations on the shortcut hurt training",
         "IM, Table 1",
-        "The shortcut is scaled, gated, convolved or dropped, and the net trains worse each time, even where it could represent "
-        "more: the clean path is what counts. A published value that is missing means that "
-        "the paper's run failed (more than 20% error).",
+        "The shortcut is scaled, gated, convolved or dropped out. Each time the network trains worse, even if it could represent "
+        "more: a clean path matters most. A missing published value means that the paper's run failed (more than 20% error).",
         scales(im_table1),
     ),
     Experiment(
         "im-table2",
-        "Where BN and ReLU stand around the addition",
+        "Positions of BN and ReLU around the addition",
         "IM, Table 2",
-        "With BN and ReLU before the convolutions, nothing stands between the additions: the signal passes from any block to any "
-        "other unchanged.",
+        "With BN and ReLU before the convolutions, the path through the additions is an identity: the signal passes from any block "
+        "to any other unchanged.",
         scales(im_table2),
     ),
     Experiment(
         "im-table3",
-        "Pre-activation pays where nets are deep",
+        "Pre-activation helps deep networks",
         "IM, Table 3",
-        "The gain of pre-activation grows with depth; at 1001 layers it is what makes the net trainable well.",
+        "The gain from pre-activation grows with depth. At 1001 layers, the network trains well only with pre-activation.",
         scales(im_table3),
     ),
     Experiment(
         "stochastic-depth",
-        "Blocks left out by chance while training",
+        "Stochastic depth: blocks dropped at random during training",
         "SD, Table 1",
-        "In every step some blocks are skipped, the later ones more often. Training takes a quarter less time; in the paper's long "
-        "schedule the test error falls from 6.41 to 5.25%.",
+        "Each step skips some blocks, later blocks more often. Training takes a quarter less time; with the paper's long schedule, "
+        "the test error falls from 6.41% to 5.25%.",
         scales(stochastic_depth),
     ),
 )

@@ -1,4 +1,4 @@
-"""Localization (DRL Tables 13 and 14): boxes for each class and R-CNN on them, on windows of one object cut out of photos."""
+"""Localization (DRL Tables 13 and 14): per-class boxes refined by R-CNN, on windows with one object cut out of photos."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from reslearn.localize.net import load_localizer
 from reslearn.localize.views import Single, of_one_kind
 from reslearn.localize.windows import cut_out
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import Dataset, Experiment, ExperimentOptions, Measured, Plan, Scale, scales
+from reslearn.reproduce.experiment import Dataset, ExperimentOptions, Measured, Plan, Scale, on_boxes
 from reslearn.reproduce.runs import open_annotated
 from reslearn.reproduce.verdicts import NOT_COMPARABLE, summarize, verdict
 from reslearn.training import run
@@ -32,10 +32,10 @@ METRIC = "localization error, %"
 
 @dataclass(frozen=True)
 class LocalizationSetup:
-    """The three trainings of a seed, each of which starts from the one before, and the test.
+    """The three trainings of a seed, each initialized from the one before, and the test.
 
-    per_class, tested: crops, as for cut_out. classes, boxes, regions: settings of a classification network of the crops, of a box
-    regressor for each class, and of R-CNN on its boxes. dense: shorter sides in px.
+    per_class, tested: numbers of windows, see cut_out. classes, boxes, regions: settings of the classifier, of the per-class box
+    regressor, and of R-CNN on its boxes. dense: shorter sides in px.
     """
 
     per_class: int
@@ -57,7 +57,7 @@ SETUPS: dict[Scale, LocalizationSetup] = {
         {"data": {"size": 96, "crop_ratio": 0.875}, "batch": {"size": 32}, "schedule": {"epochs": 4}},
         {"data": {"size": 96}, "batch": {"size": 32}, **_schedule(0.03, epochs=4)},
         {"localizer": {"proposals": 32}, "batch": {"size": 32}, **_schedule(0.01, epochs=3)},
-        (110,),  # that of the proposals which R-CNN is trained on
+        (110,),  # the scale of the proposals that R-CNN is trained on
     ),
     "smoke": LocalizationSetup(
         6,
@@ -71,25 +71,25 @@ SETUPS: dict[Scale, LocalizationSetup] = {
 
 
 def _train(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Path, list[Path]]:
-    """The set of crops, and the folder of each seed with its runs `classes`, `boxes` and `regions`. Trains what is missing."""
+    """Trains what is missing. Returns the data set of windows, and each seed's folder of the runs `classes`, `boxes`, `regions`."""
     data = open_annotated(options.source)
     facts = {"data": data.fingerprint(), "net": NET, "setup": asdict(setup)}
     root = options.out / "runs" / f"localize-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]}"
     crops, seeds = root / "windows", [root / f"seed-{seed}" for seed in range(options.seeds)]
     if not options.training:
         if not all((folder / "regions" / "result.json").exists() for folder in seeds):
-            raise UserError(f"not all of its networks have been trained in {options.out} yet: leave --no-train out")
+            raise UserError(f"not all networks of this experiment are trained in {options.out}: run without --no-train")
         return crops, seeds
     if not crops.exists():
         root.mkdir(parents=True, exist_ok=True)
         cut_out(data.path, crops, per_class=setup.per_class, tested=setup.tested, bad="drop")
     for seed, folder in enumerate(seeds):
         classes, boxes, regions = (folder / name for name in ("classes", "boxes", "regions"))
-        ask = partial(parse, crops, seed=seed, device=options.device, quiet=True)
+        request_of = partial(parse, crops, seed=seed, device=options.device, quiet=True)
         for request in (
-            ask(model=NET, settings=setup.classes, out=classes),
-            ask("localize-default", settings=setup.boxes, init=classes, out=boxes, task="localize"),
-            ask("localize-regions", settings=setup.regions, init=boxes, out=regions, task="localize"),
+            request_of(model=NET, settings=setup.classes, out=classes),
+            request_of("localize-default", settings=setup.boxes, init=classes, out=boxes, task="localize"),
+            request_of("localize-regions", settings=setup.regions, init=boxes, out=regions, task="localize"),
         ):
             out = request.out or folder
             if (out / "result.json").exists():
@@ -101,9 +101,9 @@ def _train(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Path, 
 
 @dataclass(frozen=True)
 class SeedPredictions:
-    """Of one seed, for the test images. said: class scores (N, K), summing to 1. The rest is by view, as views() gives it."""
+    """Predictions of one seed on the test images. probabilities: (N, K). The rest is by view, as returned by views()."""
 
-    said: np.ndarray
+    probabilities: np.ndarray
     orders: Mapping[str, np.ndarray]
     scores: Mapping[str, np.ndarray]
     boxes: Mapping[str, np.ndarray]
@@ -113,24 +113,25 @@ VIEWS = ("1-crop", "dense", "refined")
 
 
 def _predict(options: ExperimentOptions, setup: LocalizationSetup) -> tuple[Single, list[SeedPredictions]]:
-    """The truth of the test images, and the predictions of each seed, which are kept beside its runs."""
+    """Returns the ground truth of the test images and the predictions of each seed, which are cached in its folder."""
     crops, seeds = _train(options, setup)
     data = open_boxes(crops, only=["test"])["test"]
     truth, predictions = of_one_kind(data), []
     for seed, folder in enumerate(seeds):
-        kept = folder / "test.npz"
-        if not kept.exists():
+        cache = folder / "test.npz"
+        if not cache.exists():
             options.say(f"testing seed {seed}")
-            on = pick_device(options.device)
-            said = classify(folder / "classes", data, on)
-            said = np.exp(said - said.max(1, keepdims=True))
-            said /= said.sum(1, keepdims=True)
-            seen = views(load_localizer(folder / "regions", on), data, truth.labels, setup.dense, said)
-            parts = {f"{name} {part}": getattr(view, part) for name, view in seen.items() for part in view._fields}
-            write_atomic(kept, lambda path, said=said, parts=parts: _save(path, {"said": said, **parts}))
-        with np.load(kept) as arrays:
-            parts = [{view: arrays[f"{view} {part}"] for view in VIEWS} for part in ("order", "scores", "boxes")]
-            predictions.append(SeedPredictions(arrays["said"], *parts))
+            device = pick_device(options.device)
+            logits = classify(folder / "classes", data, device)
+            probabilities = np.exp(logits - logits.max(1, keepdims=True))
+            probabilities /= probabilities.sum(1, keepdims=True)
+            by_view = views(load_localizer(folder / "regions", device), data, truth.labels, setup.dense, probabilities)
+            arrays = {f"{name} {field}": getattr(view, field) for name, view in by_view.items() for field in view._fields}
+            arrays["said"] = probabilities
+            write_atomic(cache, lambda path, arrays=arrays: _save(path, arrays))
+        with np.load(cache) as saved:
+            fields = [{view: saved[f"{view} {field}"] for view in VIEWS} for field in ("order", "scores", "boxes")]
+            predictions.append(SeedPredictions(saved["said"], *fields))
     return truth, predictions
 
 
@@ -140,19 +141,19 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _row(what: str, published: float | None, values: Sequence[np.ndarray] = ()) -> dict[str, Any]:
-    """values: which images are wrong, of each seed."""
-    ours = summarize([100 * float(each.mean()) for each in values]) if values else None
+    """A row of the result. values: which images are wrong, bool (N,) per seed."""
+    ours = summarize([100 * float(seed.mean()) for seed in values]) if values else None
     outcome = NOT_COMPARABLE if values and published is not None else ""
     return {"what": what, "metric": METRIC, "published": published, "ours": ours, "difference": None, "verdict": outcome}
 
 
 def _claim(text: str, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[str, Any]:
-    """That fewer images are wrong after than before: the mean over the seeds, its interval paired over the images."""
-    each = 100 * np.stack([b.astype(float) - a.astype(float) for b, a in zip(before, after, strict=True)])  # (seeds, N)
-    per_image, n = each.mean(0), each.shape[1]
-    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    values = each.mean(1).tolist()
-    effect = summarize(values) | {"interval": np.percentile(per_image[drawn].mean(1), [2.5, 97.5]).tolist()}
+    """A claim that fewer images are wrong after than before: mean over seeds, with a paired bootstrap interval over images."""
+    gains = 100 * np.stack([b.astype(float) - a.astype(float) for b, a in zip(before, after, strict=True)])  # (seeds, N)
+    per_image, n = gains.mean(0), gains.shape[1]
+    samples = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    values = gains.mean(1).tolist()
+    effect = summarize(values) | {"interval": np.percentile(per_image[samples].mean(1), [2.5, 97.5]).tolist()}
     disagree = [seed for seed, value in enumerate(values) if value * effect["mean"] <= 0]
     return {"text": text, "metric": METRIC, "effect": effect, "verdict": verdict(effect["interval"]), "disagree": disagree}
 
@@ -160,100 +161,95 @@ def _claim(text: str, before: Sequence[np.ndarray], after: Sequence[np.ndarray])
 def measure_views(setup: LocalizationSetup, options: ExperimentOptions) -> Measured:
     """DRL Table 13."""
     truth, seeds = _predict(options, setup)
-    errors = {view: [wrong(each.orders[view], each.boxes[view], truth) for each in seeds] for view in VIEWS}
+    mistakes = {view: [wrong(seed.orders[view], seed.boxes[view], truth) for seed in seeds] for view in VIEWS}
 
-    def of(view: str, key: str) -> list[np.ndarray]:
-        return [each[key] for each in errors[view]]
+    def errors(view: str, key: str) -> list[np.ndarray]:
+        return [seed[key] for seed in mistakes[view]]
 
     rows = [
         _row("VGG-16, 1 crop, true class given", 33.1),
-        _row("Boxes, 1 crop, true class given", 13.3, of("1-crop", "true_class")),
-        _row("Boxes, dense, true class given", 11.7, of("dense", "true_class")),
-        _row("Boxes, dense, then R-CNN, true class given", None, of("refined", "true_class")),
-        _row("Boxes, dense, predicted class", 14.4, of("dense", "top1")),
-        _row("Boxes, dense, then R-CNN, predicted class", 10.6, of("refined", "top1")),
-        _row("The predicted class alone", 4.6, of("refined", "classification")),
+        _row("Boxes, 1 crop, true class given", 13.3, errors("1-crop", "true_class")),
+        _row("Boxes, dense, true class given", 11.7, errors("dense", "true_class")),
+        _row("Boxes, dense, then R-CNN, true class given", None, errors("refined", "true_class")),
+        _row("Boxes, dense, predicted class", 14.4, errors("dense", "top1")),
+        _row("Boxes, dense, then R-CNN, predicted class", 10.6, errors("refined", "top1")),
+        _row("Class only", 4.6, errors("refined", "classification")),
     ]
-    given, predicted = "true class given", "predicted class"
+    dense, refined = errors("dense", "true_class"), errors("refined", "true_class")
+    better = "R-CNN has a lower error than the boxes it refines"
     claims = [
-        _claim(f"Dense errs less than one crop, {given}", of("1-crop", "true_class"), of("dense", "true_class")),
-        _claim(f"R-CNN errs less than the boxes it begins from, {given}", of("dense", "true_class"), of("refined", "true_class")),
-        _claim(f"R-CNN errs less than the boxes it begins from, {predicted}", of("dense", "top1"), of("refined", "top1")),
+        _claim("Dense testing has a lower error than one crop, true class given", errors("1-crop", "true_class"), dense),
+        _claim(f"{better}, true class given", dense, refined),
+        _claim(f"{better}, predicted class", errors("dense", "top1"), errors("refined", "top1")),
     ]
     return _measured(rows, claims, options, len(truth.labels))
 
 
 def measure_ensemble(setup: LocalizationSetup, options: ExperimentOptions) -> Measured:
-    """DRL Table 14: the mean of the members' class scores, and for each class the box that any member scores highest."""
+    """DRL Table 14: the mean of the models' class probabilities, and for each class the box with the highest score of any model."""
     if options.seeds < 2:
-        raise UserError("table14 is of networks together: give --seeds 2 or more")
+        raise UserError("table14 measures an ensemble: use --seeds 2 or more")
     truth, seeds = _predict(options, setup)
-    order = np.argsort(-np.mean([each.said for each in seeds], axis=0), axis=1, kind="stable")
-    best = np.stack([each.scores["refined"] for each in seeds]).argmax(0)  # (N, K)
-    boxes = np.take_along_axis(np.stack([each.boxes["refined"] for each in seeds]), best[None, ..., None], 0)[0]
-    alone = [wrong(each.orders["refined"], each.boxes["refined"], truth)["top1"] for each in seeds]
-    together = wrong(order, boxes, truth)["top1"]
+    order = np.argsort(-np.mean([seed.probabilities for seed in seeds], axis=0), axis=1, kind="stable")
+    best = np.stack([seed.scores["refined"] for seed in seeds]).argmax(0)  # (N, K)
+    boxes = np.take_along_axis(np.stack([seed.boxes["refined"] for seed in seeds]), best[None, ..., None], 0)[0]
+    single = [wrong(seed.orders["refined"], seed.boxes["refined"], truth)["top1"] for seed in seeds]
+    ensemble = wrong(order, boxes, truth)["top1"]
     rows = [
         _row("OverFeat (ILSVRC 2013), test", 29.9),
         _row("GoogLeNet (ILSVRC 2014), test", 26.7),
         _row("VGG (ILSVRC 2014), test", 25.3),
-        _row("One network, val (ours: test)", 10.6, alone),
-        _row("Networks together, val", 8.9),
-        _row("Networks together, test", 9.0, [together]),
+        _row("One network, val (ours: test)", 10.6, single),
+        _row("Ensemble, val", 8.9),
+        _row(f"Ensemble, test (ours: {len(seeds)} networks)", 9.0, [ensemble]),
     ]
-    rows[-1]["what"] += f" (ours: {len(seeds)})"
-    claims = [_claim("Networks together err less than one", alone, [together] * len(alone))]
+    claims = [_claim("The ensemble has a lower error than one network", single, [ensemble] * len(single))]
     return _measured(rows, claims, options, len(truth.labels))
 
 
 def _measured(rows: list[dict[str, Any]], claims: list[dict[str, Any]], options: ExperimentOptions, images: int) -> Measured:
     data = open_annotated(options.source).name
-    caption = f"Differences in images that are wrong, mean over the seeds; intervals are paired over the {images} test images."
+    caption = f"Differences in localization error, mean over seeds; intervals are paired over the {images} test images."
     return Measured(rows, claims, lambda path: plots.effects(claims, path), caption=caption, data=data)
 
 
 def _plan(measure: Callable[[LocalizationSetup, ExperimentOptions], Measured], data: Dataset, scale: Scale) -> Plan:
     setup = SETUPS[scale]
     size, proposals = setup.boxes["data"]["size"], setup.regions["localizer"]["proposals"]
-    small = f"windows of one object, of {setup.per_class} a class for training, at {size} px, not photos at 224 px"
+    windows = f"windows with one object ({setup.per_class} per class for training) at {size} px instead of photos at 224 px"
     return Plan(
         seeds=2,
         run=partial(measure, setup),
         deviations=(
-            f"the data set is small: {small}; a few classes of blood cells (BCCD), not 1000 of ImageNet; ResNet-18, not ResNet-101",
-            "one class is guessed where the paper guesses five: there are no more than five",
-            f"dense: shorter side {', '.join(map(str, setup.dense))} px, not several",
-            f"R-CNN judges the best {proposals} boxes of an image, not 200; it begins as the convolutions of the boxes' network",
-            *(() if scale == "small" else ("two steps of each training",)),
+            f"a small data set: {windows}; a few classes of blood cells (BCCD) instead of ImageNet's 1000",
+            "ResNet-18 instead of ResNet-101",
+            "top-1 instead of top-5 class predictions, because the data set has at most five classes",
+            f"dense testing at a shorter side of {', '.join(map(str, setup.dense))} px instead of several scales",
+            f"R-CNN on the best {proposals} boxes of an image instead of 200, initialized with the box network's convolutions",
+            *(() if scale == "small" else ("two steps per training",)),
         ),
         minutes=15.0,
     )
 
 
 SEE = (
-    "A classification network says for each class where it is (boxes at every place of its last map), first on one crop, then on "
-    "the whole image; R-CNN cuts out the best boxes, scores them again and moves them. An image is wrong "
-    "where no guess has its class and overlaps a true box by half. The published numbers are of ImageNet, "
+    "A network predicts boxes for each class at every position of its last feature map, first on one crop, then densely on the "
+    "whole image. R-CNN crops the best boxes, rescores them and refines them. An image counts as wrong unless a prediction has its "
+    "class and an IoU of at least 0.5 with an object. The published numbers are for ImageNet with "
 )
 EXPERIMENTS = (
-    Experiment(
+    on_boxes(
         "table13",
-        "Localization: one crop, dense, and R-CNN on the boxes",
+        "Localization: one crop, dense testing, and R-CNN on the boxes",
         "DRL, Table 13",
-        SEE + "with five guesses where classes are predicted.",
-        scales(partial(_plan, measure_views), "smoke", "small"),
-        data="bccd",
-        small_data=None,
-        task="detect",
+        SEE + "top-5 class predictions.",
+        partial(_plan, measure_views),
     ),
-    Experiment(
+    on_boxes(
         "table14",
-        "Localization: networks together",
+        "Localization: ensembles",
         "DRL, Table 14",
-        SEE + "with five guesses, of the challenges' winners. Together: the mean of the class scores, and the best-scored box.",
-        scales(partial(_plan, measure_ensemble), "smoke", "small"),
-        data="bccd",
-        small_data=None,
-        task="detect",
+        SEE + "top-5 class predictions, by the challenge winners. An ensemble averages the class scores and takes the best boxes.",
+        partial(_plan, measure_ensemble),
     ),
 )

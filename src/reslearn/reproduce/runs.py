@@ -1,4 +1,4 @@
-"""The trainings of experiments: their run folders, training what is missing, and the numbers that are read from them."""
+"""The trainings of experiments: finding and training their runs, and reading numbers from them."""
 
 import hashlib
 import json
@@ -27,29 +27,28 @@ from reslearn.training.run import begin, reopen, train_job
 from reslearn.training.task import Job
 from reslearn.weights.deepened import deepen_model
 
-LAST = 0.1  # training errors are means over this last share of a run
+LAST = 0.1  # training errors are means over this final share of a run
 
 
 class ProgressDisplay(Display):
-    """The progress of one run among many, with the run's title before it, and nothing else."""
+    """Shows only the progress of a run, prefixed with the run's title."""
 
     def __init__(self, title: str, quiet: bool) -> None:
         super().__init__(quiet)
         self.title = title
 
     def say(self, line: str) -> None:
-        """Only lines of progress, which there are without a terminal."""
+        """Passes on progress lines, which are printed this way without a terminal, and drops other lines."""
         if line.startswith(self.title):
             super().say(line)
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """See Display."""
         super().progress(f"{self.title}: {what}", done, total, note)
 
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """The runs of a training, one for each seed, in a folder. request, recipe: of seed 0. start: the runs that they start from."""
+    """The runs of a training, one per seed. request, recipe: of seed 0. start: the runs that initialize these."""
 
     training: Training
     request: TrainRequest
@@ -66,25 +65,25 @@ class SeedRuns:
         return (self.run(seed) / "result.json").exists()
 
     def failed(self, seed: int) -> bool:
-        """Whether the loss became NaN or infinite, as it would again."""
+        """Whether the loss became NaN or infinite; training again would give the same result."""
         return (self.run(seed) / "nonfinite.json").exists() and not self.done(seed)
 
     def missing(self, seed: int) -> bool:
-        """Whether the run is to be trained, or resumed."""
+        """Whether the run needs to be trained or resumed."""
         return not self.done(seed) and not self.failed(seed)
 
     def job(self, seed: int, device: str) -> Job[Any, Any, Any]:
-        """The run of a seed, begun or reopened."""
+        """Starts or reopens the run of a seed."""
         folder = self.run(seed)
         if (folder / "recipe.json").exists():
             return reopen(folder, read_facts(folder), device, True)
         settings = {**self.request.settings, "seed": seed}
         if self.start is not None:
-            settings["net.init"] = str(self._initial(self.start, seed))
+            settings["net.init"] = str(self._initial_model(self.start, seed))
         return begin(replace(self.request, settings=settings, out=folder, device=device))
 
-    def _initial(self, start: "SeedRuns", seed: int) -> Path:
-        """The model that a run starts from: the result of `start`, made deeper where the networks differ."""
+    def _initial_model(self, start: "SeedRuns", seed: int) -> Path:
+        """The model that initializes a run: the result of `start`, deepened if the networks differ."""
         if start.training.net == self.training.net:
             return start.run(seed)
         model = self.folder / f"start-{seed}.safetensors"
@@ -95,18 +94,18 @@ class SeedRuns:
 
 @cache
 def open_annotated(source: str) -> AnnotatedSet:
-    """A set with boxes, by its path or its name in RESLEARN_DATA. Raises UserError where it has no test images."""
+    """Opens a data set with boxes by its path or its name in RESLEARN_DATA. Raises UserError if it has no test images."""
     path = Path(source) if Path(source).exists() else Path(os.environ.get("RESLEARN_DATA", "")) / source
     if not path.exists():
-        raise UserError(f"no set with boxes called '{source}': give its folder, or set RESLEARN_DATA to the folder that holds it")
+        raise UserError(f"no data set with boxes called '{source}': pass its folder, or set RESLEARN_DATA to its parent folder")
     opened = open_set(path, "train", "drop")
     if "test" not in opened.splits:
-        raise UserError(f"{path} has no test split: detectors would be evaluated on images that they are trained on")
+        raise UserError(f"{path} has no test split: add one, so that detectors are not evaluated on their training images")
     return opened
 
 
 def open_data(source: str, task: str) -> DataSet | AnnotatedSet:
-    """The data set of a task's trainings. Raises UserError."""
+    """Opens the data set of a task's trainings. Raises UserError."""
     return datasets.open(source) if task == "classify" else open_annotated(source)
 
 
@@ -116,38 +115,38 @@ def _fingerprint(data: DataSet | AnnotatedSet) -> str:
 
 
 def find(plan: Plan, data: DataSet | AnnotatedSet, source: str, out: Path) -> dict[str, SeedRuns]:
-    """The runs of a plan's trainings by label, each in a folder named by the hash of its recipe, its data and its start."""
-    found: dict[str, SeedRuns] = {}
+    """Returns the runs of a plan by label. Each folder is named by the hash of its recipe, data and initialization."""
+    runs: dict[str, SeedRuns] = {}
     path = source if isinstance(data, DataSet) else data.path
     for label, training in plan.trainings.items():
-        start = found[training.start] if training.start is not None else None
+        start = runs[training.start] if training.start is not None else None
         request = parse(
             path, training.recipe, model=training.net, settings=training.settings, seed=0, task=training.task, quiet=True
         )
         recipe = resolve(request, data)[0]
-        # Unset keys are left out, so that a key that is added to recipes changes no hash.
+        # Without unset keys, so that new recipe keys do not change the hash.
         facts = {"recipe": recipe.model_dump(mode="json", exclude_none=True), "data": _fingerprint(data)}
         if start is not None:
             facts["start"] = start.folder.name
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        found[label] = SeedRuns(training, request, recipe, out / "runs" / f"{training.net}-{digest[:10]}", start)
-    return found
+        runs[label] = SeedRuns(training, request, recipe, out / "runs" / f"{training.net}-{digest[:10]}", start)
+    return runs
 
 
-def train(found: Mapping[str, SeedRuns], labels: Sequence[str], seeds: int, device: str, quiet: bool) -> None:
-    """Train the missing runs of these labels and of those that they start from. Interrupted, it can be called again."""
-    starts = {found[label].training.start for label in labels}
-    chosen = {label: runs for label, runs in found.items() if label in labels or label in starts}
+def train(trainings: Mapping[str, SeedRuns], labels: Sequence[str], seeds: int, device: str, quiet: bool) -> None:
+    """Trains the missing runs of these labels and of those that initialize them. Can be called again after an interruption."""
+    starts = {trainings[label].training.start for label in labels}
+    chosen = {label: runs for label, runs in trainings.items() if label in labels or label in starts}
     missing = [(label, seed) for label, runs in chosen.items() for seed in range(seeds) if runs.missing(seed)]
     titles = {pair: f"run {i} of {len(missing)}, {pair[0]}, seed {pair[1]}" for i, pair in enumerate(missing, 1)}
     for label, runs in chosen.items():
         while left := [seed for seed in range(seeds) if runs.missing(seed) and (runs.start is None or runs.start.done(seed))]:
-            with suppress(Diverged):  # a result too; the others go on
+            with suppress(Diverged):  # recorded as a result; the other runs continue
                 _train(runs, {seed: titles[label, seed] for seed in left}, device, quiet)
 
 
 def _train(runs: SeedRuns, titles: Mapping[int, str], device: str, quiet: bool) -> None:
-    """Train the first of these seeds, or where a GPU captures their steps, all of them side by side."""
+    """Trains the first of these seeds, or all of them concurrently if their steps are captured on a GPU."""
     with ExitStack() as stack:
         jobs: list[Job[Any, Any, Any]] = []
         for seed, title in titles.items():
@@ -161,14 +160,14 @@ def _train(runs: SeedRuns, titles: Mapping[int, str], device: str, quiet: bool) 
 
 @dataclass(frozen=True)
 class Curve:
-    """The errors of a run by step: in training as logged, and on held-out images where they were evaluated."""
+    """(step, error in percent) of a run: as logged in training, and as evaluated on held-out images."""
 
     train: list[tuple[int, float]]
     held_out: list[tuple[int, float]]
 
 
 def curve(folder: Path) -> Curve:
-    """The errors of a run, in percent."""
+    """Reads the errors of a run."""
     lines = _metrics(folder)
     return Curve(
         [(line["step"], line["error"]) for line in lines if line["event"] == "train"],
@@ -185,11 +184,11 @@ def _result(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise UserError(f"{path} is damaged: remove it, and the same command resumes from the last checkpoint") from None
+        raise UserError(f"{path} is damaged: delete it and repeat the command to resume from the last checkpoint") from None
 
 
 def metric(folder: Path, name: Metric) -> float:
-    """A number of a finished run. Test errors are those of the last weights; without a test set, validation errors."""
+    """Reads a metric of a finished run. Test errors are of the last weights; without a test set, they are validation errors."""
     result = _result(folder)
     if name == "minutes":
         return result["seconds"] / 60

@@ -1,4 +1,4 @@
-"""What `reslearn reproduce` prints: the list of experiments, and a result as tables."""
+"""The output of `reslearn reproduce`: the list of experiments, and results as tables."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from reslearn.reproduce.run import dataset, make_plan
 from reslearn.reproduce.runs import find, open_data
 from reslearn.reproduce.speed import seconds
 
-WIDE = 120  # columns where there is no terminal
+WIDTH = 120  # columns without a terminal
 
 
 def duration(s: float) -> str:
@@ -28,15 +28,15 @@ def duration(s: float) -> str:
     return f"{s / 86_400:.1f} days"
 
 
-def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | None, out: Path, device: str) -> dict[str, Any]:
-    """The cost of an experiment at a scale: `state` in words, and `seconds` left to train, None where it cannot run."""
-    wanted = asked or experiment.data
+def costs(experiment: Experiment, scale: Scale, seeds: int | None, data: str | None, out: Path, device: str) -> dict[str, Any]:
+    """The cost of an experiment at a scale: `state` as text, and `seconds` left to train, None if it cannot run."""
+    wanted = data or experiment.data
     if experiment.of_given_models:
         return {"state": "needs --model", "seconds": None}
     try:
-        if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (asked or scale == "paper"):
+        if wanted in datasets.NAMES[1:] and datasets.present(wanted) is None and (data or scale == "paper"):
             return {"state": f"needs {wanted} (RESLEARN_DATA or a download)", "seconds": None}
-        source = dataset(experiment, scale, asked)
+        source = dataset(experiment, scale, data)
         plan = make_plan(experiment, scale, source)
         if plan.run is not None:
             open_data(source.source, experiment.task)
@@ -48,33 +48,32 @@ def costs(experiment: Experiment, scale: Scale, seeds: int | None, asked: str | 
         return {"state": str(error).removeprefix(f"{experiment.name} "), "seconds": None}
     left, done, count = 0.0, 0, seeds or plan.seeds
     for runs in find(plan, opened, source.source, out).values():
-        each = seconds(runs.recipe, opened, device) if isinstance(opened, DataSet) else 60 * plan.minutes
-        here = sum(runs.done(seed) for seed in range(count))
-        done, left = done + here, left + (count - here) * each
+        per_run = seconds(runs.recipe, opened, device) if isinstance(opened, DataSet) else 60 * plan.minutes
+        finished = sum(runs.done(seed) for seed in range(count))
+        done, left = done + finished, left + (count - finished) * per_run
     total = count * len(plan.trainings)
     return {"state": f"{done} of {total} runs done" if done else f"{total} runs", "seconds": left}
 
 
 def listing(scale: Scale, seeds: int | None, data: str | None, out: Path, device: str) -> list[dict[str, Any]]:
     """All experiments with their cost at a scale on this machine."""
-    rows = []
-    for name, experiment in EXPERIMENTS.items():
-        cost = costs(experiment, scale, seeds, data, out, device)
-        rows.append({"name": name, "source": experiment.source, "title": experiment.title, **cost})
-    return rows
+    return [
+        {"name": name, "source": e.source, "title": e.title, **costs(e, scale, seeds, data, out, device)}
+        for name, e in EXPERIMENTS.items()
+    ]
 
 
 def print_listing(rows: list[dict[str, Any]], scale: Scale) -> None:
-    """The list, a line for each experiment."""
-    table = Table("experiment", "source", "what it shows", f"at scale {scale}", "takes about", box=None, pad_edge=False)
+    """Prints one line per experiment."""
+    table = Table("experiment", "source", "title", f"at scale {scale}", "time left", box=None, pad_edge=False)
     for row in rows:
-        takes = "" if row["seconds"] is None else "nothing more" if not row["seconds"] else duration(row["seconds"])
-        table.add_row(row["name"], row["source"], row["title"], row["state"], takes)
+        left = "" if row["seconds"] is None else "none" if not row["seconds"] else duration(row["seconds"])
+        table.add_row(row["name"], row["source"], row["title"], row["state"], left)
     _print(table)
 
 
 def print_result(result: dict[str, Any], out: Path) -> None:
-    """A result: published | ours | difference | verdict, then the effects, then the deviations."""
+    """Prints a result: rows, claims, notes, deviations and the files written."""
     table = Table(
         f"{result['source']}, scale {result['scale']}", "published", "ours", "difference", "verdict", box=None, pad_edge=False
     )
@@ -82,7 +81,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
         table.add_row(*cells(row))
     _print(table)
     if result["claims"]:
-        table = Table("claim", "in its favor (95% interval)", "seeds that disagree", "verdict", box=None, pad_edge=False)
+        table = Table("claim", "effect (95% interval)", "disagreeing seeds", "verdict", box=None, pad_edge=False)
         for claim in result["claims"]:
             table.add_row(*claim_cells(claim))
         _print(table)
@@ -95,14 +94,14 @@ def print_result(result: dict[str, Any], out: Path) -> None:
 
 
 def number(value: float | None) -> str:
-    """Two decimals; whole numbers and what is counted to more places as they are."""
+    """Two decimals; four for small values that two decimals cannot show; "" for None."""
     if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 0.01 and abs(value - round(value, 2)) > 1e-9 else f"{value:.2f}"
 
 
 def cells(row: dict[str, Any]) -> Iterator[str]:
-    """The columns of a row of a result."""
+    """The table cells of a row of a result."""
     ours = row["ours"]
     yield row["what"]
     yield number(row["published"])
@@ -113,7 +112,7 @@ def cells(row: dict[str, Any]) -> Iterator[str]:
 
 
 def claim_cells(claim: dict[str, Any]) -> Iterator[str]:
-    """The columns of an effect of a result."""
+    """The table cells of a claim of a result."""
     effect = claim["effect"]
     yield claim["text"]
     if effect is None:
@@ -121,11 +120,11 @@ def claim_cells(claim: dict[str, Any]) -> Iterator[str]:
     else:
         interval = " ({:+.2f} to {:+.2f})".format(*effect["interval"]) if effect["interval"] else " (measured once)"
         yield f"{effect['mean']:+.2f}{interval}"
-    many = effect is not None and effect["n"] > 1
-    yield (", ".join(map(str, claim.get("disagree", []))) or "none") if many else ""
+    several = effect is not None and effect["n"] > 1
+    yield (", ".join(map(str, claim.get("disagree", []))) or "none") if several else ""
     yield claim["verdict"]
 
 
-def _print(what: Any) -> None:
-    console = Console(highlight=False, soft_wrap=isinstance(what, str), markup=False, width=None if sys.stdout.isatty() else WIDE)
-    console.print(what)
+def _print(output: str | Table) -> None:
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(highlight=False, soft_wrap=isinstance(output, str), markup=False, width=width).print(output)

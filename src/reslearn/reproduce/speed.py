@@ -1,4 +1,4 @@
-"""How long trainings take on this machine, from one short measurement."""
+"""Estimates of training time on this machine from one short measurement."""
 
 import time
 from functools import cache
@@ -14,30 +14,30 @@ from reslearn.training.run import make_state, prepare
 from reslearn.training.stepper import make_stepper
 
 STEPS, BATCH = 8, 128
-IMAGES = 45_000  # of a data set that is not divided yet
-FIXED = 0.005  # seconds of a step that do not depend on the network
+IMAGES = 45_000  # assumed for a data set without a train split
+FIXED = 0.005  # seconds per step that do not depend on the network
 
 
 @cache
 def rate(device: str = "auto") -> float:
-    """Multiply-adds a second in ResNet-20's training step on this machine."""
+    """Multiply-adds per second of ResNet-20's training step on this machine."""
     settings = {"batch.size": BATCH, "schedule.steps": STEPS}
     job = prepare(parse("fashion-sample", "default", model="resnet20", settings=settings, device=device, quiet=True))
     state = make_state(job)
     state.model.train()
-    stepper, took = make_stepper(job, state), []
+    stepper, times = make_stepper(job, state), []
     for step in range(STEPS):
         batch = stepper.prepare(step)
-        started = time.perf_counter()
+        start = time.perf_counter()
         stepper(batch)
         stepper.collect()  # waits for the device
-        took.append(time.perf_counter() - started)
-    return BATCH * training_macs("resnet20", (job.data.channels, *job.data.sizes)) / max(min(took) - FIXED, 1e-4)
+        times.append(time.perf_counter() - start)
+    return BATCH * training_macs("resnet20", (job.data.channels, *job.data.sizes)) / max(min(times) - FIXED, 1e-4)
 
 
 @cache
 def training_macs(net: str, image: tuple[int, ...]) -> int:
-    """Multiply-adds of training on one image (C, H, W): forward, and twice as many backward."""
+    """Multiply-adds of training on one image (C, H, W): the forward pass, and twice as many for the backward pass."""
     channels, height, width = image
     with torch.device("meta"):
         model = create(net, spec(net).classes, channels)
@@ -45,7 +45,7 @@ def training_macs(net: str, image: tuple[int, ...]) -> int:
 
 
 def seconds(recipe: Recipe, data: DataSet, device: str = "auto") -> float:
-    """An estimate of how long a training takes."""
+    """The estimated time of a training."""
     images = len(data.splits["train"]) if "train" in data.splits else IMAGES
-    a_step = recipe.batch.size * training_macs(recipe.net.name, (data.channels, *data.sizes)) / rate(device) + FIXED
-    return recipe.schedule.total(images, recipe.batch.size) * a_step
+    per_step = recipe.batch.size * training_macs(recipe.net.name, (data.channels, *data.sizes)) / rate(device) + FIXED
+    return recipe.schedule.total(images, recipe.batch.size) * per_step

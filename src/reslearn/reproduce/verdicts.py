@@ -17,7 +17,7 @@ NOT_RUN, FAILED = "not run", "failed"
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation of the sample and 95% interval of the mean (Student's t); the latter two need two values."""
+    """Mean, sample standard deviation and 95% interval of the mean (Student's t); the latter two are None for a single value."""
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
         return {"n": n, "mean": mean, "std": None, "interval": None, "values": list(values)}
@@ -27,8 +27,9 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compare_to_paper(row: Comparison, values: Sequence[float], comparable: bool) -> dict[str, Any]:
-    """A row of the result. comparable: the values are under the paper's protocol, on its data; otherwise there is no verdict on
-    the paper's number."""
+    """A row of the result. comparable: whether the values were measured under the paper's protocol on its data; without that there
+    is no verdict on the paper's number.
+    """
     ours = summarize(values)
     outcome, difference = NOT_COMPARABLE, None
     if row.published is None:
@@ -48,21 +49,22 @@ def compare_to_paper(row: Comparison, values: Sequence[float], comparable: bool)
 
 
 def estimate(effect: Effect, values: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """A claim of the result. values: label -> seed -> the metric, of the same seeds. The claim holds where the effect's interval is
-    above 0."""
+    """A claim of the result. values: label -> seed -> metric, with the same seeds for all labels. The claim holds if the effect's
+    interval is above 0.
+    """
     seeds = list(values[next(iter(effect.terms))])
     by_seed = [sum(weight * values[label][seed] for label, weight in effect.terms.items()) for seed in seeds]
-    result = summarize(by_seed)
+    summary = summarize(by_seed)
     return {
         "text": effect.text,
         "metric": METRICS[effect.metric],
-        "effect": result,
-        "verdict": verdict(result["interval"]),
-        "disagree": [seed for seed, value in zip(seeds, by_seed, strict=True) if value * result["mean"] < 0 or value == 0],
+        "effect": summary,
+        "verdict": verdict(summary["interval"]),
+        "disagree": [seed for seed, value in zip(seeds, by_seed, strict=True) if value * summary["mean"] < 0 or value == 0],
     }
 
 
 def verdict(interval: Sequence[float] | None) -> str:
-    """Whether an effect is above 0, by its 95% interval."""
+    """HOLDS, DIFFERS or UNDECIDED: whether the interval is above, below or around 0. None is undecided."""
     low, high = interval or (0, 0)
     return HOLDS if low > 0 else DIFFERS if high < 0 else UNDECIDED
