@@ -1,4 +1,4 @@
-"""Every experiment at every scale: its plan holds together, its recipes are valid, its published numbers are the table's."""
+"""Every experiment at every scale: plans are consistent, recipes are valid, published numbers match the papers' tables."""
 
 from typing import Any
 
@@ -40,13 +40,13 @@ def resolved(training: Training, data: DataSet) -> Any:
 
 @pytest.mark.parametrize("data", [Dataset("cifar10", True), Dataset("fashion-sample", False)], ids=["cifar10", "other"])
 @pytest.mark.parametrize(("name", "scale"), CASES)
-def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
+def test_plans_are_consistent(name: str, scale: str, data: Dataset) -> None:
     if scale == "paper" and not data.cifar:
         pytest.skip("the paper's protocol is for the paper's data")
     plan = EXPERIMENTS[name].plans[scale](data)  # type: ignore[index]
-    named = {row.run for row in plan.rows} | {label for effect in plan.effects for label in effect.terms}
-    named |= {label for panel in plan.panels for label in panel.runs} | {label for pair in plan.crossings for label in pair}
-    assert named <= set(plan.trainings)
+    labels = {row.run for row in plan.rows} | {label for effect in plan.effects for label in effect.terms}
+    labels |= {label for panel in plan.panels for label in panel.runs} | {label for pair in plan.crossings for label in pair}
+    assert labels <= set(plan.trainings)
     assert bool(plan.trainings) or bool(plan.analyze) or bool(plan.count)
     assert plan.seeds >= 1 and not (plan.count and plan.trainings)
     for effect in plan.effects:
@@ -58,9 +58,9 @@ def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
         assert recipe.net.name == training.net
         assert training.start is None or training.start in earlier
         earlier.add(label)
-        done_to_it = (recipe.model_dump_json(), training.start)
-        assert done_to_it not in recipes, f"{label} is trained as another label is"
-        recipes.add(done_to_it)
+        distinct = (recipe.model_dump_json(), training.start)
+        assert distinct not in recipes, f"{label} is the same training as another label"
+        recipes.add(distinct)
         if scale == "smoke":
             assert recipe.schedule.steps == 2 and recipe.batch.size == 16
         elif scale == "small":
@@ -72,7 +72,7 @@ def test_a_plan_holds_together(name: str, scale: str, data: Dataset) -> None:
         assert any("instead of" in deviation for deviation in plan.deviations)
 
 
-def test_table6_is_the_papers_row_by_row() -> None:
+def test_table6_matches_the_paper() -> None:
     plan = EXPERIMENTS["table6"].plans["paper"](Dataset("cifar10"))
     published = {row.run: row.published for row in plan.rows}
     assert published == {
@@ -100,7 +100,7 @@ def test_other_published_numbers() -> None:
     }
 
 
-def test_each_has_a_plan_and_a_text() -> None:
+def test_every_experiment_has_a_plan_and_a_text() -> None:
     for e in EXPERIMENTS.values():
         assert e.plans and len(e.see) > 60
         assert set(e.plans) <= set(SCALES)

@@ -1,4 +1,4 @@
-"""Tables 4 and 5: given models on many views and together, beside what the paper prints of them."""
+"""Tables 4 and 5: multi-crop and multi-scale tests of given models and their ensembles, next to the paper's numbers."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,8 @@ def card(net: str, **options: Any) -> Card:
     return Card(net=net, options=options, classes=CLASSES, preprocessing=VIEW)
 
 
-def test_published_numbers_are_the_papers() -> None:
-    found = {
+def test_published_numbers_match_the_paper() -> None:
+    numbers = {
         "plain18": published(card("plain18")),
         "plain34": published(card("plain34")),
         "18A": published(card("resnet18", shortcut="A")),
@@ -42,7 +42,7 @@ def test_published_numbers_are_the_papers() -> None:
         "vgg16": published(card("vgg16")),
     }
     none = (None, None)
-    assert found == {
+    assert numbers == {
         "plain18": ((27.94, None), none),
         "plain34": ((28.54, 10.02), none),
         "18A": ((27.88, None), none),
@@ -69,18 +69,18 @@ def test_both_tables(given: list[Path], tmp_path: Path) -> None:
     data, out = str(tmp_path / "photos"), tmp_path / "out"
     four = reproduce(EXPERIMENTS["table4"], "paper", models=given, data=data, out=out, quiet=True)
     assert [(row["what"], row["ours"]["n"], row["verdict"]) for row in four["rows"]] == [
-        (f"resnet8 ({path.name}), top-1, {how}", 1, "") for how in ("10-crop", "several scales") for path in given
+        (f"resnet8 ({path.name}), top-1, {name}", 1, "") for name in ("10-crop", "multi-scale") for path in given
     ]
     expected = [evaluate(model, data, protocol="multiscale")["top1_error"] for model in given]
     assert [row["ours"]["mean"] for row in four["rows"][-len(given) :]] == expected and four["data"] == "photos"
     five = reproduce(EXPERIMENTS["table5"], "paper", models=given, data=data, out=out, quiet=True)
-    together = evaluate(given, data, protocol="multiscale")["top1_error"]
-    assert [row["ours"]["mean"] for row in five["rows"]] == [*expected, together]
-    assert five["claims"][0]["effect"]["mean"] == pytest.approx(min(expected) - together)
+    ensemble = evaluate(given, data, protocol="multiscale")["top1_error"]
+    assert [row["ours"]["mean"] for row in five["rows"]] == [*expected, ensemble]
+    assert five["claims"][0]["effect"]["mean"] == pytest.approx(min(expected) - ensemble)
     assert json.loads((out / "table5-models.json").read_text()) == five
-    with pytest.raises(UserError, match="table5 is of ensembles: give several models"):
+    with pytest.raises(UserError, match="table5 measures an ensemble: pass several models"):
         reproduce(EXPERIMENTS["table5"], "paper", models=given[:1], data=data, out=out, quiet=True)
-    with pytest.raises(UserError, match=r"m0\.safetensors does not say which images .*give ImageNet.s validation images"):
+    with pytest.raises(UserError, match=r"m0\.safetensors does not record its training data: pass ImageNet.s validation images"):
         reproduce(EXPERIMENTS["table4"], "paper", models=given, out=out, quiet=True)
 
 
@@ -88,7 +88,7 @@ def test_both_tables(given: list[Path], tmp_path: Path) -> None:
 def test_only_imagenets_validation_images_are_compared(
     images: int, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for the 50,000 images: their numbers as evaluate gives them."""
+    """evaluate is replaced by a stub with results for 50,000 images."""
     model = save(network("resnet50"), tmp_path / "m.safetensors", card("resnet50"))
 
     def numbers(model: Path, data: str, device: str, protocol: str) -> dict[str, Any]:
@@ -97,16 +97,16 @@ def test_only_imagenets_validation_images_are_compared(
         return {"top1_error": errors[0], "top5_error": errors[1], "per_class": rows, "data": "val"}
 
     monkeypatch.setattr(testing, "evaluate", numbers)
-    found = measure_single({"resnet50": [model]}, ExperimentOptions("val", "", 1, tmp_path, "cpu", lambda line: None))
-    assert [row["published"] for row in found.rows] == [22.85, 6.71, 20.74, 5.25]
-    assert [row["verdict"] for row in found.rows] == [verdict] * 4
+    measured = measure_single({"resnet50": [model]}, ExperimentOptions("val", "", 1, tmp_path, "cpu", lambda line: None))
+    assert [row["published"] for row in measured.rows] == [22.85, 6.71, 20.74, 5.25]
+    assert [row["verdict"] for row in measured.rows] == [verdict] * 4
 
 
-def test_the_command_takes_their_only_scale(
+def test_the_command_chooses_the_only_scale(
     given: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run_cli("reproduce", "table5", *(f"--model={model}" for model in given), "--data", "photos")
     assert code == 0, err
-    assert "2 models together, top-1" in out and "Together they err less" in out
+    assert "ensemble of 2 models, top-1" in out and "The ensemble has a lower top-1 error" in out
     assert "ImageNet: ensembles" in (tmp_path / "reproduction" / "index.html").read_text()
