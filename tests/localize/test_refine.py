@@ -280,7 +280,7 @@ def test_by_command(weak: Path, both: Path, shapes: Path, tmp_path: Path, monkey
     code, out, _ = run_cli("localize", "eval", "o", shapes, "--device", "cpu")
     assert code == 0 and "R-CNN" in out.splitlines()[1]
     page = Page(Path("o/report.html"))
-    assert "The second stage, R-CNN, of a localizer on resnet8" in page.text and "dense, then R-CNN" in page.text
+    assert "The second stage (R-CNN) of a localizer on resnet8" in page.text and "dense, then R-CNN" in page.text
     assert "the first stage, which proposes regions, is " in page.text and page.count("img") > 3
     others = write_set(tmp_path / "others", {"train": 2})
     file = others / "train" / "_annotations.coco.json"

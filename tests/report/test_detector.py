@@ -33,7 +33,7 @@ def test_complete_run(run: Path, tmp_path: Path) -> None:
     for words in (
         f"Test AP after the last iteration: {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}%; 12 images)",
         "A detector on resnet18 (15,000,000 parameters), trained on 205 images of 2 classes from bccd",
-        "Training took 4 min 10 s on cpu, at 9.6 images/s, with a peak of 1,800 MB of memory.",
+        "Training took 4 min 10 s on cpu, at 9.6 images/s, with a peak memory of 1,800 MB.",
         f"VOC 2007 AP at IoU 0.50, 11-point interpolation {test['VOC07']:.1f} ",
         "average precision, %",
         "rpn box reg",
@@ -41,7 +41,7 @@ def test_complete_run(run: Path, tmp_path: Path) -> None:
         "problems found no area: 2",
         "detector.min_size 240",
         "size 240: the median box is 102 px of 480",
-        "From the test images:",
+        "Test images with objects and detections",
     ):
         assert words in page.text, words
     for row, best in zip(test["per_class"], review["thresholds"], strict=True):

@@ -96,7 +96,7 @@ def test_detectors_of_several_seeds_are_what_they_are_alone(boxes: Path, tmp_pat
     (out / "report.html").unlink()
     assert run_cli("report", out)[:2] == (0, f"{out / 'report.html'}\n")
     aps = [result["last"]["test"]["AP"] for result in results]
-    said = f"Over 2 seeds of one recipe the test AP is {np.mean(aps):.1f} ± {np.std(aps, ddof=1):.1f}%, AP50 is "
+    said = f"Over 2 seeds of one recipe, the test AP is {np.mean(aps):.1f} ± {np.std(aps, ddof=1):.1f}%, AP50 is "
     assert said in (out / "report.html").read_text()
 
 

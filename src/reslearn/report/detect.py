@@ -39,7 +39,7 @@ METRICS = {
 }
 SIZES = ("small", "medium", "large")
 COLORED = COLORS - 1  # classes that can have a color of their own, besides the mean
-LEGEND = Markup('<i class="swatch truth"></i>objects, <i class="swatch predicted"></i>detections')
+LEGEND = Markup('<i class="swatch truth"></i>objects and <i class="swatch predicted"></i>detections')
 
 
 class ClassPrecision(RunSection):
@@ -206,8 +206,8 @@ class DetectionPage(TaskPage[DetectionResult]):
             Gallery(images, "Images with the most mistakes", wide=True),
         ]
         examples = f"Evenly spaced {split} images with all detections that score at least 0.5."
-        source = f"From the {split} images: " if split else ""
-        worst = Markup("{}{} above the best thresholds; bold boxes are wrong or missed. Look for missing annotations, inaccurate")
+        source = f"{split.capitalize()} images with " if split else ""
+        worst = Markup("{}{} above the best thresholds. Bold boxes are wrong or missed. Look for missing annotations, inaccurate")
         worst = (worst + " boxes, and objects that the detector has not learned.").format(source, LEGEND)
         return [
             PageSection("Detections", [Gallery(shots(result.examples), wide=True)], examples),
@@ -269,8 +269,9 @@ def _mistakes(counts: dict[str, dict[str, int]]) -> PageSection:
         + [Cell(number(total.get(kind, 0)), kind="n soft")]
         for kind, meaning in (MISTAKES if counts else {}).items()
     ]
-    after = "At IoU 0.5. Kept (and the bars): detections above the best threshold of their class. All: every detection that AP is"
-    return PageSection("Mistakes by kind", [Table(rows, ["kind", "", "", "kept", "all"])], after=after + " computed from.")
+    after = 'At IoU 0.5. "Kept" (bars) counts detections above the best threshold of their class; "all" counts every detection'
+    after += " that AP is computed from."
+    return PageSection("Mistakes by kind", [Table(rows, ["kind", "", "", "kept", "all"])], after=after)
 
 
 def _caption(shown: DetectionPicture) -> tuple[str, list[str]]:

@@ -160,11 +160,14 @@ class LocalizationPage(TaskPage[LocalizationResult]):
             ]
             galleries.append(Gallery(shots, title))
         split = SPLITS.get(result.gallery_split, result.gallery_split)
-        source = f"From the {split} images ({result.gallery_view}): " if split else ""
-        intro = Markup("{}{}, {}the box for the true class, with its overlap (IoU). Look for inaccurate boxes, missing")
-        intro = (intro + " annotations, and objects that the network has not learned.").format(source, OBJECTS, BOX)
-        regions = BOX + "regions proposed by the first stage, with context around them; regions without an object are background"
-        caption = OBJECTS + (", " + regions if self.stage(run) else " in training crops") + "."
+        view = VIEWS.get(result.gallery_view, result.gallery_view)
+        source = f"{split.capitalize()} images ({view}) with " if split else ""
+        intro = Markup("{}{}, the {}box for the true class, and its overlap (IoU). Look for inaccurate boxes, missing annotations,")
+        intro = (intro + " and objects that the network has not learned.").format(source, OBJECTS, BOX)
+        caption = "Training crops with " + OBJECTS + "."
+        if self.stage(run):
+            caption = OBJECTS + " and " + BOX + "regions proposed by the first stage, with their surroundings. Regions without an"
+            caption += " object are background."
         examples = Sheet(picture(run.folder, "images/examples.jpg"), caption)
         return [PageSection("Predicted boxes", galleries, intro), PageSection("Training examples", [examples])]
 
@@ -184,7 +187,7 @@ def _errors(result: LocalizationResult) -> PageSection:
     scales = next((numbers.scales for numbers in (result.last.test, result.last.val) if numbers), ())
     after = "Percent of images without a correct prediction, with 95% intervals over images. A prediction is correct if its class"
     after += " is right and its box has an IoU of at least 0.5 with an object. With the true class given, only its box is checked;"
-    after += " class only checks the first class and ignores the box. One crop is the center of the image; dense is the whole image"
+    after += ' "class only" checks the first class and no box. One crop is the center of the image; dense is the whole image'
     after += f", its shorter side scaled to {', '.join(map(str, scales))} px." if scales else "."
     after += " The predicted classes are those of the highest-scoring boxes."
     return PageSection("Localization error", [Table(rows, ["", *columns])], after=after)
@@ -192,24 +195,23 @@ def _errors(result: LocalizationResult) -> PageSection:
 
 def _overlaps(split: str, numbers: LocalizationNumbers, index: int) -> PageSection:
     lines = [(i, view.true_class.right_by_iou) for i, view in enumerate(numbers.views.values())]
-    caption = f"{split.capitalize()} images, true class given. Left: correct images by the IoU that is required; the standard is"
-    caption += f" 0.5 (dashed). Right: IoU of the boxes ({numbers.final[0]}); boxes in orange are wrong. Many boxes just below 0.5"
-    caption += " are inaccurate; many near 0 miss the object altogether."
+    caption = f"{split.capitalize()} images, true class given. Left: correct images by required IoU (dashed: 0.5, the standard)."
+    caption += f" Right: images by the IoU of their box ({numbers.final[0]}); orange ones are wrong. Many just below 0.5 mean"
+    caption += " inaccurate boxes; many near 0 mean missed objects."
     plot = overlaps(lines, lines[-1][1], f"overlaps{index}")
     return PageSection("Box accuracy", [Figure(plot, caption, list(enumerate(numbers.views)))])
 
 
 def _classes(split: str, numbers: LocalizationNumbers) -> PageSection:
     """The errors of all views by class, hardest class first."""
-    last, final = numbers.final
     by_view = [
         {row.name: Cell(percent(row.error), spread(row.interval)) for row in view.per_class} for view in numbers.views.values()
     ]
     rows = [
         [row.name, Cell(number(row.n)), Cell(bar=row.error or 0), *(cells.get(row.name, Cell()) for cells in by_view)]
-        for row in sorted(final.per_class, key=lambda row: -(row.error or 0))
+        for row in sorted(numbers.final[1].per_class, key=lambda row: -(row.error or 0))
     ]
-    intro = f"{split.capitalize()} images, true class given, with 95% intervals. Hardest class first; bars are for {last}."
+    intro = f"{split.capitalize()} images, true class given, with 95% intervals. Sorted by the last column, which the bars show."
     table = Table(rows, ["class", "images", "", *numbers.views], "long" if len(rows) > LONG else "")
     return PageSection("Error by class", [table], intro)
 
