@@ -125,16 +125,6 @@ def test_both_stages_and_an_unfinished_run(run: Path, data: Path, tmp_path: Path
     assert len(ids) == len(set(ids))
 
 
-def test_localizers_cannot_share_a_report_with_other_tasks(run: Path, tmp_path: Path) -> None:
-    for task in ("classify", "detect"):
-        other = tmp_path / task / "other"
-        other.mkdir(parents=True)
-        (other / "recipe.json").write_text(json.dumps({"recipe": {}, "task": task}))
-        with pytest.raises(UserError, match=rf"different tasks cannot share a report: other \({task}\), where \(localize\)"):
-            write([run, other], tmp_path / "page.html")
-    assert not (tmp_path / "page.html").exists()
-
-
 def test_hostile_names(data: Path, tmp_path: Path) -> None:
     hostile = ("<b>bold</b>", '"><script>alert(1)</script>')
     page = Page(write([build(tmp_path / "run", data, classes=hostile)], tmp_path / "page.html"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
@@ -117,8 +117,8 @@ class ClassificationPage(TaskPage[ClassificationResult]):
         table = Table(rows, ["class", "images", "", "accuracy"], "long" if len(rows) > LONG else "")
         names = [row.name for row in numbers.per_class]
         mistakes = [
-            [Cell(pair["true"], kind=""), Cell(pair["predicted"], kind=""), Cell(number(pair["n"])), Cell(percent(pair["share"]))]
-            for pair in (most_confused(numbers.confusion, names) if numbers.confusion else [])
+            [Cell(true, kind=""), Cell(predicted, kind=""), Cell(number(n)), Cell(percent(share))]
+            for true, predicted, n, share in most_confused(numbers.confusion, names)
         ]
         pairs = Table(mistakes, ["true class", "predicted as", Cell("images"), Cell("share of the class")], "confused")
         side_by_side = [PageSection("Most confused", [pairs]), PageSection("Calibration", [_calibration(numbers, index)])]
@@ -158,17 +158,14 @@ def _calibration(numbers: ClassificationNumbers, index: int) -> Figure | Bullets
     return Figure(plot, caption, narrow=True) if plot else Bullets([caption])
 
 
-def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k: int = 10) -> list[dict[str, Any]]:
-    """Returns up to k class pairs, `[{"true", "predicted", "n", "share"}]`, most frequent mistakes first; ties by class order.
+def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str], k: int = 10) -> list[tuple[str, str, int, float]]:
+    """Returns the k most frequent mistakes: true class, predicted class, images, percent of the true class; ties by class order.
 
-    confusion: K x K, rows are true classes. share: percent of the images of the true class. Raises ValueError unless the matrix
-    fits the classes.
+    confusion: K x K, rows are true classes.
     """
-    if len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion):
-        raise ValueError(f"the confusion matrix does not fit {len(classes)} classes")
     mistakes = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n > 0 and i != j]
-    mistakes.sort(key=lambda mistake: (-mistake[0], mistake[1], mistake[2]))
-    return [{"true": classes[i], "predicted": classes[j], "n": n, "share": 100 * n / sum(confusion[i])} for n, i, j in mistakes[:k]]
+    mistakes.sort(key=lambda mistake: -mistake[0])
+    return [(classes[i], classes[j], n, 100 * n / sum(confusion[i])) for n, i, j in mistakes[:k]]
 
 
 def reliability(bins: Sequence[ConfidenceBin], name: str) -> str:

@@ -210,7 +210,7 @@ EXPERIMENTS = (
         "Residual networks have smaller layer responses",
         "DRL, Figure 7",
         "The standard deviation of each 3x3 layer's output. If shortcuts carry the signal, a block only has to add a little: "
-        "residual networks should have smaller responses than plain ones, and deeper residual networks smaller ones than shallow.",
+        "residual networks should have smaller responses than plain ones, and deep residual networks smaller than shallow ones.",
         scales(_responses),
     ),
     Experiment(

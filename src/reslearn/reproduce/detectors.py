@@ -1,7 +1,7 @@
 """Detection (DRL Tables 7 to 12): the same detector on different backbones, and the gains from test-time improvements."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -161,8 +161,9 @@ def measure_ladder(models: Models, options: ExperimentOptions, limit: int | None
         numbers = [coco(seed) | voc(seed) for seed in by_seed]
         time = f"{1000 * statistics.median(result.seconds for result in detections[rung]):,.0f} ms per image"
         published: dict[Metric, float] = dict(zip(metrics, TABLE_9[rung][:2], strict=True)) if rung in TABLE_9 else {}
-        rows += [_row(f"{rung}, {metric} ({time})", metric, numbers, published.get(metric)) for metric in metrics]
-        rows.append(_row(f"{rung}, VOC's metric (Table 10)", "VOC10", numbers, VOC_PAPER.get(rung)))
+        comparisons = [Comparison(f"{rung}, {metric} ({time})", "", published.get(metric), metric) for metric in metrics]
+        comparisons.append(Comparison(f"{rung}, VOC's metric (Table 10)", "", VOC_PAPER.get(rung), "VOC10"))
+        rows += [compare_to_paper(row, [seed[row.metric] or 0.0 for seed in numbers], comparable=False) for row in comparisons]
     rows += [{"what": what, "published": value, "ours": None, "verdict": NOT_RUN} for what, value in PUBLISHED_ONLY.items()]
     steps = [*pairwise(rung for rung in matched if rung not in SEPARATE)]
     steps += [("baseline", rung) for rung in SEPARATE if rung in matched]
@@ -190,10 +191,6 @@ def _tests(plain: tuple[Detector, ...], context: tuple[Detector, ...]) -> dict[s
 def _nearby_scales(model: Detector) -> tuple[int, ...]:
     """Three shorter sides with the detector's own in the middle: 200, 240 and 288 px."""
     return tuple(round(model.settings.min_size * factor) for factor in (5 / 6, 1, 6 / 5))
-
-
-def _row(what: str, metric: Metric, numbers: Sequence[Mapping[str, Any]], published: float | None) -> dict[str, Any]:
-    return compare_to_paper(Comparison(what, "", published, metric), [seed[metric] or 0.0 for seed in numbers], comparable=False)
 
 
 def _gain(rung: str, before: Sequence[Matches], after: Sequence[Matches], metric: Metric) -> dict[str, Any]:

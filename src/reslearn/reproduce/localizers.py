@@ -144,7 +144,7 @@ def _row(what: str, published: float | None, values: Sequence[np.ndarray] = ()) 
     """A row of the result. values: which images are wrong, bool (N,) per seed."""
     ours = summarize([100 * float(seed.mean()) for seed in values]) if values else None
     outcome = NOT_COMPARABLE if values and published is not None else ""
-    return {"what": what, "metric": METRIC, "published": published, "ours": ours, "difference": None, "verdict": outcome}
+    return {"what": what, "metric": METRIC, "published": published, "ours": ours, "verdict": outcome}
 
 
 def _claim(text: str, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[str, Any]:
