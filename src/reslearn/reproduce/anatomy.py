@@ -16,7 +16,7 @@ from reslearn.classify.evaluate import evaluate
 from reslearn.nets import spec
 from reslearn.reproduce.cifar import PUBLISHED, figure1, nets_for
 from reslearn.reproduce.experiment import Comparison, Dataset, Experiment, ExperimentOptions, Measured, Models, Plan, Scale, scales
-from reslearn.reproduce.verdicts import compare_to_paper, summarize, verdict
+from reslearn.reproduce.verdicts import compare_to_paper, row, summarize, verdict
 from reslearn.weights.store import read_card
 
 IMAGES = 1000  # of the test set
@@ -30,10 +30,6 @@ def claim(text: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
     disagree = [i for i, value in enumerate(values) if value <= 0]
     detail = {} if len(values) > 1 else {"detail": "measured on one model"}
     return {"text": text, "metric": metric, "effect": effect, "verdict": outcome, "disagree": disagree} | detail
-
-
-def _row(what: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
-    return {"what": what, "metric": metric, "published": None, "ours": summarize(values), "verdict": ""}
 
 
 def _data(path: Path, options: ExperimentOptions) -> str:
@@ -67,7 +63,7 @@ def measure_responses(models: Models, options: ExperimentOptions) -> Measured:
     for larger, smaller in [*pairs, *pairwise(residual)]:
         differences = [a - b for a, b in zip(means[larger], means[smaller], strict=False)]
         claims.append(claim(f"{smaller} has smaller responses than {larger}", "mean standard deviation", differences))
-    rows = [_row(f"{label}, mean over its 3x3 layers", "standard deviation", values) for label, values in means.items()]
+    rows = [row(f"{label}, mean over its 3x3 layers", "standard deviation", values) for label, values in means.items()]
     return Measured(
         rows,
         claims,
@@ -90,14 +86,14 @@ def measure_lesions(models: Models, options: ExperimentOptions) -> Measured:
         data.add(subject.data)
     rows, claims = [], []
     for label, cuts in lesions.items():
-        rows.append(_row(f"{label}, intact", "test error, %", [cut.whole for cut in cuts]))
-        rows.append(_row(f"{label}, without one block that keeps the size", "test error, %", [_keeping(cut) for cut in cuts]))
+        rows.append(row(f"{label}, intact", "test error, %", [cut.whole for cut in cuts]))
+        rows.append(row(f"{label}, without one block that keeps the size", "test error, %", [_keeping(cut) for cut in cuts]))
         if label in traces:
             lengths = [_mean_length(trace) for trace in traces[label]]
             halves = [trace.blocks / 2 for trace in traces[label]]
-            rows.append(_row(f"{label}, without one block that halves the size", "test error, %", [_halving(cut) for cut in cuts]))
-            rows.append(_row(f"{label}, length of the paths that carry the gradient", "blocks, mean", lengths))
-            rows.append(_row(f"{label}, half of its blocks", "blocks", halves))
+            rows.append(row(f"{label}, without one block that halves the size", "test error, %", [_halving(cut) for cut in cuts]))
+            rows.append(row(f"{label}, length of the paths that carry the gradient", "blocks, mean", lengths))
+            rows.append(row(f"{label}, half of its blocks", "blocks", halves))
     for label in traces:
         claims += _residual_claims(label, lesions[label], traces[label])
     for label in lesions:
@@ -187,8 +183,8 @@ def measure_errors(models: Models, options: ExperimentOptions) -> Measured:
         results = [evaluate(path, _data(path, options), device=options.device) for path in files]
         data |= {result["data"] for result in results}
         on_cifar = all(result["data"] == "cifar10" for result in results)
-        row = Comparison(f"{label}, test error", label, published)
-        rows.append(compare_to_paper(row, [result["top1_error"] for result in results], on_cifar))
+        comparison = Comparison(f"{label}, test error", label, published)
+        rows.append(compare_to_paper(comparison, [result["top1_error"] for result in results], on_cifar))
     return Measured(rows, deviations=(GIVEN,), data=", ".join(sorted(data)))
 
 

@@ -47,11 +47,7 @@ def figure1(data: Dataset, scale: Scale) -> Plan:
         rows=tuple(Comparison(f"{net}, {name}", net, metric=metric) for net in nets for metric, name in _METRICS),
         effects=(
             Effect("The deeper plain net has a higher training error than the shallower one", GAP, "train_error"),
-            Effect(
-                "This gap is larger than that of the residual nets",
-                GAP | {"resnet56": -1.0, "resnet20": 1.0},
-                "train_error",
-            ),
+            Effect("This gap is larger than that of the residual nets", GAP | {"resnet56": -1.0, "resnet20": 1.0}, "train_error"),
             Effect("With 56 layers, the residual net has a lower training error than the plain net", deep, "train_error"),
             Effect("With 56 layers, the residual net has a lower test error than the plain net", deep),
         ),

@@ -31,7 +31,7 @@ from reslearn.reproduce.experiment import (
     on_boxes,
 )
 from reslearn.reproduce.runs import open_annotated
-from reslearn.reproduce.verdicts import NOT_RUN, compare_to_paper, estimate, verdict
+from reslearn.reproduce.verdicts import NOT_RUN, compare_to_paper, estimate, row, verdict
 
 EPOCHS = 12
 LADDER_EPOCHS = 10  # of table9, which measures test-time gains
@@ -163,8 +163,8 @@ def measure_ladder(models: Models, options: ExperimentOptions, limit: int | None
         published: dict[Metric, float] = dict(zip(metrics, TABLE_9[rung][:2], strict=True)) if rung in TABLE_9 else {}
         comparisons = [Comparison(f"{rung}, {metric} ({time})", "", published.get(metric), metric) for metric in metrics]
         comparisons.append(Comparison(f"{rung}, VOC's metric (Table 10)", "", VOC_PAPER.get(rung), "VOC10"))
-        rows += [compare_to_paper(row, [seed[row.metric] or 0.0 for seed in numbers], comparable=False) for row in comparisons]
-    rows += [{"what": what, "published": value, "ours": None, "verdict": NOT_RUN} for what, value in PUBLISHED_ONLY.items()]
+        rows += [compare_to_paper(c, [seed[c.metric] or 0.0 for seed in numbers], comparable=False) for c in comparisons]
+    rows += [row(what, "", published=value, verdict=NOT_RUN) for what, value in PUBLISHED_ONLY.items()]
     steps = [*pairwise(rung for rung in matched if rung not in SEPARATE)]
     steps += [("baseline", rung) for rung in SEPARATE if rung in matched]
     claims = [_gain(after, matched[before], matched[after], metric) for metric in metrics for before, after in steps]

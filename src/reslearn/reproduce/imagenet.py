@@ -18,7 +18,7 @@ from reslearn.reproduce.experiment import (
 )
 from reslearn.reproduce.recipes import deviations, shortened
 from reslearn.reproduce.testing import measure_ensemble, measure_single
-from reslearn.reproduce.verdicts import DIFFERS, HOLDS, summarize
+from reslearn.reproduce.verdicts import agreement, row
 
 STEPS = 400  # at small scale
 DEPTHS = (18, 34, 50, 101, 152)
@@ -35,15 +35,7 @@ SMALL = (
 
 def _count_row(what: str, expected: float, ours: float, tolerance: float, unit: str, printed: bool = True) -> dict[str, object]:
     """A row of the result. printed: whether the paper prints the expected number."""
-    return {
-        "what": what,
-        "metric": unit,
-        "published": expected if printed else None,
-        "ours": summarize([ours]),
-        "difference": ours - expected,
-        "tolerance": tolerance,
-        "verdict": HOLDS if abs(ours - expected) <= tolerance else DIFFERS,
-    }
+    return row(what, unit, [ours], expected if printed else None, **agreement(ours, expected, tolerance))
 
 
 def _count() -> Measured:
@@ -55,7 +47,7 @@ def _count() -> Measured:
         parameters = PARAMETERS[depth]
         what = f"ResNet-{depth}, parameters (from the table's layers: {parameters:,})"
         rows.append(_count_row(what, parameters / 1e6, counted.parameters / 1e6, 0, "M", printed=False))
-        outputs = {row.name.split(".")[0]: row.output for row in counted.rows}
+        outputs = {layer.name.split(".")[0]: layer.output for layer in counted.rows}
         sizes = [float(shape[1]) for name, shape in outputs.items() if name.startswith("layer")]
         for stage, published, size in zip(("conv2_x", "conv3_x", "conv4_x", "conv5_x"), (56, 28, 14, 7), sizes, strict=True):
             rows.append(_count_row(f"ResNet-{depth}, {stage} output side", published, size, 0, "px"))
@@ -80,7 +72,7 @@ def _training(net: str, data: Dataset, scale: Scale, *settings: str) -> Training
 def _plain_and_residual(data: Dataset, scale: Scale) -> Plan:
     labels = {"plain18": (), "plain34": (), "resnet18": ("net.shortcut=A",), "resnet34": ("net.shortcut=A",)}
     published = {"plain18": 27.94, "plain34": 28.54, "resnet18": 27.88, "resnet34": 25.03}
-    gap = minus("plain34", "plain18")
+    gap, deep = minus("plain34", "plain18"), minus("plain34", "resnet34")
     return Plan(
         trainings={net: _training(net, data, scale, *settings) for net, settings in labels.items()},
         seeds=SEEDS[scale],
@@ -90,16 +82,8 @@ def _plain_and_residual(data: Dataset, scale: Scale) -> Plan:
         ),
         effects=(
             Effect("The plain net of 34 layers has a higher training error than that of 18", gap, "train_error"),
-            Effect(
-                "This gap is larger than that of the residual nets",
-                gap | {"resnet34": -1.0, "resnet18": 1.0},
-                "train_error",
-            ),
-            Effect(
-                "With 34 layers, the residual net has a lower training error than the plain net",
-                minus("plain34", "resnet34"),
-                "train_error",
-            ),
+            Effect("This gap is larger than that of the residual nets", gap | {"resnet34": -1.0, "resnet18": 1.0}, "train_error"),
+            Effect("With 34 layers, the residual net has a lower training error than the plain net", deep, "train_error"),
         ),
         panels=(Panel("plain", ("plain18", "plain34")), Panel("residual", ("resnet18", "resnet34"))),
         crossings=(("resnet34", "resnet18"),),
@@ -118,9 +102,7 @@ def _shortcuts_and_depths(data: Dataset, scale: Scale) -> Plan:
         seeds=SEEDS[scale],
         rows=tuple(Comparison(f"{label}, top-1 error", label, published[label]) for label in trainings),
         effects=tuple(
-            Effect(f"{label} has a lower test error than plain-34", minus("plain-34", label))
-            for label in trainings
-            if label != "plain-34"
+            Effect(f"{net} has a lower test error than plain-34", minus("plain-34", net)) for net in trainings if net != "plain-34"
         ),
         deviations=(*deviations(data, scale, *SMALL), "without ResNet-152"),
     )

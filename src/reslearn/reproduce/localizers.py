@@ -21,7 +21,7 @@ from reslearn.localize.windows import cut_out
 from reslearn.reproduce import plots
 from reslearn.reproduce.experiment import Dataset, ExperimentOptions, Measured, Plan, Scale, on_boxes
 from reslearn.reproduce.runs import open_annotated
-from reslearn.reproduce.verdicts import NOT_COMPARABLE, summarize, verdict
+from reslearn.reproduce.verdicts import NOT_COMPARABLE, row, summarize, verdict
 from reslearn.training import run
 from reslearn.training.request import parse
 
@@ -142,9 +142,8 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _row(what: str, published: float | None, values: Sequence[np.ndarray] = ()) -> dict[str, Any]:
     """A row of the result. values: which images are wrong, bool (N,) per seed."""
-    ours = summarize([100 * float(seed.mean()) for seed in values]) if values else None
-    outcome = NOT_COMPARABLE if values and published is not None else ""
-    return {"what": what, "metric": METRIC, "published": published, "ours": ours, "verdict": outcome}
+    errors = [100 * float(seed.mean()) for seed in values]
+    return row(what, METRIC, errors, published, verdict=NOT_COMPARABLE if values and published is not None else "")
 
 
 def _claim(text: str, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[str, Any]:

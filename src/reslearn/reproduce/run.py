@@ -11,9 +11,9 @@ from reslearn.errors import UserError
 from reslearn.files import write_text
 from reslearn.nets import spec
 from reslearn.reproduce import plots
-from reslearn.reproduce.experiment import Dataset, Experiment, ExperimentOptions, Measured, Plan, Scale
+from reslearn.reproduce.experiment import METRICS, Dataset, Experiment, ExperimentOptions, Measured, Plan, Scale
 from reslearn.reproduce.runs import LAST, Curve, curve, find, metric, open_data, train
-from reslearn.reproduce.verdicts import FAILED, NOT_RUN, UNDECIDED, compare_to_paper, estimate
+from reslearn.reproduce.verdicts import FAILED, NOT_RUN, UNDECIDED, compare_to_paper, estimate, row
 from reslearn.training import runtime
 from reslearn.training.display import Display
 from reslearn.training.folder import read_facts
@@ -196,13 +196,13 @@ def _complete(done: Done) -> dict[str, list[Path]]:
 
 def _evaluate(plan: Plan, comparable: bool, done: Done, failed: Mapping[str, list[int]], result: dict[str, Any]) -> None:
     """Adds rows, claims and notes to a result."""
-    for row in plan.rows:
-        values = [metric(folder, row.metric) for folder in done[row.run].values()]
-        if values:
-            result["rows"].append(compare_to_paper(row, values, comparable))
+    for comparison in plan.rows:
+        label, name = comparison.run, comparison.metric
+        if values := [metric(folder, name) for folder in done[label].values()]:
+            result["rows"].append(compare_to_paper(comparison, values, comparable))
         else:
-            verdict = FAILED if failed[row.run] else NOT_RUN
-            result["rows"].append({"what": row.what, "published": row.published, "ours": None, "verdict": verdict})
+            verdict = FAILED if failed[label] else NOT_RUN
+            result["rows"].append(row(comparison.what, METRICS[name], published=comparison.published, verdict=verdict))
     for label, numbers in failed.items():
         if numbers:
             seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -14,6 +14,7 @@ NORMAL95 = 1.96
 
 HOLDS, DIFFERS, UNDECIDED, NOT_COMPARABLE = "holds", "differs", "undecided", "not comparable"
 NOT_RUN, FAILED = "not run", "failed"
+NO_VERDICT = {"difference": None, "tolerance": None, "verdict": ""}
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -26,26 +27,28 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "std": std, "interval": [mean - half, mean + half], "values": list(values)}
 
 
-def compare_to_paper(row: Comparison, values: Sequence[float], comparable: bool) -> dict[str, Any]:
+def row(what: str, metric: str, values: Sequence[float] = (), published: float | None = None, **outcome: Any) -> dict[str, Any]:
+    """A row of the result. outcome: see agreement; without it, the row has no verdict."""
+    ours = summarize(values) if values else None
+    return {"what": what, "metric": metric, "published": published, "ours": ours, **NO_VERDICT, **outcome}
+
+
+def compare_to_paper(comparison: Comparison, values: Sequence[float], comparable: bool) -> dict[str, Any]:
     """A row of the result. comparable: whether the values were measured under the paper's protocol on its data; without that there
     is no verdict on the paper's number.
     """
-    ours = summarize(values)
-    outcome, difference = NOT_COMPARABLE, None
-    if row.published is None:
-        outcome = ""
-    elif comparable:
-        difference = ours["mean"] - row.published
-        outcome = HOLDS if abs(difference) <= row.tolerance else DIFFERS
-    return {
-        "what": row.what,
-        "metric": METRICS[row.metric],
-        "published": row.published,
-        "ours": ours,
-        "difference": difference,
-        "tolerance": row.tolerance if comparable and row.published is not None else None,
-        "verdict": outcome,
-    }
+    published, outcome = comparison.published, {}
+    if published is not None and comparable:
+        outcome = agreement(statistics.fmean(values), published, comparison.tolerance)
+    elif published is not None:
+        outcome = {"verdict": NOT_COMPARABLE}
+    return row(comparison.what, METRICS[comparison.metric], values, published, **outcome)
+
+
+def agreement(ours: float, expected: float, tolerance: float) -> dict[str, Any]:
+    """The difference of two values, and whether it is within the tolerance."""
+    difference = ours - expected
+    return {"difference": difference, "tolerance": tolerance, "verdict": HOLDS if abs(difference) <= tolerance else DIFFERS}
 
 
 def estimate(effect: Effect, values: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
