@@ -1,6 +1,6 @@
 """Write the generated pages of docs/: recipes.md from the recipe classes, paper.md from docs/reproduction/*.json.
 
-Run by `make docs`. A test compares the committed pages with what this script writes.
+Run by `make docs`. A test compares the committed pages with the output of this script.
 """
 
 import inspect
@@ -12,8 +12,8 @@ from typing import Any
 from reslearn import tasks
 from reslearn.errors import UserError
 from reslearn.reproduce.catalog import EXPERIMENTS
-from reslearn.reproduce.show import cells, claim_cells
-from reslearn.training.catalog import describe, summary
+from reslearn.reproduce.show import CLAIM_COLUMNS, COLUMNS, cells, claim_cells
+from reslearn.training.catalog import describe
 from reslearn.training.recipe import shown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -22,6 +22,42 @@ INTRODUCTION = {
     "detect": "Detection: `reslearn detect train DATA --recipe NAME`.",
     "localize": "Localization: `reslearn localize train DATA --recipe NAME`.",
 }
+
+
+RECIPES = """\
+# Recipes
+
+A recipe contains all settings of a run. `--recipe NAME` chooses a named recipe, `--set key=value` changes a key, and a `.toml` or
+`.json` file passed as `--recipe` changes several (`base` is the recipe that it starts from). Without `--recipe`, the recipe is
+chosen from the data. `reslearn recipes NAME [DATA]` prints one recipe, with the values that it would choose for your data.
+
+DRL is *Deep Residual Learning for Image Recognition*, IM *Identity Mappings in Deep Residual Networks*, SD *Deep Networks with
+Stochastic Depth*. With a value of `null`, the network's own value is used, or none.
+"""
+PAPER = """\
+# The paper, reproduced
+
+Every table and figure of the papers is an experiment: a command that trains or analyzes networks and compares the results with
+the published numbers. `reslearn reproduce` lists the experiments with their estimated time on your machine:
+
+```
+reslearn reproduce
+reslearn reproduce table1 --scale paper
+reslearn reproduce figure1 --scale small
+reslearn reproduce models --model published.safetensors
+```
+
+| scale | purpose |
+| --- | --- |
+| `paper` | the paper's protocol; only this scale is compared with the paper's numbers |
+| `small` | tests a named effect in minutes to hours, with seeds and 95% intervals |
+| `smoke` | shows that the experiment runs |
+
+Runs are kept in `reproduction/runs`, shared between experiments, and resumed. Each experiment writes a table, plots, a JSON file
+and a section of `reproduction/index.html`. `--model` uses given model files instead of training; `--only` trains one entry.
+
+The results below were measured on two CPU cores. Means are over n seeds, ± is the standard deviation, intervals are 95%.
+"""
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> Iterator[str]:
@@ -34,14 +70,7 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[st
 
 def recipes() -> Iterator[str]:
     """The page of recipes."""
-    yield from ("# Recipes", "")
-    yield "A recipe is every setting of a run. `--recipe NAME` chooses a named one, `--set key=value` changes a key, and a `.toml` or"
-    yield "`.json` file passed as `--recipe` changes several (`base` names the recipe it starts from). Without `--recipe`, one is chosen"
-    yield "from the data. `reslearn recipes NAME [DATA]` prints this table for one recipe, with the values it would choose for your data."
-    yield ""
-    yield "DRL is *Deep Residual Learning for Image Recognition*, IM *Identity Mappings in Deep Residual Networks*, SD *Deep Networks with"
-    yield "Stochastic Depth*. A value of `null` means that the network's own value, or none, is used."
-    yield ""
+    yield RECIPES
     for task in map(tasks.get, tasks.TASKS):
         yield from (f"## {task.name.capitalize()}", "", INTRODUCTION[task.name], "")
         for name in sorted(task.named, key=lambda name: "default" not in name):
@@ -50,7 +79,7 @@ def recipes() -> Iterator[str]:
             try:
                 rows = [row for row in describe(name, None, None) if row["source"] != "default"]
             except UserError:
-                yield from (f"It chooses its values from the data: `reslearn recipes {name} DATA` prints them.", "")
+                yield from (f"Its values are chosen from the data: `reslearn recipes {name} DATA` prints them.", "")
                 continue
             yield from table(
                 ("key", "value", "source"), [(f"`{row['key']}`", f"`{shown(row['value'])}`", row["source"]) for row in rows]
@@ -60,7 +89,7 @@ def recipes() -> Iterator[str]:
 
 
 def keys(task: str) -> Iterator[tuple[str, str, str]]:
-    """Every key of a task's recipes, its default and its meaning."""
+    """Every key of a task's recipes with its default and meaning."""
     from pydantic_core import PydanticUndefined
 
     from reslearn.training.recipe import fields
@@ -73,30 +102,7 @@ def keys(task: str) -> Iterator[tuple[str, str, str]]:
 def paper() -> Iterator[str]:
     """The page of the paper's tables and figures."""
     results = [json.loads(path.read_text()) for path in sorted((DOCS / "reproduction").glob("*.json"))]
-    yield from ("# The paper, reproduced", "")
-    yield "Every table and figure of the papers is an experiment: a command that trains or analyzes what it needs and puts the published"
-    yield "number beside the measured one. `reslearn reproduce` lists them with their cost on your machine:"
-    yield from (
-        "",
-        "```",
-        "reslearn reproduce",
-        "reslearn reproduce table1 --scale paper",
-        "reslearn reproduce figure1 --scale small",
-    )
-    yield from ("reslearn reproduce models --model published.safetensors", "```", "")
-    yield from table(
-        ("scale", "what it does"),
-        [
-            ("`paper`", "the paper's protocol; only this scale is compared with the paper's numbers"),
-            ("`small`", "tests a named effect in minutes to hours, with seeds and 95% intervals"),
-            ("`smoke`", "shows that the experiment runs"),
-        ],
-    )
-    yield "Runs are kept in `reproduction/runs`, shared between experiments, and resumed. Each experiment ends in a table, a picture, JSON"
-    yield "and a section of `reproduction/index.html`. `--model` uses given model files instead of training; `--only` trains one entry."
-    yield ""
-    yield "Below is what this project measured, on two CPU cores. Means are over n seeds, ± is the standard deviation, intervals are 95%."
-    yield ""
+    yield PAPER
     for result in sorted(results, key=lambda result: (result.get("order", 99), result.get("scale", ""))):
         if "experiment" in result:
             yield from experiment(result)
@@ -108,15 +114,11 @@ def experiment(result: dict[str, Any]) -> Iterator[str]:
     scale = "" if result["scale"] == "models" else f", {result['scale']} scale"
     yield from (f"## {known.title}", "", f"*{known.source}{scale}*: {known.see}", "")
     yield from ("```", result["command"].replace(" --no-train", ""), "```", "")
-    rows = [row for row in result["rows"] if row["ours"]]
-    columns = ("", "published", "ours", "difference", "verdict")
-    kept = [0, 2] + [i for i in (1, 3, 4) if any(list(cells(row))[i] for row in rows)]
-    yield from table(tuple(columns[i] for i in sorted(kept)), [tuple(list(cells(row))[i] for i in sorted(kept)) for row in rows])
-    claims = [claim for claim in result["claims"] if claim["effect"]]
-    if claims:
-        yield from table(
-            ("claim", "in its favor (95% interval)", "seeds that disagree", "verdict"), [tuple(claim_cells(c)) for c in claims]
-        )
+    rows = [cells(row) for row in result["rows"] if row["ours"]]
+    shown_columns = [i for i in range(len(COLUMNS)) if i in (0, 2) or any(row[i] for row in rows)]
+    yield from table(tuple(COLUMNS[i] for i in shown_columns), [tuple(row[i] for i in shown_columns) for row in rows])
+    if claims := [claim_cells(claim) for claim in result["claims"] if claim["effect"]]:
+        yield from table(CLAIM_COLUMNS, claims)
     for key in ("picture", "effects_picture"):
         if result.get(key):
             yield from (f"![{known.title}](reproduction/{result[key]})", "")
@@ -125,7 +127,7 @@ def experiment(result: dict[str, Any]) -> Iterator[str]:
         yield from (f"Not run: {', '.join(missing)}.", "")
     yield from (f"- {note}" for note in result["notes"])
     yield from (f"- Deviation: {deviation}" for deviation in result["deviations"])
-    yield from (f"- Made on {' and '.join(result['made_on'])}", "")
+    yield from (f"- Run on {' and '.join(result['made_on'])}", "")
 
 
 PAGES = {"recipes.md": recipes, "paper.md": paper}

@@ -30,8 +30,7 @@ def dataset(experiment: Experiment, scale: Scale, data: str | None) -> Dataset:
     if data is not None:
         opened = datasets.open(data)
         return Dataset(data, opened.resident and opened.sizes == (32, 32) and opened.channels == 3)
-    use_small = scale == "smoke" or (scale == "small" and datasets.present(experiment.data) is None)
-    if experiment.small_data and use_small:
+    if experiment.small_data and (scale == "smoke" or (scale == "small" and datasets.present(experiment.data) is None)):
         return Dataset(experiment.small_data, False)
     return Dataset(experiment.data, experiment.data.startswith("cifar"))
 

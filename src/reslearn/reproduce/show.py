@@ -1,7 +1,6 @@
 """The output of `reslearn reproduce`: the list of experiments, and results as tables."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from reslearn.reproduce.runs import find, open_data
 from reslearn.reproduce.speed import seconds
 
 WIDTH = 120  # columns without a terminal
+COLUMNS = ("", "published", "ours", "difference", "verdict")
+CLAIM_COLUMNS = ("claim", "effect (95% interval)", "disagreeing seeds", "verdict")
 
 
 def duration(s: float) -> str:
@@ -74,14 +75,12 @@ def print_listing(rows: list[dict[str, Any]], scale: Scale) -> None:
 
 def print_result(result: dict[str, Any], out: Path) -> None:
     """Prints a result: rows, claims, notes, deviations and the files written."""
-    table = Table(
-        f"{result['source']}, scale {result['scale']}", "published", "ours", "difference", "verdict", box=None, pad_edge=False
-    )
+    table = Table(f"{result['source']}, scale {result['scale']}", *COLUMNS[1:], box=None, pad_edge=False)
     for row in result["rows"]:
         table.add_row(*cells(row))
     _print(table)
     if result["claims"]:
-        table = Table("claim", "effect (95% interval)", "disagreeing seeds", "verdict", box=None, pad_edge=False)
+        table = Table(*CLAIM_COLUMNS, box=None, pad_edge=False)
         for claim in result["claims"]:
             table.add_row(*claim_cells(claim))
         _print(table)
@@ -100,29 +99,23 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 0.01 and abs(value - round(value, 2)) > 1e-9 else f"{value:.2f}"
 
 
-def cells(row: dict[str, Any]) -> Iterator[str]:
-    """The table cells of a row of a result."""
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """The table cells of a row of a result, see COLUMNS."""
     ours = row["ours"]
-    yield row["what"]
-    yield number(row["published"])
     spread = f" ± {ours['std']:.2f} (n={ours['n']})" if ours and ours["std"] is not None else ""
-    yield f"{number(ours['mean'])}{spread}" if ours else ""
-    yield "" if row.get("difference") is None else f"{row['difference']:+.2f}"
-    yield row["verdict"]
+    mean = f"{number(ours['mean'])}{spread}" if ours else ""
+    difference = "" if row.get("difference") is None else f"{row['difference']:+.2f}"
+    return row["what"], number(row["published"]), mean, difference, row["verdict"]
 
 
-def claim_cells(claim: dict[str, Any]) -> Iterator[str]:
-    """The table cells of a claim of a result."""
+def claim_cells(claim: dict[str, Any]) -> tuple[str, ...]:
+    """The table cells of a claim of a result, see CLAIM_COLUMNS."""
     effect = claim["effect"]
-    yield claim["text"]
     if effect is None:
-        yield ""
-    else:
-        interval = " ({:+.2f} to {:+.2f})".format(*effect["interval"]) if effect["interval"] else " (measured once)"
-        yield f"{effect['mean']:+.2f}{interval}"
-    several = effect is not None and effect["n"] > 1
-    yield (", ".join(map(str, claim.get("disagree", []))) or "none") if several else ""
-    yield claim["verdict"]
+        return claim["text"], "", "", claim["verdict"]
+    interval = "{:+.2f} to {:+.2f}".format(*effect["interval"]) if effect["interval"] else "measured once"
+    disagree = ", ".join(map(str, claim.get("disagree", []))) or "none"
+    return claim["text"], f"{effect['mean']:+.2f} ({interval})", disagree if effect["n"] > 1 else "", claim["verdict"]
 
 
 def _print(output: str | Table) -> None:
