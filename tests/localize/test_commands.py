@@ -193,7 +193,7 @@ ERRORS = {
     "net": (["train", "{data}", "--out", "o", "--model", "resnt8"], "no network called 'resnt8'"),
     "existing folder": (["train", "{data}", "--out", "{data}", "--model", "resnet8"], "exists and is not an empty folder"),
     "existing run": (["train", "{data}", "--out", "{run}", "--model", "resnet8"], "already contains a run"),
-    "resume and more": (["train", "--resume", "o", "--model", "resnet8", *set_("schedule.lr=1")], "--model, --set cannot be combined"),
+    "resume and more": (["train", "--resume", "o", "--model", "m", *set_("schedule.lr=1")], "--model, --set cannot be combined"),
     "resume nothing": (["train", "--resume", "o"], "is not a run folder"),
     "scale": (["eval", "{run}", "{data}", "--scale", "8"], "scale 8: must be from 32"),
     "no test images": (["eval", "{run}", "{alone}"], "has no test or val images"),
