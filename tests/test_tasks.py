@@ -80,7 +80,7 @@ def test_it_trains_and_resumes_bit_for_bit(site: Path, data: Path, tmp_path: Pat
 
 def test_seeds_recipes_and_changed_data(site: Path, data: Path, tmp_path: Path, run_cli: RunCli) -> None:
     request = parse(data, "brightness-quick", task="brightness", settings=SETTINGS, seed=3, out=tmp_path / "many", quiet=True)
-    first, second = api.train_seeds(2, request)
+    first, second = api.train_request_seeds(2, request)
     assert [first.folder.name, second.folder.name] == ["seed-3", "seed-4"]
     alone = train(data, task="brightness", settings=SETTINGS, seed=4, out=tmp_path / "alone", quiet=True)
     assert (second.folder / "model.safetensors").read_bytes() == (alone.folder / "model.safetensors").read_bytes()

@@ -12,28 +12,76 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from reslearn.api import resume, train
+    from reslearn.api import (
+        detect_objects,
+        doctor,
+        features,
+        recipe,
+        resume,
+        resume_seeds,
+        summary,
+        train,
+        train_seeds,
+        write_report,
+    )
     from reslearn.classify.evaluate import evaluate
     from reslearn.deploy.predict import predict
     from reslearn.errors import UserError
     from reslearn.nets import create, models
     from reslearn.weights import Card, load, save
+    from reslearn.weights.read import import_weights
+    from reslearn.weights.write import export
 
 # Imported on first use, so that `import reslearn` and `reslearn --help` do not import torch.
-_HOME = {
-    "train": "api",
-    "resume": "api",
-    "predict": "deploy.predict",
-    "UserError": "errors",
-    "evaluate": "classify.evaluate",
-    "create": "nets",
-    "models": "nets",
-    "Card": "weights",
-    "load": "weights",
-    "save": "weights",
+_MODULES = {
+    "api": (
+        "detect_objects",
+        "doctor",
+        "features",
+        "recipe",
+        "resume",
+        "resume_seeds",
+        "summary",
+        "train",
+        "train_seeds",
+        "write_report",
+    ),
+    "classify.evaluate": ("evaluate",),
+    "deploy.predict": ("predict",),
+    "errors": ("UserError",),
+    "nets": ("create", "models"),
+    "weights": ("Card", "load", "save"),
+    "weights.read": ("import_weights",),
+    "weights.write": ("export",),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["Card", "UserError", "create", "evaluate", "load", "models", "predict", "resume", "save", "train"]
+__all__ = [
+    "Card",
+    "UserError",
+    "create",
+    "detect_objects",
+    "doctor",
+    "evaluate",
+    "export",
+    "features",
+    "import_weights",
+    "load",
+    "models",
+    "predict",
+    "recipe",
+    "resume",
+    "resume_seeds",
+    "save",
+    "summary",
+    "train",
+    "train_seeds",
+    "write_report",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
 
 
 def __getattr__(name: str) -> Any:

@@ -198,8 +198,8 @@ def test_several_seeds_reject_torchrun(
 
 def test_the_python_functions_check_their_arguments(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set --out"):
-        api.train_seeds(2, parse(images))
+        api.train_request_seeds(2, parse(images))
     with pytest.raises(UserError, match="must be at least 1"):
-        api.train_seeds(0, parse(images, out=tmp_path / "new"))
+        api.train_request_seeds(0, parse(images, out=tmp_path / "new"))
     with pytest.raises(UserError, match="has no runs of several seeds"):
         api.resume_seeds(tmp_path)

@@ -20,6 +20,7 @@ from reslearn.evaluation.protocols import many_views, single_view
 from reslearn.evaluation.scores import Scores, check_target, ensemble, load_scores, save_scores
 from reslearn.evaluation.views import Pictures, Views, check_applies
 from reslearn.evaluation.views import protocol as make_protocol
+from reslearn.html import table
 from reslearn.training.folder import read_held_out
 from reslearn.weights.store import Card, load, read_card
 
@@ -60,6 +61,24 @@ def relabel(split: Split, data: DataSet, classes: tuple[str, ...]) -> Split:
 Model = nn.Module | str | Path
 
 
+class Evaluated(dict[str, Any]):
+    """The numbers of an evaluation; see `evaluate` for the keys."""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        low, high = self["top1_interval"]
+        rows = [("top-1 error", f"{self['top1_error']:.2f}% (95% interval {low:.2f} to {high:.2f}, n={self['n']:,})")]
+        rows += [("top-5 error", f"{self['top5_error']:.2f}%")] if "top5_error" in self else []
+        return [*rows, ("calibration error", f"{self['calibration_error']:.2f} points")]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value}" for name, value in self._rows())
+        return f"{self['data']}, {self['split']}, {self['protocol']}: {numbers}"
+
+    def _repr_html_(self) -> str:
+        classes = [(f"accuracy of {one['class']}", f"{one['accuracy']:.1f}%") for one in self["per_class"] if one["n"]]
+        return table([*self._rows(), *classes], title=f"{self['data']}, {self['split']}, {self['protocol']}")
+
+
 def evaluate(
     model: Model | Sequence[Model],
     data: str | Path,
@@ -73,7 +92,7 @@ def evaluate(
     protocol: str = "center",
     scales: Sequence[int] | None = None,
     scores: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluated:
     """Evaluate one model or an ensemble in fp32: top-1 and top-5 error, interval, calibration, confusion (see metrics.metrics).
 
     model: a loaded model, model file or run folder; or several, whose scores are averaged. data: as for `train`. split: "train",
@@ -109,10 +128,10 @@ def evaluate(
     result |= {"unreadable": unreadable, "left_out": opened.left_out}
     result |= {"members": [_member(member, seed) for member in members]} if len(members) > 1 else {}
     warning = next((test.note for test in tests if test.note), "")
-    return result | ({"note": warning} if warning else {})
+    return Evaluated(result | ({"note": warning} if warning else {}))
 
 
-def evaluate_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Path | None = None) -> dict[str, Any]:
+def evaluate_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Path | None = None) -> Evaluated:
     """Evaluate the ensemble of saved scores. Returns what `evaluate` returns for several models. Raises UserError."""
     target = None if scores is None else check_target(Path(scores))
     members = [load_scores(Path(file)) for file in files]
@@ -120,7 +139,7 @@ def evaluate_scores(files: Sequence[str | Path], seed: int = 0, scores: str | Pa
     result = {"data": combined.data, "split": combined.split, "protocol": combined.protocol, **combined.metrics(seed)}
     if target is not None:
         save_scores(combined, target)
-    return result | {"unreadable": {}, "left_out": {}, "members": [_member(member, seed) for member in members]}
+    return Evaluated(result | {"unreadable": {}, "left_out": {}, "members": [_member(member, seed) for member in members]})
 
 
 def _member(scores: Scores, seed: int) -> dict[str, Any]:

@@ -18,7 +18,6 @@ app = typer.Typer(
     name="reslearn",
     help="Train, evaluate, analyze and use residual networks.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, parse_scales, refuse_ranks
+from reslearn.cli.options import (
+    Batch,
+    Device,
+    Epochs,
+    Json,
+    Out,
+    Rate,
+    Recipe,
+    Resume,
+    Seed,
+    Seeds,
+    Set,
+    parse_scales,
+    refuse_ranks,
+)
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
@@ -43,6 +57,9 @@ def train(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
     model: Annotated[str | None, typer.Option("--model", help="Backbone, such as resnet18, resnet50 or vgg16-bn.")] = None,
     recipe: Recipe = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    lr: Rate = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
@@ -70,7 +87,8 @@ def train(
     if resume is not None and bad_boxes is not None:
         raise UserError("--bad-boxes cannot be combined with --resume: the recipe is that of the run")
     settings = [*(settings or ()), *([] if bad_boxes is None else [f"data.bad={bad_boxes}"])]
-    options = {"model": model, "recipe": recipe, "settings": settings, "seed": seed, "init": init, "out": out}
+    options = {"model": model, "recipe": recipe, "epochs": epochs, "batch": batch, "lr": lr}
+    options |= {"settings": settings, "seed": seed, "init": init, "out": out}
     with nullcontext() if resume is not None else bad_boxes_left_out_by(DROP):
         train_command("detect", data, resume, seeds, device, **options)
 

@@ -7,7 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from reslearn.cli.detect import DROP, BadBoxPolicy
-from reslearn.cli.options import Device, Json, JsonFile, Out, Recipe, Resume, Seed, Seeds, Set, check_folder, refuse_ranks
+from reslearn.cli.options import (
+    Batch,
+    Device,
+    Epochs,
+    Json,
+    JsonFile,
+    Out,
+    Rate,
+    Recipe,
+    Resume,
+    Seed,
+    Seeds,
+    Set,
+    Size,
+    check_folder,
+    refuse_ranks,
+)
 from reslearn.cli.training import train_command
 
 app = typer.Typer(help="Train and evaluate localizers: one box per class.", no_args_is_help=True)
@@ -51,6 +67,10 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="VOC or COCO set with objects of one class per image.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Network [default: that of --init, else resnet18].")] = None,
     recipe: Recipe = None,
+    epochs: Epochs = None,
+    size: Size = None,
+    batch: Batch = None,
+    lr: Rate = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
@@ -72,7 +92,8 @@ def train(
       reslearn localize train cells --recipe localize-regions --init runs/where --out runs/refined
       reslearn localize train --resume runs/where
     """
-    options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
+    options = {"model": model, "recipe": recipe, "epochs": epochs, "size": size, "batch": batch, "lr": lr}
+    options |= {"settings": settings or (), "seed": seed, "init": init, "out": out}
     train_command("localize", data, resume, seeds, device, **options)
 
 

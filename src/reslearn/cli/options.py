@@ -14,6 +14,10 @@ JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write t
 # Commands that train:
 Recipe = Annotated[str | None, typer.Option("--recipe", help="Named recipe (see reslearn recipes), or a .toml or .json file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set a recipe key, as key=value. Repeatable.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the training images.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side of the network's input, px.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Images per step.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train N runs with consecutive seeds.")]
 Out = Annotated[Path | None, typer.Option("--out", help="New run folder [default: runs/DATA-MODEL].")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reslearn.cli.options import Device, Json, Out, Recipe, Resume, Seed, Seeds, Set, parse_scales
+from reslearn.cli.options import Batch, Device, Epochs, Json, Out, Rate, Recipe, Resume, Seed, Seeds, Set, Size, parse_scales
 from reslearn.cli.training import train_command
 from reslearn.errors import UserError
 
@@ -19,6 +19,10 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Network, such as resnet20, plain34 or resnet50.")] = None,
     recipe: Recipe = None,
+    epochs: Epochs = None,
+    size: Size = None,
+    batch: Batch = None,
+    lr: Rate = None,
     settings: Set = None,
     seed: Seed = None,
     seeds: Seeds = None,
@@ -35,14 +39,15 @@ def train(
       reslearn train fashion-sample
       reslearn train path/to/folder --out runs/mine
       reslearn train cifar10 --model resnet56 --recipe cifar10-paper --seed 1
-      reslearn train photos.csv --set schedule.epochs=20 --set data.size=96
+      reslearn train photos.csv --epochs 20 --size 96
       reslearn train photos --init runs/mine --set net.frozen=2 --set optimizer.backbone_lr=0.1
       reslearn train cifar10 --recipe cifar10-fast --seeds 5 --out runs/five
       reslearn train --resume runs/mine
     """
     if resume is not None and task != "classify":
         raise UserError("--task cannot be combined with --resume: the task is that of the run")
-    options = {"model": model, "recipe": recipe, "settings": settings or (), "seed": seed, "init": init, "out": out}
+    options = {"model": model, "recipe": recipe, "epochs": epochs, "size": size, "batch": batch, "lr": lr}
+    options |= {"settings": settings or (), "seed": seed, "init": init, "out": out}
     train_command(task, data, resume, seeds, device, **options)
 
 

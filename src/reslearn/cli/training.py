@@ -11,8 +11,6 @@ from reslearn.errors import UserError
 if TYPE_CHECKING:
     from reslearn.training.run import Run
 
-SPLITS = {"val": "held-out", "test": "test", "train": "training"}
-
 
 def train_command(task: str, data: str | Path | None, resume: Path | None, seeds: int | None, device: str, **options: Any) -> None:
     """Train or resume one run, or runs with several seeds, and print the final numbers.
@@ -44,28 +42,17 @@ def train_command(task: str, data: str | Path | None, resume: Path | None, seeds
         if seeds is None:
             _print_run(api.train_request(request))
         else:
-            _print_seeds(api.train_seeds(seeds, request))
+            _print_seeds(api.train_request_seeds(seeds, request))
 
 
 def _print_run(run: "Run") -> None:
     """Print the numbers and files of a finished run, on the first rank only."""
-    from reslearn import tasks
     from reslearn.training import ranks
 
     if not ranks.first():
         return
-    measures = tasks.get(run.task).measures
-    same = run.result.get("best", {}).get("step") == run.result["last"]["step"]
-    for name in ["last"] if same else [name for name in ("last", "best") if name in run.result]:
-        step, title = run.result[name]["step"], "last, best" if same else name
-        for split, label in SPLITS.items():
-            if split in run.result[name]:
-                numbers = run.result[name][split]
-                note = " (nothing was held out)" if split == "train" else ""
-                for measure, (value, interval) in measures(numbers).items():
-                    spread = f"95% interval {interval[0]:.2f} to {interval[1]:.2f}, " if interval else ""
-                    details = f"{spread}n={numbers['n']:,}; {title}: step {step:,}"
-                    typer.echo(f"result   {label}{note} {measure} {_number(value):.2f}%  ({details})")
+    for name, value, details in run.numbers():
+        typer.echo(f"result   {name} {value}  ({details})")
     typer.echo(f"model    {run.folder / 'model.safetensors'}")
     _print_report(run.folder)
 
@@ -73,6 +60,7 @@ def _print_run(run: "Run") -> None:
 def _print_seeds(runs: "list[Run]") -> None:
     """Print the mean over runs with several seeds: one line per split and measure."""
     from reslearn.training.many import summary
+    from reslearn.training.run import SPLITS
 
     numbers = summary(runs)
     for split, label in SPLITS.items():

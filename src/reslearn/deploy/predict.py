@@ -1,5 +1,7 @@
 """Predictions for image files from a model file."""
 
+import base64
+import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
 from reslearn.data.images.files import IMAGE_SUFFIXES, read
 from reslearn.errors import UserError, naming
+from reslearn.html import Raw, table
 from reslearn.weights.store import Card, check_classifies, load
 
 BATCH = 32
@@ -33,6 +37,29 @@ class Prediction:
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {p:.1%}" for name, p in self.classes)
         return f"{self.file}: {shown or self.error}"
+
+
+class Predictions(list[Prediction]):
+    """Predictions in the order of the images."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        rows = [(_thumbnail(one.file), Path(one.file).name, str(one).removeprefix(f"{one.file}: ")) for one in self]
+        return table(rows, ("", "file", "prediction"))
+
+
+def _thumbnail(file: str) -> Raw:
+    """An HTML image of a file, at most 96 px; empty if it cannot be read."""
+    try:
+        picture = PIL.Image.fromarray(read(file, 3))
+    except UserError:
+        return Raw("")
+    picture.thumbnail((96, 96))
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return Raw(f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">')
 
 
 def _name(image: Image) -> str:
@@ -69,14 +96,14 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def predict(model: nn.Module | str | Path, images: Image | Sequence[Image], top: int = 5) -> list[Prediction]:
+def predict(model: nn.Module | str | Path, images: Image | Sequence[Image], top: int = 5) -> Predictions:
     """Returns the `top` most probable classes of each image (path or open binary file), in order.
 
     model: from `load`, or a model file or run folder. An unreadable image gives a Prediction with an error.
     """
     model = model if isinstance(model, nn.Module) else load(model)
     images = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images  # type: ignore[list-item,assignment]
-    return list(stream(model, images, top))  # type: ignore[arg-type]
+    return Predictions(stream(model, images, top))  # type: ignore[arg-type]
 
 
 @torch.inference_mode()

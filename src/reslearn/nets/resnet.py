@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from reslearn.html import table
 from reslearn.nets.block import Block
 from reslearn.nets.options import Spec
 from reslearn.nets.shortcuts import conv
@@ -66,6 +67,17 @@ class ResNet(Stem):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(features, classes)
         initialize(self, zero_init_last_gamma=net.zero_init_last_gamma)
+
+    def _repr_html_(self) -> str:
+        card, count = getattr(self, "card", None), sum(parameter.numel() for parameter in self.parameters())
+        rows: list[tuple[str, object]] = [("parameters", f"{count:,}"), ("stages", ", ".join(map(str, self.channels)))]
+        if card is not None:
+            rows += [
+                ("classes", ", ".join(card.classes)),
+                ("input", "x".join(map(str, (card.preprocessing.channels, *card.preprocessing.size)))),
+                ("made by", card.made_by),
+            ]
+        return table(rows, title=card.net if card is not None else type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(self.stem(x)))

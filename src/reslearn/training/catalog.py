@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from inspect import getdoc
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from reslearn import tasks
 from reslearn.errors import UserError, did_you_mean
-from reslearn.training.recipe import Recipe, fields, flatten, shown, validate
+from reslearn.training.recipe import Chosen, Recipe, fields, flatten, shown, validate
 from reslearn.training.task import Task
 from reslearn.weights.store import read_card
 
@@ -45,8 +46,8 @@ def list_recipes(as_json: bool) -> None:
     rich_print(table)
 
 
-def describe(name: str, data: str | None, model: str | None, init: str | None = None) -> list[dict[str, Any]]:
-    """Every key of a named recipe, with its value, meaning and source.
+def choose(name: str, data: str | Path | None, model: str | None, init: str | Path | None = None) -> tuple[Recipe, Chosen]:
+    """A named recipe, and where its values come from.
 
     Raises UserError for unknown names, and if a recipe depends on data that is not given.
     """
@@ -59,11 +60,16 @@ def describe(name: str, data: str | None, model: str | None, init: str | None = 
     chosen = task.choose(name, opened, model if init is None else read_card(init).net, given)
     values = chosen.plain()
     if init is not None:
-        values["net"] = {**values["net"], "init": init}
-    recipe: Recipe = validate(values, task.recipe, f"recipe {name}")
+        values["net"] = {**values["net"], "init": str(init)}
+    return validate(values, task.recipe, f"recipe {name}"), chosen
+
+
+def describe(name: str, data: str | Path | None, model: str | None, init: str | Path | None = None) -> list[dict[str, Any]]:
+    """Every key of a named recipe, with its value, meaning and source. Raises UserError; see choose."""
+    recipe, chosen = choose(name, data, model, init)
     sources, values = chosen.sources(), flatten(recipe.model_dump())
     rows = []
-    for key, field in fields(task.recipe):
+    for key, field in fields(type(recipe)):
         default = None if field.default is PydanticUndefined else field.default
         source = sources.get(key) or chosen.reasons.get(key) or ("default" if values.get(key) == default else "this recipe")
         rows.append({"key": key, "value": values.get(key), "meaning": field.description or "", "source": source})

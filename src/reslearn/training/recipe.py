@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_m
 from pydantic.fields import FieldInfo
 
 from reslearn.errors import UserError, did_you_mean
+from reslearn.html import table
 from reslearn.nets import spec
 from reslearn.nets.options import OPTIONS, check_options
 
@@ -198,6 +199,11 @@ class Recipe(Section, frozen=True):
     evaluate: Every = Every()
     checkpoint: CheckpointEvery = CheckpointEvery()
     log: Log = Log()
+
+    def _repr_html_(self) -> str:
+        values = flatten(self.model_dump())
+        rows = [(key, shown(values.get(key)), field.description or "") for key, field in fields(type(self))]
+        return table(rows, ("key", "value", "meaning"), title=self.name)
 
 
 R = TypeVar("R", bound=Recipe)

@@ -13,6 +13,16 @@ from reslearn.training.recipe import Recipe, flatten, keys, read_file, shown
 from reslearn.training.task import Task
 
 Settings = Mapping[str, Any] | Sequence[str] | str
+SHORTHANDS = {
+    "model": "net.name",
+    "epochs": "schedule.epochs",
+    "size": "data.size",
+    "batch": "batch.size",
+    "lr": "schedule.lr",
+    "seed": "seed",
+    "init": "net.init",
+}
+"""Arguments of `train` for recipe keys, by name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,10 @@ def parse(
     *,
     model: str | None = None,
     settings: Settings = (),
+    epochs: float | None = None,
+    size: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
     seed: int | None = None,
     init: str | Path | None = None,
     out: str | Path | None = None,
@@ -59,10 +73,18 @@ def parse(
     """Returns a request. Raises UserError for unknown tasks, recipes, keys and networks, and for contradictions."""
     kind = tasks.get(task)
     parsed = _settings(settings, kind)
-    for option, key, value in (("--model", "net.name", model), ("--seed", "seed", seed), ("--init", "net.init", init)):
+    values_by_option = {"model": model, "epochs": epochs, "size": size, "batch": batch, "lr": lr, "seed": seed, "init": init}
+    for option, value in values_by_option.items():
         if value is not None:
+            key = SHORTHANDS[option]
+            if key not in keys(kind.recipe):
+                raise UserError(f"--{option} does not apply to task '{task}', whose recipes have no key '{key}'")
             if key in parsed:
-                raise UserError(f"{option} {value} and --set {key}={shown(parsed[key])}: give only one of them")
+                raise UserError(f"--{option} {value} and --set {key}={shown(parsed[key])}: give only one of them")
+            if key == "schedule.epochs" and "schedule.steps" in parsed:
+                raise UserError(
+                    f"--epochs {value:g} and --set schedule.steps={shown(parsed['schedule.steps'])}: give only one of them"
+                )
             parsed[key] = str(value) if isinstance(value, Path) else value
     base, values, name = None, dict[str, Any](), None
     if isinstance(recipe, Recipe):

@@ -1,8 +1,9 @@
 """Starts, resumes and finishes runs."""
 
 import json
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.device import pick_device, pick_precision
 from reslearn.errors import Interrupted, UserError
 from reslearn.files import write_text, writing
+from reslearn.html import table
 from reslearn.training import checkpoint, ranks, runtime
 from reslearn.training.board import check_installed
 from reslearn.training.display import Display
@@ -30,14 +32,37 @@ from reslearn.training.state import State
 from reslearn.training.stepper import make_model, make_stepper, pick
 from reslearn.training.task import Job, Phase
 
+SPLITS = {"val": "held-out", "test": "test", "train": "training"}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run. task: name of the task. result: content of result.json."""
 
     folder: Path
     task: str
     result: dict[str, Any]
+
+    def numbers(self) -> Iterator[tuple[str, str, str]]:
+        """Yields the final numbers as text: name, value, and interval, number of images and checkpoint."""
+        measures = tasks.get(self.task).measures
+        same = self.result.get("best", {}).get("step") == self.result["last"]["step"]
+        for name in ["last"] if same else [name for name in ("last", "best") if name in self.result]:
+            step, title = self.result[name]["step"], "last, best" if same else name
+            for split in (split for split in SPLITS if split in self.result[name]):
+                numbers = self.result[name][split]
+                note = " (nothing was held out)" if split == "train" else ""
+                for measure, (value, interval) in measures(numbers).items():
+                    spread = f"95% interval {interval[0]:.2f} to {interval[1]:.2f}, " if interval else ""
+                    shown_value = f"{math.nan if value is None else value:.2f}%"
+                    yield f"{SPLITS[split]}{note} {measure}", shown_value, f"{spread}n={numbers['n']:,}; {title}: step {step:,}"
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value}" for name, value, _ in self.numbers())
+        return f"Run({str(self.folder)!r}, {self.task}: {numbers})"
+
+    def _repr_html_(self) -> str:
+        return table(self.numbers(), title=f"{self.folder} ({self.task})")
 
 
 def free_name(data: str, net: str, parent: Path = Path("runs")) -> Path:
