@@ -166,8 +166,8 @@ class LocalizationPage(TaskPage[LocalizationResult]):
         intro = (intro + " and objects that the network has not learned.").format(source, OBJECTS, BOX)
         caption = "Training crops with " + OBJECTS + "."
         if self.stage(run):
-            caption = OBJECTS + " and " + BOX + "regions proposed by the first stage, with their surroundings. Regions without an"
-            caption += " object are background."
+            caption = "Training images with " + OBJECTS + " and " + BOX + "regions proposed by the first stage, with their"
+            caption += " surroundings. Regions without an object are background."
         examples = Sheet(picture(run.folder, "images/examples.jpg"), caption)
         return [PageSection("Predicted boxes", galleries, intro), PageSection("Training examples", [examples])]
 
