@@ -51,7 +51,7 @@ def test_each_kind_of_file_is_opened_by_its_own(tmp_path: Path) -> None:
     ):
         load_detector(tmp_path / "c.safetensors")
     assert "detector" not in json.loads(read_card(tmp_path / "c.safetensors").model_dump_json())
-    with pytest.raises(ValueError, match="a classifier has at least 2"):
+    with pytest.raises(ValueError, match="a classifier needs at least 2"):
         Card(net="resnet8", classes=("a",), preprocessing=view)
 
 
