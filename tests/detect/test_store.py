@@ -49,7 +49,7 @@ def test_other_kinds_of_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"c\.safetensors holds a classification network, not a detector: to use it as a backbone"):
         load_detector(tmp_path / "c.safetensors")
     assert "detector" not in json.loads(read_card(tmp_path / "c.safetensors").model_dump_json())
-    with pytest.raises(ValueError, match="a classifier has at least 2"):
+    with pytest.raises(ValueError, match="a classifier needs at least 2"):
         Card(net="resnet8", classes=("a",), preprocessing=view)
 
 
