@@ -103,9 +103,9 @@ def show_ladder(result: dict[str, Any]) -> None:
             table.add_row(row["name"], _percent(row[key]), *cells, time, f"{row['paper'][key]}{mark}")
         console.print(table)
     if result["context"]:
-        console.print("context: part of this detector, and therefore of every row")
+        console.print("context: this detector was trained with it: every row includes it")
     else:
-        console.print("context: this detector was trained without it (detector.context=false)")
+        console.print("context: this detector was trained without it")
     console.print("box refinement includes box voting; ms per image: median")
     console.print("paper: ResNet-101 on COCO, Table 9; absolute values depend on the data")
     if result["rungs"][-1]["name"] == "ensemble":

@@ -13,9 +13,10 @@ from reslearn.errors import UserError
 from reslearn.evaluation.metrics import interval
 from reslearn.localize.error import THRESHOLDS, best_overlaps, localization_errors
 from reslearn.localize.net import Localizer, load_localizer
-from reslearn.localize.predict import Progress, pixels_of, predict, propose, refine, silent
+from reslearn.localize.predict import pixels_of, predict, propose, refine
 from reslearn.localize.sources import open_to_test
 from reslearn.localize.views import Single, of_one_kind
+from reslearn.progress import Progress, silent
 from reslearn.weights.store import Card, load
 
 VIEWS = {"1-crop": "1 crop", "dense": "dense", "refined": "R-CNN"}

@@ -1,7 +1,7 @@
 """Predictions of a localizer: each class's best box, proposals, and their refinement by the second stage."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +14,9 @@ from reslearn.errors import UserError
 from reslearn.evaluation.views import of_one_size
 from reslearn.localize.net import Localizer, warp
 from reslearn.localize.views import view_of
+from reslearn.progress import Progress, silent
 
 PIXELS = 1 << 20  # pixels per batch
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Reports no progress."""
 
 
 def pixels_of(data: BoxSet, i: int, view: Preprocessing) -> np.ndarray:

@@ -25,12 +25,13 @@ from reslearn.localize.evaluate import VIEWS, View, errors, views
 from reslearn.localize.gallery import MOST, save_examples, save_gallery
 from reslearn.localize.losses import losses
 from reslearn.localize.net import Localizer, create_localizer, flat, load_localizer, save_localizer
-from reslearn.localize.predict import Progress as ViewProgress
-from reslearn.localize.predict import predict, propose, silent
+from reslearn.localize.predict import predict, propose
 from reslearn.localize.recipes import NAMED, LocalizeRecipe, localize_regions
 from reslearn.localize.regions import RegionExamples, add_second_stage, region_losses
 from reslearn.localize.sources import LocalizeSource, open_to_train
 from reslearn.nets import create
+from reslearn.progress import Progress as ViewProgress
+from reslearn.progress import silent
 from reslearn.training import ranks
 from reslearn.training.display import Display
 from reslearn.training.recipe import Chosen, flatten, shown
