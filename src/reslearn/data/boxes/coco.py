@@ -31,9 +31,7 @@ def read_coco(path: Path, images: Path, findings: Findings, classes: Sequence[st
     names: dict[str, int] = {}
     for i, entry in enumerate(document["images"]):
         try:
-            id, name = _integer(entry, "id"), entry.get("file_name")
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"file_name is {_short(name)}, not a string")
+            id, name = _integer(entry, "id"), _string(entry, "file_name")
             height, width = _integer(entry, "height"), _integer(entry, "width")
         except ValueError as why:
             findings.add("unreadable image entry", file, f"images[{i}]: {why}")
@@ -109,9 +107,7 @@ def _categories(
     unknown: dict[int, str] = {}
     for i, entry in enumerate(entries):
         try:
-            id, name = _integer(entry, "id"), entry.get("name")
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"name is {_short(name)}, not a string")
+            id, name = _integer(entry, "id"), _string(entry, "name")
         except ValueError as why:
             findings.add("unreadable category", file, f"categories[{i}]: {why}")
             continue
@@ -169,6 +165,13 @@ def _integer(entry: Any, key: str) -> int:
     value = entry[key]
     if type(value) is not int or abs(value) >= 1 << 62:
         raise ValueError(f"{key} is {_short(value)}, not an integer")
+    return value
+
+
+def _string(entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} must be a non-empty string, not {_short(value)}")
     return value
 
 

@@ -3,12 +3,11 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from reslearn.data.boxes.box_set import BoxImage
+from reslearn.data.boxes.box_set import BoxImage, BoxSet
 from reslearn.data.boxes.coco import read_document
 from reslearn.data.boxes.read import sources, survey
 from reslearn.data.boxes.voc import list_file, lists, parse_xml, unannotated, years
@@ -51,8 +50,8 @@ def repair_boxes(diagnosis: Diagnosis, data: str | Path, target: Path, progress:
             else:
                 copies = []
                 for year in years(root):
-                    if own := _images_of(year, images):
-                        copies += _write_voc(root / year, fresh / year, split, own, _findings_of(year, findings), diagnosis)
+                    if images_of_year := [image for image in images if image.name.startswith(year)]:
+                        copies += _write_voc(root, fresh, year, split, images_of_year, findings, diagnosis)
             for image, path in zip(images, copies, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(image.path, path)
@@ -60,8 +59,7 @@ def repair_boxes(diagnosis: Diagnosis, data: str | Path, target: Path, progress:
                 progress("copying", done, total)
         for year in years(root):
             if (fresh / year / "ImageSets" / "Main").is_dir():
-                kept = {split: _images_of(year, boxes.images) for split, boxes in diagnosis.sets.items()}
-                _write_other_lists(root / year, fresh / year, kept)
+                _write_other_lists(root, fresh, year, diagnosis.sets)
         inside = root.name if root.is_file() else ""
         faults = [finding for boxes in survey(fresh / inside).values() for finding in boxes.findings if finding.fault]
         if faults:
@@ -87,25 +85,17 @@ def count_named(data: str | Path) -> tuple[int, int]:
     return images, objects
 
 
-def _images_of(year: str, images: Sequence[BoxImage]) -> list[BoxImage]:
-    """The images of one year of a devkit, with their names in its folder."""
-    return [replace(image, name=image.name.removeprefix(year)) for image in images if image.name.startswith(year)]
-
-
-def _findings_of(year: str, findings: Sequence[Finding]) -> list[Finding]:
-    return [replace(f, names=(f.names[0].removeprefix(year),)) for f in findings if f.names[0].startswith(year)]
-
-
 def _write_voc(
-    root: Path, fresh: Path, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: Diagnosis
+    root: Path, fresh: Path, year: str, split: str, images: Sequence[BoxImage], findings: Sequence[Finding], diagnosis: Diagnosis
 ) -> list[Path]:
-    """Writes a split's list and annotations. Returns the paths to copy its images to."""
+    """Writes the list and annotations of a split's images of one year. Returns the paths to copy the images to."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (fresh / folder).mkdir(parents=True, exist_ok=True)
-    (fresh / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image.name}\n" for image in images), encoding="utf-8")
+        (fresh / year / folder).mkdir(parents=True, exist_ok=True)
+    stems = [image.name.removeprefix(year) for image in images]
+    (fresh / list_file(year, split)).write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
     to_clip = {(finding.names[0], finding.index) for finding in findings if finding.kind == "sticks out"}
-    for image in images:
-        file = f"Annotations/{image.name}.xml"
+    for image, stem in zip(images, stems, strict=True):
+        file = f"{year}Annotations/{stem}.xml"
         tree, valid = parse_xml(root / file), set(image.objects.ids.tolist())
         for index, element in enumerate(tree.findall("object")):
             if index not in valid:
@@ -113,17 +103,19 @@ def _write_voc(
             elif (file, index) in to_clip:
                 _clip_voc(element, tree)
         (fresh / file).write_bytes(tostring(tree, encoding="utf-8") + b"\n")
-    return [fresh / "JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
+    return [fresh / f"{year}JPEGImages" / _renamed(image.path.name, image, diagnosis) for image in images]
 
 
-def _write_other_lists(root: Path, fresh: Path, images: Mapping[str, Sequence[BoxImage]]) -> None:
-    """Writes the other lists, such as trainval and the lists by class, with the images that are kept. images: by split.
+def _write_other_lists(root: Path, fresh: Path, year: str, sets: Mapping[str, BoxSet]) -> None:
+    """Writes a year's other lists, such as trainval and the lists by class, with the images kept in `sets`.
 
     A list that contains a whole split loses the images that the split loses: one kept only in test is no longer in trainval.
     """
-    all_lists = lists(root)
-    listed = {split: {image for image, _ in all_lists[split]} for split in images if split in all_lists}
-    kept = {split: {image.name for image in images[split]} for split in listed}
+    all_lists = lists(root / year)
+    listed = {split: {image for image, _ in all_lists[split]} for split in sets if split in all_lists}
+    kept = {
+        split: {image.name.removeprefix(year) for image in sets[split].images if image.name.startswith(year)} for split in listed
+    }
     for name, lines in all_lists.items():
         if name in listed:
             continue
@@ -132,7 +124,7 @@ def _write_other_lists(root: Path, fresh: Path, images: Mapping[str, Sequence[Bo
         remaining = set().union(*kept.values()) - dropped
         text = "".join(f"{line}\n" for image, line in lines if image in remaining)
         if text:
-            (fresh / "ImageSets" / "Main" / f"{name}.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+            (fresh / list_file(year, name)).write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _clip_voc(element: Element, tree: Element) -> None:
