@@ -246,7 +246,7 @@ CASES: dict[str, tuple[Callable[[Path], Argv], str]] = {
     "a model without a card": (lambda t: ["predict", str(no_card(t)), str(t)], "no reslearn card"),
     "a model cut short": (
         lambda t: ["predict", str(put(t / "cut.safetensors", model(t).read_bytes()[:-9])), str(t)],
-        "not a whole safetensors file",
+        "not a complete safetensors file",
     ),
     "predict a file that is not there": (lambda t: ["predict", str(model(t)), str(t / "no.png")], "there is no such file"),
     "predict a folder without images": (lambda t: ["predict", str(model(t)), str(put(t / "d" / "x.txt").parent)], "no images in"),

@@ -107,8 +107,9 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_public_names_are_few_and_all_there() -> None:
-    assert len(reslearn.__all__) <= 15
+    assert len(reslearn.__all__) <= 25
     for name in reslearn.__all__:
         assert callable(getattr(reslearn, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = reslearn.nothing  # type: ignore[attr-defined]
+    assert set(reslearn.__all__) <= set(dir(reslearn)) and sorted(reslearn._HOME) == reslearn.__all__

@@ -1,5 +1,6 @@
 """The wheel and the source distribution build, pass their checks, and work where nothing else of the checkout is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*words: object, cwd: Path) -> str:
-    result = subprocess.run(list(map(str, words)), cwd=cwd, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(list(map(str, words)), cwd=cwd, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from reslearn.deploy.predict import predict
     from reslearn.errors import UserError
     from reslearn.nets import create, models
+    from reslearn.training.run import Run
     from reslearn.weights import Card, load, save
     from reslearn.weights.read import import_weights
     from reslearn.weights.write import export
@@ -50,6 +51,7 @@ _MODULES = {
     "deploy.predict": ("predict",),
     "errors": ("UserError",),
     "nets": ("create", "models"),
+    "training.run": ("Run",),
     "weights": ("Card", "load", "save"),
     "weights.read": ("import_weights",),
     "weights.write": ("export",),
@@ -58,6 +60,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Card",
+    "Run",
     "UserError",
     "create",
     "detect_objects",
@@ -80,13 +83,14 @@ __all__ = [
 ]
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+if not TYPE_CHECKING:  # a type checker would accept any name
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOME})
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'reslearn' has no attribute '{name}'")
-    value = getattr(import_module(f"reslearn.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'reslearn' has no attribute '{name}'")
+        value = getattr(import_module(f"reslearn.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value

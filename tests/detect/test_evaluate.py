@@ -99,7 +99,7 @@ def test_a_split_is_opened_with_the_detectors_classes(tmp_path: Path) -> None:
     assert open_split(tmp_path / "set", ["dog", "cat"]).name == "set/val"
     train = open_split(tmp_path / "set", ["dog", "cat"], "train")
     assert train.images[0].objects.labels.tolist() == [2] and len(train.images[1].objects) == 0
-    with pytest.raises(UserError, match=r"unknown class: .*'dog' is none.*; the detector's classes are cat, cow"):
+    with pytest.raises(UserError, match=r"unknown class: .*'dog' is not one of .*; the detector's classes are cat, cow"):
         open_split(tmp_path / "set", ["cat", "cow"])
     with pytest.raises(UserError, match="no split 'tests'"):
         open_split(tmp_path / "set", ["dog", "cat"], "tests")
