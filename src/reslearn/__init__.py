@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from reslearn.classify.evaluate import evaluate
     from reslearn.deploy.predict import predict
-    from reslearn.errors import UserError
+    from reslearn.errors import Notice, UserError
     from reslearn.nets import create, models
     from reslearn.training.run import Run
     from reslearn.weights import Card, load, save
@@ -49,7 +49,7 @@ _MODULES = {
     ),
     "classify.evaluate": ("evaluate",),
     "deploy.predict": ("predict",),
-    "errors": ("UserError",),
+    "errors": ("Notice", "UserError"),
     "nets": ("create", "models"),
     "training.run": ("Run",),
     "weights": ("Card", "load", "save"),
@@ -60,6 +60,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Card",
+    "Notice",
     "Run",
     "UserError",
     "create",

@@ -2,10 +2,15 @@
 
 import shlex
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
+from typing import Any
+
+
+class Notice(UserWarning):
+    """Something to know about a result; the command line prints it as one line."""
 
 
 class UserError(ValueError):
@@ -84,3 +89,33 @@ def naming(path: Path) -> Iterator[None]:
         if str(error).startswith((str(path), "cannot read")):
             raise
         raise UserError(f"{path} {error}") from error
+
+
+PYDANTIC = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a table",
+    "finite_number": "must be finite",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "model_type": "must be a table",
+    "string_type": "must be text",
+    "too_long": "must have {max_length} or fewer values",
+    "too_short": "must have {min_length} or more values",
+    "tuple_type": "must be a list",
+}
+
+
+def explain(problem: Mapping[str, Any]) -> str:
+    """The message of a pydantic error (an item of ValidationError.errors()) in the words of this program."""
+    template = PYDANTIC.get(problem["type"])
+    return template.format(**problem.get("ctx", {})) if template else problem["msg"].removeprefix("Value error, ")

@@ -184,7 +184,7 @@ def test_a_mean_image_becomes_channel_means(tmp_path: Path) -> None:
         ("resnet8", {"min_sizes": 8}, "a detector has no option 'min_sizes'; did you mean 'min_size'"),
         ("resnet8", {"anchors": (8, -1)}, "anchors and ratios must be above 0"),
         ("resnet8", {"kind": "fpn", "anchors": (8, 16)}, "needs 4 anchors, one per level, not 2"),
-        ("resnet8", {"nms": 2}, "detector.nms: Input should be less than or equal to 1"),
+        ("resnet8", {"nms": 2}, "detector.nms: must be at most 1"),
         ("resnet8", {"min_size": 900, "max_size": 800}, "max_size=800 is below min_size=900"),
         ("resnet8", {"frozen": 1}, "frozen needs a trained backbone"),
         ("resnet8", {"classes": 0}, "at least 1 class"),

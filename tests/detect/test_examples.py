@@ -169,5 +169,5 @@ def test_disabled_settings_are_unset() -> None:
         UserError, match=r"detector: no anchor fits .* min_size=32: use smaller anchors, or set detector\.anchors_inside=false"
     ):
         create_detector("resnet8", 2, min_size=32, max_size=64, anchors=(32, 64), anchors_inside=True)
-    with pytest.raises(UserError, match=r"detector\.background: Input should be less than 0\.5"):
+    with pytest.raises(UserError, match=r"detector\.background: must be less than 0\.5"):
         create_detector("resnet8", 2, background=0.5)

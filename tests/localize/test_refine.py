@@ -290,7 +290,7 @@ def test_training_the_second_stage_by_command(
         ([*refine, weak, "--out", "n"], "DATA is missing"),
         ([shapes, *refine, both, "--out", "n"], "already has a second stage"),
         ([others, *refine, weak, "--out", "n"], "has the classes disc, square, but others has ring, square"),
-        ([shapes, *refine, weak, "--out", "n", "--set", "localizer.proposals=0"], "proposals: Input should be greater"),
+        ([shapes, *refine, weak, "--out", "n", "--set", "localizer.proposals=0"], "proposals: must be at least 1"),
         ([shapes, *refine, weak, "--out", "o"], "already contains a run"),
         (["--resume", "o", "--set", "schedule.lr=1"], "--set cannot be combined with --resume"),
     ):

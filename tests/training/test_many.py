@@ -162,7 +162,7 @@ def test_an_interrupt_while_opening_data_names_the_resume_command(
     (["DATA", "--seeds", "-2", "--out", "new"], "Invalid value for '--seeds'"),
     (["DATA", "--seeds", "2"], "several seeds need a folder for their runs: set --out"),
     (["DATA", "--seeds", "2", "--out", "there"], "there already exists: resume its runs with --resume there"),
-    (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "--set seed=2147483648: seed: Input"),
+    (["DATA", "--seeds", "2", "--out", "new", "--seed", "2147483647", "--model", "resnet8"], "seed: must be less than"),
     (["--resume", "there", "--seeds", "2"], "--seeds cannot be combined with --resume: the recipe is that of the run"),
     (["DATA", "--resume", "there", "--seed", "0", "--set", "a=1"], "DATA, --set, --seed cannot be combined with --resume"),
     (["--seeds", "2", "--out", "new"], "DATA is missing: reslearn "),

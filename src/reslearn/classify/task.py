@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,6 +117,9 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
         for name, source in sources.named().items():
             bad = list(source.bad.items())[:SHOWN_BAD]
             lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
+        counted = np.sum([np.bincount(split.labels, minlength=len(job.data.classes)) for split in job.data.splits.values()], axis=0)
+        if single := [name for name, n in zip(job.data.classes, counted, strict=True) if n == 1]:
+            lines.append(f"warning  one image only: {', '.join(single)}: too few to learn from and to measure an error on")
         grow, size = job.recipe.data.grow, min(sources.preprocessing.size)
         if grow is not None and grow[1] > size:
             lines.append(f"note     data.grow: training images grow to {grow[1]} px, larger than the {size} px of evaluation")
@@ -161,9 +165,9 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
         return {"error": (numbers["top1_error"], numbers["top1_interval"])}
 
-    def save(self, job: ClassifyJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+    def card(self, job: ClassifyJob, model: nn.Module, numbers: dict[str, Any]) -> Card:
         recipe, data = job.recipe, job.data
-        card = Card(
+        return Card(
             net=recipe.net.name,
             options=recipe.net.options(),
             classes=data.classes,
@@ -172,7 +176,9 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
             metrics={split: {key: of[key] for key in CARD_METRICS if key in of} for split, of in numbers.items()},
             data={"name": data.name, **self.identity(data)},
         )
-        return save(model, path, card)
+
+    def save(self, job: ClassifyJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+        return save(model, path, self.card(job, model, numbers))
 
     def finish(self, job: ClassifyJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
         named = job.sources.named()

@@ -3,8 +3,10 @@
 import errno
 import io
 import os
+import re
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -12,7 +14,7 @@ from typer.exceptions import TyperException
 from reslearn import __version__
 from reslearn.cli import analyze, bench, detect, doctor, localize, models, packing, reproduce, runs
 from reslearn.cli.options import many_ranks, refuse_ranks
-from reslearn.errors import Interrupted, Lost, UserError
+from reslearn.errors import Interrupted, Lost, Notice, UserError
 
 app = typer.Typer(
     name="reslearn",
@@ -39,6 +41,8 @@ COMMANDS = {
     "export": models.export,
     "reproduce": reproduce.reproduce,
 }
+PYTHONS_SHOWWARNING = warnings.showwarning
+_notices: set[str] = set()  # printed already
 LISTS = (models.models, reproduce.reproduce, runs.recipes)  # without arguments they print a list instead of the help
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=command not in LISTS)(command)
@@ -69,6 +73,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that are not UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
     except Lost as error:
@@ -78,8 +83,9 @@ def main() -> None:
     except UserError as error:
         code = _print_error(str(error), error.shared)
     except TyperException as error:  # an unknown command, option or value; or the help, where no argument was given
-        message = getattr(error, "format_message", error.__str__)().replace("Value error, ", "")
-        code = _print_error(message.rstrip(".")) if "\n" not in message else (typer.echo(message, err=True) or 2)
+        message = getattr(error, "format_message", error.__str__)().replace("Value error, ", "").rstrip(".")
+        message = re.sub(r"Input should be a valid (\w+), .*", r"must be a valid \1", message) + _recipe_key(error)
+        code = _print_error(message) if "\n" not in message else (typer.echo(message, err=True) or 2)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("reslearn: stopped", err=True)
         code = 130
@@ -95,6 +101,30 @@ def main() -> None:
             typer.echo(f"reslearn: stopped by {error}; the run is saved; to resume it: {error.again}", err=True)
         code = 128 + error.number
     sys.exit(code)
+
+
+def _recipe_key(error: TyperException) -> str:
+    """A hint for an unknown option of a command that trains, if it is the name of a recipe key."""
+    name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if not name or context is None or context.info_name != "train":
+        return ""
+    from reslearn import tasks
+    from reslearn.training.recipe import keys
+
+    task = next((part for part in ("detect", "localize") if part in context.command_path.split()), "classify")
+    wanted = name.strip("-").replace("-", "_")
+    found = [key for key in keys(tasks.get(task).recipe) if wanted in (key, key.rpartition(".")[2])]
+    return f"; to set the recipe key: --set {found[0]}=VALUE" if found else ""
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a Notice as one line, and other warnings as Python does."""
+    if issubclass(category, Notice):
+        if str(message) not in _notices:
+            typer.echo(f"note: {message}", err=True)
+        _notices.add(str(message))
+    else:
+        PYTHONS_SHOWWARNING(message, category, *place, **options)
 
 
 def _rank() -> int:

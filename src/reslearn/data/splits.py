@@ -1,5 +1,7 @@
 """Creates validation and test splits: a random (seeded), stratified fraction of the images."""
 
+from pathlib import Path
+
 import numpy as np
 
 from reslearn.data.sets import DataSet, Split
@@ -61,5 +63,7 @@ def divide(data: DataSet, *, val: float, test: float, seed: int) -> tuple[dict[s
             held_out_names[name] = list(splits[name].names)
     if len(np.unique(splits["train"].labels)) < 2:
         only = data.classes[int(splits["train"].labels[0])] if len(splits["train"]) else "none"
-        raise UserError(f"'{data.name}' has images of one class only ({only}): training needs at least two classes")
+        folders = sorted({Path(name).parts[1] for name in splits["train"].names if len(Path(name).parts) > 2})
+        hint = f"; if {', '.join(folders[:3])} are the classes, use the folder {only} in it" if len(folders) > 1 else ""
+        raise UserError(f"'{data.name}' has images of one class only ({only}): training needs at least two classes{hint}")
     return splits, held_out_names

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import UserError, did_you_mean, explain
 
 # Defaults by kind. c4: DRL appendix A and the Faster R-CNN paper, with PASCAL VOC's image size; fpn: torchvision's.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def make_settings(kind: str, levels: int, options: dict[str, Any]) -> DetectorSe
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(["detector", *map(str, first["loc"][:1])])
-        raise UserError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(f"{key}: {explain(first)}") from error
     if kind == "fpn" and len(settings.anchors) != levels:
         raise UserError(f"anchors: a pyramid on this network needs {levels} anchors, one per level, not {len(settings.anchors)}")
     return settings

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from reslearn.detect.build import assemble
 from reslearn.detect.detector import Detector
 from reslearn.detect.settings import DetectorSettings
-from reslearn.errors import UserError
+from reslearn.errors import UserError, explain
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
 from reslearn.weights.store import Card, load, save
@@ -23,7 +23,7 @@ def card_settings(kind: type[S], section: str, values: dict[str, Any]) -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"its card is not valid at '{section}.{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+        raise UserError(f"its card is not valid at '{section}.{'.'.join(map(str, first['loc']))}': {explain(first)}") from error
 
 
 def described(card: Card) -> Detector:

@@ -168,9 +168,9 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
         kinds = {"": numbers} | ({"mask ": numbers["masks"]} if "masks" in numbers else {})
         return {f"{kind}{key}": (of[key], of["intervals"][key]) for kind, of in kinds.items() for key in HEADLINES}
 
-    def save(self, job: DetectJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+    def card(self, job: DetectJob, model: nn.Module, numbers: dict[str, Any]) -> Card:
         recipe, data = job.recipe, job.data
-        card = Card(
+        return Card(
             net=recipe.net.name,
             options=recipe.net.options(),
             classes=data.classes,
@@ -180,7 +180,9 @@ class Detection(Task[DetectRecipe, AnnotatedSet, BoxSource]):
             metrics={split: {key: values[key] for key in CARD_METRICS} for split, values in numbers.items()},
             data={"name": data.name, **self.identity(data)},
         )
-        return save_detector(detector_of(model), path, card)
+
+    def save(self, job: DetectJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+        return save_detector(detector_of(model), path, self.card(job, model, numbers))
 
     def finish(self, job: DetectJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
         images, validation = job.sources.named()[split].split.images, details[split]

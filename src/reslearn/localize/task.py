@@ -36,6 +36,7 @@ from reslearn.training import ranks
 from reslearn.training.display import Display
 from reslearn.training.recipe import Chosen, flatten, shown
 from reslearn.training.task import Evaluation, EvaluationOptions, Job, Losses, LossFunction, Progress, Sources, Task
+from reslearn.weights import Card
 from reslearn.weights.store import check_classifies, load, model_file, read_card
 
 LocalizeJob = Job[LocalizeRecipe, AnnotatedSet, LocalizeSource]
@@ -159,12 +160,16 @@ class Localization(Task[LocalizeRecipe, AnnotatedSet, LocalizeSource]):
         by_title = {title: numbers[view]["true_class"] for view, title in VIEWS.items() if view in numbers}
         return {f"localization error, true class given, {title}": (n["error"], n["interval"]) for title, n in by_title.items()}
 
-    def save(self, job: LocalizeJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+    def card(self, job: LocalizeJob, model: nn.Module, numbers: dict[str, Any]) -> Card:
         assert isinstance(model, Localizer)
         short = {split: {view: of[view]["true_class"]["error"] for view in VIEWS if view in of} for split, of in numbers.items()}
         data = {"name": job.data.name, **self.identity(job.data)}
         update = {"recipe": job.recipe.model_dump(mode="json"), "metrics": short, "data": data}
-        return save_localizer(model, path, model.card.model_copy(update=update))
+        return model.card.model_copy(update=update)
+
+    def save(self, job: LocalizeJob, model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:
+        assert isinstance(model, Localizer)
+        return save_localizer(model, path, self.card(job, model, numbers))
 
     def finish(self, job: LocalizeJob, model: nn.Module, split: str, details: Mapping[str, Any]) -> dict[str, Any]:
         source = job.sources.named()[split]

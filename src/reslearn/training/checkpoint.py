@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reslearn.errors import UserError
 from reslearn.files import fsync_file, fsync_folder, writing
+from reslearn.weights.store import CARD, Card
 
 KEEP = 2  # the newest, and one to fall back to if it is damaged
 
@@ -33,11 +34,11 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+def save(folder: Path, step: int, checkpoint: Checkpoint, card: Card | None = None) -> Path:
     """Write folder/step-00001200 atomically: write to a temporary name, fsync, rename. Then delete all but the newest two.
 
     A run that is killed at any moment leaves only complete checkpoints. Raises UserError if the disk is full or read-only;
-    existing checkpoints are kept.
+    existing checkpoints are kept. card: makes model.safetensors and best.safetensors model files that can be loaded.
     """
     target = folder / f"step-{step:08d}"
     if target.exists():  # it is identical: the state at a step is determined by the recipe
@@ -51,7 +52,8 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
                 shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(parents=True)
             for name, group in tensors.items():
-                safetensors.torch.save_file(_contiguous(group), temporary / f"{name}.safetensors")
+                metadata = {CARD: card.model_dump_json()} if card is not None and name != "state" else None
+                safetensors.torch.save_file(_contiguous(group), temporary / f"{name}.safetensors", metadata)
             (temporary / "state.json").write_text(json.dumps(checkpoint.facts, indent=1))
             manifest = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))

@@ -245,6 +245,7 @@ class Loop:
         if ranks.first():
             if self.metrics.exists():
                 fsync_file(self.metrics)  # the checkpoint records its size
-            checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint())
+            card = self.job.task.card(self.job, self.state.evaluated, {}) if len(self.state.phases) == 1 else None
+            checkpoint.save(self.folder / "checkpoints", self.state.progress.step, self.state.to_checkpoint(), card)
         ranks.wait(ranks.WRITING, others=ranks.ANSWER)  # the other ranks only wait
         self.saved_at = time.monotonic()

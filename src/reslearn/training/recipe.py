@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import UserError, did_you_mean, explain
 from reslearn.html import table
 from reslearn.nets import spec
 from reslearn.nets.options import OPTIONS, check_options
@@ -290,7 +290,7 @@ def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
         return f"{key}: takes {1 + max(i for i in indices if isinstance(i, int))} values (not {first['input']!r})"
     if first["type"] == "missing":
         return f'{key} is missing: set it, or start from a base recipe, such as base = "{base}"'
-    message = first["msg"].removeprefix("Value error, ")
+    message = explain(first)
     if first["type"] == "literal_error":
         expected = [word.strip(" '") for word in first.get("ctx", {}).get("expected", "").replace(" or ", ",").split(",")]
         hint = did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""

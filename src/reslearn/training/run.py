@@ -276,6 +276,8 @@ def _refuse_existing(folder: Path) -> None:
         raise UserError(f"{folder} already contains a run: resume it with --resume {folder}, or choose another --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another --out")
+    with writing(folder), tempfile.TemporaryFile(dir=next(path for path in folder.absolute().parents if path.exists())):
+        pass  # fail before the data is read
 
 
 def _create(folder: Path, facts: dict[str, Any], held_out: dict[str, list[str]]) -> None:

@@ -13,6 +13,7 @@ from reslearn.data.augment import Draws
 from reslearn.data.preprocess import Preprocessing
 from reslearn.training.display import Display
 from reslearn.training.recipe import Chosen, Recipe
+from reslearn.weights import Card
 
 Progress = Callable[[int], None]
 """Called with the number of images done so far, equally often on all ranks."""
@@ -225,6 +226,10 @@ class Task(ABC, Generic[R, D, S]):
     @abstractmethod
     def measures(self, numbers: Mapping[str, Any]) -> dict[str, tuple[float | None, Sequence[float] | None]]:
         """The headline measures in the full numbers of a split: percent and 95% interval by name; None if undefined."""
+
+    def card(self, job: Job[R, D, S], model: nn.Module, numbers: dict[str, Any]) -> Card | None:
+        """The card of a model file, which makes the checkpoints of an unfinished run usable. numbers: full numbers, by split."""
+        return None
 
     @abstractmethod
     def save(self, job: Job[R, D, S], model: nn.Module, path: Path, numbers: dict[str, Any]) -> object:

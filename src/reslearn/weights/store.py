@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from reslearn import __version__
 from reslearn.data.preprocess import Preprocessing
 from reslearn.device import pick_device
-from reslearn.errors import UserError, naming
+from reslearn.errors import Notice, UserError, explain, naming
 from reslearn.files import write_atomic
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
@@ -95,16 +96,31 @@ def megabytes(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def model_file(path: str | Path) -> Path:
-    """Resolves a model file or run folder to the model file."""
+    """Resolves a model file or run folder to the model file; an unfinished run to its last checkpoint, with a warning."""
     path = Path(path)
     if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            hint = " (the run has not finished; resume it)" if (path / "recipe.json").is_file() else ""
-            raise UserError(f"no model.safetensors in {path}{hint}")
-        return path / "model.safetensors"
+        if (path / "model.safetensors").is_file():
+            return path / "model.safetensors"
+        if (weights := _weights_so_far(path)) is not None:
+            kind = "best weights so far" if weights.stem == "best" else "weights"
+            step = int(weights.parent.name.removeprefix("step-"))
+            warnings.warn(f"{path} has not finished: using its {kind} (checkpoint of step {step:,})", Notice, stacklevel=2)
+            return weights
+        hint = " (the run has not finished and has no checkpoint yet)" if (path / "recipe.json").is_file() else ""
+        raise UserError(f"no model.safetensors in {path}{hint}")
     if not os.path.exists(path):  # noqa: PTH110  unlike Path.exists, it accepts names that are too long
         raise UserError(f"no model file or run folder called {path}")
     return path
+
+
+def _weights_so_far(run: Path) -> Path | None:
+    """The best weights, else the last ones, in the newest checkpoint of a run; None if there is none, or it has no card."""
+    for name in ("best", "model"):
+        for file in sorted((run / "checkpoints").glob(f"step-*/{name}.safetensors"), reverse=True)[:1]:
+            with safe_open(file, "pt") as opened:
+                if CARD in (opened.metadata() or {}) and opened.keys():
+                    return file
+    return None
 
 
 def read_card(path: str | Path) -> Card:
@@ -124,7 +140,7 @@ def read_card(path: str | Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: its card is not valid at '{key}': {first['msg']}") from error
+        raise UserError(f"{path}: its card is not valid at '{key}': {explain(first)}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: its card is not valid JSON") from error
 

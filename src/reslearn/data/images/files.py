@@ -4,6 +4,7 @@ import gzip
 import io
 import math
 import os
+import re
 import stat
 import threading
 import warnings
@@ -238,8 +239,9 @@ def _opened(path: Path | PackedImage) -> Iterator[ImageFile.ImageFile]:
         except (UserError, MemoryError):
             raise
         except Image.DecompressionBombError as why:
-            message = f"{path}: pixels exceed the limit of {MAX_PIXELS:,}: resize the image ({why})"
-            raise BadImage("too large", message) from None
+            pixels = re.search(r"\((\d+) pixels\)", str(why))
+            size = f"{int(pixels[1]):,} pixels" if pixels else "its pixels"
+            raise BadImage("too large", f"{path}: {size} exceed the limit of {MAX_PIXELS:,}: resize the image") from None
         except UnidentifiedImageError:
             supported = ", ".join(_FORMATS)
             kind = "damaged" if looks_like_an_image(head) else "not an image"

@@ -11,7 +11,7 @@ from reslearn.data.preprocess import Preprocessing
 from reslearn.errors import UserError, naming
 from reslearn.nets import create, spec
 from reslearn.nets.options import check_options
-from reslearn.weights.read import caffe, files
+from reslearn.weights.read import caffe, files, timm_config
 from reslearn.weights.read.recognize import complete, recognize
 from reslearn.weights.store import Card, save
 
@@ -32,7 +32,7 @@ def import_weights(
     mean_file: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Path, list[str]]:
-    """Converts a .pth, .pt, .th, .safetensors or .caffemodel file to a model file. Never runs code from the file.
+    """Converts a .pth, .pt, .th, .safetensors or .caffemodel file, or a timm folder, to a model file. Never runs code from it.
 
     net, options: of `create`, for what the file does not determine (see recognize). classes: class names in the order of the
     head, or a text file with one name per line, or a JSON list or {"0": name}. mean, std: one value per channel on [0, 1].
@@ -44,6 +44,8 @@ def import_weights(
         check_options(spec(net), options or {})
     if mean is not None and mean_file is not None:
         raise UserError("pass either mean or a mean file, not both")
+    if path.is_dir() and (path / timm_config.NAME).is_file():
+        path /= "model.safetensors"
     if not path.is_file():
         raise UserError(f"no weights file called {path}" + (" (it is a folder: pass a file in it)" if path.is_dir() else ""))
     if not out.parent.is_dir():
@@ -63,6 +65,12 @@ def import_weights(
             match = recognize(files.read(path), net, options)
         name, options, tensors, notes, count = match.net, match.options, match.tensors, [match.why], match.classes
         view, input_note = default_input(name, match.channels)
+        if (config := timm_config.read(path)) is not None:
+            labels, view = config
+            classes, input_note = (
+                classes or labels,
+                f"input: {view.size[0]}x{view.size[1]} px, mean and std from {timm_config.NAME}",
+            )
     view, override_notes = with_overrides(view, mean, std)
     names, names_note = class_names(name, count, classes, view.channels)
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from torch import nn
 from reslearn.errors import UserError
 from reslearn.files import write_atomic
 from reslearn.nets import spec
-from reslearn.weights.store import Card, cpu_tensors, megabytes
+from reslearn.weights.store import CARD, Card, cpu_tensors, megabytes
 
 
 def torchvision_name(card: Card) -> str:
@@ -46,7 +46,8 @@ def write(model: nn.Module, card: Card, out: Path) -> Path:
     tensors = cpu_tensors(model)
     size = megabytes(tensors)
     if out.suffix == ".safetensors":
-        write_atomic(out, lambda temporary: safetensors.torch.save_file(tensors, temporary), size)
+        metadata = {CARD: card.model_dump_json()}  # so that it can also be loaded here
+        write_atomic(out, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata), size)
     elif out.suffix in (".pth", ".pt"):
         write_atomic(out, lambda temporary: torch.save(tensors, temporary), size)
     else:
