@@ -117,9 +117,13 @@ def _weights_so_far(run: Path) -> Path | None:
     """The best weights, else the last ones, in the newest checkpoint of a run; None if there is none, or it has no card."""
     for name in ("best", "model"):
         for file in sorted((run / "checkpoints").glob(f"step-*/{name}.safetensors"), reverse=True)[:1]:
-            with safe_open(file, "pt") as opened:
-                if CARD in (opened.metadata() or {}) and opened.keys():
-                    return file
+            try:
+                with safe_open(file, "pt") as opened:
+                    usable = CARD in (opened.metadata() or {}) and opened.keys()
+            except (SafetensorError, OSError):
+                usable = True  # damaged: read_card says how
+            if usable:
+                return file
     return None
 
 
