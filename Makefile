@@ -2,13 +2,14 @@
 # make test   pass the tests
 # make quick  pass those that take no time
 # make check  lint and types
+# make docs   build the documentation as a site, in site/
 # make install  only the environment for these, .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test quick check install clean
+.PHONY: demo test quick check docs install clean
 
 demo: $(VENV)/.demo
 	@test ! -e $(DEMO) || { echo "$(DEMO) is there from an earlier demo: removing it"; rm -rf $(DEMO); }
@@ -27,6 +28,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.dev
+	$(BIN)/python tools/make_docs.py
+	$(BIN)/mkdocs build --strict
+
 install: $(VENV)/.dev
 
 $(BIN)/python:
@@ -43,4 +48,4 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

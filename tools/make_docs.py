@@ -112,7 +112,7 @@ def experiment(result: dict[str, Any]) -> Iterator[str]:
     """The section of one result."""
     known = EXPERIMENTS[result["experiment"]]
     scale = "" if result["scale"] == "models" else f", {result['scale']} scale"
-    yield from (f"## {known.title}", "", f"*{known.source}{scale}*: {known.see}", "")
+    yield from (f"## {known.title}{scale.replace(', ', ' (') + ')' if scale else ''}", "", f"*{known.source}*: {known.see}", "")
     yield from ("```", result["command"].replace(" --no-train", ""), "```", "")
     rows = [cells(row) for row in result["rows"] if row["ours"]]
     shown_columns = [i for i in range(len(COLUMNS)) if i in (0, 2) or any(row[i] for row in rows)]

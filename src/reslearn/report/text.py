@@ -119,7 +119,9 @@ def trained(run: AnyRecord, subject: str) -> str:
     classes = f" of {n:,} class{'es' * (n != 1)}" if (n := len(data.classes)) else ""
     epochs = f" ({run.epoch:,.1f} epochs)" if math.isfinite(run.epoch) else ""
     length = f", for {run.step:,} iterations{epochs}" if run.step else ""
-    return f"{subject}{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{length}."
+    init = run.facts.recipe.get("net", {}).get("init")
+    start = f" It started from the weights of {text(init)}." if init else ""
+    return f"{subject}{net_name(run)}{parameters}, trained on {images}{classes} from {data.name}{length}.{start}"
 
 
 def cost(run: AnyRecord) -> str:
