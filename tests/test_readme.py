@@ -59,7 +59,7 @@ FEWER: list[tuple[str, list[str]]] = [  # the first that a command begins with: 
 ]
 SMALL_IMAGES = ["--set", "detector.min_size=48", "--set", "detector.max_size=64"]
 SHORTER = {
-    '"schedule.epochs": 5': '"schedule.steps": 2',
+    "epochs=5": "epochs=0.02",
     "resnet50-v1.5": "resnet8",
     "masks=True)  #": "masks=True, min_size=48, max_size=64)  #",
     "(200, 400, 600, 800, 1000)": "(48, 64)",
@@ -182,7 +182,7 @@ class Shell:
 
     def run(self, command: str) -> None:
         self.need(command.replace(result_of(command) or " ", " "))
-        words = shlex.split(re.sub(r"--set schedule\.(epochs|steps)=\d+|--size 96", "", command))
+        words = shlex.split(re.sub(r"--set schedule\.(epochs|steps)=\d+|--epochs \d+|--size 96", "", command))
         words += next((more for pattern, more in FEWER if re.match(pattern, command)), [])
         if words[1:3] == ["detect", "train"] and "--resume" not in words:
             words += SMALL_IMAGES + (["--set", "detector.anchors=[16,24]"] if "-paper" in command else [])
