@@ -56,6 +56,15 @@ reslearn reproduce models --model published.safetensors
 Runs are kept in `reproduction/runs`, shared between experiments, and resumed. Each experiment writes a table, plots, a JSON file
 and a section of `reproduction/index.html`. `--model` uses given model files instead of training; `--only` trains one entry.
 
+The paper's CIFAR-10 networks, trained by its whole schedule of 64,000 iterations (`--set schedule.steps=1200` trains the first ones
+only), and compared as in Figure 6:
+
+```
+reslearn train cifar10 --model resnet20 --recipe cifar10-paper --out runs/resnet20
+reslearn train cifar10 --model plain20 --recipe cifar10-paper --out runs/plain20
+reslearn report runs/resnet20 runs/plain20 -o figure6.html
+```
+
 The results below were measured on two CPU cores. Means are over n seeds, ± is the standard deviation, intervals are 95%.
 """
 
