@@ -63,7 +63,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help=".pth, .pt, .th, .safetensors or .caffemodel file.")],
+    file: Annotated[Path, typer.Argument(help=".pth, .pt, .th, .safetensors or .caffemodel file, or timm folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model file to write (.safetensors).")],
     net: Annotated[str | None, typer.Option("--net", help="Network name, if the file does not determine it.")] = None,
     options: Annotated[list[str] | None, typer.Option("--option", help="Network option, such as shortcut=A. Repeatable.")] = None,
