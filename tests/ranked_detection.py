@@ -70,7 +70,7 @@ def look(data: str, masks: bool) -> dict[str, Any]:
     split, calls = open_boxes(data)["test"], list[int]()
     model = detector(classes=split.classes, masks=masks)  # type: ignore[arg-type]
     seen = validate_split(model, BoxSource(split, masks=masks), "fp32", 0, calls.append)
-    scores = [found.scores.tolist() for found in seen.boxes.found]
+    scores = [found.scores.tolist() for found in seen.boxes.detections]
     return {
         "AP": coco(seen.boxes),
         "masks": seen.masks and coco(seen.masks),

@@ -9,7 +9,7 @@ import goldens
 
 RECORD = json.loads(goldens.RECORD.read_text())
 QUICK = ("residual-fused",)
-OTHERS = ("options-eager", "stochastic-depth-fused", "photos-eager", "c4-fused", "alternating-eager", "localize", "c4-eager-ranks")
+OTHERS = ("stochastic-depth-fused", "photos-eager", "alternating-eager", "localize", "residual-eager-ranks")
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

@@ -104,7 +104,7 @@ def test_several_networks_share_a_figure(run: Path, tmp_path: Path, run_cli: Run
         (["signal", "resnet8", "--data", "fashion-sample", "--fresh"], "is already untrained: leave out --fresh"),
         (["explain", "resnet8", "RUN/recipe.json"], "no model file or run folder called resnet8"),
         (["explain", "RUN", "nowhere.png"], "nowhere.png"),
-        (["features", "RUN", "RUN"], "holds no images"),
+        (["features", "RUN", "RUN"], "contains no images"),
         (["lesion", "RUN", "--out", "RUN/recipe.json"], "recipe.json is a file"),
         (["lesion", "RUN", "--out", "RUN/recipe.json/deeper"], "recipe.json is a file"),
         (["lesion", "RUN", "--images", 1], "should be greater than or equal to 2"),

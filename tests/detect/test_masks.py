@@ -167,7 +167,7 @@ def test_mask_ap_evaluates_masks_and_box_ap_boxes(shift: int, pasted: Path) -> N
     result = validate_split(_Oracle(source, shift), source, "fp32", 0, lambda done: None)  # type: ignore[arg-type]
     assert result.masks is not None and coco(result.boxes)["AP"] == pytest.approx(100)
     assert coco(result.masks)["AP50"] == (pytest.approx(100) if not shift else pytest.approx(0, abs=20))
-    assert all(found.masks is None for found in result.boxes.found), "masks are not kept"
+    assert all(found.masks is None for found in result.boxes.detections), "masks are not kept"
 
 
 class _Oracle(torch.nn.Module):

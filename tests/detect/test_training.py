@@ -198,7 +198,7 @@ def test_three_equivalent_ways_to_give_a_backbone(shapes: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"--init .* and --set net\.init=x: give only one of them"):
         ready(shapes, None, "net.init=x", init=file)
     (tmp_path / "mine.toml").write_text('base = "detect-default"\n[net]\ninit = 5\n')
-    with pytest.raises(UserError, match=r"mine\.toml: net\.init: write the model file or run as text"):
+    with pytest.raises(UserError, match=r"mine\.toml: net\.init: must be a string"):
         ready(shapes, tmp_path / "mine.toml")
 
 
