@@ -95,6 +95,7 @@ def test_predictions_show_their_images(run: Run, tmp_path: Path) -> None:
     predictions = reslearn.predict(run.folder, [clothes / "bag.png", tmp_path / "<b>.png"], top=2)
     page = predictions._repr_html_()
     assert page.count("<img ") == 1 and "&lt;b&gt;.png" in page and "<b>.png" not in page
+    assert len(reslearn.predict(run.folder, clothes)) == 10, "folders are expanded"
     assert repr(predictions).count("\n") == 1 and "bag.png" in repr(predictions)
 
 
@@ -136,6 +137,10 @@ def test_summary() -> None:
 def test_features(run: Run) -> None:
     rows = reslearn.features(run.folder, [Path(__file__).parents[1] / "examples" / "clothes"])
     assert rows.shape == (10, 64) and rows.dtype == np.float32 and (rows >= 0).all()
+    one = reslearn.features(run.folder, Path(__file__).parents[1] / "examples" / "clothes" / "ankle-boot.png")
+    assert one.shape == (1, 64) and np.allclose(one, rows[:1], atol=1e-4)
+    with pytest.raises(UserError, match="the model has no card"):
+        reslearn.features(reslearn.create("resnet8"), ["a.png"])
 
 
 def test_detect_objects(tmp_path: Path) -> None:
@@ -146,6 +151,11 @@ def test_detect_objects(tmp_path: Path) -> None:
     model = save_detector(create_detector("resnet8", ["a", "b"], min_size=48, max_size=64), tmp_path / "model.safetensors")
     found = reslearn.detect_objects(model, [tmp_path / "set" / "JPEGImages"], score=0.0)
     assert len(found) == 2 and all(one.error is None and one.detections is not None for one in found)
+    assert found[0].classes == ("a", "b") and str(found[0].file) in repr(found[0])
+    one = reslearn.detect_objects(model, found[0].file, score=0.0)
+    assert [image.as_json() for image in one] == [found[0].as_json()]
+    with pytest.raises(UserError, match="score=5: must be from 0 to 1"):
+        reslearn.detect_objects(model, found[0].file, score=5)
 
 
 def test_type_checkers_know_the_public_names(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ def test_an_unfinished_run_is_used_with_its_best_weights(unfinished: Path, image
 
 def test_a_run_without_a_checkpoint_is_not_used(unfinished: Path) -> None:
     shutil.rmtree(unfinished / "checkpoints")
-    with pytest.raises(UserError, match=r"no model.safetensors in .*\(the run has not finished and has no checkpoint yet\)"):
+    with pytest.raises(
+        UserError,
+        match=r"no model.safetensors in .*\(the run has not finished and has no weights to use yet: resume it with --resume\)",
+    ):
         load(unfinished)
 
 
@@ -74,7 +77,7 @@ def test_an_unfinished_detector_is_used(tmp_path: Path) -> None:
         (["train", "DATA", "--epochs", "abc"], "Invalid value for '--epochs': must be a valid number"),
         (["train", "DATA", "--set", "schedule.epochs=abc"], "schedule.epochs: must be a number (not 'abc')"),
         (["train", "PARENT"], "if a, b are the classes, use the folder images in it"),
-        (["detect", "train", "DATA"], "has class folders, but no boxes: train a classifier with reslearn train"),
+        (["detect", "train", "DATA"], "; to train a classifier on class folders: reslearn train "),
         (["train", "BOXES"], "is a set with boxes: train a detector with reslearn detect train"),
     ],
 )
@@ -114,12 +117,37 @@ def test_exports_come_back_with_classes_and_input_size(photos: Path, tmp_path: P
         assert other.classes == card.classes and other.preprocessing.size == (48, 48)
         assert other.preprocessing.mean == pytest.approx(card.preprocessing.mean) and other.net == card.net
     assert "input: 48x48 px, mean and std from config.json" in notes
-    for text, message in (
-        ('{"pretrained_cfg": 3}', "pretrained_cfg: must be a table"),
-        ("{", "config.json"),
-        ("[]", "config.json"),
-    ):
-        (tmp_path / "timm" / "config.json").write_text(text)
+    config = tmp_path / "timm" / "config.json"
+    sound = json.loads(config.read_text())
+    broken = {
+        json.dumps(sound | {"pretrained_cfg": 3}): "pretrained_cfg: must be a table",
+        json.dumps(
+            sound | {"architecture": "resnet34"}
+        ): "is of resnet34 with 2 classes and 3 channels, the weights are of resnet18",
+        json.dumps(sound | {"label_names": ["a", "a"]}): "1 label_names for a head of 2 classes",
+        '{"model_type": "bert"}': "architecture: is missing; expected the config of a timm model",
+        "{": "config.json",
+    }
+    for text, message in broken.items():
+        config.write_text(text)
         with pytest.raises(UserError, match=message):
             import_weights(tmp_path / "timm", out=tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()
+    _, notes = import_weights(tmp_path / "timm" / "model.safetensors", out=tmp_path / "other.safetensors")
+    assert any(note.startswith("ignored ") for note in notes), "a file's neighbor may be of another model"
+    assert load(tmp_path / "other.safetensors").card.classes == ("class0", "class1")
+
+
+def test_a_folder_of_boxes_is_not_taken_for_class_folders(tmp_path: Path, run_cli: RunCli) -> None:
+    boxed.shapes(tmp_path / "voc", images=1)
+    shutil.rmtree(tmp_path / "voc" / "ImageSets")
+    code, _, err = run_cli("detect", "train", tmp_path / "voc")
+    assert code == 2 and "ImageSets/Main/train.txt" in err and "classifier" not in err
+
+
+def test_averaged_weights_of_an_unfinished_run_are_not_replaced_by_raw_ones(images: Path, tmp_path: Path) -> None:
+    settings = ["schedule.steps=2", "batch.size=4", "ema=0.9", "data.val=0"]
+    run = train(images, model="resnet8", settings=settings, out=tmp_path / "run", quiet=True, device="cpu").folder
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no weights to use yet: resume it with --resume"):
+        load(run)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -190,7 +190,7 @@ def summary(model: str | Path, input: tuple[int, int, int] | None = None) -> "Co
     return summarize(net, input or size)
 
 
-def features(model: nn.Module | str | Path, images: Sequence[str | Path]) -> np.ndarray:
+def features(model: nn.Module | str | Path, images: str | Path | Sequence[str | Path]) -> np.ndarray:
     """Feature embeddings of image files: the input of the last linear layer, float32 (N, D).
 
     Args:
@@ -204,18 +204,21 @@ def features(model: nn.Module | str | Path, images: Sequence[str | Path]) -> np.
 
     from reslearn.analysis.features import features as embed
     from reslearn.data.images.files import read
-    from reslearn.deploy.predict import find_images
-    from reslearn.weights import Card, load
+    from reslearn.deploy.predict import BATCH, card_of, find_images
+    from reslearn.weights import load
 
     network = model if isinstance(model, nn.Module) else load(model)
-    view = cast(Card, network.card).preprocessing
-    pixels = torch.stack([view.fit(read(file, view.channels)) for file in find_images(images)])
-    return embed(network, view.normalizer(torch.device("cpu"))(pixels)).numpy()
+    view, device, files = card_of(network).preprocessing, next(network.parameters()).device, find_images(images)
+    normalize, rows = view.normalizer(device), []
+    for start in range(0, len(files), BATCH):
+        pixels = torch.stack([view.fit(read(file, view.channels)) for file in files[start : start + BATCH]])
+        rows.append(embed(network, normalize(pixels.to(device))))
+    return torch.cat(rows).numpy()
 
 
 def detect_objects(
     models: str | Path | Sequence[str | Path],
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     score: float = 0.5,
     refinement: bool = False,
@@ -233,7 +236,8 @@ def detect_objects(
         device: "auto", "cpu", "cuda" or "mps".
 
     Returns:
-        One prediction per image: boxes as x1, y1, x2, y2 in pixels, labels, scores; or the error if it cannot be read.
+        One result per image. `detections` has boxes (x1, y1, x2, y2 in pixels), labels (from 1: `classes[label - 1]`), scores
+        and masks from Mask R-CNN; it is None if the image cannot be read, and `error` says why. `as_json()` has class names.
 
     Raises:
         UserError: a model is not a detector, or a folder contains no images.
@@ -241,7 +245,10 @@ def detect_objects(
     from reslearn.deploy.predict import find_images
     from reslearn.detect.evaluate import TestOptions, open_detectors
     from reslearn.detect.pictures import predictions
+    from reslearn.errors import UserError
 
+    if not 0 <= score <= 1:
+        raise UserError(f"score={score}: must be from 0 to 1")
     detectors = open_detectors([models] if isinstance(models, str | Path) else list(models), device)
     return list(predictions(TestOptions(detectors, refinement, tuple(scales)), find_images(images), score))
 

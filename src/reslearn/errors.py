@@ -107,6 +107,7 @@ PYDANTIC = {
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",
     "literal_error": "must be {expected}",
+    "missing": "is missing",
     "model_type": "must be a table",
     "string_type": "must be text",
     "too_long": "must have {max_length} or fewer values",

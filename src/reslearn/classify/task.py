@@ -119,7 +119,8 @@ class Classification(Task[ClassifyRecipe, DataSet, Images]):
             lines += [f"         left out: {name} image {title}: {reason}" for title, reason in bad]
         counted = np.sum([np.bincount(split.labels, minlength=len(job.data.classes)) for split in job.data.splits.values()], axis=0)
         if single := [name for name, n in zip(job.data.classes, counted, strict=True) if n == 1]:
-            lines.append(f"warning  one image only: {', '.join(single)}: too few to learn from and to measure an error on")
+            names = ", ".join(single[:5]) + " ..." * (len(single) > 5)
+            lines.append(f"warning  one image only: {names}: too few to learn from and to measure an error on")
         grow, size = job.recipe.data.grow, min(sources.preprocessing.size)
         if grow is not None and grow[1] > size:
             lines.append(f"note     data.grow: training images grow to {grow[1]} px, larger than the {size} px of evaluation")

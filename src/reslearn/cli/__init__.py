@@ -114,7 +114,7 @@ def _recipe_key(error: TyperException) -> str:
     task = next((part for part in ("detect", "localize") if part in context.command_path.split()), "classify")
     wanted = name.strip("-").replace("-", "_")
     found = [key for key in keys(tasks.get(task).recipe) if wanted in (key, key.rpartition(".")[2])]
-    return f"; to set the recipe key: --set {found[0]}=VALUE" if found else ""
+    return f"; to set the recipe key: {' or '.join(f'--set {key}=VALUE' for key in found)}" if found else ""
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:

@@ -290,9 +290,9 @@ def predict(
         elif coco is not None:
             rows += entries(detections, number, range(1, len(classes) + 1), name)
         if as_json:
-            typer.echo(json.dumps({"file": name} | prediction.as_json(classes)))
+            typer.echo(json.dumps({"file": name} | prediction.as_json()))
         else:
-            typer.echo(f"{name:<{width}}  {prediction.summary(classes)}")
+            typer.echo(f"{name:<{width}}  {prediction.summary()}")
     if coco is not None:
         write_text(coco, json.dumps(rows))
         typer.echo(f"wrote {coco}")

@@ -17,7 +17,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Set a recipe key, 
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the training images.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the network's input, px.")]
 Batch = Annotated[int | None, typer.Option("--batch", help="Images per step.")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate; with schedule.lr_batch, for that batch size.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train N runs with consecutive seeds.")]
 Out = Annotated[Path | None, typer.Option("--out", help="New run folder [default: runs/DATA-MODEL].")]

@@ -36,7 +36,7 @@ class Prediction:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {p:.1%}" for name, p in self.classes)
-        return f"{self.file}: {shown or self.error}"
+        return f"{self.file}: {shown or str(self.error).removeprefix(f'{self.file}: ')}"
 
 
 class Predictions(list[Prediction]):
@@ -79,13 +79,13 @@ def _read(image: Image, channels: int) -> np.ndarray:
             raise UserError(str(error).replace(copy.name, _name(image))) from error
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Expands folders to the images in them, recursively and sorted, without hidden files.
 
     Raises UserError for a folder without images. Missing files are kept; their Prediction holds the error.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
             images = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
             if not images:
@@ -97,23 +97,30 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predict(model: nn.Module | str | Path, images: Image | Sequence[Image], top: int = 5) -> Predictions:
-    """Returns the `top` most probable classes of each image (path or open binary file), in order.
+    """Returns the `top` most probable classes of each image (path or open binary file), in order; folders are expanded.
 
     model: from `load`, or a model file or run folder. An unreadable image gives a Prediction with an error.
     """
     model = model if isinstance(model, nn.Module) else load(model)
-    images = [images] if isinstance(images, str | Path) or hasattr(images, "read") else images  # type: ignore[list-item,assignment]
-    return Predictions(stream(model, images, top))  # type: ignore[arg-type]
+    given: list[Image] = [images] if isinstance(images, str | Path) or hasattr(images, "read") else list(images)  # type: ignore
+    files = [file for image in given for file in (find_images(image) if isinstance(image, str | Path) else [image])]
+    return Predictions(stream(model, files, top))  # type: ignore[arg-type]
+
+
+def card_of(model: nn.Module) -> Card:
+    """The card of a loaded classifier. Raises UserError if there is none."""
+    card = getattr(model, "card", None)
+    if not isinstance(card, Card):
+        raise UserError("the model has no card: use one from reslearn.load()")
+    with naming(Path("the model")):
+        check_classifies(card)
+    return card
 
 
 @torch.inference_mode()
 def stream(model: nn.Module, images: Iterable[Image], top: int = 5) -> Iterator[Prediction]:
     """Like `predict`, but yields the results as they are computed, BATCH images at a time."""
-    card = getattr(model, "card", None)
-    if not isinstance(card, Card):
-        raise UserError("predict needs a model with a card, such as one from reslearn.load()")
-    with naming(Path("the model")):
-        check_classifies(card)
+    card = card_of(model)
     if top < 1:
         raise UserError(f"top={top}: must be at least 1")
     device = next(model.parameters()).device

@@ -22,15 +22,19 @@ QUALITY = 92  # JPEG quality
 EXAMPLE = 720  # px: longest side of a picture for the report
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DetectedImage:
     """The detections in a file (see evaluate.Predictions), or the error why it cannot be used."""
 
     file: Path
     detections: dict[str, Any] | None = None
     error: str | None = None
+    classes: tuple[str, ...] = ()
 
-    def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
+    def __repr__(self) -> str:
+        return f"{self.file}: {self.summary()}"
+
+    def as_json(self) -> dict[str, Any]:
         """`detections`, best first, each with its class, score, box (x1, y1, x2, y2 in pixels of the upright image) and, from Mask
         R-CNN, segmentation (COCO's compressed RLE); or `error`."""
         if self.detections is None:
@@ -39,15 +43,15 @@ class DetectedImage:
         for i, (label, score) in enumerate(zip(self.detections["labels"], self.detections["scores"], strict=True)):
             box = [round(x, 2) for x in self.detections["boxes"][i].tolist()]
             mask = {"segmentation": segmentation(self.detections["masks"][i])} if "masks" in self.detections else {}
-            rows.append({"class": classes[label - 1], "score": round(float(score), 6), "box": box} | mask)
+            rows.append({"class": self.classes[label - 1], "score": round(float(score), 6), "box": box} | mask)
         return {"detections": rows}
 
-    def summary(self, classes: Sequence[str]) -> str:
+    def summary(self) -> str:
         """One line, such as `3 cat (99% to 71%), 1 dog (64%)`."""
         if self.detections is None:
             return str(self.error).removeprefix(f"{self.file}: ")
         counts = []
-        for label, name in enumerate(classes, 1):
+        for label, name in enumerate(self.classes, 1):
             scores = 100 * self.detections["scores"][self.detections["labels"] == label]
             if len(scores):
                 lowest = f" to {scores.min():.0f}%" if len(scores) > 1 else ""
@@ -95,7 +99,7 @@ def predictions(
         detections = _filtered(predict(options, to_tensor(views[options.channels])), score)
         if targets:
             _save(picture(views[3], detections, options.models[0].classes), targets[file])
-        yield DetectedImage(file, detections)
+        yield DetectedImage(file, detections, classes=tuple(options.models[0].classes))
 
 
 def save_examples(

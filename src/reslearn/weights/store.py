@@ -106,7 +106,8 @@ def model_file(path: str | Path) -> Path:
             step = int(weights.parent.name.removeprefix("step-"))
             warnings.warn(f"{path} has not finished: using its {kind} (checkpoint of step {step:,})", Notice, stacklevel=2)
             return weights
-        hint = " (the run has not finished and has no checkpoint yet)" if (path / "recipe.json").is_file() else ""
+        begun = (path / "recipe.json").is_file()
+        hint = " (the run has not finished and has no weights to use yet: resume it with --resume)" if begun else ""
         raise UserError(f"no model.safetensors in {path}{hint}")
     if not os.path.exists(path):  # noqa: PTH110  unlike Path.exists, it accepts names that are too long
         raise UserError(f"no model file or run folder called {path}")
@@ -120,6 +121,9 @@ def _weights_so_far(run: Path) -> Path | None:
             try:
                 with safe_open(file, "pt") as opened:
                     usable = CARD in (opened.metadata() or {}) and opened.keys()
+                if name == "model":  # it is the average that a run with ema evaluates and keeps
+                    with safe_open(file.with_name("state.safetensors"), "pt") as state:
+                        usable = usable and not any(key.startswith("ema.") for key in state.keys())  # noqa: SIM118
             except (SafetensorError, OSError):
                 usable = True  # damaged: read_card says how
             if usable:

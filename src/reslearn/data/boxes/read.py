@@ -153,9 +153,10 @@ def sources(path: str | Path, only: Sequence[str] | None = None) -> dict[str, tu
     if not wanted and _is_yolo(root):
         raise UserError(f"{root}: YOLO's layout is not supported: {_LAYOUTS}")
     if not wanted:
-        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.glob("*/*")):
-            raise UserError(f"{root}: has class folders, but no boxes: train a classifier with reslearn train {root}")
-        raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}")
+        annotated = any(next(root.glob(pattern), None) for pattern in ("*.json", "*/*.json", "*/*.xml"))
+        photos = not annotated and any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.glob("*/*"))
+        hint = f"; to train a classifier on class folders: reslearn train {root}" if photos else ""
+        raise UserError(f"{root}: no annotations of train, val or test: {_LAYOUTS}{hint}")
     return {name: _only_one(root, name, known[name]) for name in wanted}
 
 

@@ -44,8 +44,9 @@ def import_weights(
         check_options(spec(net), options or {})
     if mean is not None and mean_file is not None:
         raise UserError("pass either mean or a mean file, not both")
-    if path.is_dir() and (path / timm_config.NAME).is_file():
-        path /= "model.safetensors"
+    labels, folder = None, path.is_dir() and (path / timm_config.NAME).is_file()
+    if folder:
+        path = next((path / file for file in timm_config.WEIGHTS if (path / file).is_file()), path / timm_config.WEIGHTS[0])
     if not path.is_file():
         raise UserError(f"no weights file called {path}" + (" (it is a folder: pass a file in it)" if path.is_dir() else ""))
     if not out.parent.is_dir():
@@ -65,20 +66,37 @@ def import_weights(
             match = recognize(files.read(path), net, options)
         name, options, tensors, notes, count = match.net, match.options, match.tensors, [match.why], match.classes
         view, input_note = default_input(name, match.channels)
-        if (config := timm_config.read(path)) is not None:
-            labels, view = config
-            classes, input_note = (
-                classes or labels,
-                f"input: {view.size[0]}x{view.size[1]} px, mean and std from {timm_config.NAME}",
-            )
+        if (config := _timm_config(path, folder, name, count, view.channels, notes)) is not None:
+            labels, size = config.classes, "x".join(map(str, config.view.size))
+            view, input_note = config.view, f"input: {size} px, mean and std from {timm_config.NAME}"
+            notes += config.notes
     view, override_notes = with_overrides(view, mean, std)
-    names, names_note = class_names(name, count, classes, view.channels)
+    if classes is None and labels is not None:
+        names, names_note = labels, f"class names from {timm_config.NAME}"
+        if len(set(names)) != count:
+            raise UserError(f"{path.parent / timm_config.NAME}: {len(set(names))} label_names for a head of {count} classes")
+    else:
+        names, names_note = class_names(name, count, classes, view.channels)
     with torch.device("meta"):
         model = create(name, count, view.channels, **options)
     with naming(path):
         model.load_state_dict(complete(tensors, model), assign=True)
     card = Card(net=name, options=dict(options), classes=names, preprocessing=view, data={"imported_from": path.name})
     return save(model, out, card), [f"{name} with {count} classes", *notes, names_note, input_note, *override_notes]
+
+
+def _timm_config(path: Path, folder: bool, net: str, count: int, channels: int, notes: list[str]) -> timm_config.TimmConfig | None:
+    """The config.json beside a weights file. Of a folder that was given, it must fit; beside a file, it may be another model's."""
+    file = path.parent / timm_config.NAME
+    if not file.is_file():
+        return None
+    try:
+        return timm_config.read(file, net, count, channels)
+    except UserError as error:
+        if folder:
+            raise
+        notes.append(f"ignored {error}")
+        return None
 
 
 def class_names(net: str, count: int, given: Sequence[str] | str | Path | None, channels: int = 3) -> tuple[tuple[str, ...], str]:
