@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from reslearn.errors import UserError, did_you_mean
+from reslearn.errors import UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -15,7 +15,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
     kind = name.split(":")[0]
     if kind not in available:
-        raise UserError(f"no device '{name}'{did_you_mean(name, ['auto', *available])}")
+        raise UserError(f"no device '{name}': must be auto, cpu, cuda or mps")
     if not available[kind]:
         raise UserError(f"device '{name}' is not available; available: {', '.join(k for k, yes in available.items() if yes)}")
     try:

@@ -76,6 +76,8 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # the parser has caught the KeyboardInterrupt
+            typer.echo("reslearn: stopped", err=True)
     except Lost as error:
         _print_error(str(error))
         sys.stdout.flush()

@@ -207,6 +207,7 @@ class Recipe(Section, frozen=True):
 
 
 R = TypeVar("R", bound=Recipe)
+TYPES = ("bool", "int", "float", "str")  # names of the alternatives of a union in the errors of pydantic
 
 
 class Cited(NamedTuple):
@@ -278,7 +279,12 @@ def validate(values: dict[str, Any], kind: type[R], where: str = "recipe", base:
 def _first(error: ValidationError) -> tuple[Any, str]:
     """The problem to report, and its dotted key. Unknown keys come first: a misspelled key is why another one is missing."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    return first, ".".join(str(name) for name in first["loc"] if not isinstance(name, int))
+    return first, _key(first)
+
+
+def _key(problem: Any) -> str:
+    """The dotted key of a problem, without the places in lists and the alternatives of a union."""
+    return ".".join(str(name) for name in problem["loc"] if not (isinstance(name, int) or name in TYPES or "[" in name))
 
 
 def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
@@ -290,7 +296,8 @@ def _explain(error: ValidationError, kind: type[Recipe], base: str) -> str:
         return f"{key}: takes {1 + max(i for i in indices if isinstance(i, int))} values (not {first['input']!r})"
     if first["type"] == "missing":
         return f'{key} is missing: set it, or start from a base recipe, such as base = "{base}"'
-    message = explain(first)
+    alternatives = dict.fromkeys(explain(problem) for problem in error.errors() if _key(problem) == key)
+    message = " or ".join([explain(first), *(text.removeprefix("must be ") for text in list(alternatives)[1:])])
     if first["type"] == "literal_error":
         expected = [word.strip(" '") for word in first.get("ctx", {}).get("expected", "").replace(" or ", ",").split(",")]
         hint = did_you_mean(str(first["input"]), expected) if isinstance(first["input"], str) else ""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,10 @@ def train(request: TrainRequest) -> Run:
 
         folder, facts = ranks.by_first(start)
         with locked(folder):
-            return train_job(jobs[0] if jobs else reopen(folder, facts, request.device, request.quiet))
+            try:
+                return train_job(jobs[0] if jobs else reopen(folder, facts, request.device, request.quiet))
+            except KeyboardInterrupt:  # before the loop handles signals
+                raise Interrupted(signal.SIGINT, folder) from None
 
 
 def begin(request: TrainRequest) -> Job[Any, Any, Any]:
@@ -201,8 +205,8 @@ def train_job(job: Job[Any, Any, Any]) -> Run:
             for _ in loop.steps(stop):
                 pass
             return Run(job.folder, job.task.name, finish(loop, stop))
-        except Interrupted as signal:
-            raise Interrupted(signal.number, job.folder) from None
+        except Interrupted as stopped:
+            raise Interrupted(stopped.number, job.folder) from None
 
 
 def finish(loop: Loop, stop: runtime.Stop) -> dict[str, Any]:

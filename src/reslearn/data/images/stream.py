@@ -149,7 +149,7 @@ class Photos:
         if bad and self.on_bad == "error":
             first = next(iter(bad.values()))
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise UserError(f"{first}{more}; remove these files, or skip them with data.on_bad=skip")
+            raise UserError(f"{first}{more}; remove these files, or skip them (train: --set data.on_bad=skip, eval: --on-bad skip)")
         self.shrunk = cache
         self.bad = {split.names[i]: reason for i, reason in bad.items()}
         split = split.take(np.array([i for i in range(len(split)) if i not in bad], np.int64))
