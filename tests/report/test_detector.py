@@ -33,7 +33,7 @@ def test_complete_run(run: Path, tmp_path: Path) -> None:
     for words in (
         f"Test AP after the last iteration: {test['AP']:.1f}% (95% interval {low:.1f} to {high:.1f}%; 12 images)",
         "A detector on resnet18 (15,000,000 parameters), trained on 205 images of 2 classes from bccd",
-        "Training took 4 min 10 s on cpu, at 9.6 images/s, with a peak memory of 1,800 MB.",
+        "Training took 4 min 10 s on CPU, at 9.6 images/s, with a peak memory of 1,800 MB.",
         f"VOC 2007 AP at IoU 0.50, 11-point interpolation {test['VOC07']:.1f} ",
         "average precision, %",
         "rpn box reg",

@@ -34,7 +34,7 @@ def test_complete_run(run: Path, tmp_path: Path) -> None:
         f"Test localization error with the true class given: {dense['error']:.2f}% (95% interval {low:.2f} to {high:.2f}%; "
         f"40 images; dense), {crop['error']:.2f}% (one crop).",
         f"With the predicted class: {test['dense']['top1']['error']:.2f}%",
-        "Training took 4 min 10 s on cpu, at 3.1 images/s, with a peak memory of 900 MB.",
+        "Training took 4 min 10 s on CPU, at 3.1 images/s, with a peak memory of 900 MB.",
         "Loss terms",
         "scores",
         "localization error, %",

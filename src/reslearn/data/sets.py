@@ -225,7 +225,7 @@ def _drop_bad(
     bad = [result for result in results if isinstance(result, UserError)]
     more = f" (and {len(bad) - 1} more images)" if len(bad) > 1 else ""
     if bad and on_bad == "error":
-        raise UserError(f"{bad[0]}{more}; remove unreadable images, or skip them (train: --set data.on_bad=skip, eval: --on-bad skip)")
+        raise UserError(f"{bad[0]}{more}; remove these images, or skip them (train: --set data.on_bad=skip, eval: --on-bad skip)")
     good = [(entry, result) for entry, result in zip(entries, results, strict=True) if not isinstance(result, UserError)]
     kept = {(entry.split, entry.label) for entry, _ in good}
     for entry in entries:

@@ -27,9 +27,7 @@ LEAST = 12  # px: desired shorter side of a small object
 class BoxRecipe(common.Recipe, frozen=True):
     """The keys that detection and localization share."""
 
-    execution: Literal["auto", "eager", "fused"] = Field(
-        default="auto", description="how a step is executed (see training/stepper.py)"
-    )
+    execution: Literal["auto", "eager", "fused"] = Field(default="auto", description="execution mode: auto, eager or fused (CPU)")
 
     @model_validator(mode="after")
     def _not_classification(self) -> Self:
@@ -65,7 +63,7 @@ class DetectRecipe(BoxRecipe, frozen=True):
     detector: DetectorSettings
     alternate: tuple[Share, Share, Share, Share] | None = Field(
         default=None,
-        description="train proposals and regions alternately in four phases of these relative lengths (see detect/alternating.py)",
+        description="train proposals and regions alternately in four phases of these relative lengths",
     )
     precise_bn: int | None = Field(
         default=None, ge=2, description="images over which the backbone's BN statistics are averaged before they are frozen"
@@ -169,10 +167,8 @@ def coco_paper(data: AnnotatedSet | None, net: str | None, kind: str, start: boo
 
 
 def detect_default(data: AnnotatedSet | None, net: str | None, kind: str, start: bool, side: int | None = None) -> Chosen:
-    """Input size, anchors, regions and epochs chosen from the boxes and the number of images; cosine schedule with warm-up.
-
-    side: the images' shorter side, px, if given; the anchors are fitted to it.
-    """
+    """Input size, anchors, regions and epochs chosen from the boxes and the number of images; cosine schedule with warm-up."""
+    # side: the shorter side of the images in px, if given; the anchors are fitted to it
     if data is None:
         raise UserError("recipe detect-default depends on the data: give a data set as well")
     images, net = data.training.images, net or "resnet18"

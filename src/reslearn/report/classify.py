@@ -85,7 +85,7 @@ class ClassificationPage(TaskPage[ClassificationResult]):
         error = detailed(percent(numbers.top1_error), numbers.top1_interval, 2, f"{numbers.n:,} images")
         summary = f" {split.capitalize()} error after the last iteration: {error}."
         if result.best and result.best.step == result.last.step:
-            summary += " No earlier iteration had a lower validation error."
+            summary += " This is also the checkpoint with the lowest validation error."
         elif result.best and (best := result.best.measured):
             summary += f" At iteration {result.best.step:,}, which had the lowest validation error, the {best[0]} error is"
             summary += f" {percent(best[1].top1_error)}."
