@@ -129,7 +129,7 @@ def cost(run: AnyRecord) -> str:
     result, machine = run.result, run.facts.machine
     if result is None:
         return ""
-    device = f" on {text(machine['device']).upper()}" if "device" in machine else ""
+    device = f" on {text(machine['device']).replace('cpu', 'CPU')}" if "device" in machine else ""
     rate = f", at {speed(result.images_per_s)}" if result.images_per_s else ""
     memory = f", with a peak memory of {result.peak_memory_mb:,.0f} MB" if result.peak_memory_mb else ""
     return f" Training took {duration(result.seconds)}{device}{rate}{memory}."
