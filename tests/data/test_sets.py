@@ -292,7 +292,7 @@ def test_bad_images_are_errors_or_left_out(tmp_path: Path) -> None:
     }
     whole = (tmp_path / "train/a/0.png").read_bytes()
     (tmp_path / "train/a/0.png").write_bytes(whole[:150])  # the header is valid, so only decoding fails
-    with pytest.raises(UserError, match=r"train/a/0\.png: cannot be decoded.*truncated.*; remove .*data\.on_bad=skip$"):
+    with pytest.raises(UserError, match=r"train/a/0\.png: cannot be decoded.*truncated.*; remove .*--on-bad skip\)$"):
         open(tmp_path)
     (tmp_path / "train/b/2.png").write_bytes(b"<html>")
     (tmp_path / "train/b/1.png").write_bytes(b"")
